@@ -1,0 +1,34 @@
+"""bicubic_upsample from each token map of 256 px to the 16 x 16 grid, forward and backward."""
+
+from __future__ import annotations
+
+from functools import partial
+
+import torch
+from contest import Contest, backward, nbytes
+
+from var_ext import ops, reference
+from var_ext.schedule import SCALES_256
+
+SHAPES = {
+    f"{p} -> 16, {way}": dict(batch=8, channels=32, source=p, target=16, backward_pass=way == "backward")
+    for way in ("forward", "backward")
+    for p in SCALES_256[:-1]
+}
+SMOKE = dict(batch=1, channels=2, source=3, target=5, backward_pass=True)
+COMPETITORS = ("var_ext", "reference")
+
+
+def contest(batch: int, channels: int, source: int, target: int, backward_pass: bool) -> Contest:
+    x = torch.randn(batch, channels, source, source, requires_grad=backward_pass)
+    y = reference.bicubic_upsample(x, target)
+    functions = {"var_ext": ops.bicubic_upsample, "reference": reference.bicubic_upsample}
+    if backward_pass:
+        calls = {name: backward(function(x, target), [x]) for name, function in functions.items()}
+    else:
+        calls = {name: partial(function, x, target) for name, function in functions.items()}
+    return Contest(calls, bytes=nbytes(x, y))
+
+
+def test_bicubic_upsample(race) -> None:
+    race()

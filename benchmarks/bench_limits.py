@@ -1,0 +1,27 @@
+"""What this machine can do at best, measured in the same run: the limits that the tables stand beside."""
+
+from __future__ import annotations
+
+from functools import partial
+
+import torch
+from contest import Contest
+
+SHAPES = {
+    "copy of 256 MiB": dict(kind="memory", size=1 << 26),
+    "fp32 product of 2048 x 2048": dict(kind="compute", size=2048),
+}
+SMOKE = dict(kind="compute", size=8)
+COMPETITORS = ("torch",)
+
+
+def contest(kind: str, size: int) -> Contest:
+    if kind == "memory":
+        source, target = torch.randn(2, size)
+        return Contest({"torch": partial(target.copy_, source)}, bytes=2 * 4 * size)  # read and written
+    a, b = torch.randn(2, size, size)
+    return Contest({"torch": partial(torch.mm, a, b)}, flops=2 * size**3)
+
+
+def test_limits(race) -> None:
+    race()

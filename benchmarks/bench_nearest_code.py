@@ -1,0 +1,52 @@
+"""nearest_code over the published codebook: the tokens of one image's last scale, and eight of them."""
+
+from __future__ import annotations
+
+from functools import partial
+
+import torch
+from contest import Contest, compiled, nbytes
+from torch import Tensor
+
+from var_ext import ops, reference
+
+SHAPES = {
+    "256 x 4096 x 32": dict(vectors=256, codes=4096, channels=32, cosine=False),
+    "2048 x 4096 x 32": dict(vectors=2048, codes=4096, channels=32, cosine=False),
+    "2048 x 4096 x 32, cosine": dict(vectors=2048, codes=4096, channels=32, cosine=True),
+}
+SMOKE = dict(vectors=7, codes=33, channels=5, cosine=False)
+COMPETITORS = ("var_ext", "reference", "cdist", "torch.compile")
+
+
+def by_cdist(x: Tensor, codebook: Tensor, cosine: bool) -> Tensor:
+    if cosine:
+        x, codebook = torch.nn.functional.normalize(x, dim=-1), torch.nn.functional.normalize(codebook, dim=-1)
+    return torch.cdist(x, codebook).argmin(dim=-1)
+
+
+def equally_near(x: Tensor, codebook: Tensor, cosine: bool, index: Tensor, expected: Tensor) -> None:
+    """Two answers may differ where two codes are equally near up to fp32 rounding."""
+    if cosine:
+        x, codebook = torch.nn.functional.normalize(x, dim=-1), torch.nn.functional.normalize(codebook, dim=-1)
+    near, nearest = ((x - codebook[i]).double().square().sum(-1) for i in (index, expected))
+    torch.testing.assert_close(near, nearest, rtol=1e-5, atol=1e-5)
+
+
+def contest(vectors: int, codes: int, channels: int, cosine: bool) -> Contest:
+    x, codebook = torch.randn(vectors, channels), torch.randn(codes, channels)
+    return Contest(
+        {
+            "var_ext": lambda: ops.nearest_code(x, codebook, cosine=cosine),
+            "reference": lambda: reference.nearest_code(x, codebook, cosine=cosine),
+            "cdist": lambda: by_cdist(x, codebook, cosine),
+            "torch.compile": compiled(reference.nearest_code, x, codebook, cosine=cosine),
+        },
+        bytes=nbytes(x, codebook) + vectors * 8,
+        flops=2 * vectors * codes * channels,
+        check=partial(equally_near, x, codebook, cosine),
+    )
+
+
+def test_nearest_code(race) -> None:
+    race()

@@ -1,0 +1,42 @@
+"""End to end: images per second of the bundled model, as `var-ext sample` draws them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import pytest
+from contest import Contest
+from torch import Tensor
+
+import var_ext
+from var_ext import backend
+
+SHAPES = {f"batch {batch}": dict(batch=batch) for batch in (1, 10, 64)}
+SMOKE = dict(batch=1)
+COMPETITORS = ("var_ext", "reference")
+LAPS = 3
+
+
+def contest(batch: int) -> Contest:
+    sampler = var_ext.load("digits")
+    labels, seeds = [i % sampler.num_classes for i in range(batch)], list(range(batch))
+
+    def drawn(choice: str) -> Callable[[], Tensor]:
+        def call() -> Tensor:
+            with backend.force(choice):
+                return sampler(labels, seeds)  # (B, 3, H, W)
+
+        return call
+
+    return Contest({"var_ext": drawn("native"), "reference": drawn("reference")}, check=same_pictures, images=batch)
+
+
+def same_pictures(result: Tensor, expected: Tensor) -> None:
+    """Both backends draw the same tokens, up to draws that fall on a rounding error: most pictures agree."""
+    agree = (result - expected).abs().amax(dim=(1, 2, 3)) < 1e-2
+    assert agree.double().mean() >= 0.9, f"only {int(agree.sum())} of {len(agree)} pictures agree"
+
+
+@pytest.mark.benchmark(min_rounds=1, max_time=1.0, disable_gc=True)
+def test_sampling(race) -> None:
+    race()

@@ -1,0 +1,82 @@
+"""Runs the benchmark files: shape by shape, lap by lap, competitor by competitor.
+
+A file gives `SHAPES` (name -> arguments), `SMOKE` (arguments small enough for a test), `COMPETITORS` (names) and a function
+`contest(**arguments) -> Contest`; its one test is `race()`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from types import ModuleType
+
+import contest as contests
+import pytest
+import torch
+
+from var_ext import backend
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption("--smoke", action="store_true", help="each competitor once, on a tiny shape")
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    if config.getoption("--smoke"):
+        contests.compile_backend = "eager"
+    torch.set_num_threads(contests.threads())
+
+
+def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
+    if "race" not in metafunc.fixturenames:
+        return
+    smoke, module = metafunc.config.getoption("--smoke"), metafunc.module
+    # the first is the outermost: all competitors run one lap before any of them runs the next
+    metafunc.parametrize("shape", ["smoke"] if smoke else list(module.SHAPES))
+    metafunc.parametrize("lap", range(1 if smoke else getattr(module, "LAPS", contests.LAPS)))
+    metafunc.parametrize("competitor", module.COMPETITORS)
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    for item in items:
+        if item.get_closest_marker("benchmark") is None:
+            item.add_marker(pytest.mark.benchmark(max_time=0.1, min_rounds=3, disable_gc=True))
+
+
+_latest: dict[tuple[str, str], contests.Contest] = {}  # one entry: inputs of past shapes are let go
+
+
+def _contest(module: ModuleType, shape: str) -> contests.Contest:
+    key = (module.__name__, shape)
+    if key not in _latest:
+        _latest.clear()
+        torch.manual_seed(0)
+        built = module.contest(**(module.SMOKE if shape == "smoke" else module.SHAPES[shape]))
+        assert tuple(built.competitors) == module.COMPETITORS, (tuple(built.competitors), module.COMPETITORS)
+        _latest[key] = built
+    return _latest[key]
+
+
+@pytest.fixture
+def race(request: pytest.FixtureRequest, benchmark, shape: str, lap: int, competitor: str) -> Callable[[], None]:  # noqa: ANN001
+    """Checks the competitor against the reference, then times it for one lap."""
+
+    def run() -> None:
+        op = request.module.__name__.removeprefix("bench_")
+        contest = _contest(request.module, shape)
+        contest.verify(competitor)
+        native = backend.use_native(op, "cpu") if op in backend.CATALOGUE else False
+        benchmark.group = f"{op} | {shape}"
+        benchmark.extra_info.update(
+            op=op,
+            shape=shape,
+            competitor=competitor,
+            lap=lap,
+            bytes=contest.bytes,
+            flops=contest.flops,
+            images=contest.images,
+            kernel="native" if native else "reference",
+            threads=torch.get_num_threads(),
+        )
+        benchmark(contest.competitors[competitor])
+
+    return run

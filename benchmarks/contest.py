@@ -1,0 +1,68 @@
+"""What every benchmark file here is made of: the competitors of one op on the same inputs."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from functools import partial
+from typing import Any
+
+import torch
+
+LAPS = 5  # the competitors of a shape take turns this often, so that a noisy minute hits all of them
+compile_backend = "inductor"  # the smoke run takes "eager": the same calls without waiting for a compiler
+
+
+def agree(result: Any, expected: Any) -> None:
+    """Nested tensors agree to fp32 rounding over a few thousand summands."""
+    torch.testing.assert_close(result, expected, rtol=1e-3, atol=1e-4, check_stride=False)
+
+
+@dataclass
+class Contest:
+    """Competitors on the inputs of one shape, the reference among them.
+
+    Args:
+        competitors: name -> a call without arguments; "reference" is the one that all others are checked against.
+        bytes: what the op has to read and write at least.
+        flops: what it has to compute at least.
+        images: pictures that one call draws (end to end only).
+        check: compares a competitor's result with the reference's; raises AssertionError.
+    """
+
+    competitors: Mapping[str, Callable[[], Any]]
+    bytes: int = 0
+    flops: int = 0
+    images: int = 0
+    check: Callable[[Any, Any], None] = agree
+    checked: set[str] = field(default_factory=set)
+
+    def verify(self, name: str) -> None:
+        """Once a competitor: its result against the reference's. This also warms it up."""
+        if name not in self.checked:
+            result = self.competitors[name]()
+            if name != "reference" and "reference" in self.competitors:
+                self.check(result, self.competitors["reference"]())
+            self.checked.add(name)
+
+
+def compiled(function: Callable[..., Any], *args: Any, **kwargs: Any) -> Callable[[], Any]:
+    """A competitor: torch.compile of a function, for these arguments."""
+    return partial(torch.compile(function, backend=compile_backend, dynamic=False), *args, **kwargs)
+
+
+def nbytes(*tensors: torch.Tensor) -> int:
+    """Bytes of all elements of the tensors."""
+    return sum(t.numel() * t.element_size() for t in tensors)
+
+
+def backward(output: torch.Tensor, inputs: list[torch.Tensor]) -> Callable[[], Any]:
+    """A competitor: the backward pass from a fixed gradient, the forward pass left out."""
+    grad = torch.randn(output.shape, generator=torch.Generator().manual_seed(1)).to(output)
+    return lambda: torch.autograd.grad(output, inputs, grad, retain_graph=True)
+
+
+def threads() -> int:
+    """Threads that every competitor may use: all cores."""
+    return os.cpu_count() or 1

@@ -1,0 +1,34 @@
+// Which variant of the CPU kernels runs: chosen once from the processor, or forced.
+#pragma once
+
+#include <string>
+#include <vector>
+
+namespace var_ext {
+
+enum class Isa { portable, avx2, avx512 };
+
+const char* isa_name(Isa isa);
+std::vector<Isa> supported_isas();         // compiled in and offered by this processor, weakest first
+Isa current_isa();                         // the strongest supported one unless forced
+void force_isa(const std::string& name);   // throws std::invalid_argument that names the supported ones
+void force_isa_from_environment();         // VAR_EXT_ISA, if it is set and not empty
+
+template <class T>
+const T& select_variant(const T& portable, const T& avx2, const T& avx512) {
+    switch (current_isa()) {
+        case Isa::avx512: return avx512;
+        case Isa::avx2: return avx2;
+        case Isa::portable: break;
+    }
+    return portable;
+}
+
+// The table of function pointers NAME_portable, NAME_avx2 or NAME_avx512 to use now.
+#if defined(VAR_EXT_X86_VARIANTS)
+#define VAR_EXT_SELECT(name) ::var_ext::select_variant(name##_portable, name##_avx2, name##_avx512)
+#else
+#define VAR_EXT_SELECT(name) (name##_portable)
+#endif
+
+}  // namespace var_ext

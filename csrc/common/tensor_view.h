@@ -1,0 +1,35 @@
+// A borrowed strided tensor, and the checks that turn a broken contract into a readable error.
+#pragma once
+
+#include <cstdint>
+#include <initializer_list>
+#include <string>
+#include <vector>
+
+#include "common/dtype.h"
+
+namespace var_ext {
+
+struct TensorView {
+    void* data;                    // borrowed: the caller keeps it alive during the call
+    std::vector<int64_t> shape;    // sizes
+    std::vector<int64_t> strides;  // in elements
+    DType dtype;
+
+    TensorView(uintptr_t address, std::vector<int64_t> shape, std::vector<int64_t> strides, DType dtype);
+
+    int64_t dim() const { return static_cast<int64_t>(shape.size()); }
+    int64_t numel() const;
+    std::string shape_text() const;  // "(4096, 32)"
+};
+
+// All of these throw std::invalid_argument (ValueError in Python) with a message "OP: wanted ..., got ...".
+[[noreturn]] void contract_error(const char* op, const std::string& message);
+void check_dtype(const char* op, const char* name, const TensorView& view, std::initializer_list<DType> wanted);
+// A negative entry of `wanted` accepts any size; `letters` shows the wanted shape in the message: "(V, C)".
+void check_shape(const char* op, const char* name, const TensorView& view, const char* letters,
+                 std::initializer_list<int64_t> wanted);
+// Two elements of an output must not share memory, or threads would race for it.
+void check_output(const char* op, const char* name, const TensorView& view);
+
+}  // namespace var_ext

@@ -1,0 +1,118 @@
+#include "ops/nearest_code.h"
+
+#include <algorithm>
+#include <cmath>
+#include <memory>
+#include <new>
+#include <vector>
+
+#include "common/cpu_features.h"
+#include "common/parallel.h"
+#include "cpu/nearest_code.h"
+
+namespace var_ext::cpu {
+
+namespace {
+
+constexpr std::align_val_t alignment{64};  // a cache line, and the widest vector
+struct Release {
+    void operator()(float* memory) const { ::operator delete(memory, alignment); }
+};
+using Buffer = std::unique_ptr<float, Release>;
+
+Buffer allocate(int64_t count) {
+    return Buffer(static_cast<float*>(::operator new(static_cast<size_t>(count) * sizeof(float), alignment)));
+}
+
+// The codebook as (panels, C, L), L codes side by side, with the part of the score that does not depend on x.
+struct PackedCodebook {
+    int64_t panel_count;
+    Buffer panels, bias;
+    float size = 0;  // the largest sum |e| over the codes; NaN if one holds a NaN
+};
+
+PackedCodebook pack_codebook(const NearestCodeParams& p, const NearestCodeKernel& kernel) {
+    const int64_t width = kernel.code_block;
+    PackedCodebook packed;
+    packed.panel_count = (p.v + width - 1) / width;
+    packed.panels = allocate(packed.panel_count * p.c * width);
+    packed.bias = allocate(packed.panel_count * width);
+    std::vector<float> sizes(packed.panel_count);
+    parallel_for(thread_count(packed.panel_count, width * p.c), packed.panel_count, [&](int64_t i, int) {
+        sizes[i] = kernel.pack(p, i * width, std::min(width, p.v - i * width),
+                               packed.panels.get() + i * p.c * width, packed.bias.get() + i * width);
+    });
+    for (float size : sizes) {
+        if (size > packed.size || std::isnan(size)) packed.size = size;
+    }
+    return packed;
+}
+
+// Row i of x into column r of (C, R), at unit length for cosine. Returns sum |x|.
+float pack_row(const NearestCodeParams& p, int64_t i, float* column, int64_t block) {
+    const float* x = p.x + i * p.x_stride_n;
+    float length = 1;
+    if (p.cosine) {
+        float square = 0;
+        for (int64_t k = 0; k < p.c; ++k) square += x[k * p.x_stride_c] * x[k * p.x_stride_c];
+        length = std::max(std::sqrt(square), 1e-12f);  // the floor that torch's normalize has
+    }
+    float size = 0;
+    for (int64_t k = 0; k < p.c; ++k) {
+        column[k * block] = x[k * p.x_stride_c] / length;
+        size += std::fabs(column[k * block]);
+    }
+    return size;
+}
+
+// The definition, for rows or codebooks with NaN, infinities or products near the end of the fp32 range.
+int64_t search_unusual(const NearestCodeParams& p, const PackedCodebook& packed, int64_t width,
+                       const float* column, int64_t block) {
+    int64_t best = 0;
+    float lowest = INFINITY;
+    for (int64_t v = 0; v < p.v; ++v) {
+        const float* code = packed.panels.get() + v / width * p.c * width + v % width;
+        float dot = 0;
+        for (int64_t k = 0; k < p.c; ++k) dot += column[k * block] * code[k * width];
+        const float score = packed.bias.get()[v] - dot;
+        if (std::isnan(score)) return v;
+        if (score < lowest) {
+            lowest = score;
+            best = v;
+        }
+    }
+    return best;
+}
+
+}  // namespace
+
+void nearest_code(const NearestCodeParams& p) {
+    if (p.n == 0) return;
+    const NearestCodeKernel& kernel = VAR_EXT_SELECT(nearest_code);
+    const int64_t block = kernel.row_block, width = kernel.code_block;
+    const PackedCodebook packed = pack_codebook(p, kernel);
+
+    const int64_t blocks = (p.n + block - 1) / block;
+    const int threads = thread_count(blocks, block * packed.panel_count * p.c);
+    const Buffer scratch = allocate(threads * block * p.c);
+    std::vector<int32_t> found(threads * block);
+    std::vector<float> sizes(threads * block);
+
+    parallel_for(threads, blocks, [&](int64_t task, int thread) {
+        float* rows = scratch.get() + thread * block * p.c;  // (C, R)
+        int32_t* best = found.data() + thread * block;
+        float* size = sizes.data() + thread * block;
+        for (int64_t r = 0; r < block; ++r) {  // the last block repeats the last row
+            size[r] = pack_row(p, std::min(task * block + r, p.n - 1), rows + r, block);
+        }
+        kernel.search(rows, packed.panels.get(), packed.bias.get(), packed.panel_count, p.c, best);
+        for (int64_t r = 0; r < block && task * block + r < p.n; ++r) {
+            // |x.e| and |e|^2 are below this product: no score of an ordinary row overflows or is NaN.
+            const bool ordinary = (size[r] + packed.size) * packed.size < 1e38f;
+            p.out[(task * block + r) * p.out_stride] =
+                ordinary ? best[r] : search_unusual(p, packed, width, rows + r, block);
+        }
+    });
+}
+
+}  // namespace var_ext::cpu

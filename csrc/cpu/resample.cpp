@@ -1,0 +1,128 @@
+#include "cpu/resample.h"
+
+#include <algorithm>
+#include <memory>
+#include <new>
+
+#include "common/cpu_features.h"
+#include "common/parallel.h"
+
+namespace var_ext::cpu {
+
+template <class T>
+AxisTable<T> AxisTable<T>::transposed(int64_t n_in) const {
+    // start and end both rise with the output, so the outputs that use an input are consecutive too.
+    AxisTable<T> result;
+    result.first.push_back(0);
+    int64_t begin = 0, end = 0;
+    for (int64_t j = 0; j < n_in; ++j) {
+        while (begin < size() && start[begin] + first[begin + 1] - first[begin] <= j) ++begin;
+        while (end < size() && start[end] <= j) ++end;
+        result.start.push_back(begin);
+        for (int64_t i = begin; i < end; ++i) result.weight.push_back(weight[first[i] + j - start[i]]);
+        result.first.push_back(static_cast<int64_t>(result.weight.size()));
+    }
+    return result;
+}
+
+namespace {
+
+template <class T>
+AxisView<T> view(const AxisTable<T>& table) {
+    return {table.start.data(), table.first.data(), table.weight.data()};
+}
+
+// Input rows [begin, end) that output rows [row_begin, row_end) draw on.
+template <class T>
+void rows_needed(const AxisTable<T>& y, ResampleStrip<T>& strip) {
+    strip.in_begin = y.start[strip.row_begin];
+    strip.in_end = strip.in_begin;
+    for (int64_t i = strip.row_begin; i < strip.row_end; ++i) {
+        strip.in_end = std::max(strip.in_end, y.start[i] + y.first[i + 1] - y.first[i]);
+    }
+}
+
+constexpr size_t alignment = 64;  // a cache line, and the widest vector
+
+template <class T>
+void run(const ResampleParams& p, MakeAxis<T> make, bool backward, int64_t lanes,
+         void (*kernel)(const ResampleStrip<T>&)) {
+    const AxisTable<T> y = backward ? make(p.out_h, p.in_h).transposed(p.out_h) : make(p.in_h, p.out_h);
+    const AxisTable<T> x = backward ? make(p.out_w, p.in_w).transposed(p.out_w) : make(p.in_w, p.out_w);
+
+    // Strips of output rows small enough for the caches; they depend on the shape only.
+    const int64_t budget = 256 * 1024 / static_cast<int64_t>(sizeof(T)) / lanes;  // pixels in scratch
+    const int64_t row_cost = p.out_w + (p.in_w + p.out_w) * p.in_h / p.out_h + 1;
+    const int64_t strip_rows = std::clamp<int64_t>(budget / row_cost, 1, p.out_h);
+    const int64_t strip_count = (p.out_h + strip_rows - 1) / strip_rows;
+    std::vector<ResampleStrip<T>> strips(strip_count);
+    int64_t most_rows = 0;
+    for (int64_t s = 0; s < strip_count; ++s) {
+        strips[s].p = p;
+        strips[s].y = view(y);
+        strips[s].x = view(x);
+        strips[s].row_begin = s * strip_rows;
+        strips[s].row_end = std::min(p.out_h, (s + 1) * strip_rows);
+        rows_needed(y, strips[s]);
+        most_rows = std::max(most_rows, strips[s].in_end - strips[s].in_begin);
+    }
+
+    const int64_t planes = p.batch * p.channels;
+    const int64_t tasks = (planes + lanes - 1) / lanes * strip_count;
+    const int64_t cost = strip_rows * (p.out_w * 8 + row_cost);
+    const int threads = thread_count(tasks, cost);
+    const int64_t packed = most_rows * p.in_w * lanes;
+    const int64_t wide = most_rows * p.out_w * lanes;
+    const int64_t done = strip_rows * p.out_w * lanes;
+    const std::align_val_t align{alignment};
+    const auto release = [align](T* memory) { ::operator delete(memory, align); };
+    const size_t bytes = static_cast<size_t>(threads * (packed + wide + done)) * sizeof(T);
+    const std::unique_ptr<T, decltype(release)> scratch(static_cast<T*>(::operator new(bytes, align)), release);
+
+    parallel_for(threads, tasks, [&](int64_t task, int thread) {
+        ResampleStrip<T> strip = strips[task % strip_count];
+        strip.plane_begin = task / strip_count * lanes;
+        strip.plane_count = std::min(lanes, planes - strip.plane_begin);
+        strip.packed = scratch.get() + thread * (packed + wide + done);
+        strip.wide = strip.packed + packed;
+        strip.done = strip.wide + wide;
+        kernel(strip);
+    });
+}
+
+// Both axes keep their size: every table here is the identity.
+template <class S>
+void copy(const ResampleParams& p) {
+    const int64_t planes = p.batch * p.channels;
+    parallel_for(thread_count(planes, p.out_h * p.out_w), planes, [&](int64_t plane, int) {
+        const int64_t b = plane / p.channels, c = plane % p.channels;
+        const S* in = static_cast<const S*>(p.in) + b * p.in_strides[0] + c * p.in_strides[1];
+        S* out = static_cast<S*>(p.out) + b * p.out_strides[0] + c * p.out_strides[1];
+        for (int64_t i = 0; i < p.out_h; ++i) {
+            for (int64_t j = 0; j < p.out_w; ++j) {
+                out[i * p.out_strides[2] + j * p.out_strides[3]] = in[i * p.in_strides[2] + j * p.in_strides[3]];
+            }
+        }
+    });
+}
+
+}  // namespace
+
+void resample(const ResampleParams& p, MakeAxis<float> make_f32, MakeAxis<double> make_f64, bool backward) {
+    if (p.batch * p.channels == 0) return;
+    if (p.in_h == p.out_h && p.in_w == p.out_w) {
+        switch (dtype_size(p.dtype)) {
+            case 8: return copy<uint64_t>(p);
+            case 4: return copy<uint32_t>(p);
+            default: return copy<uint16_t>(p);
+        }
+    }
+    const ResampleKernel& kernel = VAR_EXT_SELECT(resample);
+    if (p.dtype == DType::float64) {
+        run(p, make_f64, backward, kernel.lanes_f64, kernel.run_f64);
+    } else {
+        run(p, make_f32, backward, kernel.lanes_f32, kernel.run_f32);
+    }
+}
+
+}  // namespace var_ext::cpu

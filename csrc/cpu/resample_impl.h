@@ -1,0 +1,188 @@
+// The body of resample, compiled once for each variant. Lanes are planes (b, c): the same code serves contiguous
+// and channels-last tensors, and only packing and unpacking know strides and dtypes.
+#pragma once
+
+#include <type_traits>
+
+#include "cpu/resample.h"
+#include "cpu/vec.h"
+
+namespace {
+
+using var_ext::cpu::AxisView;
+using var_ext::cpu::ResampleStrip;
+
+// Where the lanes of a block begin in a tensor; a lane beyond the last plane repeats the first one.
+template <int L>
+struct Lanes {
+    int64_t offset[L];
+    bool adjacent = true;  // lane l stands l elements after lane 0: channels-last
+
+    Lanes(const int64_t* strides, int64_t channels, int64_t begin, int64_t count) {
+        for (int l = 0; l < L; ++l) {
+            const int64_t plane = begin + (l < count ? l : 0);
+            offset[l] = plane / channels * strides[0] + plane % channels * strides[1];
+            if (offset[l] != offset[0] + l) adjacent = false;
+        }
+    }
+};
+
+// n pixels, `step` elements apart, into (n, L).
+template <int L, class S, class T>
+void pack(const S* in, const Lanes<L>& lanes, int64_t n, int64_t step, T* out) {
+    using V = Vec<T, L>;
+    int64_t i = 0;
+    if (lanes.adjacent) {
+        for (; i < n; ++i) store(out + i * L, load_as<V>(in + lanes.offset[0] + i * step));
+        return;
+    }
+    for (; step == 1 && i + L <= n; i += L) {
+        V tile[L];
+#pragma GCC unroll 16
+        for (int l = 0; l < L; ++l) tile[l] = load_as<V>(in + lanes.offset[l] + i);
+        transpose<L / 2, L>(tile);
+#pragma GCC unroll 16
+        for (int l = 0; l < L; ++l) store(out + (i + l) * L, tile[l]);
+    }
+    for (; i < n; ++i) {
+        S pixel[L];
+        for (int l = 0; l < L; ++l) pixel[l] = in[lanes.offset[l] + i * step];
+        store(out + i * L, load_as<V>(pixel));
+    }
+}
+
+// (n, L) into n pixels of `count` planes.
+template <int L, class S, class T>
+void unpack(const T* in, const Lanes<L>& lanes, int64_t count, int64_t n, int64_t step, S* out) {
+    using V = Vec<T, L>;
+    int64_t i = 0;
+    if (lanes.adjacent) {
+        for (; i < n; ++i) store_as(out + lanes.offset[0] + i * step, load<V>(in + i * L));
+        return;
+    }
+    for (; step == 1 && i + L <= n; i += L) {
+        V tile[L];
+#pragma GCC unroll 16
+        for (int l = 0; l < L; ++l) tile[l] = load<V>(in + (i + l) * L);
+        transpose<L / 2, L>(tile);
+#pragma GCC unroll 16
+        for (int l = 0; l < L; ++l) {
+            if (l < count) store_as(out + lanes.offset[l] + i, tile[l]);
+        }
+    }
+    for (; i < n; ++i) {
+        S pixel[L];
+        store_as(pixel, load<V>(in + i * L));
+        for (int l = 0; l < count; ++l) out[lanes.offset[l] + i * step] = pixel[l];
+    }
+}
+
+// R rows of pixels `in_step` apart -> (out_w, L).
+template <int L, int R, class T>
+void resample_rows(const T* in, int64_t in_row, int64_t in_step, T* out, int64_t out_w, AxisView<T> x) {
+    using V = Vec<T, L>;
+    for (int64_t i = 0; i < out_w; ++i) {
+        const T* at = in + x.start[i] * in_step;
+        V sum[R] = {};
+        for (int64_t k = x.first[i]; k < x.first[i + 1]; ++k, at += in_step) {
+            for (int r = 0; r < R; ++r) sum[r] += x.weight[k] * load<V>(at + r * in_row);
+        }
+        for (int r = 0; r < R; ++r) store(out + (r * out_w + i) * L, sum[r]);
+    }
+}
+
+// N pixels of an output row, from pixel i on: the weighted sum of `count` rows (width, L).
+template <int L, int N, class T>
+void blend_pixels(const T* in, int64_t width, const T* weight, int64_t count, int64_t i, T* out, int64_t step) {
+    using V = Vec<T, L>;
+    V sum[N] = {};
+    for (int64_t k = 0; k < count; ++k) {
+        for (int j = 0; j < N; ++j) sum[j] += weight[k] * load<V>(in + (k * width + i + j) * L);
+    }
+    for (int j = 0; j < N; ++j) store(out + (i + j) * step, sum[j]);
+}
+
+// Calls body(first row, pixels): once for all rows where they follow each other in memory, else row by row.
+template <class Body>
+void for_segments(int64_t rows, int64_t width, const int64_t* strides, const Body& body) {
+    if (strides[2] == width * strides[3]) {
+        body(int64_t(0), rows * width);
+    } else {
+        for (int64_t r = 0; r < rows; ++r) body(r, width);
+    }
+}
+
+template <int L, class S, class T>
+void resample_strip(const ResampleStrip<T>& strip) {
+    const auto& p = strip.p;
+    const int64_t in_rows = strip.in_end - strip.in_begin, out_rows = strip.row_end - strip.row_begin;
+    const Lanes<L> from(p.in_strides, p.channels, strip.plane_begin, strip.plane_count);
+    const Lanes<L> to(p.out_strides, p.channels, strip.plane_begin, strip.plane_count);
+    const S* in = static_cast<const S*>(p.in) + strip.in_begin * p.in_strides[2];
+    S* out = static_cast<S*>(p.out) + strip.row_begin * p.out_strides[2];
+
+    // Channels-last tensors of the type T itself are read and written in place.
+    const T* source = strip.packed;
+    int64_t source_row = p.in_w * L, source_step = L;
+    T* target = strip.done;
+    int64_t target_row = p.out_w * L, target_step = L;
+    bool read_in_place = false, write_in_place = false;
+    if constexpr (std::is_same<S, T>::value) {
+        if ((read_in_place = from.adjacent)) {
+            source = in + from.offset[0];
+            source_row = p.in_strides[2];
+            source_step = p.in_strides[3];
+        }
+        if ((write_in_place = to.adjacent)) {
+            target = out + to.offset[0];
+            target_row = p.out_strides[2];
+            target_step = p.out_strides[3];
+        }
+    }
+
+    if (!read_in_place) {
+        for_segments(in_rows, p.in_w, p.in_strides, [&](int64_t r, int64_t pixels) {
+            pack<L>(in + r * p.in_strides[2], from, pixels, p.in_strides[3], strip.packed + r * p.in_w * L);
+        });
+    }
+    const int64_t row = p.out_w * L;
+    int64_t r = 0;
+    for (; r + 4 <= in_rows; r += 4) {
+        resample_rows<L, 4>(source + r * source_row, source_row, source_step, strip.wide + r * row, p.out_w, strip.x);
+    }
+    for (; r < in_rows; ++r) {
+        resample_rows<L, 1>(source + r * source_row, source_row, source_step, strip.wide + r * row, p.out_w, strip.x);
+    }
+    for (int64_t i = 0; i < out_rows; ++i) {
+        const int64_t y = strip.row_begin + i, first = strip.y.first[y], count = strip.y.first[y + 1] - first;
+        const T* rows = strip.wide + (strip.y.start[y] - strip.in_begin) * row;
+        const T* weight = strip.y.weight + first;
+        T* line = target + i * target_row;
+        int64_t j = 0;
+        for (; j + 4 <= p.out_w; j += 4) blend_pixels<L, 4>(rows, p.out_w, weight, count, j, line, target_step);
+        for (; j < p.out_w; ++j) blend_pixels<L, 1>(rows, p.out_w, weight, count, j, line, target_step);
+    }
+    if (!write_in_place) {
+        for_segments(out_rows, p.out_w, p.out_strides, [&](int64_t i, int64_t pixels) {
+            unpack<L>(strip.done + i * row, to, strip.plane_count, pixels, p.out_strides[3],
+                      out + i * p.out_strides[2]);
+        });
+    }
+}
+
+void resample_f32(const ResampleStrip<float>& strip) {
+    constexpr int lanes = lanes_of<float>;
+    switch (strip.p.dtype) {
+        case var_ext::DType::bfloat16: return resample_strip<lanes, BFloat16>(strip);
+        case var_ext::DType::float16: return resample_strip<lanes, Float16>(strip);
+        default: return resample_strip<lanes, float>(strip);
+    }
+}
+
+void resample_f64(const ResampleStrip<double>& strip) {
+    resample_strip<lanes_of<double>, double>(strip);
+}
+
+}  // namespace
+
+#define VAR_EXT_RESAMPLE_KERNEL {lanes_of<float>, lanes_of<double>, resample_f32, resample_f64}

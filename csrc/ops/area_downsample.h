@@ -1,0 +1,13 @@
+// area_downsample: the mean over the window [floor(i * H / h), ceil((i + 1) * H / h)) of each axis, as torch's
+// adaptive average pooling (F.interpolate mode="area") does. Any sizes, larger outputs too.
+// Backward is the transposed map, as a gather: each input gradient is summed by one thread in a fixed order.
+#pragma once
+
+#include "ops/resample.h"
+
+namespace var_ext::cpu {
+
+void area_downsample(const ResampleParams& p);
+void area_downsample_backward(const ResampleParams& p);  // in: grad_out, out: grad_in
+
+}  // namespace var_ext::cpu

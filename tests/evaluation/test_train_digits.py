@@ -1,0 +1,86 @@
+"""python/train_digits.py from one end to the other, at toy size."""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+from pathlib import Path
+from types import ModuleType
+
+import pytest
+from click.testing import CliRunner
+from safetensors import safe_open
+
+import var_ext
+
+PROGRAM = Path(__file__).resolve().parents[2] / "python" / "train_digits.py"
+
+
+@pytest.fixture(scope="module")
+def program() -> ModuleType:
+    spec = importlib.util.spec_from_file_location("train_digits", PROGRAM)
+    assert spec and spec.loader
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+@pytest.fixture(scope="module")
+def made(program: ModuleType, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("digits")
+    arguments = [
+        "--smoke",
+        "--out",
+        str(folder / "out"),
+        "--work",
+        str(folder / "work"),
+        "--var",
+        "base_lr=2e-3",
+    ]
+    result = CliRunner().invoke(program.main, arguments, catch_exceptions=False)
+    assert result.exit_code == 0, result.output
+    return folder
+
+
+def test_writes_a_model_that_loads(made: Path) -> None:
+    sampler = var_ext.load(made / "out")
+    assert sampler.num_classes == 10 and sampler.image_size == 8
+    assert sampler([3, 4], [1, 2]).shape == (2, 3, 8, 8)
+    choice = json.loads((made / "work" / "report.json").read_text())["choice"]["best"]
+    assert {name: choice[name] for name in ("cfg", "top_k", "top_p")} == sampler.defaults
+
+
+def test_ships_half_precision(made: Path) -> None:
+    for name in ("vae", "var"):
+        with safe_open(made / "out" / f"{name}.safetensors", "pt") as file:
+            kinds = {file.get_slice(entry).get_dtype() for entry in file.keys()}  # noqa: SIM118  no mapping
+        assert "F16" in kinds and "F32" not in kinds
+
+
+def test_card_has_the_facts(made: Path) -> None:
+    card = (made / "out" / "README.md").read_text(encoding="utf-8")
+    report = json.loads((made / "work" / "report.json").read_text())["report"]
+    assert "python python/train_digits.py --var base_lr=2e-3 --smoke" in card
+    assert "1197 images to train" in card and "base_lr 0.002" in card
+    assert f"**{report['frechet']['ratio']:.2f}**" in card
+    assert str(made) not in card  # nothing of the machine it was made on
+
+
+def test_a_finished_run_keeps_its_weights(made: Path, program: ModuleType) -> None:
+    before = {path.name: path.read_bytes() for path in (made / "out").glob("*.safetensors")}
+    seconds = json.loads((made / "work" / "seconds.json").read_text())
+    arguments = ["--smoke", "--out", str(made / "out"), "--work", str(made / "work"), "--var", "base_lr=2e-3"]
+    CliRunner().invoke(program.main, arguments, catch_exceptions=False)
+    assert {path.name: path.read_bytes() for path in (made / "out").glob("*.safetensors")} == before
+    after = json.loads((made / "work" / "seconds.json").read_text())
+    assert after["tokenizer"] >= seconds["tokenizer"]  # time of earlier runs counts
+
+
+@pytest.mark.parametrize(
+    ("argument", "message"),
+    [("epochs", "NAME=VALUE, got 'epochs'"), ("epoch=3", "options of TokenizerRecipe are")],
+)
+def test_refuses_unknown_options(program: ModuleType, argument: str, message: str, tmp_path: Path) -> None:
+    result = CliRunner().invoke(program.main, ["--work", str(tmp_path), "--tokenizer", argument])
+    assert result.exit_code == 2
+    assert message in " ".join(result.output.split())

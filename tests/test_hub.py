@@ -1,0 +1,509 @@
+"""Models from every place: folders, published .pth files, a hub that is served here, its cache offline."""
+
+import gzip
+import hashlib
+import http.server
+import json
+import os
+import subprocess
+import sys
+import threading
+from collections import OrderedDict
+from collections.abc import Iterator
+from pathlib import Path
+
+import huggingface_hub
+import pytest
+import torch
+
+from var_ext import hub
+from var_ext.files import CheckpointError, load_tensors, read_json, save_tensors, write_json
+from var_ext.models import VAR, VQVAE
+from var_ext.published import MODELS, deduce_vae, deduce_var, published_config, read_pth
+from var_ext.sampling import Sampler
+
+GOLDEN = Path(__file__).parent / "golden"
+SCALES = (1, 2, 4)
+
+
+def tiny(
+    seed: int = 0, *, share: int = 4, patch_nums=SCALES, shared_aln=False, attn_l2_norm=True
+) -> tuple[VQVAE, VAR]:
+    """Models of a few thousand parameters with every kind of entry, and weights that are not all alike."""
+    torch.manual_seed(seed)
+    vae = VQVAE(
+        vocab_size=16, z_channels=8, ch=32, ch_mult=(1, 2), share_quant_resi=share, v_patch_nums=patch_nums
+    )
+    var = VAR(
+        vae,
+        num_classes=5,
+        depth=2,
+        embed_dim=64,
+        num_heads=1,
+        shared_aln=shared_aln,
+        attn_l2_norm=attn_l2_norm,
+        patch_nums=patch_nums,
+    )
+    return vae, var.eval()
+
+
+def answer(sampler: Sampler) -> list[list[int]]:
+    return sampler.tokens([0, 3, 5], [1, 2, 3], cfg=1.5, top_k=0, top_p=0.0).tolist()
+
+
+@pytest.fixture(scope="module")
+def expected() -> list[list[int]]:
+    return answer(Sampler(*tiny()))
+
+
+@pytest.fixture
+def model_folder(tmp_path: Path) -> Path:
+    return hub.save_model(tmp_path / "model", *tiny(), sampling={"cfg": 2.0, "top_k": 4, "top_p": 0.9})
+
+
+@pytest.fixture
+def pth_files(tmp_path: Path) -> tuple[Path, Path]:
+    vae, var = tiny()
+    torch.save(vae.state_dict(), tmp_path / "vae.pth")
+    torch.save(var.state_dict(), tmp_path / "var.pth")
+    return tmp_path / "vae.pth", tmp_path / "var.pth"
+
+
+# ---------------------------------------------------------------------- model folders
+
+
+def test_folder_round_trip(model_folder: Path, expected: list[list[int]]) -> None:
+    assert sorted(os.listdir(model_folder)) == ["config.json", "vae.safetensors", "var.safetensors"]
+    for name in (model_folder, str(model_folder)):
+        sampler = hub.load(name)
+        assert answer(sampler) == expected
+        assert sampler.defaults == {"cfg": 2.0, "top_k": 4, "top_p": 0.9}
+        assert not sampler.var.training and not sampler.vae.training
+    for model, original in zip((sampler.vae, sampler.var), tiny(), strict=True):
+        state = original.state_dict()
+        assert {name: torch.equal(t, state[name]) for name, t in model.state_dict().items()} == dict.fromkeys(
+            state, True
+        )
+
+
+def test_class_names_are_kept_and_counted(tmp_path: Path) -> None:
+    names = ["ant", "bee", "cat", "dog", "eel"]
+    assert hub.load(hub.save_model(tmp_path / "a", *tiny(), class_names=names)).class_names == names
+    with pytest.raises(ValueError, match="class_names must have 5 names, got 2"):
+        hub.save_model(tmp_path / "b", *tiny(), class_names=names[:2])
+
+
+def test_half_precision_on_disk(tmp_path: Path) -> None:
+    vae, var = tiny()
+    vae.quantize.ema_vocab_hit_SV[0, 0] = 1e6  # beyond fp16
+    full = hub.save_model(tmp_path / "full", vae, var)
+    half = hub.save_model(tmp_path / "half", vae, var, dtype=torch.float16)
+    sizes = [(folder / "var.safetensors").stat().st_size for folder in (full, half)]
+    assert sizes[1] < 0.6 * sizes[0]
+    stored = load_tensors(half / "vae.safetensors")
+    assert stored["quantize.ema_vocab_hit_SV"].dtype == torch.float32
+    assert stored["encoder.conv_in.weight"].dtype == torch.float16
+    sampler = hub.load(half)
+    assert {p.dtype for p in sampler.var.parameters()} == {torch.float32}
+    assert torch.equal(sampler.var.head.weight, var.head.weight.half().float())
+    assert sampler.vae.quantize.ema_vocab_hit_SV[0, 0] == 1e6
+
+
+def test_transformer_in_another_dtype(model_folder: Path) -> None:
+    sampler = hub.load(model_folder, dtype=torch.bfloat16)
+    assert sampler.var.head.weight.dtype == torch.bfloat16
+    assert sampler.vae.decoder.conv_in.weight.dtype == torch.float32
+    image = sampler(0, 0)
+    assert image.dtype == torch.float32 and image.isfinite().all()
+
+
+def test_tokenizer_alone(tmp_path: Path, model_folder: Path) -> None:
+    vae = tiny()[0]
+    alone = hub.save_model(tmp_path / "alone", vae)
+    image = torch.rand(2, 3, 8, 8) * 2 - 1
+    wanted = torch.cat(vae.img_to_idxBl(image), dim=1)
+    for folder in (alone, model_folder):
+        assert torch.equal(torch.cat(hub.load_tokenizer(folder).img_to_idxBl(image), dim=1), wanted)
+    with pytest.raises(CheckpointError, match="tokenizer alone"):
+        hub.load(alone)
+
+
+def test_saving_over_a_model_keeps_the_old_one_when_it_fails(
+    model_folder: Path, expected: list[list[int]]
+) -> None:
+    (model_folder / "var.safetensors").rename(model_folder / "kept")
+    (model_folder / "var.safetensors").mkdir()  # a path that no file can take
+    with pytest.raises(CheckpointError, match=r"could not write .*var\.safetensors"):
+        hub.save_model(model_folder, *tiny())
+    (model_folder / "var.safetensors").rmdir()
+    (model_folder / "kept").rename(model_folder / "var.safetensors")
+    assert answer(hub.load(model_folder)) == expected
+
+
+def change_entries(path: Path, change: str) -> None:
+    entries = load_tensors(path)
+    if change == "missing":
+        del entries["head.bias"], entries["word_embed.bias"]
+    elif change == "unexpected":
+        entries["extra.weight"] = torch.zeros(2)
+    elif change == "shape":
+        entries["head.bias"] = torch.zeros(17)
+    elif change == "kind":
+        entries["lvl_1L"] = entries["lvl_1L"].float()
+    save_tensors(path, entries)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ("missing", r"2 missing: word_embed\.bias, head\.bias"),
+        ("unexpected", r"1 unexpected: extra\.weight"),
+        ("shape", r"head\.bias \(wanted \(16,\) torch\.float32, got \(17,\) torch\.float32\)"),
+        ("kind", r"lvl_1L \(wanted \(1, 21\) torch\.int64, got \(1, 21\) torch\.float32\)"),
+    ],
+)
+def test_entries_must_fit_exactly(model_folder: Path, change: str, message: str) -> None:
+    change_entries(model_folder / "var.safetensors", change)
+    with pytest.raises(
+        CheckpointError,
+        match=rf"var\.safetensors must have the \d+ entries of this VAR, but {message}|{message}",
+    ):
+        hub.load(model_folder)
+
+
+@pytest.mark.parametrize(
+    ("edit", "message"),
+    [
+        ({"format": "var_ext/2"}, r'config\.json must have "format": "var_ext/1", got \'var_ext/2\''),
+        ({"format": None}, "must have .* got None"),
+        ({"vae": [1]}, r'"vae" in .*config\.json must be a dict, got \[1\]'),
+        ({"vae": {"colour": 3}}, r'"vae" of .*config\.json must be arguments of VQVAE, but: .*colour'),
+        ({"var": {"depth": 2, "width": 9}}, r'"var" of .* must be arguments of VAR, but: .*width'),
+        ({"class_names": "ant"}, r'"class_names" in .* must be a list, got \'ant\''),
+        ({"class_names": ["ant"]}, "class_names"),
+        ({"sampling": {"temperature": 1}}, "temperature"),
+    ],
+)
+def test_config_that_does_not_describe_a_model(
+    model_folder: Path, edit: dict[str, object], message: str
+) -> None:
+    write_json(model_folder / "config.json", {**read_json(model_folder / "config.json"), **edit})
+    with pytest.raises((CheckpointError, ValueError), match=message):
+        hub.load(model_folder)
+
+
+def test_missing_and_truncated_files_of_a_folder(model_folder: Path) -> None:
+    weights = model_folder / "vae.safetensors"
+    weights.write_bytes(weights.read_bytes()[:-100])
+    with pytest.raises(CheckpointError, match=r"vae\.safetensors must be a complete safetensors file"):
+        hub.load(model_folder)
+    weights.unlink()
+    with pytest.raises(CheckpointError, match=r"could not read .*vae\.safetensors"):
+        hub.load(model_folder)
+    (model_folder / "config.json").unlink()
+    with pytest.raises(CheckpointError, match=r"could not read .*config\.json"):
+        hub.load(model_folder)
+
+
+@pytest.mark.parametrize("name", ["var-d17", "nothing", "", "a/b/c", Path("no/folder")])
+def test_unknown_model_lists_what_exists(name: str | Path) -> None:
+    with pytest.raises(
+        ValueError, match=r"must be one of .*var-d16, .*var-d36, an existing model folder, or 'owner/name'"
+    ):
+        hub.load(name)
+
+
+def test_device_that_is_not_there(model_folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    with pytest.raises(ValueError, match="device must be one this machine has, got 'cuda'"):
+        hub.load(model_folder, device="cuda")
+
+
+def test_bundled_models_load() -> None:
+    assert "digits" in hub.bundled_models()
+    for name in hub.bundled_models():
+        sampler = hub.load(name)
+        assert sampler(0, 0).shape == (1, 3, sampler.image_size, sampler.image_size)
+
+
+# ---------------------------------------------------------------------- published files
+
+
+def official_entries(name: str) -> dict[str, torch.Tensor]:
+    with gzip.open(GOLDEN / "official_checkpoints.json.gz", "rt") as file:
+        entries = json.load(file)[name]
+    return {
+        key: torch.empty(shape, dtype=getattr(torch, dtype), device="meta")
+        for key, (shape, dtype) in entries.items()
+    }
+
+
+@pytest.mark.parametrize("depth", MODELS.values())
+def test_sizes_of_published_transformers_follow_from_shapes(depth: int) -> None:
+    assert deduce_var(official_entries(f"var_d{depth}"), "file") == published_config(depth)["var"]
+
+
+def test_sizes_of_the_published_tokenizer_follow_from_shapes() -> None:
+    deduced = deduce_vae(official_entries("vae_ch160v4096z32"), None, "file")
+    assert deduced == {**deduced, **published_config(16)["vae"]}
+
+
+def test_published_config_of_no_model() -> None:
+    with pytest.raises(ValueError, match="depth must be one of 16, 20, 24, 30, 36, got 12"):
+        published_config(12)
+
+
+@pytest.mark.parametrize("share", [0, 1, 2, 4])
+@pytest.mark.parametrize(("shared_aln", "attn_l2_norm"), [(False, True), (True, True), (False, False)])
+def test_convert_deduces_every_size(tmp_path: Path, share: int, shared_aln: bool, attn_l2_norm: bool) -> None:
+    vae, var = tiny(1, share=share, patch_nums=(1, 3, 4), shared_aln=shared_aln, attn_l2_norm=attn_l2_norm)
+    torch.save(vae.state_dict(), tmp_path / "a.pth")
+    torch.save(OrderedDict(var.state_dict()), tmp_path / "b.pth")
+    sampler = hub.load(hub.convert(tmp_path / "a.pth", tmp_path / "b.pth", tmp_path / "out"))
+    assert sampler.vae.schedule.patch_nums == (1, 3, 4)
+    assert answer(sampler) == answer(Sampler(vae, var))
+    assert torch.equal(sampler([1], [2]), Sampler(vae, var)([1], [2]))
+
+
+def test_published_trainer_checkpoint_has_both(tmp_path: Path, expected: list[list[int]]) -> None:
+    vae, var = tiny()
+    trainer = {
+        "config": {"patch_nums": SCALES},
+        "vae_local": vae.state_dict(),
+        "var_wo_ddp": var.state_dict(),
+    }
+    torch.save(
+        {"epoch": 3, "iter": 0, "trainer": trainer, "args": {"depth": 2}}, tmp_path / "ar-ckpt-last.pth"
+    )
+    assert answer(hub.load(hub.convert(tmp_path / "ar-ckpt-last.pth", None, tmp_path / "out"))) == expected
+
+
+def test_older_and_half_precision_pth_files(tmp_path: Path, pth_files: tuple[Path, Path]) -> None:
+    vae, var = tiny()
+    torch.save(vae.state_dict(), pth_files[0], _use_new_zipfile_serialization=False)
+    torch.save(var.half().state_dict(), pth_files[1])
+    loaded_vae, loaded_var = hub.load_published(*pth_files)
+    assert torch.equal(loaded_vae.quantize.embedding.weight, vae.quantize.embedding.weight)
+    assert torch.equal(loaded_var.head.weight, var.head.weight.float())
+
+
+def test_tokenizer_converted_alone_for_other_scales(tmp_path: Path, pth_files: tuple[Path, Path]) -> None:
+    with pytest.raises(CheckpointError, match=r"vae\.pth has 3 scales: patch_nums must name their sides"):
+        hub.convert(pth_files[0], None, tmp_path / "out")
+    vae = hub.load_tokenizer(hub.convert(pth_files[0], None, tmp_path / "out", patch_nums=(1, 2, 3, 4)))
+    assert vae.schedule.patch_nums == (1, 2, 3, 4)
+    assert vae.quantize.ema_vocab_hit_SV.shape == (4, 16)
+
+
+def test_scales_that_do_not_fit(tmp_path: Path, pth_files: tuple[Path, Path]) -> None:
+    with pytest.raises(
+        CheckpointError, match=r"21 positions in 3 scales: patch_nums must .* got \(1, 2, 3\)"
+    ):
+        hub.load_published(*pth_files, patch_nums=(1, 2, 3))
+
+
+def test_files_in_the_wrong_order_or_missing(pth_files: tuple[Path, Path], tmp_path: Path) -> None:
+    vae_pth, var_pth = pth_files
+    with pytest.raises(CheckpointError, match=r"vae\.pth must hold a transformer"):
+        hub.load_published(var_pth, vae_pth)
+    with pytest.raises(CheckpointError, match=r"var\.pth must hold a tokenizer"):
+        hub.load_published(var_pth, None)
+    with pytest.raises(CheckpointError, match="give the file of the transformer too"):
+        hub.load_published(vae_pth, patch_nums=SCALES)
+    with pytest.raises(CheckpointError, match=r"could not read .*nothing\.pth"):
+        hub.load_published(tmp_path / "nothing.pth", var_pth)
+
+
+def test_transformer_of_another_tokenizer(tmp_path: Path, pth_files: tuple[Path, Path]) -> None:
+    other = VQVAE(vocab_size=32, z_channels=8, ch=32, ch_mult=(1, 2), v_patch_nums=SCALES)
+    torch.save(other.state_dict(), pth_files[0])
+    with pytest.raises(CheckpointError, match=r"var\.pth .* head\.weight \(wanted \(32, 64\)"):
+        hub.load_published(*pth_files)
+
+
+class _Payload:
+    """Unpickled, it would make a file: the harmless kind of what a `.pth` can do."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = str(path)
+
+    def __reduce__(self):
+        return os.mkdir, (self.path,)
+
+
+@pytest.mark.parametrize("zipped", [True, False])
+def test_pth_that_carries_code_is_refused_and_not_run(tmp_path: Path, zipped: bool) -> None:
+    content = {**tiny()[0].state_dict(), "payload": _Payload(tmp_path / "ran")}
+    torch.save(content, tmp_path / "bad.pth", _use_new_zipfile_serialization=zipped)
+    with pytest.raises(
+        CheckpointError,
+        match=r"bad\.pth .* asks for the Python object \w+\.mkdir: refused by .*nothing in it was run",
+    ):
+        read_pth(tmp_path / "bad.pth")
+    assert not (tmp_path / "ran").exists()
+
+
+@pytest.mark.parametrize("kept", [0, 10, 1000, -200])
+def test_truncated_pth(pth_files: tuple[Path, Path], kept: int) -> None:
+    pth_files[0].write_bytes(pth_files[0].read_bytes()[:kept])
+    with pytest.raises(
+        CheckpointError, match=r"vae\.pth must be a (complete )?file written by torch\.save, but"
+    ):
+        read_pth(pth_files[0])
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (
+            {"a.weight": torch.zeros(2), "b": torch.zeros(1)},
+            r"must hold the entries of a VQVAE .* got the names a\.weight, b",
+        ),
+        ([torch.zeros(2)], "got a list"),
+        (torch.zeros(2), "got a Tensor"),
+        ({"pos_1LC": 3}, "must hold tensors only, but pos_1LC are none"),
+        (
+            {"pos_1LC": torch.zeros(1, 5, 8)},
+            r"must have an entry lvl_embed\.weight with 2 dimensions, got no such entry",
+        ),
+        ({"pos_1LC": torch.zeros(5)}, r"must have an entry pos_1LC with 3 dimensions, got shape \(5,\)"),
+    ],
+)
+def test_foreign_pth(tmp_path: Path, pth_files: tuple[Path, Path], content: object, message: str) -> None:
+    torch.save(content, tmp_path / "foreign.pth")
+    with pytest.raises(CheckpointError, match=message):
+        hub.load_published(pth_files[0], tmp_path / "foreign.pth")
+
+
+@pytest.mark.parametrize(
+    "content", [b"", b"hello", b"\x80\x02}q\x00.", b"PK\x03\x04 not a zip", bytes(range(256)) * 9]
+)
+def test_file_that_is_no_pth(tmp_path: Path, content: bytes) -> None:
+    (tmp_path / "text.pth").write_bytes(content)
+    with pytest.raises(CheckpointError, match=r"text\.pth must "):
+        read_pth(tmp_path / "text.pth")
+    with pytest.raises(CheckpointError, match="could not read"):
+        read_pth(tmp_path)
+
+
+# ---------------------------------------------------------------------- the hub
+
+
+class _Hub(http.server.BaseHTTPRequestHandler):
+    """Serves ROOT/owner/name/FILE as the hub serves owner/name/resolve/main/FILE."""
+
+    root: Path
+
+    def do_HEAD(self) -> None:
+        self.answer(body=False)
+
+    def do_GET(self) -> None:
+        self.answer(body=True)
+
+    def answer(self, body: bool) -> None:
+        file = self.root / self.path.partition("?")[0].lstrip("/").replace("/resolve/main/", "/")
+        content = file.read_bytes() if file.is_file() else b""
+        self.send_response(200 if file.is_file() else 404)
+        self.send_header("X-Repo-Commit", "0" * 40)
+        if file.is_file():
+            self.send_header("ETag", f'"{hashlib.sha256(content).hexdigest()}"')
+        elif file.parent.is_dir():
+            self.send_header("X-Error-Code", "EntryNotFound")
+        else:
+            self.send_header("X-Error-Code", "RepoNotFound")
+        self.send_header("Content-Length", str(len(content)))
+        self.end_headers()
+        if body:
+            self.wfile.write(content)
+
+    def log_message(self, format: str, *args: object) -> None:
+        pass
+
+
+@pytest.fixture(scope="module")
+def hub_url(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    """A hub with the published repository, its files tiny, and a repository that holds a model folder."""
+    root = tmp_path_factory.mktemp("hub")
+    vae, var = tiny()
+    (root / "FoundationVision" / "var").mkdir(parents=True)
+    torch.save(vae.state_dict(), root / "FoundationVision/var/vae_ch160v4096z32.pth")
+    torch.save(var.state_dict(), root / "FoundationVision/var/var_d16.pth")
+    hub.save_model(root / "someone" / "tiny", vae, var)
+    handler = type("Handler", (_Hub,), {"root": root})
+    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), handler) as server:
+        thread = threading.Thread(target=server.serve_forever)
+        thread.start()
+        yield f"http://127.0.0.1:{server.server_port}"
+        server.shutdown()
+        thread.join()
+
+
+# A process of its own: huggingface_hub reads its settings once, when it is imported.
+SCRIPT = """
+import json, sys, torch
+from var_ext import hub
+from var_ext.files import CheckpointError
+answers = {}
+for name in sys.argv[1:]:
+    try:
+        sampler = hub.load(name)
+        answers[name] = sampler.tokens([0, 3, 5], [1, 2, 3], cfg=1.5, top_k=0, top_p=0.0).tolist()
+    except CheckpointError as error:
+        answers[name] = str(error)
+answers["tokenizer"] = type(hub.load_tokenizer("var-d16")).__name__ if sys.argv[1] == "var-d16" else None
+print(json.dumps(answers))
+"""
+
+
+def ask(names: list[str], **settings: str) -> dict[str, object]:
+    kept = {
+        key: value
+        for key, value in os.environ.items()
+        if not key.startswith("HF_") and "proxy" not in key.lower()
+    }
+    done = subprocess.run(
+        [sys.executable, "-c", SCRIPT, *names],
+        env={**kept, "HF_HUB_DISABLE_TELEMETRY": "1", **settings},
+        capture_output=True,
+        text=True,
+        timeout=120,
+    )
+    assert done.returncode == 0, done.stderr
+    return json.loads(done.stdout.splitlines()[-1])
+
+
+def test_hub_online_then_offline_from_its_cache(
+    hub_url: str, tmp_path: Path, expected: list[list[int]]
+) -> None:
+    cache = str(tmp_path / "cache")
+    names = ["var-d16", "someone/tiny", "var-d20", "no/body"]
+    online = ask(names, HF_ENDPOINT=hub_url, HF_HUB_CACHE=cache)
+    assert online["var-d16"] == online["someone/tiny"] == expected
+    assert online["tokenizer"] == "VQVAE"
+    assert "could not get var_d20.pth of https://huggingface.co/FoundationVision/var" in str(
+        online["var-d20"]
+    )
+    assert "Nor is there a folder 'no/body' here" in str(online["no/body"])
+    assert (tmp_path / "cache" / "models--FoundationVision--var").is_dir()
+
+    offline = ask(names, HF_HUB_OFFLINE="1", HF_HUB_CACHE=cache)
+    assert offline["var-d16"] == offline["someone/tiny"] == expected
+    for part in (
+        "var_d20.pth",
+        "HF_HUB_OFFLINE is set",
+        cache,
+        "hf download FoundationVision/var",
+        "var-ext convert",
+    ):
+        assert part in str(offline["var-d20"])
+
+
+def test_hub_that_breaks_off(monkeypatch: pytest.MonkeyPatch) -> None:
+    def broken(*_: object, **__: object) -> str:  # a real one is retried for half a minute first
+        raise ConnectionResetError("peer closed the connection\nwith details")
+
+    monkeypatch.setattr(huggingface_hub, "hf_hub_download", broken)
+    with pytest.raises(
+        CheckpointError, match=r"could not get config\.json .*someone/tiny: peer closed the connection\. "
+    ):
+        hub.load("someone/tiny")

@@ -1,0 +1,91 @@
+"""Checkpoints: complete or refused with the reason, and never at the cost of the one before."""
+
+import builtins
+import errno
+import os
+import pickle
+import resource
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+import torch
+
+from var_ext.files import CheckpointError
+from var_ext.training.checkpoint import load_checkpoint, save_checkpoint
+
+PINS = {"kind": "var", "recipe": {"depth": 4, "seed": 0}}
+
+
+@pytest.fixture
+def saved(tmp_path: Path) -> Path:
+    path = tmp_path / "last.ckpt"
+    save_checkpoint(path, PINS, 7, {"w": torch.arange(3.0), "note": "x", "none": None})
+    return path
+
+
+@pytest.fixture
+def small_disk() -> Iterator[None]:
+    """No file of this process grows beyond 4096 bytes: the kernel fails the write part way through."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (4096, hard))
+    yield
+    resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+
+
+def test_round_trip(saved: Path):
+    step, state = load_checkpoint(saved, PINS)
+    assert step == 7 and state["w"].tolist() == [0, 1, 2] and state["note"] == "x" and state["none"] is None
+
+
+def test_another_run_is_refused_with_every_difference(saved: Path):
+    pins = {"kind": "var", "recipe": {"depth": 5, "seed": 0}, "data": "abc"}
+    with pytest.raises(CheckpointError, match="wanted data = abc, got nothing; wanted recipe.depth = 5, got 4"):
+        load_checkpoint(saved, pins)
+
+
+@pytest.mark.parametrize("share", [0.0, 0.3, 0.9, 0.999])
+def test_a_truncated_file_is_refused(saved: Path, share: float):
+    content = saved.read_bytes()
+    saved.write_bytes(content[: int(share * len(content))])
+    with pytest.raises(CheckpointError, match=r"wanted a training checkpoint .*last\.ckpt, got"):
+        load_checkpoint(saved, PINS)
+
+
+@pytest.mark.parametrize("content", [{"model": torch.zeros(2)}, [1, 2], {"format": "var_ext/train/0"}])
+def test_a_foreign_file_is_refused(tmp_path: Path, content: object):
+    torch.save(content, tmp_path / "x.ckpt")
+    with pytest.raises(CheckpointError, match="wanted a training checkpoint"):
+        load_checkpoint(tmp_path / "x.ckpt", PINS)
+
+
+def test_a_file_with_code_is_refused_and_the_code_does_not_run(tmp_path: Path):
+    class Payload:
+        def __reduce__(self) -> tuple[object, tuple[str]]:
+            return os.mkdir, (str(tmp_path / "ran"),)
+
+    with open(tmp_path / "x.ckpt", "wb") as file:
+        pickle.dump({"format": "var_ext/train/1", "payload": Payload()}, file)
+    torch.save({"format": "var_ext/train/1", "payload": Payload()}, tmp_path / "y.ckpt")
+    for name in ("x.ckpt", "y.ckpt"):
+        with pytest.raises(CheckpointError, match="cannot be read"):
+            load_checkpoint(tmp_path / name, PINS)
+    assert not (tmp_path / "ran").exists()
+
+
+@pytest.mark.usefixtures("small_disk")
+def test_a_full_disk_keeps_the_old_checkpoint(saved: Path):
+    before = saved.read_bytes()
+    with pytest.raises(CheckpointError, match=r"could not write .*last\.ckpt"):
+        save_checkpoint(saved, PINS, 8, {"w": torch.zeros(100_000)})
+    assert saved.read_bytes() == before
+    assert os.listdir(saved.parent) == [saved.name]
+
+
+def test_an_unwritable_folder_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    def deny(*_: object, **__: object) -> None:
+        raise PermissionError(errno.EACCES, os.strerror(errno.EACCES))
+
+    monkeypatch.setattr(builtins, "open", deny)  # chmod does not stop a test that runs as root
+    with pytest.raises(CheckpointError, match=r"could not write .*last\.ckpt: Permission denied"):
+        save_checkpoint(tmp_path / "last.ckpt", PINS, 1, {})

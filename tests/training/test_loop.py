@@ -1,0 +1,144 @@
+"""The loop on a toy task: batches, seeds, resume, selection, log."""
+
+import json
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from var_ext.files import CheckpointError
+from var_ext.training.loop import Moment, Task, epoch_batches, fit, step_seed
+from var_ext.training.recipes import Recipe
+
+
+class Toy(Task):
+    """One number that wanders with the batch and a random draw; its validation loss is lowest at step 6."""
+
+    def __init__(self, stop: int | None = None, diverge: bool = False, **options: Any) -> None:
+        self.recipe = Recipe(epochs=4, batch_size=3, checkpoint_every=2, log_every=1).with_options(**options)
+        self.num_items, self.device = 10, torch.device("cpu")
+        self.pins = {"recipe": self.recipe.pinned()}
+        self.stop, self.diverge, self.value, self.steps = stop, diverge, torch.zeros(1), 0
+
+    def start(self) -> None:
+        self.value = torch.rand(1)
+
+    def feed(self, epoch: int, batches: Tensor) -> Iterable[Tensor]:
+        return iter(batches)
+
+    def step(self, at: Moment, batch: Tensor) -> Mapping[str, Any]:
+        if at.step == self.stop:
+            raise KeyboardInterrupt
+        self.value = 0.9 * self.value + batch.sum() * torch.rand(1) * (at.epoch + 1)
+        self.steps = at.step + 1
+        return {"loss": float("nan") if self.diverge else self.value, "usage": [1.0, 2.5]}
+
+    def validate(self) -> Mapping[str, Any]:
+        return {"loss": abs(self.steps - 6)}
+
+    def weights(self) -> dict[str, Tensor]:
+        return {"value": self.value.clone()}
+
+    def state_dict(self) -> dict[str, Any]:
+        return {"value": self.value}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        self.value = state["value"]
+
+
+def lines(out: Path) -> list[dict[str, Any]]:
+    """The log without the one field that depends on the clock."""
+    rows = [json.loads(line) for line in (out / "log.jsonl").read_text().splitlines()]
+    return [{key: value for key, value in row.items() if key != "seconds"} for row in rows]
+
+
+def test_batches_cover_an_epoch_and_differ_by_epoch_and_seed():
+    batches = epoch_batches(0, 0, 10, 3)
+    assert batches.shape == (3, 3) and len(set(batches.flatten().tolist())) == 9
+    assert torch.equal(batches, epoch_batches(0, 0, 10, 3))
+    assert not torch.equal(batches, epoch_batches(0, 1, 10, 3))
+    assert not torch.equal(batches, epoch_batches(1, 0, 10, 3))
+    assert epoch_batches(0, 0, 2, 64).shape == (1, 2)  # fewer images than a batch
+
+
+def test_step_seeds_do_not_meet():
+    assert len({step_seed(seed, step) for seed in range(20) for step in range(200)}) == 4000
+
+
+@pytest.mark.parametrize("select", ["last", "best"])
+@pytest.mark.parametrize("stop", [1, 2, 5, 11])
+def test_a_stopped_run_resumes_to_the_same_weights_and_log(tmp_path: Path, stop: int, select: str):
+    whole = fit(Toy(select=select), tmp_path / "whole", progress=False)
+    with pytest.raises(KeyboardInterrupt):
+        fit(Toy(stop, select=select), tmp_path / "cut", progress=False)
+    resumed = fit(Toy(select=select), tmp_path / "cut", progress=False)
+    assert torch.equal(resumed["value"], whole["value"])
+    assert lines(tmp_path / "cut") == lines(tmp_path / "whole")
+
+
+def test_a_finished_run_is_not_run_again(tmp_path: Path):
+    whole = fit(Toy(), tmp_path, progress=False)
+    assert torch.equal(fit(Toy(stop=0), tmp_path, progress=False)["value"], whole["value"])
+
+
+def test_no_resume_starts_anew(tmp_path: Path):
+    whole = fit(Toy(), tmp_path, progress=False)
+    with pytest.raises(KeyboardInterrupt):
+        fit(Toy(stop=0), tmp_path, resume=False, progress=False)
+    assert torch.equal(fit(Toy(), tmp_path, resume=False, progress=False)["value"], whole["value"])
+    assert len(lines(tmp_path)) == 12 + 4
+
+
+def test_the_best_weights_are_kept(tmp_path: Path):
+    best = fit(Toy(select="best"), tmp_path / "best", progress=False)
+    with pytest.raises(KeyboardInterrupt):
+        fit(Toy(stop=6), tmp_path / "six", progress=False)
+    # validation, at steps 3, 6, 9 and 12, is best at step 6, which the stopped run has in its checkpoint
+    six = torch.load(tmp_path / "six" / "last.ckpt", weights_only=True)
+    assert six["step"] == 6 and torch.equal(best["value"], six["state"]["task"]["value"])
+
+
+def test_another_recipe_does_not_take_the_checkpoint(tmp_path: Path):
+    fit(Toy(), tmp_path, progress=False)
+    with pytest.raises(CheckpointError, match="wanted recipe.seed = 1, got 0"):
+        fit(Toy(seed=1), tmp_path, progress=False)
+    fit(Toy(checkpoint_every=5), tmp_path, progress=False)  # does not change the weights
+
+
+def test_a_diverged_loss_stops_the_run(tmp_path: Path):
+    with pytest.raises(RuntimeError, match="finite, got nan at step 1: lower the learning rate"):
+        fit(Toy(diverge=True), tmp_path, progress=False)
+    assert not (tmp_path / "last.ckpt").exists()
+
+
+def test_a_log_line_cut_by_a_kill_is_dropped(tmp_path: Path):
+    fit(Toy(), tmp_path / "whole", progress=False)
+    with pytest.raises(KeyboardInterrupt):
+        fit(Toy(5), tmp_path / "cut", progress=False)
+    with open(tmp_path / "cut" / "log.jsonl", "a") as file:
+        file.write('{"step": 6, "pha')
+    fit(Toy(), tmp_path / "cut", progress=False)
+    assert lines(tmp_path / "cut") == lines(tmp_path / "whole")
+
+
+def test_the_callers_random_numbers_are_left_alone(tmp_path: Path):
+    torch.manual_seed(5)
+    wanted = torch.rand(3)
+    torch.manual_seed(5)
+    fit(Toy(), tmp_path, progress=False)
+    assert torch.equal(torch.rand(3), wanted)
+
+
+def test_the_output_may_not_be_a_file(tmp_path: Path):
+    (tmp_path / "file").write_text("")
+    with pytest.raises(CheckpointError, match="could not write .*file"):
+        fit(Toy(), tmp_path / "file", progress=False)
+
+
+def test_progress_shows_loss_and_usage(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
+    fit(Toy(), tmp_path)
+    shown = capsys.readouterr().err
+    assert "loss=" in shown and "usage=1/2" in shown and "val=" in shown

@@ -1,0 +1,277 @@
+"""The command line: `var-ext sample | train | eval | convert | info | bench`.
+
+Commands parse, call the public functions and print. What is slow to import is imported inside them.
+"""
+
+from __future__ import annotations
+
+import time
+from pathlib import Path
+from typing import Any
+
+import click
+
+from var_ext.cli_options import (
+    Group,
+    Numbers,
+    build_recipe,
+    machine_options,
+    model_option,
+    recipe_options,
+    sampling_options,
+    train_options,
+)
+from var_ext.files import atomic_write, write_json
+
+
+@click.group(cls=Group, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110})
+@click.version_option(package_name="var_ext", prog_name="var-ext")
+def main() -> None:
+    """Visual autoregressive image models: sample, train, evaluate, convert.
+
+    \b
+    Example: var-ext sample
+    """
+
+
+@main.command()
+@model_option
+@click.option("--labels", type=Numbers(), help="Classes, such as 3,5,8 or 0-9.  [default: all, or 8 of many]")
+@click.option(
+    "--seed", type=click.IntRange(min=0), default=0, show_default=True, help="Seed of the first column."
+)
+@click.option(
+    "--count", type=click.IntRange(min=1), default=8, show_default=True, help="Images of each class."
+)
+@sampling_options
+@click.option(
+    "--batch-size", type=click.IntRange(min=1), default=64, show_default=True, help="Images drawn at once."
+)
+@click.option("--out", type=click.Path(path_type=Path), default=Path("samples.png"), show_default=True)
+@machine_options
+def sample(
+    model: str,
+    labels: list[int] | None,
+    seed: int,
+    count: int,
+    cfg: float | None,
+    top_k: int | None,
+    top_p: float | None,
+    batch_size: int,
+    out: Path,
+    device: str,
+) -> None:
+    """Draw a grid of images, one row a class, one column a seed.
+
+    \b
+    Example: var-ext sample --labels 3,5,8 --count 10 --cfg 2 --out digits.png
+    The image of a class and a seed is the same in every grid.
+    """
+    from var_ext.grid import labelled_grid
+    from var_ext.hub import load
+
+    sampler = load(model, device=device)
+    if labels is None:
+        count_all = sampler.num_classes
+        labels = list(range(count_all)) if count_all <= 20 else list(range(0, count_all, count_all // 8))[:8]
+    seeds = list(range(seed, seed + count))
+    pairs = [(label, each) for label in labels for each in seeds]
+    start = time.perf_counter()
+    images = sampler(
+        [label for label, _ in pairs],
+        [each for _, each in pairs],
+        cfg=cfg,
+        top_k=top_k,
+        top_p=top_p,
+        batch_size=batch_size,
+    ).cpu()
+    seconds = time.perf_counter() - start
+    grid = labelled_grid(
+        images, [_name(sampler.class_names, label) for label in labels], [str(s) for s in seeds]
+    )
+    with atomic_write(out) as handle:
+        grid.save(handle, format="PNG")
+    click.echo(f"{len(pairs)} images of {model} in {seconds:.2f} s: {len(pairs) / seconds:.1f} images/s")
+    click.echo(f"rows are classes, columns seeds {seeds[0]}-{seeds[-1]}: {out.resolve()}")
+
+
+def _name(class_names: list[str], label: int) -> str:
+    return class_names[label] if label < len(class_names) else "no class"
+
+
+@main.group(cls=Group)
+def train() -> None:
+    """Train a tokenizer, then a transformer on its tokens.
+
+    \b
+    Example: var-ext train tokenizer digits --out runs/tokenizer
+             var-ext train var digits --tokenizer runs/tokenizer --out runs/var
+    DATA is `digits` or a folder with one folder of images for each class, or with train/ and val/ of such
+    folders. A run that was stopped goes on where it was when the same command is given again.
+    """
+
+
+@train.command("tokenizer")
+@click.argument("data")
+@train_options
+@machine_options
+@recipe_options("TokenizerRecipe")
+def train_tokenizer_command(
+    data: str, out: Path, preset: str, resume: bool, quiet: bool, device: str, **options: Any
+) -> None:
+    """Train a tokenizer on the images of DATA.
+
+    \b
+    Example: var-ext train tokenizer digits --out runs/tokenizer --epochs 20
+    Example: var-ext train tokenizer photos/ --out runs/tokenizer --preset paper --batch-size 16
+    """
+    from var_ext.training import TokenizerRecipe, train_tokenizer
+
+    recipe = build_recipe(TokenizerRecipe, preset, options)
+    path = train_tokenizer(data, out, recipe, resume=resume, progress=not quiet, device=device)
+    click.echo(f"tokenizer: {path}")
+
+
+@train.command("var")
+@click.argument("data")
+@click.option("--tokenizer", default="digits", show_default=True, help="Folder or name of the tokenizer.")
+@train_options
+@machine_options
+@recipe_options("VARRecipe")
+def train_var_command(
+    data: str, tokenizer: str, out: Path, preset: str, resume: bool, quiet: bool, device: str, **options: Any
+) -> None:
+    """Train a transformer on the tokens of the images of DATA.
+
+    \b
+    Example: var-ext train var digits --tokenizer runs/tokenizer --out runs/var
+    Example: var-ext train var photos/ --tokenizer var-d16 --out runs/var --preset paper --depth 16
+    Afterwards: var-ext sample --model runs/var
+    """
+    from var_ext.training import VARRecipe, train_var
+
+    recipe = build_recipe(VARRecipe, preset, options)
+    path = train_var(data, tokenizer, out, recipe, resume=resume, progress=not quiet, device=device)
+    click.echo(f"model: {path}\ndraw from it: var-ext sample --model {path}")
+
+
+@main.group(cls=Group, name="eval")
+def evaluate() -> None:
+    """Measure the quality of a model.
+
+    \b
+    Example: var-ext eval digits
+    """
+
+
+@evaluate.command("digits")
+@model_option
+@click.option("--images-per-class", type=click.IntRange(min=1), default=100, show_default=True)
+@click.option(
+    "--seed", type=click.IntRange(min=0), default=0, show_default=True, help="Seed of the first image."
+)
+@sampling_options
+@click.option(
+    "--json", "json_path", type=click.Path(path_type=Path), help="Write the figures to this file too."
+)
+@click.option("--quiet", is_flag=True, help="No progress bar.")
+@machine_options
+def eval_digits(
+    model: str,
+    images_per_class: int,
+    seed: int,
+    cfg: float | None,
+    top_k: int | None,
+    top_p: float | None,
+    json_path: Path | None,
+    quiet: bool,
+    device: str,
+) -> None:
+    """Judge generated digits: asked class, Fréchet distance, distance to training images.
+
+    \b
+    Example: var-ext eval digits --model runs/var --json quality.json
+    """
+    from var_ext.evaluation import evaluate_digits
+    from var_ext.hub import load
+
+    report = evaluate_digits(
+        load(model, device=device),
+        images_per_class=images_per_class,
+        seed=seed,
+        cfg=cfg,
+        top_k=top_k,
+        top_p=top_p,
+        progress=not quiet,
+    )
+    click.echo(report.as_markdown())
+    if json_path is not None:
+        write_json(json_path, report.as_dict())
+
+
+@main.command()
+@click.argument(
+    "files", nargs=-1, required=True, type=click.Path(exists=True, dir_okay=False, path_type=Path)
+)
+@click.option("--out", required=True, type=click.Path(path_type=Path), help="Folder to write.")
+@click.option("--patch-nums", type=Numbers(), help="Sides of the scales, where the files do not tell.")
+@click.option("--num-heads", type=click.IntRange(min=1), help="Heads, where the files do not tell.")
+@click.option("--half", is_flag=True, help="Store fp16: half the size, loaded as fp32.")
+def convert(
+    files: tuple[Path, ...], out: Path, patch_nums: list[int] | None, num_heads: int | None, half: bool
+) -> None:
+    """Turn published .pth FILES into a model folder: the tokenizer's file, then the transformer's.
+
+    \b
+    Example: var-ext convert vae_ch160v4096z32.pth var_d16.pth --out models/var-d16
+    Example: var-ext convert ar-ckpt-best.pth --out models/mine
+    The second form takes a checkpoint of the published trainer, which has both.
+    """
+    import torch
+
+    from var_ext import hub
+    from var_ext.info import describe_model
+
+    if len(files) > 2:
+        raise click.UsageError(f"FILES must be one or two, got {len(files)}")
+    var_pth = files[1] if len(files) == 2 else None
+    dtype = torch.float16 if half else torch.float32
+    path = hub.convert(files[0], var_pth, out, patch_nums=patch_nums, num_heads=num_heads, dtype=dtype)
+    click.echo(describe_model(path))
+
+
+@main.command()
+@click.argument("model", required=False)
+def info(model: str | None) -> None:
+    """Show build, chip, versions and op backends, or what a MODEL is.
+
+    \b
+    Example: var-ext info
+    Example: var-ext info var-d16
+    """
+    from var_ext.info import describe_installation, describe_model
+
+    click.echo(describe_installation() if model is None else describe_model(model))
+
+
+@main.command()
+@click.argument("model", default="digits")
+@click.option(
+    "--batch-sizes", type=Numbers(), default="1,8,32", show_default=True, help="Images drawn at once."
+)
+@click.option(
+    "--repeats", type=click.IntRange(min=1), default=5, show_default=True, help="Timed runs; median shown."
+)
+@machine_options
+def bench(model: str, batch_sizes: list[int], repeats: int, device: str) -> None:
+    """Time the sampler end to end, and its parts: the transformer by scale, the decoder.
+
+    \b
+    Example: var-ext bench digits --batch-sizes 1,64 --threads 1
+    """
+    from var_ext.bench import measure
+    from var_ext.hub import load
+
+    sampler = load(model, device=device)
+    for batch in batch_sizes:
+        click.echo(measure(sampler, batch, repeats=repeats).as_text())

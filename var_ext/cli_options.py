@@ -1,0 +1,144 @@
+"""What the commands share: the group that reports errors, types, and sets of options."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, TypeVar, get_origin
+
+import click
+
+from var_ext.files import CheckpointError
+
+if TYPE_CHECKING:
+    from var_ext.training.recipes import Recipe
+
+Command = Callable[..., Any]
+R = TypeVar("R", bound="Recipe")
+
+
+class Group(click.Group):
+    """A group whose commands end with one line, not a traceback, when their input is at fault."""
+
+    def invoke(self, ctx: click.Context) -> Any:
+        try:
+            return super().invoke(ctx)
+        except (ValueError, CheckpointError) as error:  # DataError is a ValueError
+            raise click.ClickException(str(error)) from error
+
+
+class Numbers(click.ParamType):
+    """Whole numbers and ranges: "3,5,8" or "0-9" or both."""
+
+    name = "numbers"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> list[int]:
+        if isinstance(value, list):
+            return value
+        numbers: list[int] = []
+        try:
+            for part in value.split(","):
+                first, dash, last = part.strip().partition("-")
+                numbers += range(int(first), int(last) + 1) if dash else [int(first)]
+        except ValueError:
+            self.fail(f"must be whole numbers and ranges such as 3,5,8 or 0-9, got {value!r}", param, ctx)
+        if not numbers:
+            self.fail(f"must name at least one number, got {value!r}", param, ctx)
+        return numbers
+
+
+def machine_options(command: Command) -> Command:
+    """--threads and --device."""
+
+    def set_threads(_: click.Context, __: click.Parameter, threads: int | None) -> None:
+        if threads is not None:
+            import torch
+
+            torch.set_num_threads(threads)
+
+    threads = click.IntRange(min=1)
+    command = click.option("--device", default="cpu", show_default=True, help="cpu, cuda, cuda:1 ...")(
+        command
+    )
+    return click.option(
+        "--threads", type=threads, expose_value=False, callback=set_threads, help="CPU threads [default: all]"
+    )(command)
+
+
+def sampling_options(command: Command) -> Command:
+    """--cfg, --top-k and --top-p; left out, the model's recommended values hold."""
+    command = click.option(
+        "--top-p", type=click.FloatRange(0, 1), help="Keep the likeliest share; 0 is all."
+    )(command)
+    command = click.option("--top-k", type=click.IntRange(min=0), help="Keep the likeliest codes; 0 is all.")(
+        command
+    )
+    return click.option(
+        "--cfg", type=float, help="Strength of guidance.  [default for all three: the model's]"
+    )(command)
+
+
+model_option = click.option(
+    "--model",
+    default="digits",
+    show_default=True,
+    help="digits, var-d16 ... var-d36, a folder, or owner/name.",
+)
+
+
+def recipe_options(name: str) -> Callable[[Command], Command]:
+    """An option for every field of a recipe; the preset fills those that are not given."""
+
+    def add(command: Command) -> Command:
+        from var_ext.training import recipes
+
+        cls: type[Recipe] = getattr(recipes, name)
+        digits, paper = cls.digits(), cls.paper()  # type: ignore[attr-defined]
+        for field in reversed(dataclasses.fields(cls)):
+            flag = "--" + field.name.replace("_", "-")
+            shown = f"  [{_plain(getattr(digits, field.name))} | {_plain(getattr(paper, field.name))}]"
+            command = click.option(
+                f"{flag}/--no-{flag[2:]}" if field.type is bool else flag,
+                field.name,
+                default=None,
+                type=_click_type(field.type),
+                help=field.metadata["help"] + shown,
+            )(command)
+        return command
+
+    return add
+
+
+def _click_type(kind: Any) -> Any:
+    """The fields' own check converts tuples; click shows and converts the rest."""
+    return click.STRING if get_origin(kind) is tuple else kind
+
+
+def _plain(value: Any) -> str:
+    return ",".join(map(str, value)) if isinstance(value, tuple) else str(value)
+
+
+def train_options(command: Command) -> Command:
+    command = click.option(
+        "--out", required=True, type=click.Path(path_type=Path), help="Folder of the run."
+    )(command)
+    command = click.option(
+        "--preset",
+        type=click.Choice(["digits", "paper"]),
+        default="digits",
+        show_default=True,
+        help="Values of the options below that are not given: [digits | paper].",
+    )(command)
+    command = click.option(
+        "--resume/--no-resume", default=True, show_default=True, help="Go on or start anew."
+    )(command)
+    return click.option("--quiet", is_flag=True, help="No progress bar.")(command)
+
+
+def build_recipe(cls: type[R], preset: str, options: dict[str, Any]) -> R:
+    """The preset with the options that were given; the depth picks among the published recipes."""
+    given = {name: value for name, value in options.items() if value is not None}
+    sized = {"depth": given["depth"]} if preset == "paper" and "depth" in given else {}
+    chosen: R = getattr(cls, preset)(**sized)
+    return chosen.with_options(**given)

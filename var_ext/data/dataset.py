@@ -1,0 +1,109 @@
+"""What a data set of labelled images is to the trainers and the evaluation.
+
+To add a source: subclass `ImageDataset`, fill the attributes in `__init__`, implement `__len__`, `load` and
+`describe`, and let `load_dataset` in `var_ext/data/__init__.py` recognise its spec. Keep `load` a pure function of
+(seed, epoch, index): the trainers rely on it to resume a killed run exactly.
+"""
+
+import copy
+import hashlib
+from abc import ABC, abstractmethod
+from collections.abc import Iterable, Sequence
+from typing import TYPE_CHECKING
+
+import numpy as np
+import torch
+from torch import Tensor
+
+if TYPE_CHECKING:
+    from typing_extensions import Self
+
+SPLITS = ("train", "val", "test")
+
+
+class DataError(ValueError):
+    """A data set cannot be used; the message names what was wanted and what was found."""
+
+
+class ImageDataset(ABC):
+    """Images (3, S, S) float32 in [-1, 1] with labels 0..num_classes-1.
+
+    Attributes:
+        spec: what `load_dataset` was asked for ("digits" or a folder).
+        split: "train", "val" or "test".
+        image_size: side S in pixels.
+        augment: strength of the augmentation, 0 is none.
+        seed: seed of the augmentation.
+        epoch: which augmented version of each image `[i]` returns; see `with_epoch`.
+        labels: label of every image, (N,) int64.
+        class_names: a name per class.
+    """
+
+    spec: str
+    split: str
+    image_size: int
+    augment: float = 0.0
+    seed: int = 0
+    epoch: int = 0
+    labels: Tensor
+    class_names: list[str]
+
+    @property
+    def num_classes(self) -> int:
+        return len(self.class_names)
+
+    @abstractmethod
+    def __len__(self) -> int: ...
+
+    @abstractmethod
+    def load(self, index: int) -> Tensor:
+        """Image `index` as (3, S, S) float32 in [-1, 1]."""
+
+    @abstractmethod
+    def describe(self) -> Iterable[str]:
+        """Strings that together pin the images of this split, without epoch and augmentation."""
+
+    def __getitem__(self, index: int) -> tuple[Tensor, int]:
+        if not 0 <= index < len(self):
+            raise IndexError(f"index must be in 0..{len(self) - 1}, got {index}")
+        return self.load(index), int(self.labels[index])
+
+    def batch(self, indices: Sequence[int] | Tensor) -> tuple[Tensor, Tensor]:
+        """Images (B, 3, S, S) float32 and labels (B,) int64 at `indices`."""
+        picked = [int(i) for i in indices]
+        return torch.stack([self[i][0] for i in picked]), self.labels[picked]
+
+    def with_epoch(self, epoch: int) -> "Self":
+        """A light copy whose augmentation belongs to `epoch`."""
+        other = copy.copy(self)
+        other.epoch = epoch
+        return other
+
+    def rng(self, index: int) -> np.random.Generator:
+        """The random stream of one image in one epoch."""
+        return np.random.default_rng([self.seed, self.epoch, index])
+
+    def fingerprint(self) -> str:
+        """Hex digest that changes whenever the images of this split may have changed."""
+        digest = hashlib.sha256()
+        header = (
+            type(self).__name__,
+            self.split,
+            str(self.image_size),
+            f"{float(self.augment)}",
+            str(self.seed),
+        )
+        for part in (*header, *self.describe()):
+            digest.update(part.encode() + b"\0")
+        return digest.hexdigest()
+
+
+def check_split(split: str) -> None:
+    """Raise ValueError unless `split` is one of `SPLITS`."""
+    if split not in SPLITS:
+        raise ValueError(f"split must be one of {', '.join(SPLITS)}, got {split!r}")
+
+
+def stable_order(keys: Sequence[str], salt: str) -> list[int]:
+    """A fixed shuffle of range(len(keys)): by SHA-256, so no library version can ever change a split."""
+    return sorted(range(len(keys)), key=lambda i: hashlib.sha256(f"{salt}/{keys[i]}".encode()).digest())

@@ -1,0 +1,99 @@
+"""Recommended sampling settings, chosen on validation images so that the test split stays unseen."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import asdict, dataclass
+from itertools import product
+from typing import TYPE_CHECKING, Any
+
+from tqdm import tqdm
+
+from var_ext.evaluation.digits import check_sampler, draw
+from var_ext.evaluation.judge import DigitsJudge
+
+if TYPE_CHECKING:
+    from var_ext.sampling import Sampler
+
+
+@dataclass(frozen=True)
+class Trial:
+    """A point of the grid: class accuracy of its samples, their Fréchet distance to the validation split."""
+
+    cfg: float
+    top_k: int
+    top_p: float
+    accuracy: float
+    frechet: float
+
+    @property
+    def settings(self) -> dict[str, Any]:
+        """The arguments of a sampler's call."""
+        return {"cfg": self.cfg, "top_k": self.top_k, "top_p": self.top_p}
+
+
+@dataclass(frozen=True)
+class Choice:
+    """The chosen trial, all trials, and the accuracy on real validation images they were held against."""
+
+    best: Trial
+    trials: tuple[Trial, ...]
+    real_accuracy: float
+    images_per_class: int
+
+    def as_dict(self) -> dict[str, Any]:
+        """Plain values for JSON."""
+        return asdict(self)
+
+
+def pick(trials: Sequence[Trial], floor: float) -> Trial:
+    """The smallest Fréchet distance among trials of at least this accuracy, else the most accurate trial."""
+    able = [trial for trial in trials if trial.accuracy >= floor]
+    if able:
+        return min(able, key=lambda trial: trial.frechet)
+    return max(trials, key=lambda trial: (trial.accuracy, -trial.frechet))
+
+
+def choose_sampling(
+    sampler: Sampler,
+    *,
+    cfgs: Iterable[float],
+    top_ks: Iterable[int],
+    top_ps: Iterable[float],
+    images_per_class: int = 50,
+    seed: int = 1_000_000,
+    margin: float = 0.02,
+    batch_size: int = 50,
+    progress: bool = False,
+) -> Choice:
+    """Tries every combination of settings on the validation split.
+
+    Every trial draws the same (label, seed) pairs, which makes their differences less noisy. The seeds are
+    not those of `evaluate_digits`, so that the chosen images are not the judged ones.
+
+    Args:
+        sampler: a model of 10 classes.
+        cfgs, top_ks, top_ps: the values of the grid.
+        images_per_class: samples of each class and trial.
+        seed: the first seed.
+        margin: how far below the accuracy on real images the accuracy of an eligible trial may lie.
+
+    Raises:
+        ValueError: not ten classes, images too small, an empty grid, no samples.
+    """
+    check_sampler(sampler)
+    grid = list(product(cfgs, top_ks, top_ps))
+    if not grid:
+        raise ValueError("the grid must have at least one value each of cfg, top_k and top_p, got none")
+    if images_per_class < 1:
+        raise ValueError(f"images_per_class must be at least 1, got {images_per_class}")
+    judge = DigitsJudge(sampler.image_size, "val")
+    trials = []
+    for cfg, top_k, top_p in tqdm(grid, desc="settings", unit="trial", disable=not progress):
+        settings: dict[str, Any] = {"cfg": cfg, "top_k": top_k, "top_p": top_p}
+        samples = draw(sampler, images_per_class, seed, batch_size=batch_size, **settings)
+        accuracy, distance = judge.accuracy(samples), judge.frechet(samples, judge.real)
+        trials.append(Trial(**settings, accuracy=accuracy, frechet=distance))
+    return Choice(
+        pick(trials, judge.real_accuracy - margin), tuple(trials), judge.real_accuracy, images_per_class
+    )

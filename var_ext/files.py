@@ -1,0 +1,174 @@
+"""Files that are either complete or not there: atomic writes, and tensors in the safetensors format."""
+
+from __future__ import annotations
+
+import errno
+import json
+import os
+import secrets
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from typing import BinaryIO
+
+import torch
+from safetensors import SafetensorError, safe_open
+
+# Largest element first keeps every tensor aligned to its own size, as the safetensors library lays files out.
+_DTYPES = {
+    torch.float64: "F64",
+    torch.int64: "I64",
+    torch.float32: "F32",
+    torch.int32: "I32",
+    torch.bfloat16: "BF16",
+    torch.float16: "F16",
+    torch.int16: "I16",
+    torch.uint8: "U8",
+    torch.int8: "I8",
+    torch.bool: "BOOL",
+}
+
+
+class CheckpointError(RuntimeError):
+    """A file cannot be read, written, fetched or used; the message says which and why."""
+
+
+@contextmanager
+def atomic_write(path: str | os.PathLike[str]) -> Iterator[BinaryIO]:
+    """Yields a binary handle whose content appears under `path` all at once when the block ends well.
+
+    The bytes go to a hidden file in the same folder, reach the disk, and only then take the name. Whatever
+    fails (the block itself, a full disk, a folder without permission), an older file at `path` stays as it
+    was and the hidden file is removed. Missing folders are made.
+
+    Raises:
+        CheckpointError: the file could not be written; names the path and the system's reason.
+    """
+    target = Path(path)
+    # A name of its own for each writer: two processes that save to one path must not write into one file.
+    temporary = target.with_name(f".{target.name}.{os.getpid()}-{secrets.token_hex(4)}.tmp")
+    try:
+        if target.parent.exists() and not target.parent.is_dir():
+            raise NotADirectoryError(errno.ENOTDIR, os.strerror(errno.ENOTDIR))  # mkdir says "exists"
+        target.parent.mkdir(parents=True, exist_ok=True)
+        with open(temporary, "xb") as handle:
+            yield handle
+            handle.flush()
+            os.fsync(handle.fileno())
+        os.replace(temporary, target)
+        _sync_folder(target.parent)
+    except OSError as error:
+        kept = "; the file that was there is unchanged" if target.is_file() else ""
+        raise CheckpointError(f"could not write {target}: {error.strerror or error}{kept}") from error
+    finally:
+        with suppress(OSError):
+            temporary.unlink(missing_ok=True)
+
+
+def _sync_folder(folder: Path) -> None:
+    """Makes a rename last through a power cut, where the system allows opening a folder."""
+    with suppress(OSError):
+        descriptor = os.open(folder, os.O_RDONLY)
+        try:
+            os.fsync(descriptor)
+        finally:
+            os.close(descriptor)
+
+
+def write_json(path: str | os.PathLike[str], value: object) -> None:
+    """Writes `value` as indented JSON, atomically. Raises CheckpointError as `atomic_write` does."""
+    with atomic_write(path) as handle:
+        handle.write((json.dumps(value, indent=2, allow_nan=False) + "\n").encode())
+
+
+def read_json(path: str | os.PathLike[str]) -> dict[str, object]:
+    """Reads a JSON object.
+
+    Raises:
+        CheckpointError: the file is missing, is not JSON, or is not an object.
+    """
+    try:
+        value = json.loads(Path(path).read_text(encoding="utf-8"))
+    except OSError as error:
+        raise CheckpointError(f"could not read {path}: {error.strerror or error}") from error
+    except ValueError as error:  # broken JSON, or bytes that are no text at all
+        raise CheckpointError(f"{path} must be a JSON object, but: {error}") from error
+    if not isinstance(value, dict):
+        raise CheckpointError(f"{path} must be a JSON object, got {type(value).__name__}")
+    return value
+
+
+def save_tensors(
+    path: str | os.PathLike[str],
+    tensors: Mapping[str, torch.Tensor],
+    metadata: Mapping[str, str] | None = None,
+) -> None:
+    """Writes named tensors as one safetensors file, atomically and without a second copy of them in memory.
+
+    The safetensors library writes either to a path of its own choice or to a byte string as large as the
+    model; the format is a header and the raw data, so it is written here through `atomic_write` instead.
+
+    Args:
+        path: the file to write.
+        tensors: name -> tensor of any shape, device and strides.
+        metadata: text to keep in the header.
+
+    Raises:
+        CheckpointError: the file could not be written.
+        TypeError: a tensor's dtype has no place in the format.
+    """
+    for name, tensor in tensors.items():
+        if tensor.dtype not in _DTYPES:
+            known = ", ".join(str(dtype).removeprefix("torch.") for dtype in _DTYPES)
+            raise TypeError(f"{name} must have one of the dtypes {known} to be saved, got {tensor.dtype}")
+    order = sorted(tensors, key=lambda name: (-tensors[name].element_size(), name))
+    header: dict[str, object] = {"__metadata__": dict(metadata)} if metadata else {}
+    end = 0
+    for name in order:
+        start, end = end, end + tensors[name].numel() * tensors[name].element_size()
+        header[name] = {
+            "dtype": _DTYPES[tensors[name].dtype],
+            "shape": list(tensors[name].shape),
+            "data_offsets": [start, end],
+        }
+    encoded = json.dumps(header).encode()
+    encoded += b" " * (-len(encoded) % 8)  # the data starts aligned
+    with atomic_write(path) as handle:
+        handle.write(len(encoded).to_bytes(8, "little"))
+        handle.write(encoded)
+        for name in order:
+            # numpy has no bfloat16, so every dtype goes through its bytes
+            flat = tensors[name].detach().to("cpu").contiguous().reshape(-1)
+            if flat.numel():
+                handle.write(flat.view(torch.uint8).numpy().data)
+
+
+def load_tensors(path: str | os.PathLike[str]) -> dict[str, torch.Tensor]:
+    """Reads a safetensors file into CPU tensors.
+
+    Raises:
+        CheckpointError: the file is missing, cut short, or of another format; says which file and what it
+            holds.
+    """
+    file = Path(path)
+    try:
+        with safe_open(file, framework="pt") as reader:
+            names = reader.keys()
+            return {name: reader.get_tensor(name) for name in names}
+    except OSError as error:
+        raise CheckpointError(f"could not read {file}: {error.strerror or error}") from error
+    except SafetensorError as error:
+        size = file.stat().st_size
+        raise CheckpointError(
+            f"{file} must be a complete safetensors file, but its {size} bytes are cut short or of "
+            f"another format ({error}); copy or download it again"
+        ) from error
+
+
+def read_metadata(path: str | os.PathLike[str]) -> dict[str, str]:
+    """Reads the header text of a safetensors file. Raises CheckpointError as `load_tensors` does."""
+    try:
+        with safe_open(Path(path), framework="pt") as reader:
+            return dict(reader.metadata() or {})
+    except (OSError, SafetensorError) as error:
+        raise CheckpointError(f"could not read the header of {path}: {error}") from error

@@ -1,0 +1,172 @@
+"""The model folder: config.json, vae.safetensors, var.safetensors, and a README.md that is the model card.
+
+config.json holds {"format": "var_ext/1", "vae": arguments of VQVAE, "var": arguments of VAR, "sampling":
+{"cfg", "top_k", "top_p"}, "class_names": [...] or null}; a folder with a tokenizer alone has neither "var"
+nor var.safetensors. Entries keep their published names; they may be stored in half precision and are loaded
+in fp32.
+"""
+
+from __future__ import annotations
+
+import itertools
+import os
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from var_ext.files import CheckpointError, load_tensors, read_json, save_tensors, write_json
+from var_ext.models import VAR, VQVAE
+
+FORMAT = "var_ext/1"
+CONFIG, VAE_WEIGHTS, VAR_WEIGHTS = "config.json", "vae.safetensors", "var.safetensors"
+
+
+def save_model(
+    folder: str | os.PathLike[str],
+    vae: VQVAE,
+    var: VAR | None = None,
+    *,
+    sampling: Mapping[str, float] | None = None,
+    class_names: Sequence[str] | None = None,
+    dtype: torch.dtype = torch.float32,
+) -> Path:
+    """Writes a model folder. Each file is replaced as a whole, config.json last.
+
+    Args:
+        folder: made if it is missing.
+        vae, var: the models; without `var` the folder holds a tokenizer alone.
+        sampling: the recommended cfg, top_k and top_p.
+        class_names: a name for each class of `var`.
+        dtype: the floating-point type on disk; entries that would overflow in it stay as they are.
+
+    Raises:
+        CheckpointError: a file could not be written; those that were there are unchanged.
+        ValueError: the number of class names is not the number of classes.
+    """
+    if var is not None and class_names is not None and len(class_names) != var.num_classes:
+        raise ValueError(f"class_names must have {var.num_classes} names, got {len(class_names)}")
+    config: dict[str, Any] = {"format": FORMAT, "vae": vae.config}
+    path = Path(folder)
+    save_tensors(path / VAE_WEIGHTS, _stored(vae, dtype), {"format": "pt"})
+    if var is not None:
+        save_tensors(path / VAR_WEIGHTS, _stored(var, dtype), {"format": "pt"})
+        config["var"] = var.config
+    config["sampling"] = dict(sampling or {})
+    config["class_names"] = None if class_names is None else list(class_names)
+    write_json(path / CONFIG, config)
+    return path
+
+
+def _stored(model: torch.nn.Module, dtype: torch.dtype) -> dict[str, torch.Tensor]:
+    entries = {}
+    for name, tensor in model.state_dict().items():
+        small = tensor.to(dtype) if tensor.is_floating_point() else tensor
+        entries[name] = small if torch.equal(small.isfinite(), tensor.isfinite()) else tensor
+    return entries
+
+
+def read_config(folder: Path) -> dict[str, Any]:
+    """Reads and checks config.json. Raises CheckpointError."""
+    config = read_json(folder / CONFIG)
+    if config.get("format") != FORMAT:
+        came = config.get("format", "none")
+        raise CheckpointError(f'{folder / CONFIG} must have "format": "{FORMAT}", got {came!r}')
+    for key, kind in (("vae", dict), ("var", dict), ("sampling", dict), ("class_names", list)):
+        value = config.get(key)
+        if not isinstance(value, kind) and (key == "vae" or value is not None):
+            raise CheckpointError(f'"{key}" in {folder / CONFIG} must be a {kind.__name__}, got {value!r}')
+    return config
+
+
+def load_vae(folder: Path) -> VQVAE:
+    """Loads the tokenizer of a model folder, on the CPU, in fp32 and ready for inference.
+
+    Raises CheckpointError.
+    """
+    vae = build_vae(read_config(folder)["vae"], str(folder / CONFIG))
+    fill(vae, load_tensors(folder / VAE_WEIGHTS), str(folder / VAE_WEIGHTS))
+    return vae
+
+
+def load_var(folder: Path, vae: VQVAE) -> VAR:
+    """Loads the transformer of a model folder, on the CPU, in fp32 and ready for inference.
+
+    Raises CheckpointError.
+    """
+    config = read_config(folder)
+    if config.get("var") is None:
+        raise CheckpointError(
+            f"{folder} must hold a tokenizer and a transformer to draw images, but holds a tokenizer alone "
+            f'(no "var" in {CONFIG})'
+        )
+    var = build_var(vae, config["var"], str(folder / CONFIG))
+    fill(var, load_tensors(folder / VAR_WEIGHTS), str(folder / VAR_WEIGHTS))
+    return var
+
+
+def build_vae(config: Mapping[str, Any], source: str) -> VQVAE:
+    """A VQVAE without storage (meta device), to be filled.
+
+    Raises CheckpointError for arguments it does not take.
+    """
+    try:
+        with torch.device("meta"):
+            return VQVAE(**{**config, "test_mode": True})
+    except (TypeError, ValueError) as error:
+        raise CheckpointError(f'"vae" of {source} must be arguments of VQVAE, but: {error}') from error
+
+
+def build_var(vae: VQVAE, config: Mapping[str, Any], source: str) -> VAR:
+    """A VAR without storage (meta device), to be filled.
+
+    Raises CheckpointError for arguments it does not take.
+    """
+    try:
+        with torch.device("meta"):
+            return VAR(vae, **config).eval()
+    except (TypeError, ValueError) as error:
+        raise CheckpointError(f'"var" of {source} must be arguments of VAR, but: {error}') from error
+
+
+def fill(model: torch.nn.Module, entries: Mapping[str, torch.Tensor], source: str) -> None:
+    """Gives a model on the meta device its entries: all of them, none besides, each of its shape.
+
+    Args:
+        entries: name -> tensor; floating-point ones are brought to the model's dtype, others must have it.
+        source: what to call the entries in an error.
+
+    Raises:
+        CheckpointError: names the first entries that are missing, unexpected or of another shape or kind.
+    """
+    wanted = model.state_dict()
+    faults = {
+        "missing": [name for name in wanted if name not in entries],
+        "unexpected": [name for name in entries if name not in wanted],
+        "different": [
+            f"{name} (wanted {tuple(wanted[name].shape)} {wanted[name].dtype}, "
+            f"got {tuple(tensor.shape)} {tensor.dtype})"
+            for name, tensor in entries.items()
+            if name in wanted and not _fits(tensor, wanted[name])
+        ],
+    }
+    if any(faults.values()):
+        listed = "; ".join(
+            f"{len(names)} {kind}: {', '.join(names[:3])}{', ...' if len(names) > 3 else ''}"
+            for kind, names in faults.items()
+            if names
+        )
+        raise CheckpointError(
+            f"{source} must have the {len(wanted)} entries of this {type(model).__name__}, but {listed}"
+        )
+    converted = {name: tensor.to(wanted[name].dtype) for name, tensor in entries.items()}
+    model.load_state_dict(converted, strict=True, assign=True)
+    left = [n for n, t in itertools.chain(model.named_parameters(), model.named_buffers()) if t.is_meta]
+    if left:
+        raise CheckpointError(f"{source} left entries of {type(model).__name__} without values: {left[:3]}")
+
+
+def _fits(tensor: torch.Tensor, wanted: torch.Tensor) -> bool:
+    both_float = tensor.is_floating_point() and wanted.is_floating_point()
+    return tensor.shape == wanted.shape and (both_float or tensor.dtype == wanted.dtype)

@@ -1,0 +1,53 @@
+"""Pictures of many images: a grid with names beside its rows and above its columns."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+import torch
+from PIL import Image, ImageDraw, ImageFont
+
+GAP = 4
+FONT_SIZE = 14
+MIN_CELL = 64  # smaller images are enlarged by a whole factor, pixel by pixel, so that they can be seen
+
+
+def labelled_grid(images: torch.Tensor, rows: Sequence[str], columns: Sequence[str]) -> Image.Image:
+    """Lays images out row by row.
+
+    Args:
+        images: (len(rows) * len(columns), 3, H, W) floating point in [0, 1]; what lies outside is clipped.
+        rows: the text at the left of each row.
+        columns: the text above each column.
+
+    Raises:
+        ValueError: the number of images or their shape is another.
+    """
+    if images.ndim != 4 or images.shape[:2] != (len(rows) * len(columns), 3):
+        raise ValueError(
+            f"images must have shape ({len(rows) * len(columns)}, 3, H, W) for {len(rows)} rows of "
+            f"{len(columns)}, got {tuple(images.shape)}"
+        )
+    factor = max(1, -(-MIN_CELL // images.shape[3]))
+    pixels = (
+        (images.clamp(0, 1) * 255).round().to("cpu", torch.uint8).permute(0, 2, 3, 1).numpy()
+    )  # (N, H, W, 3)
+    pixels = np.repeat(np.repeat(pixels, factor, axis=1), factor, axis=2)
+    height, width = pixels.shape[1:3]
+
+    font = ImageFont.load_default(FONT_SIZE)
+    left = 2 * GAP + max(round(font.getlength(name)) for name in rows)
+    top = 2 * GAP + FONT_SIZE
+    size = (left + len(columns) * (width + GAP), top + len(rows) * (height + GAP))
+    grid = Image.new("RGB", size, "white")
+    draw = ImageDraw.Draw(grid)
+    for j, name in enumerate(columns):
+        draw.text((left + j * (width + GAP) + width // 2, top // 2), name, "black", font, anchor="mm")
+    for i, name in enumerate(rows):
+        middle = top + i * (height + GAP) + height // 2
+        draw.text((left - GAP, middle), name, "black", font, anchor="rm")
+        for j in range(len(columns)):
+            place = (left + j * (width + GAP), top + i * (height + GAP))
+            grid.paste(Image.fromarray(pixels[i * len(columns) + j]), place)
+    return grid

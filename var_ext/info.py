@@ -1,0 +1,106 @@
+"""What this installation is and what a model is, as text: `python -m var_ext` and `var-ext info`."""
+
+from __future__ import annotations
+
+import importlib
+import os
+import platform
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from var_ext import __version__, backend, folder, hub, published
+
+
+def describe_installation() -> str:
+    """Build, chip, ISA, versions, and the backend of every op: the first question of each bug report."""
+    lines = [
+        f"var_ext    {__version__}",
+        f"python     {platform.python_version()} on {platform.system()} {platform.machine()}",
+        f"torch      {torch.__version__}, {torch.get_num_threads()} threads",
+        *_build_lines(),
+        f"gpu        {_gpu()}",
+        f"backend    {backend.current()} (set VAR_EXT_BACKEND to {' or '.join(backend.CHOICES)})",
+        f"models     bundled: {', '.join(hub.bundled_models()) or 'none'}; fetched: {', '.join(published.MODELS)}",
+        "",
+        f"{'op':<24}" + "".join(f"{device:<11}" for device in backend.DEVICES).rstrip(),
+    ]
+    for row in backend.table():
+        lines.append(
+            f"{row['op']:<24}" + "".join(f"{row[device]:<11}" for device in backend.DEVICES).rstrip()
+        )
+    return "\n".join(lines)
+
+
+def _build_lines() -> list[str]:
+    try:
+        native: Any = importlib.import_module("var_ext._C")
+    except ImportError as error:
+        return [f"build      no compiled part: {error}", f"cpu        {_chip()}"]
+    build, cpu = native.build_info(), native.cpu_info()
+    return [
+        f"build      {build['build_type']}, {build['compiler']}, "
+        f"OpenMP {'on' if build['openmp'] else 'off'}, CUDA {build['cuda'] or 'off'}",
+        f"cpu        {_chip()}; kernels run {cpu['selected']} (this chip can: {', '.join(cpu['supported'])})",
+    ]
+
+
+def _chip() -> str:
+    """The processor's name, where the system tells it."""
+    try:
+        for line in Path("/proc/cpuinfo").read_text().splitlines():
+            if line.startswith("model name"):
+                return line.partition(":")[2].strip()
+    except OSError:
+        pass
+    return platform.processor() or platform.machine()
+
+
+def _gpu() -> str:
+    if not torch.cuda.is_available():
+        return "none"
+    capability = "".join(map(str, torch.cuda.get_device_capability()))
+    return f"{torch.cuda.get_device_name()} (sm_{capability}), torch's CUDA {torch.version.cuda}"
+
+
+def describe_model(name_or_path: str | os.PathLike[str]) -> str:
+    """Sizes, scales and recommended settings of a model: from its config alone, no weights are read or
+    fetched.
+
+    Raises:
+        ValueError: no such model.
+        CheckpointError: its config cannot be read.
+    """
+    name = os.fspath(name_or_path)
+    if name in published.MODELS:
+        config: dict[str, Any] = published.published_config(published.MODELS[name])
+        config["sampling"] = published.SAMPLING
+        origin = f"published weights, https://huggingface.co/{published.REPOSITORY}"
+    else:
+        path = hub.find_folder(name_or_path, [folder.CONFIG])
+        config = folder.read_config(path)
+        origin = str(path)
+    vae = folder.build_vae(config["vae"], name)
+    side = vae.image_size
+    rows = {
+        "model": f"{name} ({origin})",
+        "images": f"{side} x {side} pixels",
+        "scales": f"{', '.join(map(str, vae.schedule.patch_nums))}: {vae.schedule.num_tokens} tokens",
+        "tokenizer": f"{_millions(vae)} parameters, {vae.vocab_size} codes of {vae.Cvae} channels",
+    }
+    if config.get("var"):
+        var = folder.build_var(vae, config["var"], name)
+        shape = f"depth {config['var']['depth']}, width {config['var']['embed_dim']}"
+        rows["transformer"] = f"{_millions(var)} parameters, {shape}, {var.num_classes} classes"
+    if config.get("sampling"):
+        rows["sampling"] = ", ".join(f"{key} {value}" for key, value in config["sampling"].items())
+    if config.get("class_names"):
+        rows["classes"] = ", ".join(config["class_names"][:20]) + (
+            ", ..." if len(config["class_names"]) > 20 else ""
+        )
+    return "\n".join(f"{label:<13}{text}" for label, text in rows.items())
+
+
+def _millions(model: torch.nn.Module) -> str:
+    return f"{sum(parameter.numel() for parameter in model.parameters()) / 1e6:.1f}M"

@@ -1,0 +1,59 @@
+"""The architecture: `quantizer`, `vqvae`, `var`; and the published way to build a pair."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+
+from var_ext.models.quantizer import MultiScaleQuantizer
+from var_ext.models.var import VAR
+from var_ext.models.vqvae import VQVAE
+from var_ext.schedule import SCALES_256
+
+__all__ = ["VAR", "VQVAE", "MultiScaleQuantizer", "build_vae_var"]
+
+
+def build_vae_var(
+    device: torch.device | str,
+    patch_nums: Sequence[int] = SCALES_256,
+    V: int = 4096,
+    Cvae: int = 32,
+    ch: int = 160,
+    share_quant_resi: int = 4,
+    num_classes: int = 1000,
+    depth: int = 16,
+    shared_aln: bool = False,
+    attn_l2_norm: bool = True,
+    flash_if_available: bool = True,
+    fused_if_available: bool = True,
+    init_adaln: float = 0.5,
+    init_adaln_gamma: float = 1e-5,
+    init_head: float = 0.02,
+    init_std: float = -1,
+) -> tuple[VQVAE, VAR]:
+    """A frozen tokenizer and a transformer of published shape: width 64 * depth, heads = depth, drop path 0.1 depth / 24.
+
+    Args:
+        device: where to put both.
+        patch_nums, V, Cvae, ch, share_quant_resi: see `VQVAE`.
+        num_classes, depth, shared_aln, attn_l2_norm: see `VAR`.
+        flash_if_available, fused_if_available: accepted for compatibility; `var_ext.backend` decides.
+        init_adaln, init_adaln_gamma, init_head, init_std: see `VAR.init_weights`.
+    """
+    vae = VQVAE(
+        vocab_size=V, z_channels=Cvae, ch=ch, share_quant_resi=share_quant_resi, v_patch_nums=patch_nums
+    ).to(device)
+    var = VAR(
+        vae_local=vae,
+        num_classes=num_classes,
+        depth=depth,
+        embed_dim=64 * depth,
+        num_heads=depth,
+        drop_path_rate=0.1 * depth / 24,
+        shared_aln=shared_aln,
+        attn_l2_norm=attn_l2_norm,
+        patch_nums=patch_nums,
+    ).to(device)
+    var.init_weights(init_adaln, init_adaln_gamma, init_head, init_std)
+    return vae, var

@@ -1,0 +1,239 @@
+"""Multi-scale residual vector quantizer: features in, one token map a scale out (paper, section 3.2, Algorithms 1, 2).
+
+Names of parameters and methods are those of the published checkpoints and code. Shape letters: B batch, C channels of a
+code, P side of the feature grid, p side of a token map, K scales, L tokens, V codes.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor, nn
+from torch import distributed as dist
+from torch.nn import functional as F
+
+from var_ext import ops
+from var_ext.schedule import SCALES_256, ScaleSchedule
+
+USED_SHARE = 0.08  # a code counts as used above this share of a uniform code's hits
+
+
+class PhiBank(nn.Module):
+    """The 3x3 convolutions phi that follow upsampling; entry names depend on how scales share them."""
+
+    def __init__(self, channels: int, sharing: int, scales: int) -> None:
+        super().__init__()
+        count = {0: scales, 1: 1}.get(sharing, sharing)
+        convs = [nn.Conv2d(channels, channels, 3, padding=1) for _ in range(count)]
+        if sharing == 0:  # one a scale
+            for n, conv in enumerate(convs):
+                self.add_module(str(n), conv)
+        elif sharing == 1:  # one for all
+            self.qresi = convs[0]
+        else:  # a few, each for the scales nearest to its tick
+            self.qresi_ls = nn.ModuleList(convs)
+        margin = 1 / 3 / count if count == 4 else 1 / 2 / count
+        pitch = (1 - 2 * margin) / max(count - 1, 1)
+        self.ticks = [margin + n * pitch for n in range(count)]
+
+    def stacked(self) -> tuple[Tensor, Tensor]:
+        """Weights (N, C, C, 3, 3) and biases (N, C) of all convolutions."""
+        convs = [m for m in self.modules() if isinstance(m, nn.Conv2d)]
+        biases = [conv.bias for conv in convs if conv.bias is not None]
+        return torch.stack([conv.weight for conv in convs]), torch.stack(biases)
+
+    def index(self, schedule: ScaleSchedule) -> list[int]:
+        """Which convolution each scale takes: the one whose tick is nearest to k / (K - 1)."""
+        return [
+            min(range(len(self.ticks)), key=lambda n: abs(self.ticks[n] - schedule.ratio(k)))
+            for k in range(len(schedule))
+        ]
+
+
+class MultiScaleQuantizer(nn.Module):
+    """The quantizer between encoder and decoder; always float32.
+
+    Args:
+        vocab_size: V.
+        Cvae: C.
+        using_znorm: search by cosine similarity instead of squared L2 distance.
+        beta: weight of the commitment loss.
+        default_qresi_counts: number of phi with `share_quant_resi=0`; 0 takes one a scale.
+        v_patch_nums: sides of the K token maps.
+        quant_resi: weight of the convolution in phi; 0 leaves phi out.
+        share_quant_resi: 0 for one phi a scale, 1 for one phi in all, n for n phi shared by nearby scales.
+    """
+
+    ema_vocab_hit_SV: Tensor
+
+    def __init__(
+        self,
+        vocab_size: int,
+        Cvae: int,
+        using_znorm: bool = False,
+        beta: float = 0.25,
+        default_qresi_counts: int = 0,
+        v_patch_nums: Sequence[int] = SCALES_256,
+        quant_resi: float = 0.5,
+        share_quant_resi: int = 4,
+    ) -> None:
+        super().__init__()
+        self.vocab_size, self.Cvae, self.using_znorm, self.beta = vocab_size, Cvae, using_znorm, beta
+        self.schedule = ScaleSchedule(v_patch_nums)
+        self.phi_ratio = abs(quant_resi)
+        if self.phi_ratio > 1e-6:
+            self.quant_resi = PhiBank(Cvae, share_quant_resi, default_qresi_counts or len(self.schedule))
+        self.embedding = nn.Embedding(vocab_size, Cvae)
+        self.register_buffer("ema_vocab_hit_SV", torch.zeros(len(self.schedule), vocab_size))
+        self.record_hit = 0  # updates of ema_vocab_hit_SV so far
+
+    @property
+    def v_patch_nums(self) -> tuple[int, ...]:
+        """Sides of the token maps."""
+        return self.schedule.patch_nums
+
+    def phi(self, schedule: ScaleSchedule) -> tuple[Tensor, Tensor, list[int]]:
+        """Weights (N, C, C, 3, 3) and biases (N, C) of phi, and the index of each scale's own."""
+        if self.phi_ratio > 1e-6:
+            weight, bias = self.quant_resi.stacked()
+            return weight.float(), bias.float(), self.quant_resi.index(schedule)
+        zeros = torch.zeros(1, self.Cvae, self.Cvae, 3, 3, device=self.embedding.weight.device)
+        return zeros, zeros[:, :, 0, 0, 0], [0] * len(schedule)
+
+    def quantize(
+        self, features: Tensor, schedule: ScaleSchedule, *, per_scale: bool
+    ) -> tuple[Tensor, Tensor, Tensor | None]:
+        """`ops.residual_quantize` with this codebook: tokens (B, L), f_hat (B, C, P, P), scales (K, B, C, P, P)."""
+        weight, bias, index = self.phi(schedule)
+        with torch.autocast(features.device.type, enabled=False):
+            return ops.residual_quantize(
+                features.float(),
+                self.embedding.weight.float(),
+                weight,
+                bias,
+                index,
+                schedule,
+                ratio=self.phi_ratio,
+                cosine=self.using_znorm,
+                per_scale=per_scale,
+            )
+
+    def forward(self, f_BChw: Tensor, ret_usages: bool = False) -> tuple[Tensor, list[float] | None, Tensor]:
+        """Training pass over features (B, C, P, P).
+
+        Returns:
+            f_hat (B, C, P, P) with a straight-through gradient; with `ret_usages` the share of used codes at each
+            scale, in percent; the loss, mean over scales of beta * mse(stop(f_hat_k), f) + mse(f_hat_k, stop(f)).
+        """
+        features = f_BChw.float()
+        tokens, f_hat, scales = self.quantize(features, self.schedule, per_scale=True)
+        assert scales is not None
+        commitment = F.mse_loss(scales.detach(), features.expand_as(scales))
+        codebook = F.mse_loss(scales, features.detach().expand_as(scales))
+        if self.training:
+            self._count_hits(tokens)
+        usages = self._usages(features) if ret_usages else None
+        return f_hat, usages, self.beta * commitment + codebook
+
+    @torch.no_grad()
+    def _count_hits(self, tokens: Tensor) -> None:
+        hits = torch.stack([tokens[:, s].flatten().bincount(minlength=self.vocab_size) for s in self.schedule.slices])
+        hits = hits.float()  # (K, V)
+        if dist.is_available() and dist.is_initialized():
+            dist.all_reduce(hits)
+        decay = 0.0 if self.record_hit == 0 else 0.9 if self.record_hit < 100 else 0.99
+        self.ema_vocab_hit_SV.mul_(decay).add_(hits, alpha=1 - decay)
+        self.record_hit += 1
+
+    def _usages(self, features: Tensor) -> list[float]:
+        ranks = dist.get_world_size() if dist.is_available() and dist.is_initialized() else 1
+        # as published, the uniform share is that of the finest scale at every scale
+        uniform = ranks * features.numel() / features.shape[1] / self.vocab_size
+        used = self.ema_vocab_hit_SV >= USED_SHARE * uniform
+        return (100 * used.float().mean(dim=1)).tolist()
+
+    def f_to_idxBl_or_fhat(
+        self, f_BChw: Tensor, to_fhat: bool, v_patch_nums: Sequence[int | tuple[int, int]] | None = None
+    ) -> list[Tensor]:
+        """Quantize features (B, C, P, P); for each scale its tokens (B, p*p), or f_hat (B, C, P, P) after it.
+
+        Args:
+            v_patch_nums: other sides of the token maps than the model's, the last one P; square maps only.
+
+        Raises:
+            ValueError: a map is not square, or the last one is not P x P.
+        """
+        schedule = self.schedule if v_patch_nums is None else ScaleSchedule(map(_square_side, v_patch_nums))
+        tokens, _, scales = self.quantize(f_BChw.detach(), schedule, per_scale=to_fhat)
+        return list(tokens[:, s] for s in schedule.slices) if scales is None else list(scales)
+
+    def embed_to_fhat(
+        self, ms_h_BChw: Sequence[Tensor], all_to_max_scale: bool = True, last_one: bool = False
+    ) -> list[Tensor] | Tensor:
+        """Sum the codes of all scales, (B, C, p, p) each, into f_hat.
+
+        Args:
+            all_to_max_scale: work at full size throughout, as the model was trained; else each scale at its own size.
+            last_one: return f_hat after the last scale, (B, C, P, P), instead of after each one.
+        """
+        side = self.schedule.side if all_to_max_scale else self.schedule.patch_nums[0]
+        first = ms_h_BChw[0]
+        f_hat = first.new_zeros(first.shape[0], self.Cvae, side, side, dtype=torch.float32)
+        f_hats = []
+        for k, codes in enumerate(ms_h_BChw):
+            if not all_to_max_scale:
+                f_hat = ops.bicubic_upsample(f_hat, self.schedule.patch_nums[k])
+            f_hat, _ = self._step(k, f_hat, codes, next_side=None)
+            f_hats.append(f_hat)
+        return f_hat if last_one else f_hats
+
+    def idxBl_to_var_input(self, gt_ms_idx_Bl: Sequence[Tensor]) -> Tensor | None:
+        """Teacher-forcing input of the transformer from the tokens of the first n scales, (B, p*p) each.
+
+        Returns:
+            for scales 1..n-1 what scales before them sum up to, at their own size: (B, L' - p_0^2, C) float32,
+            L' the tokens of those n scales. None for n = 1.
+        """
+        grids = [self.codes(idx) for idx in gt_ms_idx_Bl[:-1]]
+        side, batch = self.schedule.side, gt_ms_idx_Bl[0].shape[0]
+        f_hat = self.embedding.weight.new_zeros(batch, self.Cvae, side, side, dtype=torch.float32)
+        inputs = []
+        for k, codes in enumerate(grids):
+            f_hat, pooled = self._step(k, f_hat, codes, next_side=self.schedule.patch_nums[k + 1])
+            inputs.append(pooled.flatten(2).transpose(1, 2))  # (B, p*p, C)
+        return torch.cat(inputs, dim=1) if inputs else None
+
+    def get_next_autoregressive_input(
+        self, si: int, SN: int, f_hat: Tensor, h_BChw: Tensor
+    ) -> tuple[Tensor, Tensor]:
+        """Add the codes (B, C, p, p) of scale `si` of `SN` to f_hat (B, C, P, P).
+
+        Returns:
+            the new f_hat, and the next scale's input (B, C, p', p'); after the last scale the new f_hat twice.
+        """
+        return self._step(si, f_hat, h_BChw, next_side=self.schedule.patch_nums[si + 1] if si < SN - 1 else None)
+
+    def codes(self, idx_Bl: Tensor) -> Tensor:
+        """Codes of one token map: (B, p*p) -> (B, C, p, p)."""
+        side = round(idx_Bl.shape[1] ** 0.5)
+        return self.embedding(idx_Bl).transpose(1, 2).unflatten(2, (side, side))
+
+    def _step(self, k: int, f_hat: Tensor, codes: Tensor, *, next_side: int | None) -> tuple[Tensor, Tensor]:
+        weight, bias, index = self.phi(self.schedule)
+        with torch.autocast(f_hat.device.type, enabled=False):
+            return ops.residual_step(
+                f_hat,
+                codes.to(f_hat.dtype),
+                weight[index[k]],
+                bias[index[k]],
+                next_size=next_side,
+                ratio=self.phi_ratio,
+            )
+
+
+def _square_side(side: int | tuple[int, int]) -> int:
+    height, width = (side, side) if isinstance(side, int) else side
+    if height != width:
+        raise ValueError(f"token maps must be square, got {height} x {width}")
+    return height

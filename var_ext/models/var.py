@@ -1,0 +1,433 @@
+"""The VAR transformer: predicts all tokens of a scale at once from all coarser scales (paper, section 3).
+
+Names of parameters and methods are those of the published checkpoints and code. Shape letters: B batch, L tokens, C width,
+H heads, D channels of a head, K scales, V codes.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from var_ext import ops
+from var_ext.models.vqvae import VQVAE
+from var_ext.reference.block_causal_attention import block_causal_mask
+from var_ext.reference.sample_tokens import keep_top
+from var_ext.schedule import SCALES_256, ScaleSchedule
+
+Modulation = tuple[Tensor, ...]  # vectors of (B, C)
+Choose = Callable[[Tensor, int], Tensor]  # logits (2B, l, V) and scale index -> codes (B, l, Cvae)
+
+
+@dataclass
+class KVCache:
+    """Keys and values of one block for all scales, allocated once: (B, L, H, D) each, the first `length` filled."""
+
+    k: Tensor
+    v: Tensor
+    length: int = 0
+
+
+class DropPath(nn.Module):
+    """Stochastic depth: drops the residual branch of whole samples by zeroing its gate (B, C)."""
+
+    def __init__(self, rate: float) -> None:
+        super().__init__()
+        self.rate = rate
+
+    def forward(self, gate: Tensor) -> Tensor:
+        if self.rate == 0.0 or not self.training:
+            return gate
+        kept = gate.new_empty(gate.shape[0], 1).bernoulli_(1 - self.rate)
+        return gate * kept / (1 - self.rate)
+
+    def extra_repr(self) -> str:
+        return f"rate={self.rate:g}"
+
+
+class SelfAttention(nn.Module):
+    """Multi-head self-attention: block-causal over a whole sequence, or one scale against the cache of those before."""
+
+    def __init__(self, embed_dim: int, num_heads: int, proj_drop: float, attn_l2_norm: bool) -> None:
+        super().__init__()
+        self.num_heads, self.head_dim = num_heads, embed_dim // num_heads
+        if attn_l2_norm:
+            self.scale = 1.0
+            self.scale_mul_1H11 = nn.Parameter(torch.full((1, num_heads, 1, 1), math.log(4.0)))
+        else:
+            self.scale = 0.25 / math.sqrt(self.head_dim)
+        self.attn_l2_norm = attn_l2_norm
+        self.mat_qkv = nn.Linear(embed_dim, 3 * embed_dim, bias=False)
+        self.q_bias = nn.Parameter(torch.zeros(embed_dim))
+        self.v_bias = nn.Parameter(torch.zeros(embed_dim))
+        self.register_buffer("zero_k_bias", torch.zeros(embed_dim))  # in every published checkpoint; never used
+        self.proj = nn.Linear(embed_dim, embed_dim)
+        self.proj_drop = nn.Dropout(proj_drop)
+
+    def forward(self, x: Tensor, context: ScaleSchedule | KVCache) -> Tensor:
+        qkv = self.mat_qkv(x).unflatten(-1, (3, self.num_heads, self.head_dim))  # (B, L, 3, H, D)
+        q_bias, v_bias = (bias.to(qkv.dtype).view(self.num_heads, -1) for bias in (self.q_bias, self.v_bias))
+        log_scale = self.scale_mul_1H11.to(qkv.dtype).flatten() if self.attn_l2_norm else None
+        if isinstance(context, KVCache):
+            cache = (context.k, context.v)
+            q = ops.qk_norm(qkv, q_bias, v_bias, log_scale, cache=cache, offset=context.length)
+            context.length += x.shape[1]
+            out = ops.cached_attention(q, *cache, context.length, scale=self.scale)
+        else:
+            q, k, v = ops.qk_norm(qkv, q_bias, v_bias, log_scale)
+            out = ops.block_causal_attention(q, k, v, context, scale=self.scale)
+        return self.proj_drop(self.proj(out.flatten(2)))  # (B, L, C)
+
+
+class FFN(nn.Module):
+    """Linear, GELU (tanh), Linear: (B, L, C) -> (B, L, C)."""
+
+    def __init__(self, embed_dim: int, hidden: int, drop: float) -> None:
+        super().__init__()
+        self.fc1 = nn.Linear(embed_dim, hidden)
+        self.fc2 = nn.Linear(hidden, embed_dim)
+        self.drop = nn.Dropout(drop)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.drop(self.fc2(F.gelu(self.fc1(x), approximate="tanh")))
+
+
+class AdaLNSelfAttn(nn.Module):
+    """Transformer block whose norms and residuals are modulated by the class."""
+
+    def __init__(
+        self,
+        embed_dim: int,
+        num_heads: int,
+        mlp_ratio: float,
+        drop: float,
+        drop_path: float,
+        norm_eps: float,
+        shared_aln: bool,
+        attn_l2_norm: bool,
+    ) -> None:
+        super().__init__()
+        self.norm_eps, self.shared_aln = norm_eps, shared_aln
+        self.attn = SelfAttention(embed_dim, num_heads, drop, attn_l2_norm)
+        self.ffn = FFN(embed_dim, round(embed_dim * mlp_ratio), drop)
+        self.drop_path = DropPath(drop_path)
+        if shared_aln:
+            self.ada_gss = nn.Parameter(torch.randn(1, 1, 6, embed_dim) / embed_dim**0.5)
+        else:
+            self.ada_lin = nn.Sequential(nn.SiLU(), nn.Linear(embed_dim, 6 * embed_dim))
+
+    def modulation(self, cond: Tensor, dtype: torch.dtype) -> Modulation:
+        """gamma1, gamma2, scale1, scale2, shift1, shift2, (B, C) each; they depend on the class alone.
+
+        Args:
+            cond: class embedding (B, C), or with a shared AdaLN what it projects that to, (B, 6C).
+        """
+        six = cond.unflatten(-1, (6, -1)) + self.ada_gss[0] if self.shared_aln else self.ada_lin(cond).unflatten(-1, (6, -1))
+        return six.to(dtype).unbind(1)
+
+    def forward(self, x: Tensor, modulation: Modulation, context: ScaleSchedule | KVCache) -> Tensor:
+        gamma1, gamma2, scale1, scale2, shift1, shift2 = modulation
+        branch = self.attn(ops.adaln(x, scale1, shift1, eps=self.norm_eps), context)
+        x, h = ops.adaln(x, scale2, shift2, branch=branch, gate=self.drop_path(gamma1), eps=self.norm_eps)
+        return x + self.drop_path(gamma2)[:, None] * self.ffn(h)  # (B, L, C)
+
+
+class AdaLNBeforeHead(nn.Module):
+    """The modulated norm before the classifier head."""
+
+    def __init__(self, embed_dim: int, norm_eps: float) -> None:
+        super().__init__()
+        self.norm_eps = norm_eps
+        self.ada_lin = nn.Sequential(nn.SiLU(), nn.Linear(embed_dim, 2 * embed_dim))
+
+    def modulation(self, cond: Tensor, dtype: torch.dtype) -> Modulation:
+        """scale, shift, (B, C) each."""
+        return self.ada_lin(cond).unflatten(-1, (2, -1)).to(dtype).unbind(1)
+
+    def forward(self, x: Tensor, modulation: Modulation) -> Tensor:
+        return ops.adaln(x, *modulation, eps=self.norm_eps)
+
+
+class VAR(nn.Module):
+    """Class-conditional next-scale transformer. Arguments are the published ones.
+
+    Args:
+        vae_local: the tokenizer; not registered as a submodule, its codebook and phi serve sampling.
+        num_classes: classes; label `num_classes` means "no class".
+        depth, embed_dim, num_heads, mlp_ratio: size; published models have embed_dim = 64 depth, num_heads = depth.
+        drop_rate, drop_path_rate: dropout of projections; stochastic depth, linear over blocks.
+        attn_drop_rate: must be 0: attention here has no dropout, and no published recipe uses it.
+        norm_eps: of every LayerNorm.
+        shared_aln: one AdaLN projection for all blocks.
+        cond_drop_rate: share of labels replaced by "no class" in training.
+        attn_l2_norm: L2-normalize queries and keys.
+        patch_nums: sides of the token maps.
+        flash_if_available, fused_if_available: accepted for compatibility; `var_ext.backend` decides.
+
+    Raises:
+        ValueError: embed_dim is not a multiple of num_heads, patch_nums are not the tokenizer's, or attn_drop_rate > 0.
+    """
+
+    lvl_1L: Tensor
+
+    def __init__(
+        self,
+        vae_local: VQVAE,
+        num_classes: int = 1000,
+        depth: int = 16,
+        embed_dim: int = 1024,
+        num_heads: int = 16,
+        mlp_ratio: float = 4.0,
+        drop_rate: float = 0.0,
+        attn_drop_rate: float = 0.0,
+        drop_path_rate: float = 0.0,
+        norm_eps: float = 1e-6,
+        shared_aln: bool = False,
+        cond_drop_rate: float = 0.1,
+        attn_l2_norm: bool = False,
+        patch_nums: Sequence[int] = SCALES_256,
+        flash_if_available: bool = True,
+        fused_if_available: bool = True,
+    ) -> None:
+        super().__init__()
+        schedule = ScaleSchedule(patch_nums)
+        if embed_dim % num_heads:
+            raise ValueError(f"embed_dim must be a multiple of num_heads, got {embed_dim} and {num_heads}")
+        if schedule != vae_local.schedule:
+            raise ValueError(
+                f"patch_nums must be the tokenizer's {vae_local.schedule.patch_nums}, got {schedule.patch_nums}"
+            )
+        if attn_drop_rate:
+            raise ValueError(f"attn_drop_rate must be 0, got {attn_drop_rate}: attention has no dropout here")
+        self.config: dict[str, Any] = {
+            "num_classes": num_classes,
+            "depth": depth,
+            "embed_dim": embed_dim,
+            "num_heads": num_heads,
+            "mlp_ratio": mlp_ratio,
+            "drop_rate": drop_rate,
+            "drop_path_rate": drop_path_rate,
+            "norm_eps": norm_eps,
+            "shared_aln": shared_aln,
+            "cond_drop_rate": cond_drop_rate,
+            "attn_l2_norm": attn_l2_norm,
+            "patch_nums": list(patch_nums),
+        }
+        self.schedule, self.num_classes, self.cond_drop_rate = schedule, num_classes, cond_drop_rate
+        self.depth, self.C, self.num_heads = depth, embed_dim, num_heads
+        self.vae_proxy = (vae_local,)  # in a tuple: shared, not owned
+        self.Cvae, self.V = vae_local.Cvae, vae_local.vocab_size
+        self.L, self.first_l = schedule.num_tokens, schedule.lengths[0]
+
+        # 1. embeddings
+        self.word_embed = nn.Linear(self.Cvae, embed_dim)
+        self.class_emb = nn.Embedding(num_classes + 1, embed_dim)
+        self.pos_start = nn.Parameter(torch.empty(1, self.first_l, embed_dim))
+        self.pos_1LC = nn.Parameter(torch.empty(1, self.L, embed_dim))
+        self.lvl_embed = nn.Embedding(len(schedule), embed_dim)
+        for weight in (self.class_emb.weight, self.pos_start, self.pos_1LC, self.lvl_embed.weight):
+            nn.init.trunc_normal_(weight, std=math.sqrt(1 / (3 * embed_dim)))
+
+        # 2. blocks
+        shared = nn.Sequential(nn.SiLU(), nn.Linear(embed_dim, 6 * embed_dim))
+        self.shared_ada_lin = shared if shared_aln else nn.Identity()
+        rates = [drop_path_rate * n / max(depth - 1, 1) for n in range(depth)]
+        self.blocks = nn.ModuleList(
+            AdaLNSelfAttn(embed_dim, num_heads, mlp_ratio, drop_rate, rate, norm_eps, shared_aln, attn_l2_norm)
+            for rate in rates
+        )
+
+        # 3. head
+        self.head_nm = AdaLNBeforeHead(embed_dim, norm_eps)
+        self.head = nn.Linear(embed_dim, self.V)
+
+        # 4. buffers of the published checkpoints
+        levels = torch.cat([torch.full((n,), k) for k, n in enumerate(schedule.lengths)])
+        self.register_buffer("lvl_1L", levels[None])  # (1, L) scale of each token
+        mask = block_causal_mask(schedule, levels.device)
+        bias = torch.zeros(self.L, self.L).masked_fill(~mask, -torch.inf)
+        self.register_buffer("attn_bias_for_masking", bias[None, None])  # never used: attention knows the schedule
+
+    # ------------------------------------------------------------------ training
+
+    def forward(self, label_B: Tensor, x_BLCv_wo_first_l: Tensor | None) -> Tensor:
+        """Logits of every token under teacher forcing.
+
+        Args:
+            label_B: (B,) int64 in 0..num_classes; in training mode a share of `cond_drop_rate` is dropped.
+            x_BLCv_wo_first_l: (B, L' - p_0^2, Cvae) float32 from `idxBl_to_var_input`; may cover only the first scales
+                (progressive training), None the first alone.
+
+        Returns:
+            (B, L', V) float32.
+        """
+        if self.training:
+            dropped = torch.rand(label_B.shape, device=label_B.device) < self.cond_drop_rate
+            label_B = label_B.masked_fill(dropped, self.num_classes)
+        cond = self.class_emb(label_B)  # (B, C)
+        x = cond[:, None] + self.pos_start  # (B, p_0^2, C)
+        if x_BLCv_wo_first_l is not None:
+            words = self.word_embed(x_BLCv_wo_first_l.to(self.word_embed.weight.dtype))
+            x = torch.cat((x, words.to(x.dtype)), dim=1)  # (B, L', C)
+        schedule = self.schedule if x.shape[1] == self.L else self.schedule.prefix(x.shape[1])
+        x = x + self._positions()[:, : x.shape[1]]
+
+        x = x.to(self._dtype(x))
+        shared = self.shared_ada_lin(cond)
+        for block in self.blocks:
+            x = block(x, block.modulation(shared, x.dtype), schedule)
+        return self._logits(x, cond)
+
+    def _positions(self) -> Tensor:
+        return self.lvl_embed(self.lvl_1L) + self.pos_1LC  # (1, L, C)
+
+    def _dtype(self, x: Tensor) -> torch.dtype:
+        """Dtype of the residual stream: that of autocast, else of the weights."""
+        device = x.device.type
+        return torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else x.dtype
+
+    def _logits(self, x: Tensor, cond: Tensor) -> Tensor:
+        """Head, in float32 unless the weights are of another dtype: (B, L, C) -> (B, L, V) float32."""
+        x = x.to(self.head.weight.dtype)
+        return self.head(self.head_nm(x, self.head_nm.modulation(cond, x.dtype))).float()
+
+    # ------------------------------------------------------------------ sampling
+
+    @torch.no_grad()
+    def generate(self, label_B: Tensor, choose: Choose) -> Tensor:
+        """The loop over scales, with guidance halves side by side and a preallocated cache.
+
+        Args:
+            label_B: (B,) int64 in 0..num_classes.
+            choose: gets the logits (2B, l, V) of a scale, conditional half first, and the scale's index; returns the
+                codes, or mixtures of codes, that enter f_hat: (B, l, Cvae).
+
+        Returns:
+            f_hat (B, Cvae, P, P) float32, ready for `VQVAE.fhat_to_img`.
+
+        Raises:
+            ValueError: a label is out of range.
+        """
+        labels = self._checked_labels(label_B)
+        quantize, schedule = self.vae_proxy[0].quantize, self.schedule
+        cond = self.class_emb(torch.cat((labels, torch.full_like(labels, self.num_classes))))  # (2B, C)
+        positions = self._positions()
+        x = cond[:, None] + self.pos_start + positions[:, : self.first_l]
+        dtype = self._dtype(x)
+
+        shared = self.shared_ada_lin(cond)
+        modulations = [block.modulation(shared, dtype) for block in self.blocks]  # once an image, not once a scale
+        shape = (len(cond), self.L, self.num_heads, self.C // self.num_heads)
+        caches = [KVCache(x.new_empty(shape, dtype=dtype), x.new_empty(shape, dtype=dtype)) for _ in self.blocks]
+        f_hat = x.new_zeros(len(labels), self.Cvae, schedule.side, schedule.side, dtype=torch.float32)
+        for k, side in enumerate(schedule.patch_nums):
+            x = x.to(dtype)
+            for block, modulation, cache in zip(self.blocks, modulations, caches, strict=True):
+                x = block(x, modulation, cache)
+            codes = choose(self._logits(x, cond), k)  # (B, l, Cvae)
+            grid = codes.transpose(1, 2).unflatten(2, (side, side))
+            f_hat, pooled = quantize.get_next_autoregressive_input(k, len(schedule), f_hat, grid)
+            if k + 1 < len(schedule):
+                words = self.word_embed(pooled.flatten(2).transpose(1, 2).to(self.word_embed.weight.dtype))
+                x = (words + positions[:, schedule.slices[k + 1]]).repeat(2, 1, 1)  # (2B, l', C)
+        return f_hat
+
+    def _checked_labels(self, labels: Tensor) -> Tensor:
+        if labels.numel() and not 0 <= int(labels.min()) <= int(labels.max()) <= self.num_classes:
+            bad = labels[(labels < 0) | (labels > self.num_classes)].tolist()
+            raise ValueError(f"labels must be in 0..{self.num_classes} ({self.num_classes}: no class), got {bad}")
+        return labels
+
+    @torch.no_grad()
+    def autoregressive_infer_cfg(
+        self,
+        B: int,
+        label_B: int | Tensor | None,
+        g_seed: int | None = None,
+        cfg: float = 1.5,
+        top_k: int = 0,
+        top_p: float = 0.0,
+        more_smooth: bool = False,
+        *,
+        return_tokens: bool = False,
+    ) -> Tensor | tuple[Tensor, Tensor]:
+        """Sample images as the published code does, with its random stream: one generator for the batch.
+
+        Args:
+            B: batch.
+            label_B: (B,) int64, one label for all (negative: no class), or None for random ones.
+            g_seed: seed of the generator; None draws from torch's global one.
+            cfg: guidance; grows linearly over the scales up to this.
+            top_k, top_p: see `ops.sample_tokens`; 0 keeps all.
+            more_smooth: mix codes by a Gumbel-softmax instead of drawing one; for show, not for evaluation.
+            return_tokens: also return the drawn tokens.
+
+        Returns:
+            images (B, 3, S, S) float32 in [0, 1]; with `return_tokens` also tokens (B, L) int64.
+        """
+        device = self.lvl_1L.device
+        rng = None if g_seed is None else torch.Generator(device).manual_seed(g_seed)
+        if label_B is None:
+            uniform = torch.full((1, self.num_classes), 1 / self.num_classes, device=device)
+            label_B = uniform.multinomial(B, replacement=True, generator=rng).view(B)
+        elif isinstance(label_B, int):
+            label_B = torch.full((B,), label_B if label_B >= 0 else self.num_classes, device=device)
+        if label_B.shape != (B,):
+            raise ValueError(f"label_B must have shape (B,) = ({B},), got {tuple(label_B.shape)}")
+        codebook, tokens = self.vae_proxy[0].quantize.embedding, []
+
+        def choose(logits: Tensor, k: int) -> Tensor:
+            ratio = self.schedule.ratio(k)
+            t = cfg * ratio
+            logits = keep_top((1 + t) * logits[:B] - t * logits[B:], top_k, top_p)  # (B, l, V)
+            drawn = logits.softmax(dim=-1).flatten(0, 1).multinomial(1, replacement=True, generator=rng)
+            tokens.append(drawn.view(B, -1))
+            if not more_smooth:
+                return codebook(tokens[-1])
+            temperature = max(0.27 * (1 - 0.95 * ratio), 0.005)
+            gumbel = -torch.empty_like(logits).exponential_(generator=rng).log()
+            return ((logits * (1 + ratio) + gumbel) / temperature).softmax(dim=-1) @ codebook.weight
+
+        f_hat = self.generate(label_B, choose)
+        images = self.vae_proxy[0].fhat_to_img(f_hat).add(1).mul(0.5)
+        return (images, torch.cat(tokens, dim=1)) if return_tokens else images
+
+    # ------------------------------------------------------------------ initialisation
+
+    @torch.no_grad()
+    def init_weights(
+        self,
+        init_adaln: float = 0.5,
+        init_adaln_gamma: float = 1e-5,
+        init_head: float = 0.02,
+        init_std: float = 0.02,
+    ) -> None:
+        """Initialise for training as published.
+
+        Args:
+            init_adaln: factor on AdaLN's scale and shift rows.
+            init_adaln_gamma: factor on AdaLN's gate rows.
+            init_head: factor on the head's weight; negative leaves it.
+            init_std: of the truncated normal; negative takes sqrt(1 / (3 C)).
+        """
+        std = init_std if init_std >= 0 else math.sqrt(1 / (3 * self.C))
+        for module in self.modules():
+            if isinstance(module, nn.Linear | nn.Embedding):
+                nn.init.trunc_normal_(module.weight, std=std)
+            if isinstance(module, nn.Linear) and module.bias is not None:
+                nn.init.zeros_(module.bias)
+        if init_head >= 0:
+            self.head.weight.mul_(init_head)
+        self.head_nm.ada_lin[-1].weight.mul_(init_adaln)
+        for block in self.blocks:
+            block.attn.proj.weight.div_(math.sqrt(2 * self.depth))
+            block.ffn.fc2.weight.div_(math.sqrt(2 * self.depth))
+            six = block.ada_gss[0, 0] if block.shared_aln else block.ada_lin[-1].weight.unflatten(0, (6, -1))
+            six[:2].mul_(init_adaln_gamma)
+            six[2:].mul_(init_adaln)

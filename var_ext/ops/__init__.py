@@ -1,0 +1,30 @@
+"""The ops of VAR: checked, registered with `torch.library` as `torch.ops.var_ext.NAME`, one file an op.
+
+`var_ext.backend` decides whether a call runs the native kernel or the plain PyTorch of `var_ext.reference`.
+"""
+
+from var_ext.ops.adaln import adaln
+from var_ext.ops.area_downsample import area_downsample
+from var_ext.ops.bicubic_upsample import bicubic_upsample
+from var_ext.ops.block_causal_attention import block_causal_attention
+from var_ext.ops.cached_attention import cached_attention
+from var_ext.ops.group_norm_silu import group_norm_silu
+from var_ext.ops.nearest_code import nearest_code
+from var_ext.ops.qk_norm import qk_norm
+from var_ext.ops.residual_quantize import residual_quantize
+from var_ext.ops.residual_step import residual_step
+from var_ext.ops.sample_tokens import sample_tokens
+
+__all__ = [
+    "adaln",
+    "area_downsample",
+    "bicubic_upsample",
+    "block_causal_attention",
+    "cached_attention",
+    "group_norm_silu",
+    "nearest_code",
+    "qk_norm",
+    "residual_quantize",
+    "residual_step",
+    "sample_tokens",
+]

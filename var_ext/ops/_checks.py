@@ -1,0 +1,62 @@
+"""Checks of arguments; each message names the op, what was wanted and what came."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from var_ext import backend
+
+FLOATS = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
+
+
+def require(condition: bool, op: str, wanted: str, got: object) -> None:
+    """Raise ValueError unless the condition holds."""
+    if not condition:
+        raise ValueError(f"{op}: {wanted}, got {got}")
+
+
+def check_shape(op: str, name: str, tensor: Tensor, letters: str, *sizes: int | None) -> None:
+    """`letters` names the axes, as in "(V, C)"; `sizes` gives their lengths, None where any length will do."""
+    if not isinstance(tensor, Tensor):
+        raise TypeError(f"{op}: {name} must be a tensor of shape {letters}, got {type(tensor).__name__}")
+    shape = tensor.shape
+    if len(shape) == len(sizes) and all(
+        want is None or want == have for want, have in zip(sizes, shape, strict=True)
+    ):
+        return
+    known = ", ".join("*" if size is None else str(size) for size in sizes)
+    raise ValueError(f"{op}: {name} must have shape {letters} = ({known}), got {tuple(shape)}")
+
+
+def check_dtype(op: str, name: str, tensor: Tensor, allowed: Sequence[torch.dtype]) -> None:
+    """The dtype of one tensor must be among those allowed."""
+    if tensor.dtype not in allowed:
+        names = " or ".join(str(d).removeprefix("torch.") for d in allowed)
+        raise TypeError(f"{op}: {name} must be {names}, got {str(tensor.dtype).removeprefix('torch.')}")
+
+
+def check_together(op: str, *, same_dtype: bool = True, **tensors: Tensor | None) -> None:
+    """All tensors on one device that ops run on and, unless told otherwise, of one dtype."""
+    given = {name: tensor for name, tensor in tensors.items() if tensor is not None}
+    first = next(iter(given.values()))
+    if any(tensor.device != first.device for tensor in given.values()):
+        places = ", ".join(f"{name} on {tensor.device}" for name, tensor in given.items())
+        raise ValueError(f"{op}: all tensors must be on one device, got {places}")
+    if same_dtype and any(tensor.dtype != first.dtype for tensor in given.values()):
+        dtypes = ", ".join(f"{n} {str(t.dtype).removeprefix('torch.')}" for n, t in given.items())
+        raise TypeError(f"{op}: all tensors must have one dtype, got {dtypes}")
+    if backend.current() == "native" and first.device.type not in (*backend.DEVICES, "meta"):
+        raise ValueError(
+            f"{op}: tensors must be on {' or '.join(backend.DEVICES)} "
+            f"(VAR_EXT_BACKEND=reference runs anywhere), got {first.device}"
+        )
+
+
+def as_size(op: str, size: int | Sequence[int]) -> tuple[int, int]:
+    """(h, w) from a side or a pair, both at least 1."""
+    pair = (size, size) if isinstance(size, int) else tuple(size)
+    require(len(pair) == 2 and min(pair) >= 1, op, "size must be a side or (h, w), each at least 1", size)
+    return pair[0], pair[1]

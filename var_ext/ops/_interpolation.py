@@ -1,0 +1,71 @@
+"""Registration shared by the two interpolations: forward, backward, fakes and autograd."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from var_ext.ops._checks import FLOATS, as_size, check_dtype, check_shape, check_together
+from var_ext.ops._native import view
+from var_ext.ops._registry import differentiate, implement
+
+
+def register_interpolation(op: str, reference: Callable[[Tensor, tuple[int, int]], Tensor]) -> None:
+    """Register `op(x, h, w)` and `op_backward(grad, height, width)`; outputs are contiguous."""
+
+    def forward(x: Tensor, h: int, w: int) -> Tensor:
+        from var_ext import _C
+
+        out = fake(x, h, w)
+        getattr(_C, op)(view(x), view(out))
+        return out
+
+    def backward(grad: Tensor, height: int, width: int) -> Tensor:
+        from var_ext import _C
+
+        grad_in = fake(grad, height, width)
+        getattr(_C, f"{op}_backward")(view(grad), view(grad_in))
+        return grad_in
+
+    def fake(x: Tensor, h: int, w: int) -> Tensor:
+        return x.new_empty(x.shape[0], x.shape[1], h, w)
+
+    def reference_backward(grad: Tensor, height: int, width: int) -> Tensor:
+        size = (grad.shape[2], grad.shape[3])
+        _, pull = torch.func.vjp(lambda x: reference(x, size), fake(grad, height, width))
+        return pull(grad)[0].contiguous()
+
+    def setup_context(ctx: Any, inputs: tuple[Tensor, int, int], output: Tensor) -> None:
+        ctx.size = inputs[0].shape[2:]
+
+    def gradient(ctx: Any, grad: Tensor) -> tuple[Tensor, None, None]:
+        return getattr(torch.ops.var_ext, f"{op}_backward")(grad, *ctx.size), None, None
+
+    implement(
+        op,
+        f"{op}(Tensor x, SymInt h, SymInt w) -> Tensor",
+        native=forward,
+        fallback=lambda x, h, w: reference(x, (h, w)).contiguous(),
+        fake=fake,
+    )
+    implement(
+        op,
+        f"{op}_backward(Tensor grad, SymInt height, SymInt width) -> Tensor",
+        native=backward,
+        fallback=reference_backward,
+        fake=fake,
+    )
+    differentiate(op, gradient, setup_context)
+
+
+def checked_size(op: str, x: Tensor, size: int | tuple[int, int]) -> tuple[int, int]:
+    """Check the arguments of an interpolation; (h, w)."""
+    check_shape(op, "x", x, "(B, C, H, W)", None, None, None, None)
+    check_dtype(op, "x", x, FLOATS)
+    check_together(op, x=x)
+    if min(x.shape[2:]) < 1:
+        raise ValueError(f"{op}: x must have H and W of at least 1, got {tuple(x.shape)}")
+    return as_size(op, size)

@@ -1,0 +1,41 @@
+"""The one bridge from torch tensors to the compiled kernels."""
+
+from __future__ import annotations
+
+from functools import cache
+from typing import TYPE_CHECKING
+
+import torch
+
+if TYPE_CHECKING:
+    from var_ext import _C
+
+
+@cache
+def _bridge() -> tuple[type[_C.TensorView], dict[torch.dtype, _C.DType]]:
+    """The view class and the dtypes it takes; on first use, since the reference backend runs without _C."""
+    from var_ext import _C
+
+    return _C.TensorView, {
+        torch.float32: _C.DType.float32,
+        torch.float64: _C.DType.float64,
+        torch.bfloat16: _C.DType.bfloat16,
+        torch.float16: _C.DType.float16,
+        torch.int64: _C.DType.int64,
+    }
+
+
+def view(tensor: torch.Tensor) -> _C.TensorView:
+    """Borrow `tensor` (any shape and strides; float32, float64, bfloat16, float16 or int64) for one kernel call.
+
+    The view does not keep the tensor alive: hold the tensor until the kernel has returned.
+
+    Raises:
+        TypeError: the dtype has no kernel.
+    """
+    tensor_view, dtypes = _bridge()
+    dtype = dtypes.get(tensor.dtype)
+    if dtype is None:
+        wanted = ", ".join(str(known).removeprefix("torch.") for known in dtypes)
+        raise TypeError(f"native kernels take tensors of dtype {wanted}, got {tensor.dtype}")
+    return tensor_view(tensor.data_ptr(), tensor.shape, tensor.stride(), dtype)

@@ -1,0 +1,256 @@
+"""The published checkpoints: their names, how to read the `.pth` files, and the sizes their entries imply."""
+
+from __future__ import annotations
+
+import os
+import pickle
+import re
+import zipfile
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from var_ext.files import CheckpointError
+from var_ext.schedule import SCALES_256, SCALES_512
+
+REPOSITORY = "FoundationVision/var"
+TOKENIZER_FILE = "vae_ch160v4096z32.pth"
+MODELS = {f"var-d{depth}": depth for depth in (16, 20, 24, 30, 36)}
+# The settings of the published evaluation (paper, section 5.1; the same for all sizes).
+SAMPLING = {"cfg": 1.5, "top_k": 900, "top_p": 0.96}
+
+USAGE = "quantize.ema_vocab_hit_SV"  # (K, V): the one entry of a tokenizer that depends on the scales
+
+Entries = dict[str, torch.Tensor]
+
+
+def published_config(depth: int) -> dict[str, dict[str, Any]]:
+    """Constructor arguments of a published model, without downloading it.
+
+    Args:
+        depth: 16, 20, 24 or 30 (256 px) or 36 (512 px, one AdaLN projection shared by all blocks).
+
+    Returns:
+        {"vae": arguments of VQVAE, "var": arguments of VAR}.
+
+    Raises:
+        ValueError: no model of this depth was published.
+    """
+    if depth not in MODELS.values():
+        raise ValueError(f"depth must be one of {', '.join(map(str, MODELS.values()))}, got {depth}")
+    patch_nums = SCALES_512 if depth == 36 else SCALES_256
+    vae: dict[str, Any] = {
+        "vocab_size": 4096,
+        "z_channels": 32,
+        "ch": 160,
+        "ch_mult": (1, 1, 2, 2, 4),
+        "quant_conv_ks": 3,
+        "share_quant_resi": 4,
+        "v_patch_nums": patch_nums,
+        "test_mode": True,
+    }
+    return {
+        "vae": vae,
+        "var": _var_config(1000, depth, 64 * depth, depth, 4.0, depth == 36, True, patch_nums),
+    }
+
+
+def _var_config(
+    num_classes: int,
+    depth: int,
+    embed_dim: int,
+    num_heads: int,
+    mlp_ratio: float,
+    shared_aln: bool,
+    attn_l2_norm: bool,
+    patch_nums: tuple[int, ...],
+) -> dict[str, Any]:
+    """Arguments of VAR; the rates, which no checkpoint shows, are those of the published training."""
+    return {
+        "num_classes": num_classes,
+        "depth": depth,
+        "embed_dim": embed_dim,
+        "num_heads": num_heads,
+        "mlp_ratio": mlp_ratio,
+        "drop_rate": 0.0,
+        "attn_drop_rate": 0.0,
+        "drop_path_rate": 0.1 * depth / 24,
+        "norm_eps": 1e-6,
+        "shared_aln": shared_aln,
+        "cond_drop_rate": 0.1,
+        "attn_l2_norm": attn_l2_norm,
+        "patch_nums": patch_nums,
+    }
+
+
+def read_pth(path: str | os.PathLike[str]) -> tuple[Entries | None, Entries | None]:
+    """Reads a `.pth` file as tensors only: whatever else it asks Python to build is refused, not run.
+
+    A bare set of entries is recognised by its names; the published trainer's checkpoint,
+    {"trainer": {"vae_local": ..., "var_wo_ddp": ...}}, gives both models.
+
+    Returns:
+        (entries of the tokenizer or None, entries of the transformer or None), at least one of them.
+
+    Raises:
+        CheckpointError: missing, truncated, carrying code, or holding no model of the published kind.
+    """
+    file = Path(path)
+    try:
+        # Maps the file instead of copying it where the layout allows: torch's zip files, not the older kind.
+        content = torch.load(file, map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(file))
+    except OSError as error:
+        raise CheckpointError(f"could not read {file}: {error.strerror or error}") from error
+    except pickle.UnpicklingError as error:
+        wanted = re.search(r"GLOBAL ([\w.]+)", str(error))
+        came = f"asks for the Python object {wanted[1]}" if wanted else "is of another format"
+        raise CheckpointError(
+            f"{file} must be a file written by torch.save that holds tensors only, but {came}: refused by "
+            "torch.load(weights_only=True), and nothing in it was run"
+        ) from error
+    except (RuntimeError, EOFError, ValueError, KeyError) as error:  # what torch.load makes of a damaged file
+        size = file.stat().st_size
+        raise CheckpointError(
+            f"{file} must be a complete file written by torch.save, but its {size} bytes are cut short or "
+            "damaged; copy or download it again"
+        ) from error
+    return _split(content, file)
+
+
+def _split(content: object, file: Path) -> tuple[Entries | None, Entries | None]:
+    if isinstance(content, Mapping) and isinstance(content.get("trainer"), Mapping):
+        content = content["trainer"]
+    if isinstance(content, Mapping) and ("var_wo_ddp" in content or "vae_local" in content):
+        vae, var = content.get("vae_local"), content.get("var_wo_ddp")
+    elif isinstance(content, Mapping) and "quantize.embedding.weight" in content:
+        vae, var = content, None
+    elif isinstance(content, Mapping) and "pos_1LC" in content:
+        vae, var = None, content
+    else:
+        kind = type(content).__name__
+        came = f"the names {_first(list(content))}" if isinstance(content, Mapping) else f"a {kind}"
+        raise CheckpointError(
+            f"{file} must hold the entries of a VQVAE (quantize.embedding.weight ...), of a VAR (pos_1LC ...), "
+            f"or the published trainer's {{'trainer': {{'vae_local', 'var_wo_ddp'}}}}, got {came}"
+        )
+    for entries in (vae, var):
+        if entries is not None:
+            strangers = [name for name, value in entries.items() if not isinstance(value, torch.Tensor)]
+            if strangers:
+                raise CheckpointError(f"{file} must hold tensors only, but {_first(strangers)} are none")
+    return (None if vae is None else dict(vae)), (None if var is None else dict(var))
+
+
+def _first(names: Sequence[Any], count: int = 3) -> str:
+    return ", ".join(map(str, names[:count])) + (
+        f" and {len(names) - count} more" if len(names) > count else ""
+    )
+
+
+def _shape(entries: Mapping[str, torch.Tensor], name: str, ndim: int, source: str) -> tuple[int, ...]:
+    if name not in entries or entries[name].ndim != ndim:
+        came = f"shape {tuple(entries[name].shape)}" if name in entries else "no such entry"
+        raise CheckpointError(f"{source} must have an entry {name} with {ndim} dimensions, got {came}")
+    return tuple(entries[name].shape)
+
+
+def deduce_vae(
+    entries: Mapping[str, torch.Tensor], patch_nums: Sequence[int] | None, source: str
+) -> dict[str, Any]:
+    """Constructor arguments of the VQVAE that these entries belong to.
+
+    Args:
+        entries: name -> tensor; only shapes are read.
+        patch_nums: the scales; None takes the published 256 px ones if the entries were trained on ten
+            scales.
+        source: what to call the entries in an error.
+
+    Raises:
+        CheckpointError: entries that a VQVAE has are missing, or the scales have to be given.
+    """
+    num_scales = _shape(entries, USAGE, 2, source)[0]
+    if patch_nums is None and num_scales != len(SCALES_256):
+        raise CheckpointError(
+            f"{source} has {num_scales} scales: patch_nums must name their sides, none were given"
+        )
+    vocab_size, z_channels = _shape(entries, "quantize.embedding.weight", 2, source)
+    ch = _shape(entries, "encoder.conv_in.weight", 4, source)[0]
+    levels = len({name.split(".")[2] for name in entries if name.startswith("encoder.down.")})
+    widths = [_shape(entries, f"encoder.down.{i}.block.0.conv1.weight", 4, source)[0] for i in range(levels)]
+    partly_shared = len(
+        {n for n in entries if re.fullmatch(r"quantize\.quant_resi\.qresi_ls\.\d+\.weight", n)}
+    )
+    own = len({name for name in entries if re.fullmatch(r"quantize\.quant_resi\.\d+\.weight", name)})
+    return {
+        "vocab_size": vocab_size,
+        "z_channels": z_channels,
+        "ch": ch,
+        "ch_mult": tuple(width // ch for width in widths),
+        "quant_conv_ks": _shape(entries, "quant_conv.weight", 4, source)[2],
+        "share_quant_resi": partly_shared or (0 if own else 1),
+        "default_qresi_counts": own,
+        "v_patch_nums": tuple(patch_nums or SCALES_256),
+        "test_mode": True,
+    }
+
+
+def deduce_var(
+    entries: Mapping[str, torch.Tensor],
+    source: str,
+    *,
+    patch_nums: Sequence[int] | None = None,
+    num_heads: int | None = None,
+) -> dict[str, Any]:
+    """Constructor arguments of the VAR that these entries belong to.
+
+    Args:
+        entries: name -> tensor; besides shapes only the scale of each position (`lvl_1L`) is read, unless it
+            is on
+            the meta device: then the two published schedules are tried.
+        source: what to call the entries in an error.
+        patch_nums: the scales, where they can not be deduced.
+        num_heads: the number of heads, for models without QK L2 norm whose heads are not 64 channels wide.
+
+    Raises:
+        CheckpointError: entries that a VAR has are missing, or a size is needed and not given.
+    """
+    length, width = _shape(entries, "pos_1LC", 3, source)[1:]
+    num_scales = _shape(entries, "lvl_embed.weight", 2, source)[0]
+    scale_mul = entries.get("blocks.0.attn.scale_mul_1H11")
+    if scale_mul is not None:
+        num_heads = _shape(entries, "blocks.0.attn.scale_mul_1H11", 4, source)[1]
+    elif num_heads is None:
+        if width % 64:
+            raise CheckpointError(f"{source} is {width} wide, not a multiple of 64: num_heads must be given")
+        num_heads = width // 64
+    return _var_config(
+        num_classes=_shape(entries, "class_emb.weight", 2, source)[0] - 1,
+        depth=len({name.split(".")[1] for name in entries if name.startswith("blocks.")}),
+        embed_dim=width,
+        num_heads=num_heads,
+        mlp_ratio=_shape(entries, "blocks.0.ffn.fc1.weight", 2, source)[0] / width,
+        shared_aln="shared_ada_lin.1.weight" in entries,
+        attn_l2_norm=scale_mul is not None,
+        patch_nums=_patch_nums(entries.get("lvl_1L"), num_scales, length, patch_nums, source),
+    )
+
+
+def _patch_nums(
+    levels: torch.Tensor | None, num_scales: int, length: int, given: Sequence[int] | None, source: str
+) -> tuple[int, ...]:
+    """Sides of the scales: from the scale index of every position if it is there, else the published ones."""
+    if given is None and levels is not None and not levels.is_meta:
+        sides = tuple(round(int(count) ** 0.5) for count in levels.flatten().bincount(minlength=num_scales))
+        candidates = [sides]
+    else:
+        candidates = [SCALES_256, SCALES_512] if given is None else [tuple(given)]
+    for sides in candidates:
+        if len(sides) == num_scales and sum(side * side for side in sides) == length:
+            return sides
+    came = f", got {tuple(given)}" if given is not None else ""
+    raise CheckpointError(
+        f"{source} has {length} positions in {num_scales} scales: patch_nums must have {num_scales} sides "
+        f"whose squares sum to {length}{came}"
+    )

@@ -1,0 +1,30 @@
+"""Plain-PyTorch twins of every op: the oracle in tests, the baseline in benchmarks, the fallback where no kernel is.
+
+Same names and arguments as `var_ext.ops`; inputs are taken as checked.
+"""
+
+from var_ext.reference.adaln import adaln
+from var_ext.reference.area_downsample import area_downsample
+from var_ext.reference.bicubic_upsample import bicubic_upsample
+from var_ext.reference.block_causal_attention import block_causal_attention
+from var_ext.reference.cached_attention import cached_attention
+from var_ext.reference.group_norm_silu import group_norm_silu
+from var_ext.reference.nearest_code import nearest_code
+from var_ext.reference.qk_norm import qk_norm
+from var_ext.reference.residual_quantize import residual_quantize
+from var_ext.reference.residual_step import residual_step
+from var_ext.reference.sample_tokens import sample_tokens
+
+__all__ = [
+    "adaln",
+    "area_downsample",
+    "bicubic_upsample",
+    "block_causal_attention",
+    "cached_attention",
+    "group_norm_silu",
+    "nearest_code",
+    "qk_norm",
+    "residual_quantize",
+    "residual_step",
+    "sample_tokens",
+]

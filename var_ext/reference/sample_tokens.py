@@ -1,0 +1,77 @@
+"""Reference of `sample_tokens`, and the counter-based random numbers behind it."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+_LOW = 0xFFFFFFFF
+
+
+def philox4x32(counter: tuple[Tensor | int, ...], key: tuple[Tensor | int, Tensor | int]) -> tuple[Tensor, ...]:
+    """Philox4x32-10 (Salmon et al. 2011): four 32-bit words, held in int64, for each counter and key.
+
+    Args:
+        counter: four words in [0, 2^32), tensors that broadcast together.
+        key: two words likewise.
+    """
+    c0, c1, c2, c3 = (torch.as_tensor(c) for c in counter)
+    k0, k1 = key
+    for _ in range(10):
+        # a 32 x 32 bit product overflows int64, so each is taken in two halves of 16 bits
+        high0, low0 = _multiply(c0, 0xD2511F53)
+        high1, low1 = _multiply(c2, 0xCD9E8D57)
+        c0, c1, c2, c3 = high1 ^ c1 ^ k0, low1, high0 ^ c3 ^ k1, low0
+        k0, k1 = (k0 + 0x9E3779B9) & _LOW, (k1 + 0xBB67AE85) & _LOW
+    return c0, c1, c2, c3
+
+
+def _multiply(a: Tensor, b: int) -> tuple[Tensor, Tensor]:
+    low = a * (b & 0xFFFF)  # < 2^48
+    upper = a * (b >> 16) + (low >> 16)  # < 2^49: the product without its lowest 16 bits
+    return upper >> 16, ((upper & 0xFFFF) << 16) | (low & 0xFFFF)
+
+
+def uniform(seeds: Tensor, scale_index: int, positions: int) -> Tensor:
+    """One number in (0, 1) for each (image, position), (B, positions) float64, a pure function of its key."""
+    position = torch.arange(positions, device=seeds.device)[None, :]  # (1, L)
+    key = ((seeds & _LOW)[:, None], ((seeds >> 32) & _LOW)[:, None])
+    word = philox4x32((position, scale_index, 0, 0), key)[0]  # (B, L)
+    return (word.double() + 0.5) * 2.0**-32
+
+
+def keep_top(logits: Tensor, top_k: int, top_p: float) -> Tensor:
+    """Set to -inf what top-k and top-p drop; ties with the k-th value are kept. (..., V) -> (..., V)."""
+    if 0 < top_k < logits.shape[-1]:
+        kth = logits.topk(top_k, dim=-1).values[..., -1:]
+        logits = logits.masked_fill(logits < kth, -torch.inf)
+    if top_p > 0:
+        ascending, order = logits.sort(dim=-1)
+        dropped = ascending.softmax(dim=-1).cumsum(dim=-1) <= 1 - top_p
+        dropped[..., -1] = False  # the largest always stays
+        logits = logits.masked_fill(dropped.scatter(-1, order, dropped), -torch.inf)
+    return logits
+
+
+def sample_tokens(
+    logits: Tensor,  # (B, L, V), or (2B, L, V) with guidance
+    seeds: Tensor,  # (B,)
+    *,
+    scale_index: int,
+    cfg: float | None = None,
+    top_k: int = 0,
+    top_p: float = 0.0,
+) -> Tensor:
+    """Guidance, top-k, top-p, then one draw a position by inverting the distribution function: (B, L)."""
+    logits = logits.float()
+    if cfg is not None:
+        cond, uncond = logits.chunk(2)
+        logits = (1 + cfg) * cond - cfg * uncond  # (B, L, V)
+    # a row of -inf alone has no distribution either: its softmax is NaN
+    largest = logits.amax(dim=-1, keepdim=True)
+    if not bool(torch.isfinite(largest).all()):
+        raise ValueError("sample_tokens: each row of logits needs a finite maximum and no NaN, got a row without")
+    cumulative = keep_top(logits, top_k, top_p).softmax(dim=-1).double().cumsum(dim=-1)  # (B, L, V)
+    target = uniform(seeds, scale_index, logits.shape[1])[..., None] * cumulative[..., -1:]  # (B, L, 1)
+    # the first code whose cumulative probability exceeds the target: never one of probability zero
+    return torch.searchsorted(cumulative, target, right=True)[..., 0]

@@ -1,0 +1,174 @@
+"""From weights to images: one call, one random stream an image."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from var_ext import ops
+from var_ext.models import VAR, VQVAE
+
+DEFAULTS: Mapping[str, Any] = {"cfg": 1.5, "top_k": 900, "top_p": 0.96}  # of the published evaluation
+
+
+class Sampler:
+    """A tokenizer and a transformer, ready to draw images.
+
+    Each image has a seed of its own: the same (label, seed) takes the same random numbers in any batch, at any place in
+    it, on any device and with any number of threads.
+
+    Args:
+        vae, var: the two models, `var` built on `vae`; switched to evaluation.
+        class_names: name of each class, for show.
+        defaults: recommended cfg, top_k and top_p; those of the published evaluation where left out.
+
+    Raises:
+        ValueError: `var` was built on another tokenizer, names do not match classes, or a default is unknown.
+    """
+
+    def __init__(
+        self,
+        vae: VQVAE,
+        var: VAR,
+        *,
+        class_names: Sequence[str] | None = None,
+        defaults: Mapping[str, Any] | None = None,
+    ) -> None:
+        if var.vae_proxy[0] is not vae:
+            raise ValueError("var must be built on the vae that is given with it, got another one")
+        if class_names is not None and len(class_names) != var.num_classes:
+            raise ValueError(f"class_names must name {var.num_classes} classes, got {len(class_names)}")
+        unknown = sorted(set(defaults or {}) - set(DEFAULTS))
+        if unknown:
+            raise ValueError(f"defaults may hold {', '.join(DEFAULTS)}, got {', '.join(unknown)}")
+        self.vae, self.var = vae.eval(), var.eval()
+        self.class_names = list(class_names or map(str, range(var.num_classes)))
+        self.defaults = {**DEFAULTS, **(defaults or {})}
+
+    @property
+    def num_classes(self) -> int:
+        """Number of classes; the label `num_classes` means "no class"."""
+        return self.var.num_classes
+
+    @property
+    def image_size(self) -> int:
+        """Side of the images in pixels."""
+        return self.vae.image_size
+
+    @property
+    def device(self) -> torch.device:
+        """Where the models are."""
+        return self.var.lvl_1L.device
+
+    def to(self, device: torch.device | str) -> Sampler:
+        """Move both models; returns self."""
+        self.vae.to(device)
+        self.var.to(device)
+        return self
+
+    def __call__(
+        self,
+        labels: int | Sequence[int] | Tensor,
+        seeds: int | Sequence[int] | Tensor | None = None,
+        *,
+        cfg: float | None = None,
+        top_k: int | None = None,
+        top_p: float | None = None,
+        batch_size: int = 64,
+    ) -> Tensor:
+        """Draw one image for each (label, seed).
+
+        Args:
+            labels: (N,) classes in 0..num_classes, or one for all seeds.
+            seeds: (N,) integers of 64 bits, or one for all labels; None draws them from torch's global generator.
+            cfg: guidance; at scale k of K its weight is cfg * k / (K - 1). 0: none.
+            top_k, top_p: see `ops.sample_tokens`; 0 keeps all. None, here and above: the recommended value.
+            batch_size: how many images to draw at once.
+
+        Returns:
+            (N, 3, S, S) float32 in [0, 1].
+
+        Raises:
+            ValueError: a label or an option is out of range, or labels and seeds differ in number.
+        """
+        return self._draw(labels, seeds, cfg, top_k, top_p, batch_size)[0]
+
+    def tokens(
+        self,
+        labels: int | Sequence[int] | Tensor,
+        seeds: int | Sequence[int] | Tensor | None = None,
+        *,
+        cfg: float | None = None,
+        top_k: int | None = None,
+        top_p: float | None = None,
+        batch_size: int = 64,
+    ) -> Tensor:
+        """As a call, but the drawn tokens instead of images: (N, L) int64."""
+        return self._draw(labels, seeds, cfg, top_k, top_p, batch_size, decode=False)[1]
+
+    @torch.no_grad()
+    def _draw(
+        self,
+        labels: int | Sequence[int] | Tensor,
+        seeds: int | Sequence[int] | Tensor | None,
+        cfg: float | None,
+        top_k: int | None,
+        top_p: float | None,
+        batch_size: int,
+        decode: bool = True,
+    ) -> tuple[Tensor, Tensor]:
+        options = {
+            "cfg": self.defaults["cfg"] if cfg is None else cfg,
+            "top_k": self.defaults["top_k"] if top_k is None else top_k,
+            "top_p": self.defaults["top_p"] if top_p is None else top_p,
+        }
+        if batch_size < 1:
+            raise ValueError(f"batch_size must be at least 1, got {batch_size}")
+        pairs = self._pairs(labels, seeds)
+        side = self.image_size
+        images = [torch.empty(0, 3, side, side)] if decode else []
+        tokens = [torch.empty(0, self.var.L, dtype=torch.int64)]
+        for label, seed in zip(*(t.to(self.device).split(batch_size) for t in pairs), strict=True):
+            if not len(label):
+                continue
+            f_hat, drawn = self._draw_batch(label, seed, **options)
+            tokens.append(drawn)
+            if decode:
+                f_hat = f_hat.to(self.vae.post_quant_conv.weight.dtype)
+                images.append(self.vae.fhat_to_img(f_hat).float().add(1).mul(0.5))
+        return torch.cat([t.to(self.device) for t in images]) if decode else tokens[0], torch.cat(
+            [t.to(self.device) for t in tokens]
+        )
+
+    def _draw_batch(
+        self, labels: Tensor, seeds: Tensor, cfg: float, top_k: int, top_p: float
+    ) -> tuple[Tensor, Tensor]:
+        drawn: list[Tensor] = []
+
+        def choose(logits: Tensor, k: int) -> Tensor:
+            t = cfg * self.var.schedule.ratio(k)
+            drawn.append(ops.sample_tokens(logits, seeds, scale_index=k, cfg=t, top_k=top_k, top_p=top_p))
+            return self.vae.quantize.embedding(drawn[-1])  # (B, l, Cvae)
+
+        f_hat = self.var.generate(labels, choose)
+        return f_hat, torch.cat(drawn, dim=1)
+
+    def _pairs(
+        self, labels: int | Sequence[int] | Tensor, seeds: int | Sequence[int] | Tensor | None
+    ) -> tuple[Tensor, Tensor]:
+        """Labels and seeds as two (N,) int64 tensors."""
+        label = torch.as_tensor(labels, dtype=torch.int64)
+        if seeds is None:
+            seed = torch.randint(2**63 - 1, label.shape)
+        else:
+            seed = torch.as_tensor(seeds, dtype=torch.int64).to(label.device)
+        if label.ndim > 1 or seed.ndim > 1 or (label.ndim == seed.ndim == 1 and len(label) != len(seed)):
+            raise ValueError(
+                "labels and seeds must be one each or two lists of one length, "
+                f"got shapes {tuple(label.shape)} and {tuple(seed.shape)}"
+            )
+        label, seed = torch.broadcast_tensors(label, seed)
+        return label.reshape(-1), seed.reshape(-1)

@@ -1,0 +1,80 @@
+"""`last.ckpt`: all that a killed run needs to go on exactly where it was.
+
+A checkpoint is a dict of plain values and tensors, so it is read with `weights_only=True` and can never run code.
+`pins` is what the run was about (kind, data, recipe); a run about something else does not take the checkpoint.
+"""
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from var_ext.files import CheckpointError, atomic_write
+
+FORMAT = "var_ext/train/1"
+
+
+def save_checkpoint(path: Path, pins: Mapping[str, Any], step: int, state: Mapping[str, Any]) -> None:
+    """Write a checkpoint atomically.
+
+    Raises:
+        CheckpointError: it could not be written (full disk, no permission); an older file stays as it was.
+    """
+    content = {"format": FORMAT, "pins": dict(pins), "step": step, "state": dict(state)}
+    try:
+        with atomic_write(path) as handle:
+            torch.save(content, handle)
+    except RuntimeError as error:
+        # torch's zip writer turns a failed write into a RuntimeError of its own
+        if isinstance(error, CheckpointError):
+            raise
+        raise CheckpointError(
+            f"could not write {path}: {error.__context__ or error}; an older file is kept"
+        ) from error
+
+
+def load_checkpoint(path: Path, pins: Mapping[str, Any]) -> tuple[int, dict[str, Any]]:
+    """Read a checkpoint of a run with the same `pins`.
+
+    Returns:
+        steps done, state.
+
+    Raises:
+        CheckpointError: truncated or foreign file, or one of another run; says which values differ.
+    """
+    wanted = f"wanted a training checkpoint ({FORMAT}) in {path}"
+    try:
+        content = torch.load(path, map_location="cpu", weights_only=True)
+    # torch reports broken and foreign files by many classes: zip, pickle, EOF and runtime errors
+    except Exception as error:
+        raise CheckpointError(
+            f"{wanted}, got a file that cannot be read as one: {_first_line(error)}"
+        ) from error
+    if not isinstance(content, dict) or content.get("format") != FORMAT:
+        came = (
+            content.get("format", "no format entry") if isinstance(content, dict) else type(content).__name__
+        )
+        raise CheckpointError(f"{wanted}, got {came}")
+    differing = _differences(pins, content["pins"])
+    if differing:
+        raise CheckpointError(
+            f"{path} belongs to another run: {'; '.join(differing)}. "
+            "Start anew with resume=False (--no-resume), or choose another output folder"
+        )
+    return int(content["step"]), content["state"]
+
+
+def _differences(wanted: Mapping[str, Any], came: Mapping[str, Any], prefix: str = "") -> list[str]:
+    lines = []
+    for key in sorted({*wanted, *came}):
+        a, b = wanted.get(key, "nothing"), came.get(key, "nothing")
+        if isinstance(a, Mapping) and isinstance(b, Mapping):
+            lines += _differences(a, b, f"{key}.")
+        elif a != b:
+            lines.append(f"wanted {prefix}{key} = {a}, got {b}")
+    return lines
+
+
+def _first_line(error: Exception) -> str:
+    return str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__

@@ -1,0 +1,83 @@
+"""Against codebook collapse: codes start on features of the data, and codes that nothing uses are moved there.
+
+One codebook serves all scales, but the fine scales own almost all tokens, so the coarse ones (1x1 to 3x3) easily end
+up with a handful of codes. Both cures therefore share codes out by the *side* of a scale, not by its token count.
+To try another cure, call it from `TokenizerTask.step` beside `restart_codes`.
+"""
+
+from itertools import pairwise
+
+import torch
+from torch import Tensor
+
+from var_ext.models import VQVAE
+from var_ext.ops import area_downsample
+from var_ext.schedule import ScaleSchedule
+
+DEAD_SHARE = 0.03  # below this share of the uniform use a code counts as unused
+
+
+def residuals(vae: VQVAE, f: Tensor, schedule: ScaleSchedule) -> list[Tensor]:
+    """What each scale has to express given the coarser ones: K tensors (B * p_k * p_k, C)."""
+    f_hats = [torch.zeros_like(f), *vae.quantize.f_to_idxBl_or_fhat(f, to_fhat=True)]
+    return [_rows(f - f_hat, side) for f_hat, side in zip(f_hats, schedule.patch_nums, strict=False)]
+
+
+@torch.no_grad()
+def seed_codebook(vae: VQVAE, images: Tensor, schedule: ScaleSchedule) -> None:
+    """Fill the codebook (V, C) with features of `images` (N, 3, S, S), coarse to fine: the share of a scale is drawn
+    from what the codes of the coarser scales leave over."""
+    weight = vae.quantize.embedding.weight
+    f = vae.features(images).float()
+    filled = 0
+    for k, share in enumerate(_shares(len(weight), schedule)):
+        # rows not yet filled repeat a filled one, so that the quantizer of the scales before k ignores them
+        weight[filled:] = weight[0]
+        pool = residuals(vae, f, schedule)[k]
+        weight[filled : filled + share] = _draw(pool, share)
+        filled += share
+
+
+@torch.no_grad()
+def restart_codes(vae: VQVAE, images: Tensor, schedule: ScaleSchedule) -> Tensor:
+    """Move codes that are hardly used to residuals of `images` (B, 3, S, S).
+
+    Returns:
+        indices of the moved codes, (n,) int64.
+    """
+    weight = vae.quantize.embedding.weight
+    hits = vae.quantize.ema_vocab_hit_SV.sum(0)  # (V,)
+    dead = torch.nonzero(hits < DEAD_SHARE * hits.mean()).flatten()
+    if len(dead):
+        pools = residuals(vae, vae.features(images).float(), schedule)
+        shares = torch.tensor(schedule.patch_nums, dtype=torch.float64)
+        scale = torch.multinomial(shares, len(dead), replacement=True).to(dead.device)
+        for k, pool in enumerate(pools):
+            mine = dead[scale == k]
+            weight[mine] = _draw(pool, len(mine))
+    return dead
+
+
+def forget(optimizer: torch.optim.Optimizer, weight: Tensor, rows: Tensor) -> None:
+    """Zero the optimizer's moments of some rows, which belong to codes that are no more."""
+    for name, value in optimizer.state.get(weight, {}).items():
+        if name in ("exp_avg", "exp_avg_sq"):
+            value[rows] = 0
+
+
+def _rows(rest: Tensor, side: int) -> Tensor:
+    pooled = rest if side == rest.shape[-1] else area_downsample(rest, side)  # (B, C, p, p)
+    return pooled.permute(0, 2, 3, 1).reshape(-1, rest.shape[1])  # (B * p * p, C)
+
+
+def _draw(pool: Tensor, count: int) -> Tensor:
+    """`count` random rows of (N, C); different ones as long as there are enough."""
+    order = torch.randperm(len(pool), device="cpu").to(pool.device)
+    return pool[order.repeat(-(-count // len(pool)) if count else 1)[:count]]
+
+
+def _shares(total: int, schedule: ScaleSchedule) -> list[int]:
+    """Codes of each scale, in proportion to its side; they add up to `total`."""
+    sides = schedule.patch_nums
+    ends = [round(total * sum(sides[: k + 1]) / sum(sides)) for k in range(len(sides))]
+    return [end - start for start, end in pairwise([0, *ends])]

@@ -1,0 +1,217 @@
+"""The one training loop: batches, seeds, log, validation, checkpoints and the best weights.
+
+What is trained is a `Task`; to train something else, write another one. All randomness of step s is seeded by
+(seed, s) and the batch of step s is a pure function of (seed, s), so a run that was killed and resumed from its last
+checkpoint makes bitwise the weights of a run that was not (same machine, same number of threads).
+"""
+
+import json
+import logging
+import math
+import time
+from abc import ABC, abstractmethod
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+from tqdm import tqdm
+
+from var_ext.files import CheckpointError, atomic_write, write_json
+from var_ext.training.checkpoint import load_checkpoint, save_checkpoint
+from var_ext.training.recipes import Recipe
+
+log = logging.getLogger(__name__)
+
+CHECKPOINT, LOG, RECIPE = "last.ckpt", "log.jsonl", "recipe.json"
+
+
+@dataclass(frozen=True)
+class Moment:
+    """Where a training is: `step` of `total` (from 0), in `epoch`; `logged` says that the metrics will be read."""
+
+    step: int
+    total: int
+    epoch: int
+    logged: bool
+
+    @property
+    def progress(self) -> float:
+        """Share of the steps done, in [0, 1)."""
+        return self.step / self.total
+
+
+class Task(ABC):
+    """Something to train.
+
+    Attributes:
+        recipe: batch size, epochs, seed and so on.
+        num_items: images of an epoch.
+        device: where the weights are.
+        pins: plain values that a checkpoint must share with this run.
+    """
+
+    recipe: Recipe
+    num_items: int
+    device: torch.device
+    pins: dict[str, Any]
+
+    def start(self) -> None:
+        """Called once before step 0 of a new run, with seeded randomness."""
+
+    @abstractmethod
+    def feed(self, epoch: int, batches: Tensor) -> Iterable[Any]:
+        """What `step` gets for each row of `batches` (n, B) int64, the items of a part of `epoch`."""
+
+    @abstractmethod
+    def step(self, at: Moment, batch: Any) -> Mapping[str, Any]:
+        """One optimizer step; returns metrics, at least "loss", if `at.logged`."""
+
+    @abstractmethod
+    def validate(self) -> Mapping[str, Any]:
+        """Metrics on validation data, at least "loss"."""
+
+    @abstractmethod
+    def weights(self) -> dict[str, Tensor]:
+        """Copies of the weights that a finished run would keep now."""
+
+    @abstractmethod
+    def state_dict(self) -> dict[str, Any]:
+        """Tensors and plain values that `load_state_dict` needs to go on exactly."""
+
+    @abstractmethod
+    def load_state_dict(self, state: Mapping[str, Any]) -> None: ...
+
+
+def epoch_batches(seed: int, epoch: int, num_items: int, batch_size: int) -> Tensor:
+    """The batches of an epoch, (steps, batch) int64; the rest that fills no batch is left out."""
+    size = min(batch_size, num_items)
+    order = np.random.default_rng([seed, epoch]).permutation(num_items)[: num_items // size * size]
+    return torch.from_numpy(order.reshape(-1, size).astype(np.int64))
+
+
+def step_seed(seed: int, step: int) -> int:
+    """Seed of torch's generators for one step: (seed, step) mixed into 63 bits."""
+    return int(np.random.SeedSequence([seed, step]).generate_state(1, np.uint64)[0] >> np.uint64(1))
+
+
+def prepare(out: Path) -> None:
+    """Make the folder of a run, so that an unwritable one shows before hours of work. Raises CheckpointError."""
+    if not (out / LOG).exists():
+        with atomic_write(out / LOG):
+            pass
+
+
+def fit(task: Task, out: Path, *, resume: bool = True, progress: bool = True) -> dict[str, Tensor]:
+    """Train `task` to the end and return the kept weights.
+
+    Args:
+        task: what to train.
+        out: folder of last.ckpt and log.jsonl; made if missing.
+        resume: go on from `out`/last.ckpt if it is there; False starts anew and overwrites it.
+        progress: show a progress bar.
+
+    Raises:
+        CheckpointError: the checkpoint is broken or of another run, or `out` cannot be written.
+        RuntimeError: the loss is no longer finite; the last checkpoint is kept.
+    """
+    recipe = task.recipe
+    per_epoch = len(epoch_batches(recipe.seed, 0, task.num_items, recipe.batch_size))
+    total = recipe.epochs * per_epoch
+    path, done, best = out / CHECKPOINT, 0, None
+    gpus = [task.device] if task.device.type == "cuda" else []
+    with torch.random.fork_rng(devices=gpus):
+        if resume and path.exists():
+            done, best = _restore(task, path)
+            log.info("resuming %s at step %d of %d", path, done, total)
+        else:
+            torch.manual_seed(step_seed(recipe.seed, total))
+            task.start()
+        lines = _Log(out / LOG, done)
+        write_json(out / RECIPE, task.pins)
+        bar = tqdm(total=total, initial=done, disable=not progress, unit="step", dynamic_ncols=True)
+        shown: dict[str, str] = {}
+        with bar:
+            for step in range(done, total):
+                epoch, place = divmod(step, per_epoch)
+                if place == 0 or step == done:
+                    batches = epoch_batches(recipe.seed, epoch, task.num_items, recipe.batch_size)
+                    feed = iter(task.feed(epoch, batches[place:]))
+                batch = next(feed)
+                torch.manual_seed(step_seed(recipe.seed, step))
+                at = Moment(step, total, epoch, (step + 1) % recipe.log_every == 0 or step + 1 == total)
+                metrics = task.step(at, batch)
+                if at.logged:
+                    _check_finite(metrics["loss"], step)
+                    lines.write(step + 1, "train", metrics)
+                    shown |= {key: _short(value) for key, value in metrics.items() if key in SHOWN}
+                last = step + 1 == total
+                if last or (step + 1) % (recipe.validate_every * per_epoch) == 0:
+                    metrics = task.validate()
+                    lines.write(step + 1, "val", metrics)
+                    shown["val"] = _short(metrics["loss"])
+                    if recipe.select == "best" and (best is None or metrics["loss"] < best["loss"]):
+                        best = {"loss": float(metrics["loss"]), "step": step + 1, "weights": task.weights()}
+                bar.set_postfix(shown, refresh=False)
+                bar.update()
+                if last or (step + 1) % recipe.checkpoint_every == 0:
+                    save_checkpoint(path, task.pins, step + 1, {"task": task.state_dict(), "best": best})
+        return best["weights"] if best else task.weights()
+
+
+SHOWN = ("loss", "accuracy", "usage")  # metrics of the progress bar
+
+
+def _restore(task: Task, path: Path) -> tuple[int, dict[str, Any] | None]:
+    done, state = load_checkpoint(path, task.pins)
+    try:
+        task.load_state_dict(state["task"])
+        return done, state["best"]
+    except (KeyError, ValueError, RuntimeError, TypeError) as error:
+        raise CheckpointError(f"{path} does not fit the model of this recipe: {error}") from error
+
+
+def _check_finite(loss: float, step: int) -> None:
+    if not math.isfinite(loss):
+        raise RuntimeError(f"the loss must be finite, got {loss} at step {step + 1}: lower the learning rate")
+
+
+def _short(value: Any) -> str:
+    """A metric in few characters: numbers with 3 digits, lists joined by slashes."""
+    return "/".join(f"{v:.0f}" for v in value) if isinstance(value, list) else f"{value:.3g}"
+
+
+class _Log:
+    """log.jsonl: one JSON object a line with step, phase and metrics. Lines after step `done` are dropped first:
+    a killed run wrote them, and the resumed run writes them again."""
+
+    def __init__(self, path: Path, done: int) -> None:
+        kept = [line for line in _lines(path) if line["step"] <= done]
+        with atomic_write(path) as handle:
+            handle.write("".join(json.dumps(line) + "\n" for line in kept).encode())
+        self.path, self.began = path, time.monotonic()
+        self.before = max((float(line.get("seconds", 0)) for line in kept), default=0.0)
+
+    def write(self, step: int, phase: str, metrics: Mapping[str, Any]) -> None:
+        seconds = round(self.before + time.monotonic() - self.began, 2)
+        values = {key: _rounded(value) for key, value in metrics.items()}
+        with open(self.path, "a", encoding="utf-8") as file:
+            file.write(json.dumps({"step": step, "phase": phase, "seconds": seconds, **values}) + "\n")
+
+
+def _rounded(value: Any) -> Any:
+    return [_rounded(v) for v in value] if isinstance(value, list) else float(f"{float(value):.6g}")
+
+
+def _lines(path: Path) -> list[dict[str, Any]]:
+    """The whole lines of an earlier log; a line cut off by a kill is skipped."""
+    found = []
+    for line in path.read_text(encoding="utf-8").splitlines() if path.exists() else []:
+        try:
+            found.append(json.loads(line))
+        except ValueError:
+            log.warning("skipping a broken line in %s", path)
+    return [line for line in found if isinstance(line, dict) and "step" in line]

@@ -1,0 +1,99 @@
+"""Optimizer groups, learning-rate schedules and the moving average of weights: pure functions of the step.
+
+A new schedule is a function (step, total, ...) -> factor; nothing here keeps a counter, so a resumed run needs none.
+"""
+
+import math
+from collections.abc import Iterable
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+# Parts of published parameter names that are never decayed, besides biases and 1-d parameters.
+NO_DECAY = ("pos_1LC", "pos_start", "lvl_embed", "ada_gss", "scale_mul")
+WARMUP_START = 0.005
+FULL_SHARE = 0.05
+
+
+def param_groups(model: nn.Module) -> list[dict[str, Any]]:
+    """Two optimizer groups of the trainable parameters: decayed and not; `set_rates` reads their "decay" flag."""
+    groups: dict[bool, list[nn.Parameter]] = {True: [], False: []}
+    for name, parameter in model.named_parameters():
+        if parameter.requires_grad:
+            exempt = parameter.ndim == 1 or name.endswith("bias") or any(part in name for part in NO_DECAY)
+            groups[not exempt].append(parameter)
+    return [{"params": params, "decay": decay} for decay, params in groups.items() if params]
+
+
+def warmup_factor(step: int, total: int, warmup: float) -> float | None:
+    """Factor on the learning rate while it rises from `WARMUP_START`, None afterwards."""
+    steps = round(warmup * total)
+    return WARMUP_START + (1 - WARMUP_START) * step / steps if step < steps else None
+
+
+def linear_factor(step: int, total: int, *, warmup: float, end: float) -> float:
+    """Warm-up, 5 % of the remaining steps at full rate, then linear to `end` (the published VAR schedule)."""
+    rising = warmup_factor(step, total, warmup)
+    if rising is not None:
+        return rising
+    passed = _passed(step, total, warmup)
+    return 1.0 if passed < FULL_SHARE else end + (1 - end) * (1 - passed) / (1 - FULL_SHARE)
+
+
+def cosine_factor(step: int, total: int, *, warmup: float, end: float) -> float:
+    """Warm-up, then half a cosine from 1 to `end`."""
+    rising = warmup_factor(step, total, warmup)
+    return rising if rising is not None else cosine(_passed(step, total, warmup), 1.0, end)
+
+
+def cosine(passed: float, start: float, end: float) -> float:
+    """From `start` (passed = 0) to `end` (passed = 1) along half a cosine."""
+    return end + (start - end) * (0.5 + 0.5 * math.cos(math.pi * passed))
+
+
+def set_rates(optimizer: torch.optim.Optimizer, lr: float, weight_decay: float = 0.0) -> None:
+    """Write learning rate and weight decay into the groups of `param_groups`."""
+    for group in optimizer.param_groups:
+        group["lr"], group["weight_decay"] = lr, weight_decay if group["decay"] else 0.0
+
+
+def _passed(step: int, total: int, warmup: float) -> float:
+    start = round(warmup * total)
+    return (step - start) / max(1, total - 1 - start)
+
+
+class Ema:
+    """Moving average of the trainable parameters of a model.
+
+    The decay warms up as (1 + step) / (10 + step), so a short run does not remember its initial weights.
+    """
+
+    def __init__(self, model: nn.Module, decay: float) -> None:
+        self.decay = decay
+        self.average = {name: p.detach().clone() for name, p in _trainable(model)}
+
+    @torch.no_grad()
+    def update(self, model: nn.Module, step: int) -> None:
+        """Take in the parameters after `step` (counted from 0)."""
+        decay = min(self.decay, (1 + step) / (10 + step))
+        current = [p.detach() for _, p in _trainable(model)]
+        torch._foreach_lerp_(list(self.average.values()), current, 1 - decay)
+
+    def state_dict(self) -> dict[str, Tensor]:
+        return self.average
+
+    def load_state_dict(self, state: dict[str, Tensor]) -> None:
+        """Take over an average of the same names; raises KeyError where one is missing."""
+        for name, tensor in self.average.items():
+            tensor.copy_(state[name])
+
+
+def averaged(model: nn.Module, ema: Ema | None) -> dict[str, Tensor]:
+    """Clones of all entries of the model, the averaged ones from `ema` if there is one."""
+    entries = {**model.state_dict(), **(ema.average if ema else {})}
+    return {name: tensor.detach().clone() for name, tensor in entries.items()}
+
+
+def _trainable(model: nn.Module) -> Iterable[tuple[str, nn.Parameter]]:
+    return ((name, p) for name, p in model.named_parameters() if p.requires_grad)

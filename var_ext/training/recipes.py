@@ -1,0 +1,207 @@
+"""Everything that decides what a training makes, as two frozen dataclasses with documented fields.
+
+Each field is an option of the command line. To add one: give it a default that keeps what the recipe did before and
+read it in `tokenizer.py` or `var.py`; a checkpoint remembers all fields except those marked `free`, and a run with
+other values does not resume from it.
+"""
+
+from dataclasses import MISSING, Field, dataclass, field, fields, replace
+from typing import TYPE_CHECKING, Any, get_args, get_origin
+
+from var_ext.schedule import SCALES_256
+
+if TYPE_CHECKING:
+    from typing_extensions import Self
+
+# depth -> (batch size, epochs, base lr, last weight decay, last lr, gamma init) of the published runs
+PUBLISHED = {
+    16: (768, 200, 1e-4, 0.05, 0.1, 1e-3),
+    20: (768, 250, 1e-4, 0.05, 0.1, 1e-3),
+    24: (768, 350, 8e-5, 0.05, 0.01, 1e-4),
+    30: (1024, 350, 8e-5, 0.08, 0.01, 1e-5),
+    36: (768, 350, 8e-5, 0.08, 0.01, 5e-6),
+}
+
+
+def option(default: Any, text: str, *, free: bool = False) -> Any:
+    """A field with a help text; `free` fields do not change the weights and may differ when a run resumes."""
+    return field(default=default, metadata={"help": text, "free": free})
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """What both trainers share."""
+
+    seed: int = option(0, "seed of weights, batches, augmentation and dropout")
+    epochs: int = option(100, "passes over the training images")
+    batch_size: int = option(64, "images a step; the rest of an epoch that fills no batch is left out")
+    augment: float = option(
+        0.0, "strength of the augmentation, 0 is none (folders: above 0 is a random crop)"
+    )
+    ema: float = option(0.0, "decay of the moving average of the weights that is kept, 0 is none")
+    select: str = option("last", "which weights are kept: 'last', or 'best' by validation loss")
+    validate_every: int = option(1, "epochs between two validations")
+    checkpoint_every: int = option(200, "steps between two checkpoints", free=True)
+    log_every: int = option(10, "steps between two lines of log.jsonl", free=True)
+    workers: int = option(0, "processes that read images, 0 reads in the trainer itself", free=True)
+    half: bool = option(False, "store the finished weights as fp16 instead of fp32", free=True)
+
+    def __post_init__(self) -> None:
+        for name in ("epochs", "batch_size", "validate_every", "checkpoint_every", "log_every"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name} must be at least 1, got {getattr(self, name)}")
+        if self.select not in ("last", "best"):
+            raise ValueError(f"select must be 'last' or 'best', got {self.select!r}")
+        if not 0 <= self.ema < 1:
+            raise ValueError(f"ema must be in [0, 1), got {self.ema}")
+
+    def with_options(self, **options: Any) -> "Self":
+        """A copy with some fields replaced; text is converted to the type of the field ("1,2,3" to a tuple).
+
+        Raises:
+            ValueError: unknown field, or text that is not a value of its type.
+        """
+        known = {f.name: f for f in fields(self)}
+        unknown = sorted(set(options) - set(known))
+        if unknown:
+            raise ValueError(
+                f"options of {type(self).__name__} are {', '.join(known)}; got {', '.join(unknown)}"
+            )
+        return replace(self, **{name: _convert(known[name], value) for name, value in options.items()})
+
+    def pinned(self) -> dict[str, Any]:
+        """Name -> value of every field that decides the weights; tuples as lists."""
+        values = {f.name: getattr(self, f.name) for f in fields(self) if not f.metadata["free"]}
+        return {name: list(v) if isinstance(v, tuple) else v for name, v in values.items()}
+
+
+@dataclass(frozen=True)
+class TokenizerRecipe(Recipe):
+    """Training of the multi-scale VQVAE. The defaults are those of 256 px images (paper, section 3.2).
+
+    Loss: l1 |x - y| + l2 (x - y)^2 + quantizer loss + perceptual hook + adversarial term.
+    """
+
+    vocab_size: int = option(4096, "codes, V")
+    z_channels: int = option(32, "channels of a code")
+    ch: int = option(160, "base width of encoder and decoder")
+    ch_mult: tuple[int, ...] = option(
+        (1, 1, 2, 2, 4), "width of each level over ch; n levels shrink by 2^(n-1)"
+    )
+    patch_nums: tuple[int, ...] = option(SCALES_256, "side of the token map of each scale")
+    share_quant_resi: int = option(4, "convolutions phi shared by the scales")
+    using_znorm: bool = option(False, "pick codes by cosine instead of distance")
+    beta: float = option(0.25, "weight of the commitment part of the quantizer loss")
+    dropout: float = option(0.0, "dropout in encoder and decoder")
+    lr: float = option(3e-4, "peak learning rate")
+    lr_end: float = option(0.01, "last learning rate over the peak; cosine in between")
+    warmup: float = option(0.02, "share of the steps in which the learning rate rises")
+    clip: float = option(10.0, "largest norm of the gradient")
+    weight_l1: float = option(0.2, "weight of |x - y|")
+    weight_l2: float = option(1.0, "weight of (x - y)^2")
+    weight_vq: float = option(1.0, "weight of the quantizer loss")
+    weight_perceptual: float = option(0.5, "weight of the perceptual hook, if one is given")
+    weight_adversarial: float = option(0.0, "weight of the adversarial term, 0 builds no discriminator")
+    adversarial_start: float = option(0.22, "share of the steps after which the discriminator begins")
+    adversarial_warmup: float = option(0.02, "share of the steps in which its weight rises")
+    codebook_init: int = option(512, "images whose features become the first codes, 0 keeps the random codes")
+    restart_every: int = option(100, "steps between restarts of unused codes, 0 is never")
+    restart_until: float = option(0.7, "share of the steps after which no code is restarted")
+
+    @property
+    def image_size(self) -> int:
+        """Side of the images in pixels."""
+        return self.patch_nums[-1] * 2 ** (len(self.ch_mult) - 1)
+
+    @classmethod
+    def digits(cls) -> "TokenizerRecipe":
+        """32 px handwritten digits on two CPU cores in minutes."""
+        return cls(
+            epochs=40, batch_size=64, augment=1.0, ema=0.998, half=True, vocab_size=256, z_channels=16, ch=32,
+            ch_mult=(1, 2, 2), patch_nums=(1, 2, 3, 4, 6, 8), lr=1e-3, restart_every=25, validate_every=5,
+        )  # fmt: skip
+
+    @classmethod
+    def paper(cls) -> "TokenizerRecipe":
+        """The published 256 px tokenizer; LPIPS has to be passed to `train_tokenizer` as its perceptual hook."""
+        return cls(epochs=16, batch_size=768, augment=1.0, ema=0.9999, weight_adversarial=0.4, workers=8)
+
+
+@dataclass(frozen=True)
+class VARRecipe(Recipe):
+    """Training of the transformer on the tokens of a trained tokenizer. The defaults are those of VAR-d16."""
+
+    depth: int = option(16, "transformer blocks")
+    embed_dim: int = option(1024, "width")
+    num_heads: int = option(16, "heads")
+    mlp_ratio: float = option(4.0, "width of the MLP over the width")
+    drop_rate: float = option(0.0, "dropout after attention and MLP")
+    drop_path_rate: float = option(0.1 * 16 / 24, "share of dropped residual branches in the last block")
+    shared_aln: bool = option(False, "one AdaLN projection for all blocks")
+    attn_l2_norm: bool = option(True, "normalize queries and keys")
+    cond_drop_rate: float = option(0.1, "share of labels replaced by 'no class' in training")
+    init_adaln: float = option(0.5, "factor on the initial AdaLN rows for scale and shift")
+    init_adaln_gamma: float = option(1e-3, "factor on the initial AdaLN rows for the gates")
+    init_head: float = option(0.02, "factor on the initial head")
+    base_lr: float = option(1e-4, "peak learning rate for 256 images a step; it grows with the batch")
+    lr_end: float = option(0.1, "last learning rate over the peak")
+    warmup: float = option(0.02, "share of the steps in which the learning rate rises")
+    weight_decay: float = option(0.05, "weight decay at the start")
+    weight_decay_end: float = option(0.05, "weight decay at the end; cosine in between")
+    clip: float = option(2.0, "largest norm of the gradient")
+    label_smoothing: float = option(0.0, "label smoothing of the training loss")
+    copies: int = option(1, "augmented versions of each training image whose tokens are kept")
+    pg: float = option(0.0, "share of the steps of progressive training, 0 is none")
+    pg0: int = option(4, "scale index that progressive training starts from")
+    autocast: str = option("fp32", "precision of the forward pass: 'fp32' or 'bf16'")
+    cfg: float = option(1.5, "guidance that the finished model recommends", free=True)
+    top_k: int = option(900, "top-k that the finished model recommends", free=True)
+    top_p: float = option(0.96, "top-p that the finished model recommends", free=True)
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.autocast not in ("fp32", "bf16"):
+            raise ValueError(f"autocast must be 'fp32' or 'bf16', got {self.autocast!r}")
+        if self.copies < 1:
+            raise ValueError(f"copies must be at least 1, got {self.copies}")
+
+    @classmethod
+    def digits(cls) -> "VARRecipe":
+        """A small transformer for the digits on two CPU cores in minutes."""
+        return cls(
+            epochs=60, batch_size=64, augment=1.0, copies=20, half=True, select="best", validate_every=5,
+            depth=4, embed_dim=128, num_heads=2, drop_rate=0.1, drop_path_rate=0.05, base_lr=4e-3, warmup=0.05,
+            ema=0.995, init_adaln_gamma=1e-2, cfg=1.5, top_k=0, top_p=0.96,
+        )  # fmt: skip
+
+    @classmethod
+    def paper(cls, depth: int = 16) -> "VARRecipe":
+        """The published recipe of a depth: 16, 20, 24, 30 (256 px) or 36 (512 px)."""
+        if depth not in PUBLISHED:
+            raise ValueError(f"depth must be one of {', '.join(map(str, PUBLISHED))}, got {depth}")
+        batch, epochs, base_lr, decay_end, lr_end, gamma = PUBLISHED[depth]
+        return cls(
+            epochs=epochs, batch_size=batch, augment=1.0, autocast="bf16", workers=8, copies=10, depth=depth,
+            embed_dim=64 * depth, num_heads=depth, drop_path_rate=0.1 * depth / 24, shared_aln=depth == 36,
+            base_lr=base_lr, weight_decay_end=decay_end, lr_end=lr_end, init_adaln_gamma=gamma,
+        )  # fmt: skip
+
+
+def _convert(spec: "Field[Any]", value: Any) -> Any:
+    """`value` as the type of the field; text is parsed."""
+    wanted: Any = spec.type
+    try:
+        if get_origin(wanted) is tuple:
+            parts = value.split(",") if isinstance(value, str) else value
+            return tuple(get_args(wanted)[0](part) for part in parts)
+        if wanted is bool and isinstance(value, str):
+            return {"true": True, "1": True, "yes": True, "false": False, "0": False, "no": False}[
+                value.lower()
+            ]
+        return wanted(value)
+    except (KeyError, ValueError, TypeError) as error:
+        came = f"got {value!r}"
+        default = "" if spec.default is MISSING else f" such as {spec.default!r}"
+        raise ValueError(
+            f"{spec.name} must be a {getattr(wanted, '__name__', wanted)}{default}, {came}"
+        ) from error
