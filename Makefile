@@ -29,7 +29,8 @@ test: $(STAMP)  ## environment, build, tests
 	$(BIN)/python -m pytest -q $(TESTS)
 
 bench: $(STAMP)  ## all benchmarks; writes benchmarks/RESULTS.md
-	$(BIN)/python benchmarks/run.py
+	$(BIN)/python -m pytest -q benchmarks/bench_*.py --benchmark-only --benchmark-quiet --benchmark-json=benchmarks/latest.json
+	$(BIN)/python benchmarks/render.py benchmarks/latest.json
 
 lint: $(STAMP)  ## ruff, clang-format, mypy
 	$(BIN)/ruff check .
@@ -50,5 +51,6 @@ $(STAMP): $(BUILD_INPUTS)
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 10) and \
 	  f"var_ext needs Python 3.10 or newer, got {sys.version.split()[0]}; name another with: make PYTHON=python3.11")'
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	@echo "Installing into $(VENV) and building; PyTorch makes the first time slow."
 	$(BIN)/python -m pip install --quiet --editable '.[dev]'
 	@touch $@

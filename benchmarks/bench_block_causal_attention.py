@@ -1,7 +1,7 @@
 """block_causal_attention of d16 over the ten scales of 256 px.
 
-Besides the dense mask of the reference: the mask made once, SDPA on each scale's own slice (no mask, nothing wasted),
-and FlexAttention with the same block mask.
+Besides the dense mask of the reference: the mask made once, SDPA on each scale's own slice (no mask, nothing
+wasted), and FlexAttention with the same block mask.
 """
 
 from __future__ import annotations
@@ -36,7 +36,9 @@ def sdpa_a_scale(q: Tensor, k: Tensor, v: Tensor, schedule: ScaleSchedule) -> Te
 def contest(batch: int, heads: int, dim: int, patch_nums: tuple[int, ...]) -> Contest:
     schedule = ScaleSchedule(patch_nums)
     length = schedule.num_tokens
-    q, k, v = torch.randn(batch, length, 3, heads, dim).mul(dim**-0.25).unbind(2)  # (B, L, H, D), strided as qkv is
+    q, k, v = (
+        torch.randn(batch, length, 3, heads, dim).mul(dim**-0.25).unbind(2)
+    )  # (B, L, H, D), strided as qkv is
     mask = block_causal_mask(schedule, q.device)  # (L, L)
     scale_of = torch.repeat_interleave(torch.tensor(schedule.lengths))  # (L,)
     block_mask = create_block_mask(

@@ -1,4 +1,4 @@
-"""cached_attention of d16 with guidance: an early, a middle and the last scale of 256 px against the cache."""
+"""cached_attention of d16 with guidance: an early, a middle and the last scale of 256 px with the cache."""
 
 from __future__ import annotations
 
@@ -9,7 +9,9 @@ from torch import Tensor
 from var_ext import ops, reference
 
 SHAPES = {
-    f"{queries} queries, {length} keys": dict(batch=2, heads=16, dim=64, queries=queries, length=length, room=680)
+    f"{queries} queries, {length} keys": dict(
+        batch=2, heads=16, dim=64, queries=queries, length=length, room=680
+    )
     for queries, length in ((4, 5), (64, 155), (256, 680))
 }
 SMOKE = dict(batch=1, heads=2, dim=16, queries=4, length=5, room=14)

@@ -21,14 +21,20 @@ COMPETITORS = ("var_ext", "reference", "cdist", "torch.compile")
 
 def by_cdist(x: Tensor, codebook: Tensor, cosine: bool) -> Tensor:
     if cosine:
-        x, codebook = torch.nn.functional.normalize(x, dim=-1), torch.nn.functional.normalize(codebook, dim=-1)
+        x, codebook = (
+            torch.nn.functional.normalize(x, dim=-1),
+            torch.nn.functional.normalize(codebook, dim=-1),
+        )
     return torch.cdist(x, codebook).argmin(dim=-1)
 
 
 def equally_near(x: Tensor, codebook: Tensor, cosine: bool, index: Tensor, expected: Tensor) -> None:
     """Two answers may differ where two codes are equally near up to fp32 rounding."""
     if cosine:
-        x, codebook = torch.nn.functional.normalize(x, dim=-1), torch.nn.functional.normalize(codebook, dim=-1)
+        x, codebook = (
+            torch.nn.functional.normalize(x, dim=-1),
+            torch.nn.functional.normalize(codebook, dim=-1),
+        )
     near, nearest = ((x - codebook[i]).double().square().sum(-1) for i in (index, expected))
     torch.testing.assert_close(near, nearest, rtol=1e-5, atol=1e-5)
 

@@ -28,7 +28,9 @@ def contest(batch: int) -> Contest:
 
         return call
 
-    return Contest({"var_ext": drawn("native"), "reference": drawn("reference")}, check=same_pictures, images=batch)
+    return Contest(
+        {"var_ext": drawn("native"), "reference": drawn("reference")}, check=same_pictures, images=batch
+    )
 
 
 def same_pictures(result: Tensor, expected: Tensor) -> None:

@@ -1,19 +1,23 @@
 """Runs the benchmark files: shape by shape, lap by lap, competitor by competitor.
 
-A file gives `SHAPES` (name -> arguments), `SMOKE` (arguments small enough for a test), `COMPETITORS` (names) and a function
-`contest(**arguments) -> Contest`; its one test is `race()`.
+A file gives `SHAPES` (name -> arguments), `SMOKE` (arguments small enough for a test), `COMPETITORS` (names)
+and a function `contest(**arguments) -> Contest`; its one test is `race()`.
 """
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable
 from types import ModuleType
+from typing import Any
 
 import contest as contests
 import pytest
 import torch
 
 from var_ext import backend
+
+_load = os.getloadavg()[0]  # before the run: what else this machine was doing
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
@@ -24,6 +28,16 @@ def pytest_configure(config: pytest.Config) -> None:
     if config.getoption("--smoke"):
         contests.compile_backend = "eager"
     torch.set_num_threads(contests.threads())
+
+
+def pytest_benchmark_update_machine_info(config: pytest.Config, machine_info: dict[str, Any]) -> None:
+    from var_ext import _C
+
+    del machine_info["node"]  # the name of a machine is nobody's business
+    machine_info["torch"] = torch.__version__
+    machine_info["load"] = _load
+    machine_info["threads"] = torch.get_num_threads()
+    machine_info["var_ext"] = {**_C.build_info(), "isa": _C.isa()}
 
 
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
@@ -57,7 +71,9 @@ def _contest(module: ModuleType, shape: str) -> contests.Contest:
 
 
 @pytest.fixture
-def race(request: pytest.FixtureRequest, benchmark, shape: str, lap: int, competitor: str) -> Callable[[], None]:  # noqa: ANN001
+def race(
+    request: pytest.FixtureRequest, benchmark, shape: str, lap: int, competitor: str
+) -> Callable[[], None]:
     """Checks the competitor against the reference, then times it for one lap."""
 
     def run() -> None:

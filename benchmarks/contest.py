@@ -24,7 +24,7 @@ class Contest:
     """Competitors on the inputs of one shape, the reference among them.
 
     Args:
-        competitors: name -> a call without arguments; "reference" is the one that all others are checked against.
+        competitors: name -> a call without arguments; the others are checked against "reference".
         bytes: what the op has to read and write at least.
         flops: what it has to compute at least.
         images: pictures that one call draws (end to end only).

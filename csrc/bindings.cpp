@@ -8,6 +8,10 @@
 #include "ops/bicubic_upsample.h"
 #include "ops/nearest_code.h"
 
+#if defined(VAR_EXT_CUDA_VERSION)
+#include "cuda/devices.h"
+#endif
+
 namespace py = pybind11;
 using namespace var_ext;
 
@@ -15,7 +19,8 @@ namespace {
 
 using Resample = void (*)(const ResampleParams&);
 
-void def_resample(py::module_& m, const char* name, Resample cpu, const char* in, const char* out, const char* doc) {
+void def_resample(py::module_& m, const char* name, Resample cpu, const char* in, const char* out,
+                  const char* doc) {
     m.def(
         name,
         [=](const TensorView& source, const TensorView& target) {
@@ -41,6 +46,12 @@ py::dict build_info() {
 #endif
     return info;
 }
+
+#if !defined(VAR_EXT_CUDA_VERSION)
+std::vector<std::string> cuda_devices() {
+    return {};
+}
+#endif
 
 py::dict cpu_info() {
     std::vector<std::string> names;
@@ -84,17 +95,23 @@ PYBIND11_MODULE(_C, m) {
             cpu::nearest_code(nearest_code_params(x, codebook, out, cosine));
         },
         py::arg("x"), py::arg("codebook"), py::arg("out"), py::arg("cosine"),
-        py::call_guard<py::gil_scoped_release>(), "Index of the nearest codebook entry: (N, C), (V, C) -> (N,).");
-    def_resample(m, "area_downsample", cpu::area_downsample, "x", "out", "(B, C, H, W) -> (B, C, h, w): window means.");
+        py::call_guard<py::gil_scoped_release>(),
+        "Index of the nearest codebook entry: (N, C), (V, C) -> (N,).");
+    def_resample(m, "area_downsample", cpu::area_downsample, "x", "out",
+                 "(B, C, H, W) -> (B, C, h, w): window means.");
     def_resample(m, "area_downsample_backward", cpu::area_downsample_backward, "grad_out", "grad_in",
                  "The transposed map: (B, C, h, w) -> (B, C, H, W).");
-    def_resample(m, "bicubic_upsample", cpu::bicubic_upsample, "x", "out", "(B, C, H, W) -> (B, C, h, w): cubic, a = -0.75.");
+    def_resample(m, "bicubic_upsample", cpu::bicubic_upsample, "x", "out",
+                 "(B, C, H, W) -> (B, C, h, w): cubic, a = -0.75.");
     def_resample(m, "bicubic_upsample_backward", cpu::bicubic_upsample_backward, "grad_out", "grad_in",
                  "The transposed map: (B, C, h, w) -> (B, C, H, W).");
 
     m.def("build_info", build_info, "How this extension was built.");
     m.def("cpu_info", cpu_info, "Variants that run here, and the selected one.");
     m.def("kernels", kernels, "Ops of this build and the device types that they run on.");
+    m.def(
+        "cuda_devices", cuda_devices, py::call_guard<py::gil_scoped_release>(),
+        "GPUs that this process can see, e.g. \"NVIDIA H100 (sm_90)\"; empty without any or in a CPU build.");
     m.def("isa", [] { return isa_name(current_isa()); }, "The selected variant.");
     m.def("set_isa", force_isa, py::arg("name"), "Force a variant; ValueError if it is not supported here.");
 }

@@ -1,12 +1,14 @@
-"""Files are complete or absent: a write that fails leaves the old file, a bad file is named with the reason."""
+"""Files are complete or absent: a failed write leaves the old file, a bad file is named with the reason."""
 
 import errno
 import os
 import resource
 import threading
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+import safetensors
 import safetensors.torch
 import torch
 
@@ -15,14 +17,13 @@ from var_ext.files import (
     atomic_write,
     load_tensors,
     read_json,
-    read_metadata,
     save_tensors,
     write_json,
 )
 
 
 @pytest.fixture
-def small_files():
+def small_files() -> Iterator[None]:
     """Lets this process write no file beyond 4096 bytes: writes fail in the kernel, part way through."""
     soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (4096, hard))
@@ -155,7 +156,8 @@ def test_tensors_come_back_bit_for_bit(tmp_path: Path) -> None:
     for name, tensor in samples().items():
         assert back[name].dtype == tensor.dtype and back[name].shape == tensor.shape, name
         assert torch.equal(back[name].nan_to_num(nan=5.0), tensor.nan_to_num(nan=5.0)), name
-    assert read_metadata(path) == {"step": "12", "note": "größer"}
+    with safetensors.safe_open(path, framework="pt") as reader:
+        assert reader.metadata() == {"step": "12", "note": "größer"}
 
 
 def test_file_is_what_the_library_writes(tmp_path: Path) -> None:
@@ -187,8 +189,6 @@ def test_truncated_file(tmp_path: Path, kept: int) -> None:
         CheckpointError, match=r"a\.safetensors must be a complete safetensors file, but its \d+ bytes"
     ):
         load_tensors(path)
-    with pytest.raises(CheckpointError, match=r"header of .*a\.safetensors"):
-        read_metadata(path)
 
 
 def test_foreign_and_missing_files(tmp_path: Path) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from dataclasses import dataclass
+from itertools import pairwise
 from statistics import median
 
 import torch
@@ -71,7 +72,7 @@ def measure(sampler: Sampler, batch: int, *, repeats: int = 5) -> Timing:
         marks = _marks(sampler, labels, seeds)
         if run:  # the first run warms caches and thread pools
             totals.append(total)
-            parts.append([after - before for before, after in zip(marks[:-1], marks[1:], strict=True)])
+            parts.append([after - before for before, after in pairwise(marks)])
     medians = [median(column) for column in zip(*parts, strict=True)]
     count = len(sampler.vae.schedule)
     return Timing(

@@ -13,10 +13,10 @@ import click
 
 from var_ext.cli_options import (
     Group,
-    Numbers,
     build_recipe,
     machine_options,
     model_option,
+    numbers,
     recipe_options,
     sampling_options,
     train_options,
@@ -36,7 +36,7 @@ def main() -> None:
 
 @main.command()
 @model_option
-@click.option("--labels", type=Numbers(), help="Classes, such as 3,5,8 or 0-9.  [default: all, or 8 of many]")
+@click.option("--labels", type=numbers, help="Classes, such as 3,5,8 or 0-9.  [default: all, or 8 of many]")
 @click.option(
     "--seed", type=click.IntRange(min=0), default=0, show_default=True, help="Seed of the first column."
 )
@@ -47,7 +47,9 @@ def main() -> None:
 @click.option(
     "--batch-size", type=click.IntRange(min=1), default=64, show_default=True, help="Images drawn at once."
 )
-@click.option("--out", type=click.Path(path_type=Path), default=Path("samples.png"), show_default=True)
+@click.option(
+    "--out", type=click.Path(path_type=Path), default="samples.png", show_default=True, help="PNG to write."
+)
 @machine_options
 def sample(
     model: str,
@@ -214,7 +216,7 @@ def eval_digits(
     "files", nargs=-1, required=True, type=click.Path(exists=True, dir_okay=False, path_type=Path)
 )
 @click.option("--out", required=True, type=click.Path(path_type=Path), help="Folder to write.")
-@click.option("--patch-nums", type=Numbers(), help="Sides of the scales, where the files do not tell.")
+@click.option("--patch-nums", type=numbers, help="Sides of the scales, where the files do not tell.")
 @click.option("--num-heads", type=click.IntRange(min=1), help="Heads, where the files do not tell.")
 @click.option("--half", is_flag=True, help="Store fp16: half the size, loaded as fp32.")
 def convert(
@@ -257,7 +259,7 @@ def info(model: str | None) -> None:
 @main.command()
 @click.argument("model", default="digits")
 @click.option(
-    "--batch-sizes", type=Numbers(), default="1,8,32", show_default=True, help="Images drawn at once."
+    "--batch-sizes", type=numbers, default="1,8,32", show_default=True, help="Images drawn at once."
 )
 @click.option(
     "--repeats", type=click.IntRange(min=1), default=5, show_default=True, help="Timed runs; median shown."

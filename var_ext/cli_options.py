@@ -28,24 +28,19 @@ class Group(click.Group):
             raise click.ClickException(str(error)) from error
 
 
-class Numbers(click.ParamType):
-    """Whole numbers and ranges: "3,5,8" or "0-9" or both."""
-
-    name = "numbers"
-
-    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> list[int]:
-        if isinstance(value, list):
-            return value
-        numbers: list[int] = []
-        try:
-            for part in value.split(","):
-                first, dash, last = part.strip().partition("-")
-                numbers += range(int(first), int(last) + 1) if dash else [int(first)]
-        except ValueError:
-            self.fail(f"must be whole numbers and ranges such as 3,5,8 or 0-9, got {value!r}", param, ctx)
-        if not numbers:
-            self.fail(f"must name at least one number, got {value!r}", param, ctx)
-        return numbers
+def numbers(value: str) -> list[int]:
+    """A type of option: whole numbers and ranges, "3,5,8" or "0-9" or both."""
+    found: list[int] = []
+    try:
+        for part in value.split(","):
+            first, dash, last = part.strip().partition("-")
+            found += range(int(first), int(last) + 1) if dash else [int(first)]
+    except ValueError:
+        message = f"must be whole numbers and ranges such as 3,5,8 or 0-9, got {value!r}"
+        raise click.BadParameter(message) from None
+    if not found:
+        raise click.BadParameter(f"must name at least one number, got {value!r}")
+    return found
 
 
 def machine_options(command: Command) -> Command:
@@ -57,10 +52,18 @@ def machine_options(command: Command) -> Command:
 
             torch.set_num_threads(threads)
 
+    def check_device(_: click.Context, __: click.Parameter, device: str) -> str:
+        from var_ext.hub import checked_device
+
+        try:
+            return str(checked_device(device))
+        except ValueError as error:
+            raise click.BadParameter(str(error)) from error
+
     threads = click.IntRange(min=1)
-    command = click.option("--device", default="cpu", show_default=True, help="cpu, cuda, cuda:1 ...")(
-        command
-    )
+    command = click.option(
+        "--device", default="cpu", show_default=True, callback=check_device, help="cpu, cuda, cuda:1 ..."
+    )(command)
     return click.option(
         "--threads", type=threads, expose_value=False, callback=set_threads, help="CPU threads [default: all]"
     )(command)
@@ -97,7 +100,8 @@ def recipe_options(name: str) -> Callable[[Command], Command]:
         digits, paper = cls.digits(), cls.paper()  # type: ignore[attr-defined]
         for field in reversed(dataclasses.fields(cls)):
             flag = "--" + field.name.replace("_", "-")
-            shown = f"  [{_plain(getattr(digits, field.name))} | {_plain(getattr(paper, field.name))}]"
+            presets = [_plain(getattr(preset, field.name)) for preset in (digits, paper)]
+            shown = "  [" + " | ".join(dict.fromkeys(presets)) + "]"
             command = click.option(
                 f"{flag}/--no-{flag[2:]}" if field.type is bool else flag,
                 field.name,
@@ -116,7 +120,9 @@ def _click_type(kind: Any) -> Any:
 
 
 def _plain(value: Any) -> str:
-    return ",".join(map(str, value)) if isinstance(value, tuple) else str(value)
+    if isinstance(value, tuple):
+        return ",".join(map(str, value))
+    return f"{value:g}" if isinstance(value, float) else str(value)
 
 
 def train_options(command: Command) -> Command:
@@ -128,7 +134,7 @@ def train_options(command: Command) -> Command:
         type=click.Choice(["digits", "paper"]),
         default="digits",
         show_default=True,
-        help="Values of the options below that are not given: [digits | paper].",
+        help="Values of the options below that are not given, shown as [digits | paper].",
     )(command)
     command = click.option(
         "--resume/--no-resume", default=True, show_default=True, help="Go on or start anew."

@@ -163,12 +163,3 @@ def load_tensors(path: str | os.PathLike[str]) -> dict[str, torch.Tensor]:
             f"{file} must be a complete safetensors file, but its {size} bytes are cut short or of "
             f"another format ({error}); copy or download it again"
         ) from error
-
-
-def read_metadata(path: str | os.PathLike[str]) -> dict[str, str]:
-    """Reads the header text of a safetensors file. Raises CheckpointError as `load_tensors` does."""
-    try:
-        with safe_open(Path(path), framework="pt") as reader:
-            return dict(reader.metadata() or {})
-    except (OSError, SafetensorError) as error:
-        raise CheckpointError(f"could not read the header of {path}: {error}") from error

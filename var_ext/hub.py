@@ -16,10 +16,11 @@ from var_ext.files import CheckpointError
 from var_ext.folder import save_model
 from var_ext.models import VAR, VQVAE
 from var_ext.published import published_config
-from var_ext.sampling import Sampler
+from var_ext.sampling import DEFAULTS, Sampler
 
 __all__ = [
     "bundled_models",
+    "checked_device",
     "convert",
     "load",
     "load_published",
@@ -33,6 +34,18 @@ def bundled_models() -> dict[str, Path]:
     """The models inside the package: name -> folder."""
     weights = Path(str(resources.files("var_ext") / "weights"))
     return {path.parent.name: path.parent for path in sorted(weights.glob(f"*/{folder.CONFIG}"))}
+
+
+def checked_device(device: torch.device | str) -> torch.device:
+    """The device, if this machine has it. Raises ValueError if not, or if it is no device at all."""
+    try:
+        wanted = torch.device(device)
+    except RuntimeError as error:
+        raise ValueError(f"device must be one such as 'cpu', 'cuda' or 'cuda:1', got {device!r}") from error
+    gpus = torch.cuda.device_count() if torch.cuda.is_available() else 0
+    if wanted.type == "cuda" and (wanted.index or 0) >= gpus:
+        raise ValueError(f"device must be one this machine has, got {str(device)!r} with {gpus} usable GPUs")
+    return wanted
 
 
 def load(
@@ -55,16 +68,13 @@ def load(
         ValueError: no such model, or a device that is not there.
         CheckpointError: its files cannot be fetched, read, or used.
     """
-    if torch.device(device).type == "cuda" and not torch.cuda.is_available():
-        raise ValueError(
-            f"device must be one this machine has, got {str(device)!r} without a usable GPU; use 'cpu'"
-        )
+    device = checked_device(device)
     name = os.fspath(name_or_path)
     if name in published.MODELS:
         vae, var = load_published(
             _fetch_published(published.TOKENIZER_FILE), _fetch_published(_var_file(name))
         )
-        settings: dict[str, Any] = {"sampling": published.SAMPLING}
+        settings: dict[str, Any] = {"sampling": dict(DEFAULTS)}
     else:
         path = find_folder(name_or_path, [folder.CONFIG, folder.VAE_WEIGHTS, folder.VAR_WEIGHTS])
         settings = folder.read_config(path)
@@ -140,7 +150,7 @@ def convert(
         out_folder,
         vae,
         var,
-        sampling=published.SAMPLING if var else None,
+        sampling=dict(DEFAULTS) if var else None,
         class_names=class_names,
         dtype=dtype,
     )
@@ -188,7 +198,7 @@ def _var_file(name: str) -> str:
 
 
 def find_folder(name_or_path: str | os.PathLike[str], files: list[str]) -> Path:
-    """Where a model folder lies: in the package, on this disk, or, once `files` are fetched, in the hub's cache."""
+    """Where a model folder lies: in the package, on this disk, or in the hub's cache with `files` fetched."""
     name = os.fspath(name_or_path)
     if isinstance(name_or_path, str) and name in bundled_models():
         return bundled_models()[name]
@@ -228,7 +238,8 @@ def _fetch(repository: str, file: str, hint: str = "") -> Path:
         raise CheckpointError(
             f"could not get {file} of https://huggingface.co/{repository}{offline}: "
             f"{_first_line(error)}.{local} Without a network, fetch it on another machine with "
-            f"`hf download {repository} {file}` and copy the cache folder to {constants.HF_HUB_CACHE} (or point HF_HUB_CACHE to it).{hint}"
+            f"`hf download {repository} {file}` and copy the "
+            f"cache folder to {constants.HF_HUB_CACHE} (or point HF_HUB_CACHE to it).{hint}"
         ) from error
 
 

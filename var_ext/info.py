@@ -11,6 +11,7 @@ from typing import Any
 import torch
 
 from var_ext import __version__, backend, folder, hub, published
+from var_ext.sampling import DEFAULTS
 
 
 def describe_installation() -> str:
@@ -22,7 +23,8 @@ def describe_installation() -> str:
         *_build_lines(),
         f"gpu        {_gpu()}",
         f"backend    {backend.current()} (set VAR_EXT_BACKEND to {' or '.join(backend.CHOICES)})",
-        f"models     bundled: {', '.join(hub.bundled_models()) or 'none'}; fetched: {', '.join(published.MODELS)}",
+        f"models     bundled: {', '.join(hub.bundled_models()) or 'none'}",
+        f"           published: {', '.join(published.MODELS)}",
         "",
         f"{'op':<24}" + "".join(f"{device:<11}" for device in backend.DEVICES).rstrip(),
     ]
@@ -42,7 +44,7 @@ def _build_lines() -> list[str]:
     return [
         f"build      {build['build_type']}, {build['compiler']}, "
         f"OpenMP {'on' if build['openmp'] else 'off'}, CUDA {build['cuda'] or 'off'}",
-        f"cpu        {_chip()}; kernels run {cpu['selected']} (this chip can: {', '.join(cpu['supported'])})",
+        f"cpu        {_chip()}; kernels run {cpu['selected']} (this chip can: {', '.join(cpu['isa'])})",
     ]
 
 
@@ -75,7 +77,7 @@ def describe_model(name_or_path: str | os.PathLike[str]) -> str:
     name = os.fspath(name_or_path)
     if name in published.MODELS:
         config: dict[str, Any] = published.published_config(published.MODELS[name])
-        config["sampling"] = published.SAMPLING
+        config["sampling"] = dict(DEFAULTS)
         origin = f"published weights, https://huggingface.co/{published.REPOSITORY}"
     else:
         path = hub.find_folder(name_or_path, [folder.CONFIG])

@@ -18,8 +18,6 @@ from var_ext.schedule import SCALES_256, SCALES_512
 REPOSITORY = "FoundationVision/var"
 TOKENIZER_FILE = "vae_ch160v4096z32.pth"
 MODELS = {f"var-d{depth}": depth for depth in (16, 20, 24, 30, 36)}
-# The settings of the published evaluation (paper, section 5.1; the same for all sizes).
-SAMPLING = {"cfg": 1.5, "top_k": 900, "top_p": 0.96}
 
 USAGE = "quantize.ema_vocab_hit_SV"  # (K, V): the one entry of a tokenizer that depends on the scales
 
@@ -132,8 +130,8 @@ def _split(content: object, file: Path) -> tuple[Entries | None, Entries | None]
         kind = type(content).__name__
         came = f"the names {_first(list(content))}" if isinstance(content, Mapping) else f"a {kind}"
         raise CheckpointError(
-            f"{file} must hold the entries of a VQVAE (quantize.embedding.weight ...), of a VAR (pos_1LC ...), "
-            f"or the published trainer's {{'trainer': {{'vae_local', 'var_wo_ddp'}}}}, got {came}"
+            f"{file} must hold the entries of a VQVAE (quantize.embedding.weight ...), of a VAR (pos_1LC "
+            f"...), or the published trainer's {{'trainer': {{'vae_local', 'var_wo_ddp'}}}}, got {came}"
         )
     for entries in (vae, var):
         if entries is not None:

@@ -120,7 +120,7 @@ class Sampler:
         batch_size: int,
         decode: bool = True,
     ) -> tuple[Tensor, Tensor]:
-        options = {
+        options: dict[str, Any] = {
             "cfg": self.defaults["cfg"] if cfg is None else cfg,
             "top_k": self.defaults["top_k"] if top_k is None else top_k,
             "top_p": self.defaults["top_p"] if top_p is None else top_p,

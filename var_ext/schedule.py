@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 from dataclasses import dataclass
 from functools import cached_property
-from itertools import accumulate
+from itertools import accumulate, pairwise
 
 SCALES_256 = (1, 2, 3, 4, 5, 6, 8, 10, 13, 16)
 SCALES_512 = (1, 2, 3, 4, 6, 9, 13, 18, 24, 32)
@@ -28,7 +28,7 @@ class ScaleSchedule:
 
     def __init__(self, patch_nums: Iterable[int]) -> None:
         sides = tuple(int(side) for side in patch_nums)
-        if not sides or min(sides) < 1 or any(a > b for a, b in zip(sides, sides[1:], strict=False)):
+        if not sides or min(sides) < 1 or any(a > b for a, b in pairwise(sides)):
             raise ValueError(f"patch_nums must be one or more sides >= 1 in ascending order, got {sides}")
         object.__setattr__(self, "patch_nums", sides)
 

@@ -18,8 +18,10 @@ bool cpu_has([[maybe_unused]] Isa isa) {
         case Isa::avx512:
             return avx2 && __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
                    __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512vl");
-        case Isa::avx2: return avx2;
-        case Isa::portable: return true;
+        case Isa::avx2:
+            return avx2;
+        case Isa::portable:
+            return true;
     }
 #endif
     return isa == Isa::portable;
@@ -34,9 +36,12 @@ std::atomic<Isa>& selected() {
 
 const char* isa_name(Isa isa) {
     switch (isa) {
-        case Isa::portable: return "portable";
-        case Isa::avx2: return "avx2";
-        case Isa::avx512: return "avx512";
+        case Isa::portable:
+            return "portable";
+        case Isa::avx2:
+            return "avx2";
+        case Isa::avx512:
+            return "avx512";
     }
     return "unknown";
 }

@@ -9,17 +9,20 @@ namespace var_ext {
 enum class Isa { portable, avx2, avx512 };
 
 const char* isa_name(Isa isa);
-std::vector<Isa> supported_isas();         // compiled in and offered by this processor, weakest first
-Isa current_isa();                         // the strongest supported one unless forced
-void force_isa(const std::string& name);   // throws std::invalid_argument that names the supported ones
-void force_isa_from_environment();         // VAR_EXT_ISA, if it is set and not empty
+std::vector<Isa> supported_isas();        // compiled in and offered by this processor, weakest first
+Isa current_isa();                        // the strongest supported one unless forced
+void force_isa(const std::string& name);  // throws std::invalid_argument that names the supported ones
+void force_isa_from_environment();        // VAR_EXT_ISA, if it is set and not empty
 
 template <class T>
 const T& select_variant(const T& portable, const T& avx2, const T& avx512) {
     switch (current_isa()) {
-        case Isa::avx512: return avx512;
-        case Isa::avx2: return avx2;
-        case Isa::portable: break;
+        case Isa::avx512:
+            return avx512;
+        case Isa::avx2:
+            return avx2;
+        case Isa::portable:
+            break;
     }
     return portable;
 }

@@ -8,22 +8,32 @@ namespace var_ext {
 
 const char* dtype_name(DType dtype) {
     switch (dtype) {
-        case DType::float32: return "float32";
-        case DType::float64: return "float64";
-        case DType::bfloat16: return "bfloat16";
-        case DType::float16: return "float16";
-        case DType::int64: return "int64";
+        case DType::float32:
+            return "float32";
+        case DType::float64:
+            return "float64";
+        case DType::bfloat16:
+            return "bfloat16";
+        case DType::float16:
+            return "float16";
+        case DType::int64:
+            return "int64";
     }
     return "unknown";
 }
 
 int64_t dtype_size(DType dtype) {
     switch (dtype) {
-        case DType::float32: return 4;
-        case DType::float64: return 8;
-        case DType::bfloat16: return 2;
-        case DType::float16: return 2;
-        case DType::int64: return 8;
+        case DType::float32:
+            return 4;
+        case DType::float64:
+            return 8;
+        case DType::bfloat16:
+            return 2;
+        case DType::float16:
+            return 2;
+        case DType::int64:
+            return 8;
     }
     return 0;
 }
@@ -48,9 +58,9 @@ TensorView::TensorView(uintptr_t address, std::vector<int64_t> shape_, std::vect
       strides(std::move(strides_)),
       dtype(dtype_) {
     if (shape.size() != strides.size()) {
-        contract_error("TensorView",
-                       "strides must have one entry for each of the " + std::to_string(shape.size()) +
-                           " dimensions of shape " + tuple_text(shape) + ", got " + tuple_text(strides));
+        contract_error("TensorView", "strides must have one entry for each of the " +
+                                         std::to_string(shape.size()) + " dimensions of shape " +
+                                         tuple_text(shape) + ", got " + tuple_text(strides));
     }
     for (int64_t size : shape) {
         if (size < 0) contract_error("TensorView", "sizes must not be negative, got " + tuple_text(shape));
@@ -59,9 +69,9 @@ TensorView::TensorView(uintptr_t address, std::vector<int64_t> shape_, std::vect
         contract_error("TensorView", "the address must not be 0 for a tensor of shape " + tuple_text(shape));
     }
     if (address % static_cast<uintptr_t>(dtype_size(dtype)) != 0) {
-        contract_error("TensorView", std::string("the address must be a multiple of the ") + dtype_name(dtype) +
-                                         " size, " + std::to_string(dtype_size(dtype)) + ", got " +
-                                         std::to_string(address));
+        contract_error("TensorView", std::string("the address must be a multiple of the ") +
+                                         dtype_name(dtype) + " size, " + std::to_string(dtype_size(dtype)) +
+                                         ", got " + std::to_string(address));
     }
 }
 
@@ -88,22 +98,19 @@ void check_dtype(const char* op, const char* name, const TensorView& view,
                            ", got " + dtype_name(view.dtype));
 }
 
-void check_shape(const char* op, const char* name, const TensorView& view, const char* letters,
-                 std::initializer_list<int64_t> wanted) {
+void check_shape(const char* op, const char* name, const TensorView& view,
+                 std::initializer_list<Dim> wanted) {
     bool same = view.shape.size() == wanted.size();
-    std::string exact = " with";
+    std::string text;
     size_t axis = 0;
-    for (int64_t size : wanted) {
-        if (size >= 0) {
-            same = same && view.shape[axis] == size;
-            exact += " dim " + std::to_string(axis) + " = " + std::to_string(size) + ",";
-        }
+    for (const Dim& dim : wanted) {
+        same = same && (dim.size == any_size || view.shape[axis] == dim.size);
+        text += (axis > 0 ? ", " : "") + (dim.size == any_size ? dim.letter : std::to_string(dim.size));
         ++axis;
     }
     if (same) return;
-    exact.pop_back();
-    contract_error(op, std::string(name) + " must have shape " + letters + (exact == " wit" ? "" : exact) +
-                           ", got " + view.shape_text());
+    if (axis == 1) text += ",";
+    contract_error(op, std::string(name) + " must have shape (" + text + "), got " + view.shape_text());
 }
 
 void check_output(const char* op, const char* name, const TensorView& view) {
@@ -115,8 +122,8 @@ void check_output(const char* op, const char* name, const TensorView& view) {
     int64_t next_free = 1;
     for (const auto& [stride, size] : axes) {
         if (stride < next_free && view.numel() > 0) {
-            contract_error(op, std::string(name) + " must not overlap itself, got shape " + view.shape_text() +
-                                   " with strides " + tuple_text(view.strides));
+            contract_error(op, std::string(name) + " must not overlap itself, got shape " +
+                                   view.shape_text() + " with strides " + tuple_text(view.strides));
         }
         next_free = stride * (size - 1) + next_free;
     }

@@ -25,10 +25,15 @@ struct TensorView {
 
 // All of these throw std::invalid_argument (ValueError in Python) with a message "OP: wanted ..., got ...".
 [[noreturn]] void contract_error(const char* op, const std::string& message);
-void check_dtype(const char* op, const char* name, const TensorView& view, std::initializer_list<DType> wanted);
-// A negative entry of `wanted` accepts any size; `letters` shows the wanted shape in the message: "(V, C)".
-void check_shape(const char* op, const char* name, const TensorView& view, const char* letters,
-                 std::initializer_list<int64_t> wanted);
+void check_dtype(const char* op, const char* name, const TensorView& view,
+                 std::initializer_list<DType> wanted);
+// Each dimension has a letter and the size it must have, or any_size: {{"V", any_size}, {"C", 32}}.
+struct Dim {
+    const char* letter;
+    int64_t size;
+};
+constexpr int64_t any_size = -1;
+void check_shape(const char* op, const char* name, const TensorView& view, std::initializer_list<Dim> wanted);
 // Two elements of an output must not share memory, or threads would race for it.
 void check_output(const char* op, const char* name, const TensorView& view);
 

@@ -9,13 +9,11 @@ namespace {
 template <class T>
 AxisTable<T> area_axis(int64_t n_in, int64_t n_out) {
     AxisTable<T> table;
-    table.first.push_back(0);
     for (int64_t i = 0; i < n_out; ++i) {
         const int64_t begin = i * n_in / n_out;
         const int64_t end = ((i + 1) * n_in + n_out - 1) / n_out;
-        table.start.push_back(begin);
-        table.weight.insert(table.weight.end(), end - begin, T(1) / static_cast<T>(end - begin));
-        table.first.push_back(static_cast<int64_t>(table.weight.size()));
+        for (int64_t j = begin; j < end; ++j) table.add(j, T(1) / static_cast<T>(end - begin));
+        table.end_row();
     }
     return table;
 }
@@ -23,11 +21,11 @@ AxisTable<T> area_axis(int64_t n_in, int64_t n_out) {
 }  // namespace
 
 void area_downsample(const ResampleParams& p) {
-    resample(p, area_axis<float>, area_axis<double>, false);
+    resample(p, area_axis<float>, area_axis<double>, Pass::mean);
 }
 
 void area_downsample_backward(const ResampleParams& p) {
-    resample(p, area_axis<float>, area_axis<double>, true);
+    resample(p, area_axis<float>, area_axis<double>, Pass::transposed);
 }
 
 }  // namespace var_ext::cpu

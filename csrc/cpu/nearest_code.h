@@ -11,8 +11,9 @@ struct NearestCodeKernel {
     int64_t row_block;   // R rows of x at a time ...
     int64_t code_block;  // ... against panels of L codes
 
-    // Codes first .. first + count (at most L) into one panel (C, L) and its bias (L,): |e|^2 / 2, 0 for cosine,
-    // infinity in the columns without a code. Returns the largest sum |e| over the codes; NaN if one holds a NaN.
+    // Codes first .. first + count (at most L) into one panel (C, L) and its bias (L,): |e|^2 / 2, 0 for
+    // cosine, infinity in the columns without a code. Returns the largest sum |e| over the codes; NaN if one
+    // holds a NaN.
     float (*pack)(const NearestCodeParams& p, int64_t first, int64_t count, float* panel, float* bias);
 
     // rows: (C, R), panels: (panels, C, L), bias: (panels, L), all finite but for the padding.

@@ -6,8 +6,8 @@
 
 namespace {
 
-inline float nearest_code_pack(const var_ext::NearestCodeParams& p, int64_t first, int64_t count, float* panel,
-                               float* bias) {
+inline float nearest_code_pack(const var_ext::NearestCodeParams& p, int64_t first, int64_t count,
+                               float* panel, float* bias) {
     constexpr int n = lanes_of<float>, width = 2 * n;
     using V = Vec<float, n>;
     using U = Vec<uint32_t, n>;

@@ -3,6 +3,7 @@
 #include <algorithm>
 #include <memory>
 #include <new>
+#include <utility>
 
 #include "common/cpu_features.h"
 #include "common/parallel.h"
@@ -11,16 +12,14 @@ namespace var_ext::cpu {
 
 template <class T>
 AxisTable<T> AxisTable<T>::transposed(int64_t n_in) const {
-    // start and end both rise with the output, so the outputs that use an input are consecutive too.
+    std::vector<std::vector<std::pair<int64_t, T>>> taps(n_in);
+    for (int64_t i = 0; i < size(); ++i) {
+        for (int64_t k = first[i]; k < first[i + 1]; ++k) taps[index[k]].emplace_back(i, weight[k]);
+    }
     AxisTable<T> result;
-    result.first.push_back(0);
-    int64_t begin = 0, end = 0;
-    for (int64_t j = 0; j < n_in; ++j) {
-        while (begin < size() && start[begin] + first[begin + 1] - first[begin] <= j) ++begin;
-        while (end < size() && start[end] <= j) ++end;
-        result.start.push_back(begin);
-        for (int64_t i = begin; i < end; ++i) result.weight.push_back(weight[first[i] + j - start[i]]);
-        result.first.push_back(static_cast<int64_t>(result.weight.size()));
+    for (const auto& row : taps) {
+        for (const auto& [i, w] : row) result.add(i, w);
+        result.end_row();
     }
     return result;
 }
@@ -29,24 +28,25 @@ namespace {
 
 template <class T>
 AxisView<T> view(const AxisTable<T>& table) {
-    return {table.start.data(), table.first.data(), table.weight.data()};
+    return {table.first.data(), table.index.data(), table.weight.data()};
 }
 
-// Input rows [begin, end) that output rows [row_begin, row_end) draw on.
+// Input rows [in_begin, in_end) that output rows [row_begin, row_end) draw on.
 template <class T>
 void rows_needed(const AxisTable<T>& y, ResampleStrip<T>& strip) {
-    strip.in_begin = y.start[strip.row_begin];
-    strip.in_end = strip.in_begin;
-    for (int64_t i = strip.row_begin; i < strip.row_end; ++i) {
-        strip.in_end = std::max(strip.in_end, y.start[i] + y.first[i + 1] - y.first[i]);
-    }
+    const auto begin = y.index.begin() + y.first[strip.row_begin],
+               end = y.index.begin() + y.first[strip.row_end];
+    const auto [low, high] = std::minmax_element(begin, end);
+    strip.in_begin = begin == end ? 0 : *low;  // an input that no output reads has a gradient of zero
+    strip.in_end = begin == end ? 0 : *high + 1;
 }
 
 constexpr size_t alignment = 64;  // a cache line, and the widest vector
 
 template <class T>
-void run(const ResampleParams& p, MakeAxis<T> make, bool backward, int64_t lanes,
+void run(const ResampleParams& p, MakeAxis<T> make, Pass pass, int64_t lanes,
          void (*kernel)(const ResampleStrip<T>&)) {
+    const bool backward = pass == Pass::transposed;
     const AxisTable<T> y = backward ? make(p.out_h, p.in_h).transposed(p.out_h) : make(p.in_h, p.out_h);
     const AxisTable<T> x = backward ? make(p.out_w, p.in_w).transposed(p.out_w) : make(p.in_w, p.out_w);
 
@@ -59,6 +59,7 @@ void run(const ResampleParams& p, MakeAxis<T> make, bool backward, int64_t lanes
     int64_t most_rows = 0;
     for (int64_t s = 0; s < strip_count; ++s) {
         strips[s].p = p;
+        strips[s].pass = pass;
         strips[s].y = view(y);
         strips[s].x = view(x);
         strips[s].row_begin = s * strip_rows;
@@ -77,7 +78,8 @@ void run(const ResampleParams& p, MakeAxis<T> make, bool backward, int64_t lanes
     const std::align_val_t align{alignment};
     const auto release = [align](T* memory) { ::operator delete(memory, align); };
     const size_t bytes = static_cast<size_t>(threads * (packed + wide + done)) * sizeof(T);
-    const std::unique_ptr<T, decltype(release)> scratch(static_cast<T*>(::operator new(bytes, align)), release);
+    const std::unique_ptr<T, decltype(release)> scratch(static_cast<T*>(::operator new(bytes, align)),
+                                                        release);
 
     parallel_for(threads, tasks, [&](int64_t task, int thread) {
         ResampleStrip<T> strip = strips[task % strip_count];
@@ -100,7 +102,8 @@ void copy(const ResampleParams& p) {
         S* out = static_cast<S*>(p.out) + b * p.out_strides[0] + c * p.out_strides[1];
         for (int64_t i = 0; i < p.out_h; ++i) {
             for (int64_t j = 0; j < p.out_w; ++j) {
-                out[i * p.out_strides[2] + j * p.out_strides[3]] = in[i * p.in_strides[2] + j * p.in_strides[3]];
+                out[i * p.out_strides[2] + j * p.out_strides[3]] =
+                    in[i * p.in_strides[2] + j * p.in_strides[3]];
             }
         }
     });
@@ -108,20 +111,23 @@ void copy(const ResampleParams& p) {
 
 }  // namespace
 
-void resample(const ResampleParams& p, MakeAxis<float> make_f32, MakeAxis<double> make_f64, bool backward) {
+void resample(const ResampleParams& p, MakeAxis<float> make_f32, MakeAxis<double> make_f64, Pass pass) {
     if (p.batch * p.channels == 0) return;
     if (p.in_h == p.out_h && p.in_w == p.out_w) {
         switch (dtype_size(p.dtype)) {
-            case 8: return copy<uint64_t>(p);
-            case 4: return copy<uint32_t>(p);
-            default: return copy<uint16_t>(p);
+            case 8:
+                return copy<uint64_t>(p);
+            case 4:
+                return copy<uint32_t>(p);
+            default:
+                return copy<uint16_t>(p);
         }
     }
     const ResampleKernel& kernel = VAR_EXT_SELECT(resample);
     if (p.dtype == DType::float64) {
-        run(p, make_f64, backward, kernel.lanes_f64, kernel.run_f64);
+        run(p, make_f64, pass, kernel.lanes_f64, kernel.run_f64);
     } else {
-        run(p, make_f32, backward, kernel.lanes_f32, kernel.run_f32);
+        run(p, make_f32, pass, kernel.lanes_f32, kernel.run_f32);
     }
 }
 

@@ -8,34 +8,46 @@
 
 namespace var_ext::cpu {
 
-// A sparse (n_out, n_in) matrix whose rows are runs of consecutive taps.
+// A sparse (n_out, n_in) matrix. The taps of a row stand in the order in which they are summed.
 template <class T>
 struct AxisTable {
-    std::vector<int64_t> start;  // (n_out,) first input of each output
-    std::vector<int64_t> first;  // (n_out + 1,) where its weights begin
+    std::vector<int64_t> first{0};  // (n_out + 1,) where the taps of each output begin
+    std::vector<int64_t> index;     // of the input that a tap reads
     std::vector<T> weight;
 
-    int64_t size() const { return static_cast<int64_t>(start.size()); }
+    int64_t size() const { return static_cast<int64_t>(first.size()) - 1; }
+    void add(int64_t input, T w) {
+        index.push_back(input);
+        weight.push_back(w);
+    }
+    void end_row() { first.push_back(static_cast<int64_t>(index.size())); }
     AxisTable transposed(int64_t n_in) const;
 };
 
 template <class T>
 using MakeAxis = AxisTable<T> (*)(int64_t n_in, int64_t n_out);
 
-// Runs p with the tables that make(in, out) gives; backward: with the transposes of make(out, in).
-void resample(const ResampleParams& p, MakeAxis<float> make_f32, MakeAxis<double> make_f64, bool backward);
+enum class Pass {
+    weighted,    // the tables that make(in, out) gives, along x and then along y
+    transposed,  // its backward: the transposes of make(out, in)
+    mean,        // the plain mean of each window of make(in, out), summed row by row as torch does
+};
+void resample(const ResampleParams& p, MakeAxis<float> make_f32, MakeAxis<double> make_f64, Pass pass);
 
 // What a variant of the kernel sees: plain pointers, one block of planes and one strip of output rows a call.
 template <class T>
 struct AxisView {
-    const int64_t* start;
     const int64_t* first;
+    const int64_t* index;
     const T* weight;
+
+    int64_t count(int64_t i) const { return first[i + 1] - first[i]; }
 };
 
 template <class T>
 struct ResampleStrip {
     ResampleParams p;
+    Pass pass;
     AxisView<T> y, x;
     int64_t plane_begin, plane_count;  // planes (b * C + c), at most `lanes` of them
     int64_t row_begin, row_end;        // output rows

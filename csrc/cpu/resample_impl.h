@@ -1,5 +1,5 @@
-// The body of resample, compiled once for each variant. Lanes are planes (b, c): the same code serves contiguous
-// and channels-last tensors, and only packing and unpacking know strides and dtypes.
+// The body of resample, compiled once for each variant. Lanes are planes (b, c): the same code serves
+// contiguous and channels-last tensors, and only packing and unpacking know strides and dtypes.
 #pragma once
 
 #include <type_traits>
@@ -10,6 +10,7 @@
 namespace {
 
 using var_ext::cpu::AxisView;
+using var_ext::cpu::Pass;
 using var_ext::cpu::ResampleStrip;
 
 // Where the lanes of a block begin in a tensor; a lane beyond the last plane repeats the first one.
@@ -82,24 +83,42 @@ template <int L, int R, class T>
 void resample_rows(const T* in, int64_t in_row, int64_t in_step, T* out, int64_t out_w, AxisView<T> x) {
     using V = Vec<T, L>;
     for (int64_t i = 0; i < out_w; ++i) {
-        const T* at = in + x.start[i] * in_step;
         V sum[R] = {};
-        for (int64_t k = x.first[i]; k < x.first[i + 1]; ++k, at += in_step) {
+        for (int64_t k = x.first[i]; k < x.first[i + 1]; ++k) {
+            const T* at = in + x.index[k] * in_step;
             for (int r = 0; r < R; ++r) sum[r] += x.weight[k] * load<V>(at + r * in_row);
         }
         for (int r = 0; r < R; ++r) store(out + (r * out_w + i) * L, sum[r]);
     }
 }
 
-// N pixels of an output row, from pixel i on: the weighted sum of `count` rows (width, L).
+// N pixels of output row `row`, from pixel i on, out of rows (width, L) that begin with input row `begin`.
 template <int L, int N, class T>
-void blend_pixels(const T* in, int64_t width, const T* weight, int64_t count, int64_t i, T* out, int64_t step) {
+void blend_pixels(const T* in, int64_t begin, int64_t width, AxisView<T> y, int64_t row, int64_t i, T* out,
+                  int64_t step) {
     using V = Vec<T, L>;
     V sum[N] = {};
-    for (int64_t k = 0; k < count; ++k) {
-        for (int j = 0; j < N; ++j) sum[j] += weight[k] * load<V>(in + (k * width + i + j) * L);
+    for (int64_t k = y.first[row]; k < y.first[row + 1]; ++k) {
+        const T* at = in + ((y.index[k] - begin) * width + i) * L;
+        for (int j = 0; j < N; ++j) sum[j] += y.weight[k] * load<V>(at + j * L);
     }
     for (int j = 0; j < N; ++j) store(out + (i + j) * step, sum[j]);
+}
+
+// Output row `row` as the means of windows; `in` is input row `begin`.
+template <int L, class T>
+void mean_pixels(const T* in, int64_t begin, int64_t in_row, int64_t in_step, const ResampleStrip<T>& strip,
+                 int64_t row, T* out, int64_t step) {
+    using V = Vec<T, L>;
+    const AxisView<T>&x = strip.x, &y = strip.y;
+    for (int64_t i = 0; i < strip.p.out_w; ++i) {
+        V sum = {};
+        for (int64_t k = y.first[row]; k < y.first[row + 1]; ++k) {
+            const T* line = in + (y.index[k] - begin) * in_row;
+            for (int64_t j = x.first[i]; j < x.first[i + 1]; ++j) sum += load<V>(line + x.index[j] * in_step);
+        }
+        store(out + i * step, sum / static_cast<T>(y.count(row)) / static_cast<T>(x.count(i)));
+    }
 }
 
 // Calls body(first row, pixels): once for all rows where they follow each other in memory, else row by row.
@@ -146,21 +165,29 @@ void resample_strip(const ResampleStrip<T>& strip) {
         });
     }
     const int64_t row = p.out_w * L;
-    int64_t r = 0;
+    int64_t r = strip.pass == Pass::mean ? in_rows : 0;  // means need no pass along x
     for (; r + 4 <= in_rows; r += 4) {
-        resample_rows<L, 4>(source + r * source_row, source_row, source_step, strip.wide + r * row, p.out_w, strip.x);
+        resample_rows<L, 4>(source + r * source_row, source_row, source_step, strip.wide + r * row, p.out_w,
+                            strip.x);
     }
     for (; r < in_rows; ++r) {
-        resample_rows<L, 1>(source + r * source_row, source_row, source_step, strip.wide + r * row, p.out_w, strip.x);
+        resample_rows<L, 1>(source + r * source_row, source_row, source_step, strip.wide + r * row, p.out_w,
+                            strip.x);
     }
     for (int64_t i = 0; i < out_rows; ++i) {
-        const int64_t y = strip.row_begin + i, first = strip.y.first[y], count = strip.y.first[y + 1] - first;
-        const T* rows = strip.wide + (strip.y.start[y] - strip.in_begin) * row;
-        const T* weight = strip.y.weight + first;
+        const int64_t y = strip.row_begin + i;
         T* line = target + i * target_row;
+        if (strip.pass == Pass::mean) {
+            mean_pixels<L>(source, strip.in_begin, source_row, source_step, strip, y, line, target_step);
+            continue;
+        }
         int64_t j = 0;
-        for (; j + 4 <= p.out_w; j += 4) blend_pixels<L, 4>(rows, p.out_w, weight, count, j, line, target_step);
-        for (; j < p.out_w; ++j) blend_pixels<L, 1>(rows, p.out_w, weight, count, j, line, target_step);
+        for (; j + 4 <= p.out_w; j += 4) {
+            blend_pixels<L, 4>(strip.wide, strip.in_begin, p.out_w, strip.y, y, j, line, target_step);
+        }
+        for (; j < p.out_w; ++j) {
+            blend_pixels<L, 1>(strip.wide, strip.in_begin, p.out_w, strip.y, y, j, line, target_step);
+        }
     }
     if (!write_in_place) {
         for_segments(out_rows, p.out_w, p.out_strides, [&](int64_t i, int64_t pixels) {
@@ -173,9 +200,12 @@ void resample_strip(const ResampleStrip<T>& strip) {
 void resample_f32(const ResampleStrip<float>& strip) {
     constexpr int lanes = lanes_of<float>;
     switch (strip.p.dtype) {
-        case var_ext::DType::bfloat16: return resample_strip<lanes, BFloat16>(strip);
-        case var_ext::DType::float16: return resample_strip<lanes, Float16>(strip);
-        default: return resample_strip<lanes, float>(strip);
+        case var_ext::DType::bfloat16:
+            return resample_strip<lanes, BFloat16>(strip);
+        case var_ext::DType::float16:
+            return resample_strip<lanes, Float16>(strip);
+        default:
+            return resample_strip<lanes, float>(strip);
     }
 }
 

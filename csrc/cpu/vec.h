@@ -54,9 +54,9 @@ inline __attribute__((always_inline)) V shuffle(V a, V b, std::integer_sequence<
 template <int H, bool Second, int... I, class V>
 inline __attribute__((always_inline)) V exchange(V a, V b, std::integer_sequence<int, I...>) {
     constexpr int n = sizeof...(I);
-    return shuffle(a, b,
-                   std::integer_sequence<int, (Second ? ((I & H) ? n + I : I + H)
-                                                      : ((I & H) ? n + I - H : I))...>{});
+    return shuffle(
+        a, b,
+        std::integer_sequence<int, (Second ? ((I & H) ? n + I : I + H) : ((I & H) ? n + I - H : I))...>{});
 }
 
 template <int H, int N, class V>

@@ -1,6 +1,6 @@
-// area_downsample: the mean over the window [floor(i * H / h), ceil((i + 1) * H / h)) of each axis, as torch's
-// adaptive average pooling (F.interpolate mode="area") does. Any sizes, larger outputs too.
-// Backward is the transposed map, as a gather: each input gradient is summed by one thread in a fixed order.
+// area_downsample: the mean over the window [floor(i * H / h), ceil((i + 1) * H / h)) of each axis, as
+// torch's adaptive average pooling (F.interpolate mode="area") does. Any sizes, larger outputs too. Backward
+// is the transposed map, as a gather: each input gradient is summed by one thread in a fixed order.
 #pragma once
 
 #include "ops/resample.h"

@@ -1,6 +1,7 @@
-// bicubic_upsample: Keys' cubic kernel with a = -0.75 at (i + 0.5) * H / h - 0.5, taps clamped to the border, no
-// antialiasing, as F.interpolate(mode="bicubic", align_corners=False) does. Any sizes, smaller outputs too.
-// Backward is the transposed map, as a gather: each input gradient is summed by one thread in a fixed order.
+// bicubic_upsample: Keys' cubic kernel with a = -0.75 at (i + 0.5) * H / h - 0.5, taps clamped to the border,
+// no antialiasing, as F.interpolate(mode="bicubic", align_corners=False) does. Any sizes, smaller outputs
+// too. Backward is the transposed map, as a gather: each input gradient is summed by one thread in a fixed
+// order.
 #pragma once
 
 #include "ops/resample.h"

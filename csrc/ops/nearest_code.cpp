@@ -10,9 +10,9 @@ NearestCodeParams nearest_code_params(const TensorView& x, const TensorView& cod
     check_dtype(op, "x", x, {DType::float32});
     check_dtype(op, "codebook", codebook, {DType::float32});
     check_dtype(op, "out", out, {DType::int64});
-    check_shape(op, "x", x, "(N, C)", {-1, -1});
-    check_shape(op, "codebook", codebook, "(V, C)", {-1, x.shape[1]});
-    check_shape(op, "out", out, "(N,)", {x.shape[0]});
+    check_shape(op, "x", x, {{"N", any_size}, {"C", any_size}});
+    check_shape(op, "codebook", codebook, {{"V", any_size}, {"C", x.shape[1]}});
+    check_shape(op, "out", out, {{"N", x.shape[0]}});
     check_output(op, "out", out);
     if (x.shape[1] < 1) contract_error(op, "x must have at least one channel, got shape " + x.shape_text());
     if (codebook.shape[0] < 1 || codebook.shape[0] > std::numeric_limits<int32_t>::max()) {

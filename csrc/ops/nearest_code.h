@@ -13,9 +13,9 @@
 namespace var_ext {
 
 struct NearestCodeParams {
-    const float* x;  // (N, C)
+    const float* x;         // (N, C)
     const float* codebook;  // (V, C), V >= 1
-    int64_t* out;  // (N,)
+    int64_t* out;           // (N,)
     int64_t n, v, c;
     int64_t x_stride_n, x_stride_c;  // all strides in elements
     int64_t codebook_stride_v, codebook_stride_c;

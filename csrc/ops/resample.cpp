@@ -8,8 +8,9 @@ ResampleParams resample_params(const char* op, const char* in_name, const Tensor
                                const char* out_name, const TensorView& out) {
     check_dtype(op, in_name, in, {DType::float32, DType::float64, DType::bfloat16, DType::float16});
     check_dtype(op, out_name, out, {in.dtype});
-    check_shape(op, in_name, in, "(B, C, H, W)", {-1, -1, -1, -1});
-    check_shape(op, out_name, out, "(B, C, h, w)", {in.shape[0], in.shape[1], -1, -1});
+    check_shape(op, in_name, in, {{"B", any_size}, {"C", any_size}, {"H", any_size}, {"W", any_size}});
+    check_shape(op, out_name, out,
+                {{"B", in.shape[0]}, {"C", in.shape[1]}, {"h", any_size}, {"w", any_size}});
     check_output(op, out_name, out);
     for (const TensorView* view : {&in, &out}) {
         if (view->shape[2] < 1 || view->shape[3] < 1) {

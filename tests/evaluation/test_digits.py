@@ -139,7 +139,8 @@ def test_chooses_the_best_settings_on_validation_images(judge: DigitsJudge) -> N
     choice = choose_sampling(
         sampler, cfgs=(0.0, 2.0, 4.0), top_ks=(0,), top_ps=(0.9, 0.5), images_per_class=10
     )
-    assert len(choice.trials) == 6
+    tried = [(trial.cfg, trial.top_p) for trial in choice.trials]
+    assert tried == [(0.0, 0.9), (2.0, 0.9), (4.0, 0.9), (2.0, 0.5)]
     assert choice.best.settings == {"cfg": 2.0, "top_k": 0, "top_p": 0.9}  # the first of two equal ones
     assert choice.real_accuracy > 0.97
     assert json.loads(json.dumps(choice.as_dict()))["best"]["cfg"] == 2.0
@@ -158,7 +159,7 @@ def test_accuracy_comes_before_distance() -> None:
 @pytest.mark.parametrize(
     ("grid", "message"),
     [
-        ({"cfgs": ()}, "the grid must have at least one value"),
+        ({"cfgs": ()}, "there must be a cfg, a top_k and a top_p to try"),
         ({"images_per_class": 0}, "images_per_class must be at least 1, got 0"),
     ],
 )

@@ -28,7 +28,9 @@ def load_case(name: str) -> tuple[dict[str, Any], dict[str, np.ndarray], VQVAE, 
     with np.load(Path(__file__).with_name(f"{name}.npz")) as archive:
         answers = {key: archive[key] for key in archive.files}
     c = json.loads(str(answers["config"]))
-    vae = VQVAE(vocab_size=c["vocab_size"], z_channels=c["z_channels"], ch=c["ch"], v_patch_nums=c["patch_nums"])
+    vae = VQVAE(
+        vocab_size=c["vocab_size"], z_channels=c["z_channels"], ch=c["ch"], v_patch_nums=c["patch_nums"]
+    )
     var = VAR(
         vae,
         num_classes=c["num_classes"],

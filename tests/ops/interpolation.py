@@ -1,6 +1,6 @@
-"""The tests that `area_downsample` and `bicubic_upsample` share; each of their test files fills in a subclass.
+"""The tests that `area_downsample` and `bicubic_upsample` share; their test files fill in a subclass each.
 
-An interpolation is a matrix an axis, so its backward pass is the transposed matrices: oracle for both directions.
+An interpolation is a matrix an axis, so its backward pass is the transposed matrices: an oracle for both.
 """
 
 from __future__ import annotations
@@ -8,13 +8,13 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
-import oracle
 import pytest
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
 import var_ext
+from tests.ops import oracle
 from var_ext import backend, ops
 
 Size = tuple[int, int]
@@ -27,7 +27,7 @@ VIEWS: dict[str, Callable[[Tensor], Tensor]] = {
 
 
 class InterpolationTests:
-    """Fill in `name`, `mode` of F.interpolate, `matrix(out, size)`, and a fixture `pair` of (source, target) sizes."""
+    """Fill in `name`, `mode` of F.interpolate, `matrix(out, size)`, `few`, and a fixture `pair` of sizes."""
 
     name: str
     mode: str
@@ -77,7 +77,10 @@ class InterpolationTests:
         for source, target in self.few:
             x = torch.randn(2, 3, *source, requires_grad=True)
             channels_last = torch.randn(2, *target, 3).permute(0, 3, 1, 2)
-            for grad in (channels_last, torch.ones(()).expand(2, 3, *target)):  # the second: the gradient of a sum
+            for grad in (
+                channels_last,
+                torch.ones(()).expand(2, 3, *target),
+            ):  # the second: the gradient of a sum
                 (mine,) = torch.autograd.grad(self.run(x, target), x, grad)
                 oracle.assert_equal_up_to_rounding(mine, self.exact_backward(grad, source))
 
@@ -131,10 +134,20 @@ class InterpolationTests:
         ("x", "size", "error", "message"),
         [
             (torch.zeros(3, 4, 4), 2, ValueError, r"x must have shape \(B, C, H, W\).*got \(3, 4, 4\)"),
-            (torch.zeros(1, 1, 0, 4), 2, ValueError, r"x must have H and W of at least 1, got \(1, 1, 0, 4\)"),
+            (
+                torch.zeros(1, 1, 0, 4),
+                2,
+                ValueError,
+                r"x must have H and W of at least 1, got \(1, 1, 0, 4\)",
+            ),
             (torch.zeros(1, 1, 4, 4), 0, ValueError, r"size must be a side or \(h, w\).*got 0"),
             (torch.zeros(1, 1, 4, 4), (2, -1), ValueError, r"size must be a side or \(h, w\).*got \(2, -1\)"),
-            (torch.zeros(1, 1, 4, 4), (2, 2, 2), ValueError, r"size must be a side or \(h, w\).*got \(2, 2, 2\)"),
+            (
+                torch.zeros(1, 1, 4, 4),
+                (2, 2, 2),
+                ValueError,
+                r"size must be a side or \(h, w\).*got \(2, 2, 2\)",
+            ),
             (torch.zeros(1, 1, 4, 4, dtype=torch.int32), 2, TypeError, "x must be float32.*got int32"),
             ("a picture", 2, TypeError, "x must be a tensor.*got str"),
         ],

@@ -1,4 +1,4 @@
-"""What the op tests measure against: slow, obvious float64 code that shares nothing with the ops, and one tolerance."""
+"""What the op tests measure against: slow, obvious float64 code that shares nothing with the ops."""
 
 from __future__ import annotations
 
@@ -21,8 +21,8 @@ ODD = {
 def assert_as_good_as_torch(result: Tensor, torch_result: Tensor, exact: Tensor) -> None:
     """The largest error is at most twice that of torch in the same dtype; both against float64.
 
-    Both round differently, so neither is "the" answer; an op that is twice as far off has a reason that is not rounding.
-    Half a unit in the last place is added for the final rounding, which may fall either way where torch happens to be exact.
+    Both round differently, so neither is "the" answer; an op that is twice as far off has another reason than
+    rounding. Half a unit in the last place is added for the final rounding, where torch happens to be exact.
     """
     assert result.dtype == torch_result.dtype
     assert result.shape == exact.shape
@@ -35,7 +35,7 @@ def assert_as_good_as_torch(result: Tensor, torch_result: Tensor, exact: Tensor)
 
 
 def assert_equal_up_to_rounding(result: Tensor, exact: Tensor) -> None:
-    """float32 against float64: sums of up to some thousand terms of order one round to about 1e-6 of the largest."""
+    """float32 against float64: sums of up to some thousand terms of order one round to about 1e-6 of them."""
     torch.testing.assert_close(result.double(), exact.double(), rtol=1e-5, atol=1e-5)
 
 
@@ -64,7 +64,7 @@ def area_matrix(out: int, size: int) -> Tensor:
 
 
 def bicubic_matrix(out: int, size: int, a: float = -0.75) -> Tensor:
-    """(out, size) float64: row i has the cubic convolution weights of output i, those past a border on the border entry."""
+    """(out, size) float64: cubic convolution weights of each output; those past a border go to its entry."""
 
     def kernel(t: float) -> float:
         t = abs(t)
@@ -94,7 +94,9 @@ def phi(x: Tensor, weight: Tensor, bias: Tensor, ratio: float) -> Tensor:
     total = bias[None, :, None, None]
     for i in range(3):
         for j in range(3):
-            total = total + torch.einsum("oc,bchw->bohw", weight[:, :, i, j], padded[:, :, i : i + h, j : j + w])
+            total = total + torch.einsum(
+                "oc,bchw->bohw", weight[:, :, i, j], padded[:, :, i : i + h, j : j + w]
+            )
     return (1 - ratio) * x + ratio * total
 
 

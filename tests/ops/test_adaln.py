@@ -1,11 +1,11 @@
 from __future__ import annotations
 
-import oracle
 import pytest
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from tests.ops import oracle
 from var_ext import ops
 
 SHAPES = [(1, 1, 8), (2, 7, 64), (1, 129, 33), (3, 151, 192), (0, 7, 16), (2, 0, 16)]
@@ -56,7 +56,9 @@ def test_strided_arguments(either_backend: str) -> None:
 def test_a_constant_row_is_only_shifted(either_backend: str) -> None:
     shift = torch.randn(1, 16)
     result = ops.adaln(torch.full((1, 3, 16), 5.0), torch.randn(1, 16), shift)
-    torch.testing.assert_close(result, shift[:, None].expand(1, 3, 16))  # the variance is 0: eps alone keeps it finite
+    torch.testing.assert_close(
+        result, shift[:, None].expand(1, 3, 16)
+    )  # the variance is 0: eps alone keeps it finite
 
 
 def test_eps(either_backend: str) -> None:
@@ -90,7 +92,11 @@ def test_registration() -> None:
     ("change", "error", "message"),
     [
         (dict(x=torch.zeros(7, 8)), ValueError, r"x must have shape \(B, L, C\).*got \(7, 8\)"),
-        (dict(scale=torch.zeros(2, 9)), ValueError, r"scale must have shape \(B, C\) = \(2, 8\), got \(2, 9\)"),
+        (
+            dict(scale=torch.zeros(2, 9)),
+            ValueError,
+            r"scale must have shape \(B, C\) = \(2, 8\), got \(2, 9\)",
+        ),
         (dict(shift=torch.zeros(3, 8)), ValueError, r"shift must have shape.*got \(3, 8\)"),
         (dict(branch=torch.zeros(2, 4, 8)), ValueError, r"branch must have shape.*got \(2, 4, 8\)"),
         (dict(gate=torch.zeros(8)), ValueError, r"gate must have shape.*got \(8,\)"),
@@ -103,6 +109,8 @@ def test_registration() -> None:
         (dict(x=[1.0]), TypeError, "x must be a tensor.*got list"),
     ],
 )
-def test_bad_input(either_backend: str, change: dict[str, object], error: type[Exception], message: str) -> None:
+def test_bad_input(
+    either_backend: str, change: dict[str, object], error: type[Exception], message: str
+) -> None:
     with pytest.raises(error, match=f"adaln: .*{message}"):
         ops.adaln(**{**inputs((2, 3, 8)), **change})  # type: ignore[arg-type]

@@ -1,9 +1,9 @@
 from __future__ import annotations
 
-import oracle
 import pytest
-from interpolation import InterpolationTests, Size
 
+from tests.ops import oracle
+from tests.ops.interpolation import InterpolationTests, Size
 from var_ext.schedule import SCALES_256, SCALES_512
 
 # To the finest grid from all others at 256 and 512 px; then rectangles, primes, no change, and shrinking.

@@ -1,10 +1,10 @@
 from __future__ import annotations
 
-import oracle
 import pytest
 import torch
 from torch import Tensor
 
+from tests.ops import oracle
 from var_ext import ScaleSchedule, ops
 
 
@@ -23,7 +23,9 @@ def test_against_float64(either_backend: str, length: int, heads: int, dtype: to
     result = ops.block_causal_attention(q, k, v, schedule, scale=0.7)
     assert result.is_contiguous()
     torchs = oracle.attention(q, k, v, 0.7, mask)
-    oracle.assert_as_good_as_torch(result, torchs, oracle.attention(q.double(), k.double(), v.double(), 0.7, mask))
+    oracle.assert_as_good_as_torch(
+        result, torchs, oracle.attention(q.double(), k.double(), v.double(), 0.7, mask)
+    )
 
 
 def test_finer_scales_are_not_seen(either_backend: str) -> None:
@@ -65,7 +67,9 @@ def test_batch_of_none(either_backend: str) -> None:
 def test_gradients(either_backend: str) -> None:
     schedule = ScaleSchedule((1, 2))
     given = [t.clone().requires_grad_() for t in packed(2, 5, 2, 3, torch.float64)]
-    assert torch.autograd.gradcheck(lambda q, k, v: ops.block_causal_attention(q, k, v, schedule, scale=0.5), given)
+    assert torch.autograd.gradcheck(
+        lambda q, k, v: ops.block_causal_attention(q, k, v, schedule, scale=0.5), given
+    )
 
 
 def test_registration() -> None:
@@ -77,7 +81,11 @@ def test_registration() -> None:
     ("change", "error", "message"),
     [
         (dict(q=torch.zeros(5, 2, 8)), ValueError, r"q must have shape \(B, L, H, D\).*got \(5, 2, 8\)"),
-        (dict(k=torch.zeros(1, 4, 2, 8)), ValueError, r"k must have shape.*\(1, 5, 2, 8\), got \(1, 4, 2, 8\)"),
+        (
+            dict(k=torch.zeros(1, 4, 2, 8)),
+            ValueError,
+            r"k must have shape.*\(1, 5, 2, 8\), got \(1, 4, 2, 8\)",
+        ),
         (dict(v=torch.zeros(1, 5, 2, 9)), ValueError, r"v must have shape.*got \(1, 5, 2, 9\)"),
         (dict(schedule=ScaleSchedule((1, 2, 3))), ValueError, "L = 14 of the schedule, got 5"),
         (dict(k=torch.zeros(1, 5, 2, 8).half()), TypeError, "one dtype, got.*k float16"),
@@ -86,7 +94,9 @@ def test_registration() -> None:
         (dict(q=None), TypeError, "q must be a tensor.*got NoneType"),
     ],
 )
-def test_bad_input(either_backend: str, change: dict[str, object], error: type[Exception], message: str) -> None:
+def test_bad_input(
+    either_backend: str, change: dict[str, object], error: type[Exception], message: str
+) -> None:
     given = dict(zip("qkv", torch.zeros(3, 1, 5, 2, 8), strict=True), schedule=ScaleSchedule((1, 2)))
     with pytest.raises(error, match=f"block_causal_attention: .*{message}"):
         ops.block_causal_attention(**{**given, **change})  # type: ignore[arg-type]

@@ -1,10 +1,10 @@
 from __future__ import annotations
 
-import oracle
 import pytest
 import torch
 from torch import Tensor
 
+from tests.ops import oracle
 from var_ext import ScaleSchedule, ops
 
 
@@ -16,7 +16,9 @@ def inputs(
     return q, keys, values
 
 
-@pytest.mark.parametrize(("queries", "length", "room"), [(1, 1, 1), (4, 5, 7), (22, 129, 151), (121, 151, 151), (3, 1, 9)])
+@pytest.mark.parametrize(
+    ("queries", "length", "room"), [(1, 1, 1), (4, 5, 7), (22, 129, 151), (121, 151, 151), (3, 1, 9)]
+)
 @pytest.mark.parametrize("heads", [1, 3])
 @pytest.mark.parametrize("dtype", oracle.LOW)
 def test_against_float64(
@@ -43,7 +45,9 @@ def test_scale_by_scale_it_is_block_causal_attention(either_backend: str) -> Non
     whole = ops.block_causal_attention(q, k, v, schedule)
     for s in schedule.slices:
         # the same sums in another order: fp32 rounding
-        torch.testing.assert_close(ops.cached_attention(q[:, s], k, v, s.stop), whole[:, s], rtol=1e-5, atol=1e-5)
+        torch.testing.assert_close(
+            ops.cached_attention(q[:, s], k, v, s.stop), whole[:, s], rtol=1e-5, atol=1e-5
+        )
 
 
 def test_strided_views(either_backend: str) -> None:
@@ -73,15 +77,25 @@ def test_registration() -> None:
     [
         (dict(q=torch.zeros(4, 2, 8)), ValueError, r"q must have shape \(B, Lq, H, D\).*got \(4, 2, 8\)"),
         (dict(k_cache=torch.zeros(1, 9, 3, 8)), ValueError, r"k_cache must have shape.*got \(1, 9, 3, 8\)"),
-        (dict(v_cache=torch.zeros(1, 8, 2, 8)), ValueError, r"v_cache must have shape.*\(1, 9, 2, 8\), got \(1, 8, 2, 8\)"),
+        (
+            dict(v_cache=torch.zeros(1, 8, 2, 8)),
+            ValueError,
+            r"v_cache must have shape.*\(1, 9, 2, 8\), got \(1, 8, 2, 8\)",
+        ),
         (dict(length=10), ValueError, r"length must be in 1\.\.9, got 10"),
         (dict(length=0), ValueError, r"length must be in 1\.\.9, got 0"),
         (dict(k_cache=torch.zeros(1, 9, 2, 8).bfloat16()), TypeError, "one dtype, got.*k_cache bfloat16"),
         (dict(q=torch.zeros(1, 4, 2, 8).long()), TypeError, "q must be float32.*got int64"),
-        (dict(v_cache=torch.zeros(1, 9, 2, 8, device="meta")), ValueError, "one device, got.*v_cache on meta"),
+        (
+            dict(v_cache=torch.zeros(1, 9, 2, 8, device="meta")),
+            ValueError,
+            "one device, got.*v_cache on meta",
+        ),
     ],
 )
-def test_bad_input(either_backend: str, change: dict[str, object], error: type[Exception], message: str) -> None:
+def test_bad_input(
+    either_backend: str, change: dict[str, object], error: type[Exception], message: str
+) -> None:
     given = dict(zip(("q", "k_cache", "v_cache"), inputs(1, 4, 9, 2, 8), strict=True), length=5)
     with pytest.raises(error, match=f"cached_attention: .*{message}"):
         ops.cached_attention(**{**given, **change})  # type: ignore[arg-type]

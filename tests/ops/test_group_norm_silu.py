@@ -1,14 +1,20 @@
 from __future__ import annotations
 
-import oracle
 import pytest
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from tests.ops import oracle
 from var_ext import ops
 
-SHAPES = [(1, 4, 1, 1, 2), (2, 32, 7, 5, 32), (1, 96, 9, 16, 32), (3, 6, 1, 151, 3), (0, 8, 4, 4, 2)]  # B, C, H, W, groups
+SHAPES = [
+    (1, 4, 1, 1, 2),
+    (2, 32, 7, 5, 32),
+    (1, 96, 9, 16, 32),
+    (3, 6, 1, 151, 3),
+    (0, 8, 4, 4, 2),
+]  # B, C, H, W, groups
 FORMATS = (torch.contiguous_format, torch.channels_last)
 
 
@@ -85,7 +91,9 @@ def test_registration(memory_format: torch.memory_format) -> None:
         (dict(bias=torch.zeros(4, device="meta")), ValueError, "one device, got.*bias on meta"),
     ],
 )
-def test_bad_input(either_backend: str, change: dict[str, object], error: type[Exception], message: str) -> None:
+def test_bad_input(
+    either_backend: str, change: dict[str, object], error: type[Exception], message: str
+) -> None:
     given = dict(x=torch.zeros(1, 4, 3, 3), weight=torch.ones(4), bias=torch.zeros(4), groups=2)
     with pytest.raises(error, match=f"group_norm_silu: .*{message}"):
         ops.group_norm_silu(**{**given, **change})  # type: ignore[arg-type]

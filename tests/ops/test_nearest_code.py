@@ -7,7 +7,14 @@ from torch import Tensor
 import var_ext
 from var_ext import backend, ops
 
-SIZES = [(1, 1, 1), (7, 33, 5), (129, 151, 32), (64, 4096, 32), (3, 17, 129), (151, 2, 8)]  # vectors, codes, channels
+SIZES = [
+    (1, 1, 1),
+    (7, 33, 5),
+    (129, 151, 32),
+    (64, 4096, 32),
+    (3, 17, 129),
+    (151, 2, 8),
+]  # vectors, codes, channels
 
 
 def distances(x: Tensor, codebook: Tensor, cosine: bool) -> Tensor:
@@ -19,7 +26,7 @@ def distances(x: Tensor, codebook: Tensor, cosine: bool) -> Tensor:
 
 
 def assert_nearest(result: Tensor, x: Tensor, codebook: Tensor, cosine: bool = False) -> None:
-    """No code is nearer than the one returned by more than fp32 rounding; almost always it is the very nearest."""
+    """No code is nearer than the one returned by more than fp32 rounding; mostly it is the very nearest."""
     exact = distances(x, codebook, cosine)
     nearest = exact.min(dim=-1)
     chosen = exact.gather(-1, result[:, None])[:, 0]
@@ -114,12 +121,22 @@ def test_registration(cosine: bool) -> None:
     ("x", "codebook", "error", "message"),
     [
         (torch.zeros(2, 4), torch.zeros(4), ValueError, r"codebook must have shape \(V, C\).*got \(4,\)"),
-        (torch.zeros(2, 4), torch.zeros(3, 5), ValueError, r"x must have shape \(..., C\) with C = 5.*got \(2, 4\)"),
+        (
+            torch.zeros(2, 4),
+            torch.zeros(3, 5),
+            ValueError,
+            r"x must have shape \(..., C\) = \(..., 5\), got \(2, 4\)",
+        ),
         (torch.zeros(()), torch.zeros(3, 5), ValueError, r"x must have shape.*got \(\)"),
         (torch.zeros(2, 4), torch.zeros(0, 4), ValueError, r"codebook must hold a code, got \(0, 4\)"),
         (torch.zeros(2, 4).double(), torch.zeros(3, 4), TypeError, "x must be float32, got float64"),
         (torch.zeros(2, 4), torch.zeros(3, 4).half(), TypeError, "one dtype, got.*codebook float16"),
-        (torch.zeros(2, 4), torch.zeros(3, 4, device="meta"), ValueError, "one device, got.*codebook on meta"),
+        (
+            torch.zeros(2, 4),
+            torch.zeros(3, 4, device="meta"),
+            ValueError,
+            "one device, got.*codebook on meta",
+        ),
         (torch.zeros(2, 4), [[0.0] * 4], TypeError, "codebook must be a tensor.*got list"),
         ([0.0] * 4, torch.zeros(3, 4), TypeError, "x must be a tensor.*got list"),
     ],

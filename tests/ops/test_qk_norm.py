@@ -3,21 +3,33 @@ from __future__ import annotations
 import math
 from typing import Any
 
-import oracle
 import pytest
 import torch
 from torch import Tensor
 
+from tests.ops import oracle
 from var_ext import ops
 
-SHAPES = [(1, 1, 1, 4), (2, 7, 3, 64), (1, 129, 1, 64), (2, 151, 3, 32), (0, 7, 2, 8), (2, 0, 2, 8)]  # B, L, H, D
+SHAPES = [
+    (1, 1, 1, 4),
+    (2, 7, 3, 64),
+    (1, 129, 1, 64),
+    (2, 151, 3, 32),
+    (0, 7, 2, 8),
+    (2, 0, 2, 8),
+]  # B, L, H, D
 
 
 def inputs(shape: tuple[int, ...], dtype: torch.dtype = torch.float32) -> tuple[Tensor, ...]:
     batch, length, heads, dim = shape
     qkv = torch.randn(batch, length, 3, heads, dim).to(dtype)
     q_bias, v_bias = torch.randn(2, heads, dim).to(dtype)
-    return qkv, q_bias, v_bias, (torch.rand(heads) * 6).to(dtype)  # some above log 100, where the scale is capped
+    return (
+        qkv,
+        q_bias,
+        v_bias,
+        (torch.rand(heads) * 6).to(dtype),
+    )  # some above log 100, where the scale is capped
 
 
 def formula(qkv: Tensor, q_bias: Tensor, v_bias: Tensor, log_scale: Tensor | None) -> list[Tensor]:
@@ -59,7 +71,9 @@ def test_a_zero_vector_stays_finite(either_backend: str) -> None:
 
 @pytest.mark.parametrize("dtype", oracle.LOW)
 @pytest.mark.parametrize("norm", [True, False])
-@pytest.mark.parametrize(("length", "offset", "room"), [(1, 0, 1), (4, 1, 5), (7, 0, 9), (3, 6, 9), (0, 4, 4)])
+@pytest.mark.parametrize(
+    ("length", "offset", "room"), [(1, 0, 1), (4, 1, 5), (7, 0, 9), (3, 6, 9), (0, 4, 4)]
+)
 def test_into_the_cache(
     either_backend: str, dtype: torch.dtype, norm: bool, length: int, offset: int, room: int
 ) -> None:
@@ -122,22 +136,40 @@ def test_registration() -> None:
     ("change", "error", "message"),
     [
         (dict(qkv=torch.zeros(1, 3, 2, 2, 4)), ValueError, r"qkv must have shape.*got \(1, 3, 2, 2, 4\)"),
-        (dict(qkv=torch.zeros(1, 3, 24)), ValueError, r"qkv must have shape \(B, L, 3, H, D\).*got \(1, 3, 24\)"),
+        (
+            dict(qkv=torch.zeros(1, 3, 24)),
+            ValueError,
+            r"qkv must have shape \(B, L, 3, H, D\).*got \(1, 3, 24\)",
+        ),
         (dict(q_bias=torch.zeros(8)), ValueError, r"q_bias must have shape \(H, D\) = \(2, 4\), got \(8,\)"),
         (dict(v_bias=torch.zeros(4, 2)), ValueError, r"v_bias must have shape.*got \(4, 2\)"),
         (dict(log_scale=torch.zeros(3)), ValueError, r"log_scale must have shape \(H,\) = \(2\), got \(3,\)"),
-        (dict(cache=(torch.zeros(1, 9, 2, 4), torch.zeros(1, 8, 2, 4))), ValueError, "v_cache must have shape"),
-        (dict(cache=(torch.zeros(2, 9, 2, 4), torch.zeros(2, 9, 2, 4))), ValueError, "k_cache must have shape"),
+        (
+            dict(cache=(torch.zeros(1, 9, 2, 4), torch.zeros(1, 8, 2, 4))),
+            ValueError,
+            "v_cache must have shape",
+        ),
+        (
+            dict(cache=(torch.zeros(2, 9, 2, 4), torch.zeros(2, 9, 2, 4))),
+            ValueError,
+            "k_cache must have shape",
+        ),
         (dict(offset=7), ValueError, "offset must leave room for 3 tokens in 9, got 7"),
         (dict(offset=-1), ValueError, "offset must leave room for 3 tokens in 9, got -1"),
         (dict(qkv=torch.zeros(1, 3, 3, 2, 4).int()), TypeError, "qkv must be float32.*got int32"),
         (dict(v_bias=torch.zeros(2, 4).half()), TypeError, "one dtype, got.*v_bias float16"),
         (dict(cache=tuple(torch.zeros(2, 1, 9, 2, 4).half())), TypeError, "one dtype, got.*k_cache float16"),
         (dict(q_bias=torch.zeros(2, 4, device="meta")), ValueError, "one device, got.*q_bias on meta"),
-        (dict(cache=tuple(torch.zeros(2, 1, 9, 2, 4, device="meta"))), ValueError, "one device, got.*k_cache on meta"),
+        (
+            dict(cache=tuple(torch.zeros(2, 1, 9, 2, 4, device="meta"))),
+            ValueError,
+            "one device, got.*k_cache on meta",
+        ),
     ],
 )
-def test_bad_input(either_backend: str, change: dict[str, object], error: type[Exception], message: str) -> None:
+def test_bad_input(
+    either_backend: str, change: dict[str, object], error: type[Exception], message: str
+) -> None:
     given: dict[str, Any] = dict(
         qkv=torch.zeros(1, 3, 3, 2, 4),
         q_bias=torch.zeros(2, 4),

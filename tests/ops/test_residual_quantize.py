@@ -2,14 +2,21 @@ from __future__ import annotations
 
 from typing import Any, NamedTuple
 
-import oracle
 import pytest
 import torch
 from torch import Tensor
 
+from tests.ops import oracle
 from var_ext import ScaleSchedule, ops
 
-SCHEDULES = [(1,), (4,), (1, 2), (1, 1, 1, 2), (2, 5, 10), (1, 2, 3, 4, 11)]  # one scale, two, 7, 129 and 151 tokens
+SCHEDULES = [
+    (1,),
+    (4,),
+    (1, 2),
+    (1, 1, 1, 2),
+    (2, 5, 10),
+    (1, 2, 3, 4, 11),
+]  # one scale, two, 7, 129 and 151 tokens
 
 
 class Given(NamedTuple):
@@ -21,7 +28,9 @@ class Given(NamedTuple):
     schedule: ScaleSchedule
 
 
-def inputs(sides: tuple[int, ...], *, batch: int = 2, channels: int = 4, codes: int = 37, phis: int = 2) -> Given:
+def inputs(
+    sides: tuple[int, ...], *, batch: int = 2, channels: int = 4, codes: int = 37, phis: int = 2
+) -> Given:
     schedule = ScaleSchedule(sides)
     return Given(
         torch.randn(batch, channels, sides[-1], sides[-1]),
@@ -33,7 +42,9 @@ def inputs(sides: tuple[int, ...], *, batch: int = 2, channels: int = 4, codes: 
     )
 
 
-def exact(given: Given, ratio: float = 0.5, cosine: bool = False, tokens: Tensor | None = None) -> tuple[Tensor, Tensor]:
+def exact(
+    given: Given, ratio: float = 0.5, cosine: bool = False, tokens: Tensor | None = None
+) -> tuple[Tensor, Tensor]:
     """The loop of Algorithm 1 in float64: tokens (B, L) and f_hat after each scale (K, B, C, P, P).
 
     With `tokens`, those are taken instead of searched: then it is a smooth function of codebook and phi.
@@ -96,7 +107,9 @@ def test_an_image_does_not_depend_on_its_batch(either_backend: str) -> None:
     given = inputs((1, 2, 5), batch=5)
     together = ops.residual_quantize(*given)[0]
     for i in range(5):
-        assert torch.equal(ops.residual_quantize(given.features[i : i + 1], *given[1:])[0], together[i : i + 1])
+        assert torch.equal(
+            ops.residual_quantize(given.features[i : i + 1], *given[1:])[0], together[i : i + 1]
+        )
 
 
 def test_strided_features(either_backend: str) -> None:
@@ -143,7 +156,7 @@ def test_registration(per_scale: bool) -> None:
     options = (given.phi_index, [1, 2, 3], 0.5, False, per_scale)
     torch.library.opcheck(torch.ops.var_ext.residual_quantize, (*given[:4], *options))
     tensors = [t.clone().requires_grad_() for t in given[:4]]
-    # opcheck's own tracing of gradients adds the outputs up into the first, and tokens are integers: traced below instead
+    # opcheck's tracing of gradients adds the outputs up into the first, and tokens are integers: traced below
     utilities = ("test_schema", "test_autograd_registration", "test_faketensor")
     torch.library.opcheck(torch.ops.var_ext.residual_quantize, (*tensors, *options), test_utils=utilities)
 
@@ -158,7 +171,9 @@ def test_traced_gradients_are_the_eager_ones() -> None:
         return f_hat.square().sum() + scales.square().sum()
 
     eager = torch.autograd.grad(loss(*given[:4]), given[:4])
-    traced = torch.autograd.grad(torch.compile(loss, backend="aot_eager", fullgraph=True)(*given[:4]), given[:4])
+    traced = torch.autograd.grad(
+        torch.compile(loss, backend="aot_eager", fullgraph=True)(*given[:4]), given[:4]
+    )
     torch.testing.assert_close(traced, eager)
 
 
@@ -167,16 +182,36 @@ def test_traced_gradients_are_the_eager_ones() -> None:
     [
         (dict(codebook=torch.zeros(37)), ValueError, r"codebook must have shape \(V, C\).*got \(37,\)"),
         (dict(codebook=torch.zeros(0, 4)), ValueError, r"codebook must hold a code, got \(0, 4\)"),
-        (dict(codebook=torch.zeros(37, 3)), ValueError, r"features must have shape.*\(\*, 3, 3, 3\), got \(2, 4, 3, 3\)"),
+        (
+            dict(codebook=torch.zeros(37, 3)),
+            ValueError,
+            r"features must have shape.*\(\*, 3, 3, 3\), got \(2, 4, 3, 3\)",
+        ),
         (dict(features=torch.zeros(2, 4, 3, 2)), ValueError, r"features must have shape.*got \(2, 4, 3, 2\)"),
-        (dict(schedule=ScaleSchedule((1, 2, 4))), ValueError, r"features must have shape.*4, 4\), got \(2, 4, 3, 3\)"),
-        (dict(phi_weight=torch.zeros(4, 4, 3, 3)), ValueError, r"phi_weight must have shape.*got \(4, 4, 3, 3\)"),
-        (dict(phi_bias=torch.zeros(3, 4)), ValueError, r"phi_bias must have shape \(N, C\) = \(2, 4\), got \(3, 4\)"),
+        (
+            dict(schedule=ScaleSchedule((1, 2, 4))),
+            ValueError,
+            r"features must have shape.*4, 4\), got \(2, 4, 3, 3\)",
+        ),
+        (
+            dict(phi_weight=torch.zeros(4, 4, 3, 3)),
+            ValueError,
+            r"phi_weight must have shape.*got \(4, 4, 3, 3\)",
+        ),
+        (
+            dict(phi_bias=torch.zeros(3, 4)),
+            ValueError,
+            r"phi_bias must have shape \(N, C\) = \(2, 4\), got \(3, 4\)",
+        ),
         (dict(phi_index=[0, 1]), ValueError, r"phi_index must name one of 2 .*3 scales, got \[0, 1\]"),
         (dict(phi_index=[0, 1, 2]), ValueError, r"phi_index must name one of 2 .*got \[0, 1, 2\]"),
         (dict(phi_index=[0, -1, 1]), ValueError, r"phi_index must name one of 2 .*got \[0, -1, 1\]"),
         (dict(features=torch.zeros(2, 4, 3, 3).half()), TypeError, "features must be float32, got float16"),
-        (dict(phi_weight=torch.zeros(2, 4, 4, 3, 3).double()), TypeError, "one dtype, got.*phi_weight float64"),
+        (
+            dict(phi_weight=torch.zeros(2, 4, 4, 3, 3).double()),
+            TypeError,
+            "one dtype, got.*phi_weight float64",
+        ),
         (dict(codebook=torch.zeros(37, 4, device="meta")), ValueError, "one device, got.*codebook on meta"),
     ],
 )

@@ -2,11 +2,11 @@ from __future__ import annotations
 
 from typing import Any
 
-import oracle
 import pytest
 import torch
 from torch import Tensor
 
+from tests.ops import oracle
 from var_ext import ops
 
 SIZES = [  # batch, channels, f_hat, codes, next
@@ -21,20 +21,31 @@ SIZES = [  # batch, channels, f_hat, codes, next
 
 
 def inputs(
-    batch: int, channels: int, size: tuple[int, int], codes: tuple[int, int], dtype: torch.dtype = torch.float32
+    batch: int,
+    channels: int,
+    size: tuple[int, int],
+    codes: tuple[int, int],
+    dtype: torch.dtype = torch.float32,
 ) -> list[Tensor]:
     f_hat, embedding = torch.randn(batch, channels, *size), torch.randn(batch, channels, *codes)
     weight, bias = torch.randn(channels, channels, 3, 3), torch.randn(channels)
     return [t.to(dtype) for t in (f_hat, embedding, weight, bias)]
 
 
-def exact(f_hat: Tensor, embedding: Tensor, weight: Tensor, bias: Tensor, next_size: Any, ratio: float) -> list[Tensor]:
+def exact(
+    f_hat: Tensor, embedding: Tensor, weight: Tensor, bias: Tensor, next_size: Any, ratio: float
+) -> list[Tensor]:
     size = f_hat.shape[2:]
     matrices = [oracle.bicubic_matrix(out, n) for out, n in zip(size, embedding.shape[2:], strict=True)]
     up = embedding.double() if embedding.shape[2:] == size else oracle.resampled(embedding, *matrices)
     new = f_hat.double() + oracle.phi(up, weight, bias, ratio)
-    target = size if next_size is None else (next_size, next_size) if isinstance(next_size, int) else next_size
-    return [new, oracle.resampled(new, *(oracle.area_matrix(out, n) for out, n in zip(target, size, strict=True)))]
+    target = (
+        size if next_size is None else (next_size, next_size) if isinstance(next_size, int) else next_size
+    )
+    return [
+        new,
+        oracle.resampled(new, *(oracle.area_matrix(out, n) for out, n in zip(target, size, strict=True))),
+    ]
 
 
 @pytest.mark.parametrize(("batch", "channels", "size", "codes", "following"), SIZES)
@@ -93,10 +104,22 @@ def test_registration() -> None:
 @pytest.mark.parametrize(
     ("change", "error", "message"),
     [
-        (dict(f_hat=torch.zeros(4, 6, 6)), ValueError, r"f_hat must have shape \(B, C, H, W\).*got \(4, 6, 6\)"),
-        (dict(embedding=torch.zeros(1, 3, 2, 2)), ValueError, r"embedding must have shape.*got \(1, 3, 2, 2\)"),
+        (
+            dict(f_hat=torch.zeros(4, 6, 6)),
+            ValueError,
+            r"f_hat must have shape \(B, C, H, W\).*got \(4, 6, 6\)",
+        ),
+        (
+            dict(embedding=torch.zeros(1, 3, 2, 2)),
+            ValueError,
+            r"embedding must have shape.*got \(1, 3, 2, 2\)",
+        ),
         (dict(embedding=torch.zeros(1, 4, 0, 2)), ValueError, r"embedding must have a row and a column.*got"),
-        (dict(phi_weight=torch.zeros(4, 4, 1, 1)), ValueError, r"phi_weight must have shape.*got \(4, 4, 1, 1\)"),
+        (
+            dict(phi_weight=torch.zeros(4, 4, 1, 1)),
+            ValueError,
+            r"phi_weight must have shape.*got \(4, 4, 1, 1\)",
+        ),
         (dict(phi_bias=torch.zeros(3)), ValueError, r"phi_bias must have shape \(C,\) = \(4\), got \(3,\)"),
         (dict(next_size=0), ValueError, "size must be a side or .*got 0"),
         (dict(f_hat=torch.zeros(1, 4, 6, 6).int()), TypeError, "f_hat must be float32.*got int32"),
@@ -104,7 +127,9 @@ def test_registration() -> None:
         (dict(phi_bias=torch.zeros(4, device="meta")), ValueError, "one device, got.*phi_bias on meta"),
     ],
 )
-def test_bad_input(either_backend: str, change: dict[str, object], error: type[Exception], message: str) -> None:
+def test_bad_input(
+    either_backend: str, change: dict[str, object], error: type[Exception], message: str
+) -> None:
     names = ("f_hat", "embedding", "phi_weight", "phi_bias")
     given = dict(zip(names, inputs(1, 4, (6, 6), (2, 2)), strict=True), next_size=3)
     with pytest.raises(error, match=f"residual_step: .*{message}"):

@@ -3,11 +3,11 @@ from __future__ import annotations
 import math
 from typing import Any
 
-import oracle
 import pytest
 import torch
 from torch import Tensor
 
+from tests.ops import oracle
 from var_ext import ops
 from var_ext.reference.sample_tokens import philox4x32
 
@@ -17,9 +17,25 @@ KNOWN_ANSWERS = [
     ("ffffffff ffffffff ffffffff ffffffff", "ffffffff ffffffff", "408f276d 41c83b0e a20bc7c6 6d5451fd"),
     ("243f6a88 85a308d3 13198a2e 03707344", "a4093822 299f31d0", "d16cfe09 94fdcceb 5001e420 24126ea1"),
 ]
-# Upper 1e-6 quantile of chi-square for 1 to 15 degrees of freedom: a right sampler fails one seed in a million.
+# Upper 1e-6 quantile of chi-square for 1 to 15 degrees of freedom: a right sampler fails one seed in 10^6.
 # The seeds below are fixed, so the outcome is the same in every run.
-CHI_SQUARE = [23.93, 27.63, 30.66, 33.38, 35.89, 38.26, 40.52, 42.70, 44.81, 46.86, 48.87, 50.83, 52.75, 54.64, 56.49]
+CHI_SQUARE = [
+    23.93,
+    27.63,
+    30.66,
+    33.38,
+    35.89,
+    38.26,
+    40.52,
+    42.70,
+    44.81,
+    46.86,
+    48.87,
+    50.83,
+    52.75,
+    54.64,
+    56.49,
+]
 
 
 def words(text: str) -> tuple[int, ...]:
@@ -39,7 +55,7 @@ def chi_square(tokens: Tensor, probabilities: Tensor) -> None:
 
 
 def kept(logits: list[float], top_k: int, top_p: float) -> list[float]:
-    """Probabilities after the published filters, one token at a time in Python floats; logits without ties."""
+    """Probabilities after the published filters, one token at a time in Python floats; no ties."""
     order = sorted(range(len(logits)), key=lambda i: logits[i])
     order = order[len(order) - top_k :] if top_k else order
     weights = {i: math.exp(logits[i]) for i in order}
@@ -73,7 +89,9 @@ def test_each_draw_inverts_the_distribution(either_backend: str, seed: int, scal
         assert tokens[0, position] == int((cumulative[position] <= u).sum()), position
 
 
-@pytest.mark.parametrize(("top_k", "top_p"), [(0, 0.0), (5, 0.0), (0, 0.8), (12, 0.9), (3, 0.999), (1, 0.0), (16, 1.0)])
+@pytest.mark.parametrize(
+    ("top_k", "top_p"), [(0, 0.0), (5, 0.0), (0, 0.8), (12, 0.9), (3, 0.999), (1, 0.0), (16, 1.0)]
+)
 @pytest.mark.parametrize("cfg", [None, 1.5])
 def test_frequencies(either_backend: str, top_k: int, top_p: float, cfg: float | None) -> None:
     logits = torch.randn(2, 1, 16) * 0.4  # mild, so that each code has its share of the draws
@@ -149,7 +167,9 @@ def test_minus_infinity_is_never_drawn(either_backend: str) -> None:
 def test_a_row_that_is_no_distribution(either_backend: str, bad: float) -> None:
     logits = torch.zeros(2, 3, 5)
     logits[1, 2, 4] = bad
-    with pytest.raises(ValueError, match="sample_tokens: each row of logits needs a finite maximum and no NaN"):
+    with pytest.raises(
+        ValueError, match="sample_tokens: each row of logits needs a finite maximum and no NaN"
+    ):
         ops.sample_tokens(logits, torch.tensor([0, 1]), scale_index=0)
 
 
@@ -210,21 +230,28 @@ def test_strided_logits(either_backend: str) -> None:
     seeds = torch.arange(8)[::2]
     filters: dict[str, Any] = dict(scale_index=2, top_k=20, top_p=0.9)
     assert torch.equal(
-        ops.sample_tokens(logits, seeds, **filters), ops.sample_tokens(logits.contiguous(), seeds.clone(), **filters)
+        ops.sample_tokens(logits, seeds, **filters),
+        ops.sample_tokens(logits.contiguous(), seeds.clone(), **filters),
     )
 
 
 @pytest.mark.parametrize(("batch", "length"), [(0, 4), (2, 0)])
 def test_nothing_in_nothing_out(either_backend: str, batch: int, length: int) -> None:
     tokens = ops.sample_tokens(
-        torch.zeros(batch, length, 5), torch.zeros(batch, dtype=torch.int64), scale_index=0, top_k=2, top_p=0.9
+        torch.zeros(batch, length, 5),
+        torch.zeros(batch, dtype=torch.int64),
+        scale_index=0,
+        top_k=2,
+        top_p=0.9,
     )
     assert tokens.shape == (batch, length)
     assert tokens.dtype == torch.int64
 
 
 def test_one_code(either_backend: str) -> None:
-    assert not ops.sample_tokens(torch.randn(1, 9, 1), torch.tensor([4]), scale_index=0, top_k=5, top_p=0.5).any()
+    assert not ops.sample_tokens(
+        torch.randn(1, 9, 1), torch.tensor([4]), scale_index=0, top_k=5, top_p=0.5
+    ).any()
 
 
 @pytest.mark.parametrize("cfg", [None, 1.5])
@@ -237,10 +264,18 @@ def test_registration(cfg: float | None) -> None:
     ("change", "error", "message"),
     [
         (dict(logits=torch.zeros(2, 5)), ValueError, r"logits must have shape \(B, L, V\).*got \(2, 5\)"),
-        (dict(logits=torch.zeros(3, 4, 5)), ValueError, r"logits must have shape.*\(2, \*, \*\), got \(3, 4, 5\)"),
+        (
+            dict(logits=torch.zeros(3, 4, 5)),
+            ValueError,
+            r"logits must have shape.*\(2, \*, \*\), got \(3, 4, 5\)",
+        ),
         (dict(cfg=1.5), ValueError, r"logits must have shape \(2B, L, V\) = \(4, \*, \*\), got \(2, 4, 5\)"),
         (dict(logits=torch.zeros(2, 4, 0)), ValueError, r"V of at least 1, got \(2, 4, 0\)"),
-        (dict(seeds=torch.zeros(2, 1, dtype=torch.int64)), ValueError, r"seeds must have shape \(B,\).*got \(2, 1\)"),
+        (
+            dict(seeds=torch.zeros(2, 1, dtype=torch.int64)),
+            ValueError,
+            r"seeds must have shape \(B,\).*got \(2, 1\)",
+        ),
         (dict(seeds=torch.zeros(2)), TypeError, "seeds must be int64, got float32"),
         (dict(logits=torch.zeros(2, 4, 5).long()), TypeError, "logits must be float32.*got int64"),
         (dict(seeds=[1, 2]), TypeError, "seeds must be a tensor.*got list"),
@@ -249,7 +284,11 @@ def test_registration(cfg: float | None) -> None:
         (dict(top_p=-0.1), ValueError, r"top_p must be in \[0, 1\], got -0.1"),
         (dict(top_p=math.nan), ValueError, r"top_p must be in \[0, 1\], got nan"),
         (dict(scale_index=-1), ValueError, "scale_index must be 0 or more, got -1"),
-        (dict(seeds=torch.zeros(2, dtype=torch.int64, device="meta")), ValueError, "one device, got.*seeds on meta"),
+        (
+            dict(seeds=torch.zeros(2, dtype=torch.int64, device="meta")),
+            ValueError,
+            "one device, got.*seeds on meta",
+        ),
     ],
 )
 def test_bad_input(either_backend: str, change: dict[str, Any], error: type[Exception], message: str) -> None:

@@ -45,12 +45,15 @@ def tokenizer_recipe() -> TokenizerRecipe:
 @pytest.fixture(scope="session")
 def var_recipe() -> VARRecipe:
     return VARRecipe(
-        epochs=6, batch_size=12, augment=1.0, copies=2, ema=0.9, select="best", depth=2, embed_dim=32, num_heads=2,
-        drop_rate=0.1, drop_path_rate=0.1, base_lr=2e-2, checkpoint_every=2, log_every=1,
+        epochs=6, batch_size=12, augment=1.0, copies=2, ema=0.9, select="best",
+        depth=2, embed_dim=32, num_heads=2, drop_rate=0.1, drop_path_rate=0.1, base_lr=0.1,
+        checkpoint_every=2, log_every=1,
     )  # fmt: skip
 
 
 @pytest.fixture(scope="session")
-def tokenizer(images: Path, tokenizer_recipe: TokenizerRecipe, tmp_path_factory: pytest.TempPathFactory) -> Path:
+def tokenizer(
+    images: Path, tokenizer_recipe: TokenizerRecipe, tmp_path_factory: pytest.TempPathFactory
+) -> Path:
     """Folder of a trained tokenizer."""
     return train_tokenizer(images, tmp_path_factory.mktemp("tokenizer"), tokenizer_recipe, progress=False)

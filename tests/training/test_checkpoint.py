@@ -33,19 +33,21 @@ def small_disk() -> Iterator[None]:
     resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
 
 
-def test_round_trip(saved: Path):
+def test_round_trip(saved: Path) -> None:
     step, state = load_checkpoint(saved, PINS)
     assert step == 7 and state["w"].tolist() == [0, 1, 2] and state["note"] == "x" and state["none"] is None
 
 
-def test_another_run_is_refused_with_every_difference(saved: Path):
+def test_another_run_is_refused_with_every_difference(saved: Path) -> None:
     pins = {"kind": "var", "recipe": {"depth": 5, "seed": 0}, "data": "abc"}
-    with pytest.raises(CheckpointError, match="wanted data = abc, got nothing; wanted recipe.depth = 5, got 4"):
+    with pytest.raises(
+        CheckpointError, match=r"wanted data = abc, got nothing; wanted recipe.depth = 5, got 4"
+    ):
         load_checkpoint(saved, pins)
 
 
 @pytest.mark.parametrize("share", [0.0, 0.3, 0.9, 0.999])
-def test_a_truncated_file_is_refused(saved: Path, share: float):
+def test_a_truncated_file_is_refused(saved: Path, share: float) -> None:
     content = saved.read_bytes()
     saved.write_bytes(content[: int(share * len(content))])
     with pytest.raises(CheckpointError, match=r"wanted a training checkpoint .*last\.ckpt, got"):
@@ -53,19 +55,19 @@ def test_a_truncated_file_is_refused(saved: Path, share: float):
 
 
 @pytest.mark.parametrize("content", [{"model": torch.zeros(2)}, [1, 2], {"format": "var_ext/train/0"}])
-def test_a_foreign_file_is_refused(tmp_path: Path, content: object):
+def test_a_foreign_file_is_refused(tmp_path: Path, content: object) -> None:
     torch.save(content, tmp_path / "x.ckpt")
     with pytest.raises(CheckpointError, match="wanted a training checkpoint"):
         load_checkpoint(tmp_path / "x.ckpt", PINS)
 
 
-def test_a_file_with_code_is_refused_and_the_code_does_not_run(tmp_path: Path):
+def test_a_file_with_code_is_refused_and_the_code_does_not_run(tmp_path: Path) -> None:
     class Payload:
         def __reduce__(self) -> tuple[object, tuple[str]]:
             return os.mkdir, (str(tmp_path / "ran"),)
 
     with open(tmp_path / "x.ckpt", "wb") as file:
-        pickle.dump({"format": "var_ext/train/1", "payload": Payload()}, file)
+        pickle.dump({"format": "var_ext/train/1", "payload": Payload()}, file, protocol=2)
     torch.save({"format": "var_ext/train/1", "payload": Payload()}, tmp_path / "y.ckpt")
     for name in ("x.ckpt", "y.ckpt"):
         with pytest.raises(CheckpointError, match="cannot be read"):
@@ -74,7 +76,7 @@ def test_a_file_with_code_is_refused_and_the_code_does_not_run(tmp_path: Path):
 
 
 @pytest.mark.usefixtures("small_disk")
-def test_a_full_disk_keeps_the_old_checkpoint(saved: Path):
+def test_a_full_disk_keeps_the_old_checkpoint(saved: Path) -> None:
     before = saved.read_bytes()
     with pytest.raises(CheckpointError, match=r"could not write .*last\.ckpt"):
         save_checkpoint(saved, PINS, 8, {"w": torch.zeros(100_000)})
@@ -82,7 +84,7 @@ def test_a_full_disk_keeps_the_old_checkpoint(saved: Path):
     assert os.listdir(saved.parent) == [saved.name]
 
 
-def test_an_unwritable_folder_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+def test_an_unwritable_folder_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def deny(*_: object, **__: object) -> None:
         raise PermissionError(errno.EACCES, os.strerror(errno.EACCES))
 

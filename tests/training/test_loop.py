@@ -34,7 +34,7 @@ class Toy(Task):
             raise KeyboardInterrupt
         self.value = 0.9 * self.value + batch.sum() * torch.rand(1) * (at.epoch + 1)
         self.steps = at.step + 1
-        return {"loss": float("nan") if self.diverge else self.value, "usage": [1.0, 2.5]}
+        return {"loss": float("nan") if self.diverge else float(self.value), "usage": [1.0, 2.5]}
 
     def validate(self) -> Mapping[str, Any]:
         return {"loss": abs(self.steps - 6)}
@@ -55,7 +55,7 @@ def lines(out: Path) -> list[dict[str, Any]]:
     return [{key: value for key, value in row.items() if key != "seconds"} for row in rows]
 
 
-def test_batches_cover_an_epoch_and_differ_by_epoch_and_seed():
+def test_batches_cover_an_epoch_and_differ_by_epoch_and_seed() -> None:
     batches = epoch_batches(0, 0, 10, 3)
     assert batches.shape == (3, 3) and len(set(batches.flatten().tolist())) == 9
     assert torch.equal(batches, epoch_batches(0, 0, 10, 3))
@@ -64,13 +64,13 @@ def test_batches_cover_an_epoch_and_differ_by_epoch_and_seed():
     assert epoch_batches(0, 0, 2, 64).shape == (1, 2)  # fewer images than a batch
 
 
-def test_step_seeds_do_not_meet():
+def test_step_seeds_do_not_meet() -> None:
     assert len({step_seed(seed, step) for seed in range(20) for step in range(200)}) == 4000
 
 
 @pytest.mark.parametrize("select", ["last", "best"])
 @pytest.mark.parametrize("stop", [1, 2, 5, 11])
-def test_a_stopped_run_resumes_to_the_same_weights_and_log(tmp_path: Path, stop: int, select: str):
+def test_a_stopped_run_resumes_to_the_same_weights_and_log(tmp_path: Path, stop: int, select: str) -> None:
     whole = fit(Toy(select=select), tmp_path / "whole", progress=False)
     with pytest.raises(KeyboardInterrupt):
         fit(Toy(stop, select=select), tmp_path / "cut", progress=False)
@@ -79,12 +79,12 @@ def test_a_stopped_run_resumes_to_the_same_weights_and_log(tmp_path: Path, stop:
     assert lines(tmp_path / "cut") == lines(tmp_path / "whole")
 
 
-def test_a_finished_run_is_not_run_again(tmp_path: Path):
+def test_a_finished_run_is_not_run_again(tmp_path: Path) -> None:
     whole = fit(Toy(), tmp_path, progress=False)
     assert torch.equal(fit(Toy(stop=0), tmp_path, progress=False)["value"], whole["value"])
 
 
-def test_no_resume_starts_anew(tmp_path: Path):
+def test_no_resume_starts_anew(tmp_path: Path) -> None:
     whole = fit(Toy(), tmp_path, progress=False)
     with pytest.raises(KeyboardInterrupt):
         fit(Toy(stop=0), tmp_path, resume=False, progress=False)
@@ -92,7 +92,7 @@ def test_no_resume_starts_anew(tmp_path: Path):
     assert len(lines(tmp_path)) == 12 + 4
 
 
-def test_the_best_weights_are_kept(tmp_path: Path):
+def test_the_best_weights_are_kept(tmp_path: Path) -> None:
     best = fit(Toy(select="best"), tmp_path / "best", progress=False)
     with pytest.raises(KeyboardInterrupt):
         fit(Toy(stop=6), tmp_path / "six", progress=False)
@@ -101,20 +101,20 @@ def test_the_best_weights_are_kept(tmp_path: Path):
     assert six["step"] == 6 and torch.equal(best["value"], six["state"]["task"]["value"])
 
 
-def test_another_recipe_does_not_take_the_checkpoint(tmp_path: Path):
+def test_another_recipe_does_not_take_the_checkpoint(tmp_path: Path) -> None:
     fit(Toy(), tmp_path, progress=False)
-    with pytest.raises(CheckpointError, match="wanted recipe.seed = 1, got 0"):
+    with pytest.raises(CheckpointError, match=r"wanted recipe.seed = 1, got 0"):
         fit(Toy(seed=1), tmp_path, progress=False)
     fit(Toy(checkpoint_every=5), tmp_path, progress=False)  # does not change the weights
 
 
-def test_a_diverged_loss_stops_the_run(tmp_path: Path):
+def test_a_diverged_loss_stops_the_run(tmp_path: Path) -> None:
     with pytest.raises(RuntimeError, match="finite, got nan at step 1: lower the learning rate"):
         fit(Toy(diverge=True), tmp_path, progress=False)
     assert not (tmp_path / "last.ckpt").exists()
 
 
-def test_a_log_line_cut_by_a_kill_is_dropped(tmp_path: Path):
+def test_a_log_line_cut_by_a_kill_is_dropped(tmp_path: Path) -> None:
     fit(Toy(), tmp_path / "whole", progress=False)
     with pytest.raises(KeyboardInterrupt):
         fit(Toy(5), tmp_path / "cut", progress=False)
@@ -124,7 +124,7 @@ def test_a_log_line_cut_by_a_kill_is_dropped(tmp_path: Path):
     assert lines(tmp_path / "cut") == lines(tmp_path / "whole")
 
 
-def test_the_callers_random_numbers_are_left_alone(tmp_path: Path):
+def test_the_callers_random_numbers_are_left_alone(tmp_path: Path) -> None:
     torch.manual_seed(5)
     wanted = torch.rand(3)
     torch.manual_seed(5)
@@ -132,13 +132,13 @@ def test_the_callers_random_numbers_are_left_alone(tmp_path: Path):
     assert torch.equal(torch.rand(3), wanted)
 
 
-def test_the_output_may_not_be_a_file(tmp_path: Path):
+def test_the_output_may_not_be_a_file(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
-    with pytest.raises(CheckpointError, match="could not write .*file"):
+    with pytest.raises(CheckpointError, match=r"could not write .*file"):
         fit(Toy(), tmp_path / "file", progress=False)
 
 
-def test_progress_shows_loss_and_usage(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
+def test_progress_shows_loss_and_usage(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     fit(Toy(), tmp_path)
     shown = capsys.readouterr().err
     assert "loss=" in shown and "usage=1/2" in shown and "val=" in shown

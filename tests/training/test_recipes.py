@@ -8,7 +8,7 @@ from var_ext.training import Recipe, TokenizerRecipe, VARRecipe
 
 
 @pytest.mark.parametrize("recipe", [TokenizerRecipe.digits(), TokenizerRecipe.paper(), VARRecipe.digits()])
-def test_every_field_has_a_help_text_and_survives_a_trip_through_text(recipe: Recipe):
+def test_every_field_has_a_help_text_and_survives_a_trip_through_text(recipe: Recipe) -> None:
     text = {}
     for field in dataclasses.fields(recipe):
         assert field.metadata["help"]
@@ -17,12 +17,14 @@ def test_every_field_has_a_help_text_and_survives_a_trip_through_text(recipe: Re
     assert type(recipe)().with_options(**text) == recipe
 
 
-def test_image_sizes():
+def test_image_sizes() -> None:
     assert TokenizerRecipe.digits().image_size == 32 and TokenizerRecipe.paper().image_size == 256
 
 
-@pytest.mark.parametrize(("depth", "shared", "decay_end"), [(16, False, 0.05), (30, False, 0.08), (36, True, 0.08)])
-def test_published_sizes(depth: int, shared: bool, decay_end: float):
+@pytest.mark.parametrize(
+    ("depth", "shared", "decay_end"), [(16, False, 0.05), (30, False, 0.08), (36, True, 0.08)]
+)
+def test_published_sizes(depth: int, shared: bool, decay_end: float) -> None:
     recipe = VARRecipe.paper(depth)
     assert (recipe.embed_dim, recipe.num_heads, recipe.shared_aln) == (64 * depth, depth, shared)
     assert recipe.weight_decay_end == decay_end and recipe.drop_path_rate == pytest.approx(0.1 * depth / 24)
@@ -41,22 +43,22 @@ def test_published_sizes(depth: int, shared: bool, decay_end: float):
         ({"copies": 0}, "copies must be at least 1, got 0"),
     ],
 )
-def test_bad_options_say_what_was_wanted_and_what_came(options: dict[str, object], message: str):
+def test_bad_options_say_what_was_wanted_and_what_came(options: dict[str, object], message: str) -> None:
     with pytest.raises(ValueError, match=message):
         VARRecipe().with_options(**options)
 
 
-def test_bad_numbers_in_a_list():
-    with pytest.raises(ValueError, match="patch_nums must be a tuple such as .*, got '1,2,x'"):
+def test_bad_numbers_in_a_list() -> None:
+    with pytest.raises(ValueError, match=r"patch_nums must be a tuple such as .*, got '1,2,x'"):
         TokenizerRecipe().with_options(patch_nums="1,2,x")
 
 
-def test_an_unpublished_depth():
+def test_an_unpublished_depth() -> None:
     with pytest.raises(ValueError, match="depth must be one of 16, 20, 24, 30, 36, got 17"):
         VARRecipe.paper(17)
 
 
-def test_free_fields_are_not_pinned():
+def test_free_fields_are_not_pinned() -> None:
     pinned = VARRecipe.digits().pinned()
     assert "checkpoint_every" not in pinned and "cfg" not in pinned and "workers" not in pinned
     assert pinned["depth"] == VARRecipe.digits().depth and pinned["seed"] == 0

@@ -1,8 +1,8 @@
 """What a data set of labelled images is to the trainers and the evaluation.
 
 To add a source: subclass `ImageDataset`, fill the attributes in `__init__`, implement `__len__`, `load` and
-`describe`, and let `load_dataset` in `var_ext/data/__init__.py` recognise its spec. Keep `load` a pure function of
-(seed, epoch, index): the trainers rely on it to resume a killed run exactly.
+`describe`, and let `load_dataset` in `var_ext/data/__init__.py` recognise its spec. Keep `load` a pure
+function of (seed, epoch, index): the trainers rely on it to resume a killed run exactly.
 """
 
 import copy

@@ -1,6 +1,7 @@
 """The 1797 real handwritten digits of scikit-learn (8x8, 17 gray levels), enlarged to the size of the model.
 
-To use another small array data set, copy this file: only `_read` and the split sizes are specific to the digits.
+To use another small array data set, copy this file: only `_read` and the split sizes are specific to the
+digits.
 """
 
 import hashlib
@@ -17,7 +18,7 @@ from var_ext.data.dataset import DataError, ImageDataset, check_split, stable_or
 
 VAL_PER_CLASS = 20
 TEST_PER_CLASS = 40
-# Augmentation at strength 1: small against the spread of real handwriting, so that samples keep its statistics.
+# Augmentation at strength 1: small against the spread of real handwriting, whose statistics shall stay.
 MAX_ROTATION = math.radians(8.0)
 MAX_SHIFT = 1 / 16  # of the image side: half a pixel of the 8x8 originals
 MAX_SCALE = 0.06
@@ -30,7 +31,7 @@ def _read() -> tuple[Tensor, Tensor]:
         from sklearn.datasets import load_digits
     except ImportError as error:
         raise DataError(
-            "the data set 'digits' comes with scikit-learn, which is not installed: pip install 'var_ext[digits]'"
+            "the data set 'digits' is part of scikit-learn, which is missing: pip install 'var_ext[digits]'"
         ) from error
     bunch = load_digits()
     images = torch.from_numpy(np.asarray(bunch.images, dtype=np.float32)) / 8 - 1
@@ -38,7 +39,7 @@ def _read() -> tuple[Tensor, Tensor]:
 
 
 def digits_split(split: str) -> list[int]:
-    """Indices into scikit-learn's array: 1197 train, 200 val (20 a class), 400 test (40 a class); fixed forever."""
+    """Indices into scikit-learn's array: 1197 train, 200 val, 400 test (20 and 40 a class); never changes."""
     check_split(split)
     labels = _read()[1].tolist()
     order = stable_order([str(i) for i in range(len(labels))], "digits")

@@ -24,7 +24,8 @@ class FolderDataset(ImageDataset):
     The crop is random where `augment` > 0 and central otherwise.
 
     Raises:
-        DataError: missing, empty or mixed folder, a class without images; when an image is read: a broken file.
+        DataError: missing, empty or mixed folder, a class without images; when an image is read: a broken
+            file.
     """
 
     def __init__(
@@ -112,7 +113,7 @@ def _classes(folder: Path) -> dict[str, list[Path]]:
 
 
 def _hashed_split(found: dict[str, list[Path]], root: Path, split: str) -> dict[str, list[Path]]:
-    """A tenth of each class (at least one image, if it has two) is val; which ones hangs on their names alone."""
+    """A tenth of each class is val, one image at least if it has two; which ones hangs on names alone."""
     if split == "test":
         raise DataError(
             f"wanted the split folders train, val and test in {root}, got {_names(root)}: no test split"

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from itertools import product
 from typing import TYPE_CHECKING, Any
@@ -57,23 +57,24 @@ def pick(trials: Sequence[Trial], floor: float) -> Trial:
 def choose_sampling(
     sampler: Sampler,
     *,
-    cfgs: Iterable[float],
-    top_ks: Iterable[int],
-    top_ps: Iterable[float],
+    cfgs: Sequence[float],
+    top_ks: Sequence[int],
+    top_ps: Sequence[float],
     images_per_class: int = 50,
     seed: int = 1_000_000,
     margin: float = 0.02,
     batch_size: int = 50,
     progress: bool = False,
 ) -> Choice:
-    """Tries every combination of settings on the validation split.
+    """Tries settings on the validation split: first every guidance, then top-k and top-p at the best one.
 
-    Every trial draws the same (label, seed) pairs, which makes their differences less noisy. The seeds are
-    not those of `evaluate_digits`, so that the chosen images are not the judged ones.
+    Guidance matters most and is tried with the first top_k and top_p. Every trial draws the same (label,
+    seed) pairs, which makes their differences less noisy. The seeds are not those of `evaluate_digits`, so
+    that the chosen images are not the judged ones.
 
     Args:
         sampler: a model of 10 classes.
-        cfgs, top_ks, top_ps: the values of the grid.
+        cfgs, top_ks, top_ps: the values to try, at least one each.
         images_per_class: samples of each class and trial.
         seed: the first seed.
         margin: how far below the accuracy on real images the accuracy of an eligible trial may lie.
@@ -82,18 +83,26 @@ def choose_sampling(
         ValueError: not ten classes, images too small, an empty grid, no samples.
     """
     check_sampler(sampler)
-    grid = list(product(cfgs, top_ks, top_ps))
-    if not grid:
-        raise ValueError("the grid must have at least one value each of cfg, top_k and top_p, got none")
+    if not (cfgs and top_ks and top_ps):
+        raise ValueError(f"there must be a cfg, a top_k and a top_p to try, got {cfgs}, {top_ks}, {top_ps}")
     if images_per_class < 1:
         raise ValueError(f"images_per_class must be at least 1, got {images_per_class}")
     judge = DigitsJudge(sampler.image_size, "val")
-    trials = []
-    for cfg, top_k, top_p in tqdm(grid, desc="settings", unit="trial", disable=not progress):
-        settings: dict[str, Any] = {"cfg": cfg, "top_k": top_k, "top_p": top_p}
-        samples = draw(sampler, images_per_class, seed, batch_size=batch_size, **settings)
-        accuracy, distance = judge.accuracy(samples), judge.frechet(samples, judge.real)
-        trials.append(Trial(**settings, accuracy=accuracy, frechet=distance))
-    return Choice(
-        pick(trials, judge.real_accuracy - margin), tuple(trials), judge.real_accuracy, images_per_class
-    )
+    floor = judge.real_accuracy - margin
+    trials: list[Trial] = []
+    rest = list(product(top_ks, top_ps))
+    with tqdm(total=len(cfgs) + len(rest) - 1, desc="settings", unit="trial", disable=not progress) as bar:
+
+        def attempt(cfg: float, top_k: int, top_p: float) -> None:
+            settings: dict[str, Any] = {"cfg": cfg, "top_k": top_k, "top_p": top_p}
+            samples = draw(sampler, images_per_class, seed, batch_size=batch_size, **settings)
+            accuracy, distance = judge.accuracy(samples), judge.frechet(samples, judge.real)
+            trials.append(Trial(**settings, accuracy=accuracy, frechet=distance))
+            bar.update()
+
+        for cfg in cfgs:
+            attempt(cfg, *rest[0])
+        guidance = pick(trials, floor).cfg
+        for top_k, top_p in rest[1:]:
+            attempt(guidance, top_k, top_p)
+    return Choice(pick(trials, floor), tuple(trials), judge.real_accuracy, images_per_class)

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 from torch import distributed as dist
@@ -34,8 +35,8 @@ class PhiBank(nn.Module):
         else:  # a few, each for the scales nearest to its tick
             self.qresi_ls = nn.ModuleList(convs)
         margin = 1 / 3 / count if count == 4 else 1 / 2 / count
-        pitch = (1 - 2 * margin) / max(count - 1, 1)
-        self.ticks = [margin + n * pitch for n in range(count)]
+        # NumPy's rounding decides: with ten scales and four phi, scales 2 and 7 lie midway between two ticks
+        self.ticks = np.linspace(margin, 1 - margin, count).tolist()
 
     def stacked(self) -> tuple[Tensor, Tensor]:
         """Weights (N, C, C, 3, 3) and biases (N, C) of all convolutions."""
@@ -138,7 +139,9 @@ class MultiScaleQuantizer(nn.Module):
 
     @torch.no_grad()
     def _count_hits(self, tokens: Tensor) -> None:
-        hits = torch.stack([tokens[:, s].flatten().bincount(minlength=self.vocab_size) for s in self.schedule.slices])
+        hits = torch.stack(
+            [tokens[:, s].flatten().bincount(minlength=self.vocab_size) for s in self.schedule.slices]
+        )
         hits = hits.float()  # (K, V)
         if dist.is_available() and dist.is_initialized():
             dist.all_reduce(hits)
@@ -212,7 +215,9 @@ class MultiScaleQuantizer(nn.Module):
         Returns:
             the new f_hat, and the next scale's input (B, C, p', p'); after the last scale the new f_hat twice.
         """
-        return self._step(si, f_hat, h_BChw, next_side=self.schedule.patch_nums[si + 1] if si < SN - 1 else None)
+        return self._step(
+            si, f_hat, h_BChw, next_side=self.schedule.patch_nums[si + 1] if si < SN - 1 else None
+        )
 
     def codes(self, idx_Bl: Tensor) -> Tensor:
         """Codes of one token map: (B, p*p) -> (B, C, p, p)."""

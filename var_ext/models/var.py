@@ -9,7 +9,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
@@ -66,7 +66,9 @@ class SelfAttention(nn.Module):
         self.mat_qkv = nn.Linear(embed_dim, 3 * embed_dim, bias=False)
         self.q_bias = nn.Parameter(torch.zeros(embed_dim))
         self.v_bias = nn.Parameter(torch.zeros(embed_dim))
-        self.register_buffer("zero_k_bias", torch.zeros(embed_dim))  # in every published checkpoint; never used
+        self.register_buffer(
+            "zero_k_bias", torch.zeros(embed_dim)
+        )  # in every published checkpoint; never used
         self.proj = nn.Linear(embed_dim, embed_dim)
         self.proj_drop = nn.Dropout(proj_drop)
 
@@ -83,6 +85,10 @@ class SelfAttention(nn.Module):
             q, k, v = ops.qk_norm(qkv, q_bias, v_bias, log_scale)
             out = ops.block_causal_attention(q, k, v, context, scale=self.scale)
         return self.proj_drop(self.proj(out.flatten(2)))  # (B, L, C)
+
+
+def _last_weight(layers: nn.Sequential) -> Tensor:
+    return cast(nn.Linear, layers[-1]).weight
 
 
 class FFN(nn.Module):
@@ -128,8 +134,9 @@ class AdaLNSelfAttn(nn.Module):
         Args:
             cond: class embedding (B, C), or with a shared AdaLN what it projects that to, (B, 6C).
         """
-        six = cond.unflatten(-1, (6, -1)) + self.ada_gss[0] if self.shared_aln else self.ada_lin(cond).unflatten(-1, (6, -1))
-        return six.to(dtype).unbind(1)
+        six = cond if self.shared_aln else self.ada_lin(cond)
+        six = six.unflatten(-1, (6, -1))  # (B, 6, C)
+        return (six + self.ada_gss[0] if self.shared_aln else six).to(dtype).unbind(1)
 
     def forward(self, x: Tensor, modulation: Modulation, context: ScaleSchedule | KVCache) -> Tensor:
         gamma1, gamma2, scale1, scale2, shift1, shift2 = modulation
@@ -175,6 +182,7 @@ class VAR(nn.Module):
     """
 
     lvl_1L: Tensor
+    blocks: Sequence[AdaLNSelfAttn]
 
     def __init__(
         self,
@@ -238,8 +246,10 @@ class VAR(nn.Module):
         shared = nn.Sequential(nn.SiLU(), nn.Linear(embed_dim, 6 * embed_dim))
         self.shared_ada_lin = shared if shared_aln else nn.Identity()
         rates = [drop_path_rate * n / max(depth - 1, 1) for n in range(depth)]
-        self.blocks = nn.ModuleList(
-            AdaLNSelfAttn(embed_dim, num_heads, mlp_ratio, drop_rate, rate, norm_eps, shared_aln, attn_l2_norm)
+        self.blocks = nn.ModuleList(  # type: ignore[assignment]
+            AdaLNSelfAttn(
+                embed_dim, num_heads, mlp_ratio, drop_rate, rate, norm_eps, shared_aln, attn_l2_norm
+            )
             for rate in rates
         )
 
@@ -252,7 +262,9 @@ class VAR(nn.Module):
         self.register_buffer("lvl_1L", levels[None])  # (1, L) scale of each token
         mask = block_causal_mask(schedule, levels.device)
         bias = torch.zeros(self.L, self.L).masked_fill(~mask, -torch.inf)
-        self.register_buffer("attn_bias_for_masking", bias[None, None])  # never used: attention knows the schedule
+        self.register_buffer(
+            "attn_bias_for_masking", bias[None, None]
+        )  # never used: attention knows the schedule
 
     # ------------------------------------------------------------------ training
 
@@ -322,16 +334,20 @@ class VAR(nn.Module):
         dtype = self._dtype(x)
 
         shared = self.shared_ada_lin(cond)
-        modulations = [block.modulation(shared, dtype) for block in self.blocks]  # once an image, not once a scale
+        modulations = [
+            block.modulation(shared, dtype) for block in self.blocks
+        ]  # once an image, not once a scale
         shape = (len(cond), self.L, self.num_heads, self.C // self.num_heads)
-        caches = [KVCache(x.new_empty(shape, dtype=dtype), x.new_empty(shape, dtype=dtype)) for _ in self.blocks]
+        caches = [
+            KVCache(x.new_empty(shape, dtype=dtype), x.new_empty(shape, dtype=dtype)) for _ in self.blocks
+        ]
         f_hat = x.new_zeros(len(labels), self.Cvae, schedule.side, schedule.side, dtype=torch.float32)
         for k, side in enumerate(schedule.patch_nums):
             x = x.to(dtype)
             for block, modulation, cache in zip(self.blocks, modulations, caches, strict=True):
                 x = block(x, modulation, cache)
             codes = choose(self._logits(x, cond), k)  # (B, l, Cvae)
-            grid = codes.transpose(1, 2).unflatten(2, (side, side))
+            grid = codes.transpose(1, 2).reshape(len(labels), self.Cvae, side, side)
             f_hat, pooled = quantize.get_next_autoregressive_input(k, len(schedule), f_hat, grid)
             if k + 1 < len(schedule):
                 words = self.word_embed(pooled.flatten(2).transpose(1, 2).to(self.word_embed.weight.dtype))
@@ -341,7 +357,9 @@ class VAR(nn.Module):
     def _checked_labels(self, labels: Tensor) -> Tensor:
         if labels.numel() and not 0 <= int(labels.min()) <= int(labels.max()) <= self.num_classes:
             bad = labels[(labels < 0) | (labels > self.num_classes)].tolist()
-            raise ValueError(f"labels must be in 0..{self.num_classes} ({self.num_classes}: no class), got {bad}")
+            raise ValueError(
+                f"labels must be in 0..{self.num_classes} ({self.num_classes}: no class), got {bad}"
+            )
         return labels
 
     @torch.no_grad()
@@ -424,10 +442,12 @@ class VAR(nn.Module):
                 nn.init.zeros_(module.bias)
         if init_head >= 0:
             self.head.weight.mul_(init_head)
-        self.head_nm.ada_lin[-1].weight.mul_(init_adaln)
+        _last_weight(self.head_nm.ada_lin).mul_(init_adaln)
         for block in self.blocks:
             block.attn.proj.weight.div_(math.sqrt(2 * self.depth))
             block.ffn.fc2.weight.div_(math.sqrt(2 * self.depth))
-            six = block.ada_gss[0, 0] if block.shared_aln else block.ada_lin[-1].weight.unflatten(0, (6, -1))
+            six = (
+                block.ada_gss[0, 0] if block.shared_aln else _last_weight(block.ada_lin).unflatten(0, (6, -1))
+            )
             six[:2].mul_(init_adaln_gamma)
             six[2:].mul_(init_adaln)

@@ -88,7 +88,9 @@ class Upsample(nn.Module):
 class Level(nn.Module):
     """Residual blocks of one resolution, each followed by attention at the lowest; then a resampling."""
 
-    def __init__(self, channels: Sequence[int], dropout: float, attention: bool, resample: nn.Module | None) -> None:
+    def __init__(
+        self, channels: Sequence[int], dropout: float, attention: bool, resample: nn.Module | None
+    ) -> None:
         super().__init__()
         pairs = list(zip(channels[:-1], channels[1:], strict=True))
         self.block = nn.ModuleList(ResnetBlock(a, b, dropout) for a, b in pairs)
@@ -123,7 +125,9 @@ class Middle(nn.Module):
 class Encoder(nn.Module):
     """Images (B, 3, S, S) -> features (B, C, P, P), P = S / 2^(levels - 1)."""
 
-    def __init__(self, ch: int, ch_mult: Sequence[int], z_channels: int, dropout: float, blocks: int = 2) -> None:
+    def __init__(
+        self, ch: int, ch_mult: Sequence[int], z_channels: int, dropout: float, blocks: int = 2
+    ) -> None:
         super().__init__()
         widths, last = [ch * m for m in ch_mult], len(ch_mult) - 1
         self.conv_in = nn.Conv2d(3, ch, 3, padding=1)
@@ -145,7 +149,9 @@ class Encoder(nn.Module):
 class Decoder(nn.Module):
     """Features (B, C, P, P) -> images (B, 3, S, S)."""
 
-    def __init__(self, ch: int, ch_mult: Sequence[int], z_channels: int, dropout: float, blocks: int = 3) -> None:
+    def __init__(
+        self, ch: int, ch_mult: Sequence[int], z_channels: int, dropout: float, blocks: int = 3
+    ) -> None:
         super().__init__()
         widths, last = [ch * m for m in ch_mult], len(ch_mult) - 1
         self.conv_in = nn.Conv2d(z_channels, widths[-1], 3, padding=1)
@@ -242,7 +248,12 @@ class VQVAE(nn.Module):
 
     def features(self, img: Tensor) -> Tensor:
         """Continuous features before quantization: (B, 3, S, S) -> (B, C, P, P)."""
-        if img.ndim != 4 or img.shape[1] != 3 or img.shape[2] % self.downsample or img.shape[3] % self.downsample:
+        if (
+            img.ndim != 4
+            or img.shape[1] != 3
+            or img.shape[2] % self.downsample
+            or img.shape[3] % self.downsample
+        ):
             wanted = f"(B, 3, S, S) with S a multiple of {self.downsample}"
             raise ValueError(f"images must have shape {wanted}, got {tuple(img.shape)}")
         return self.quant_conv(self.encoder(img))
@@ -256,7 +267,9 @@ class VQVAE(nn.Module):
         """Decode quantized features (B, C, P, P) into images (B, 3, S, S), clamped to [-1, 1]."""
         return self.decoder(self.post_quant_conv(f_hat)).clamp(-1, 1)
 
-    def img_to_idxBl(self, inp_img_no_grad: Tensor, v_patch_nums: Sequence[int] | None = None) -> list[Tensor]:
+    def img_to_idxBl(
+        self, inp_img_no_grad: Tensor, v_patch_nums: Sequence[int] | None = None
+    ) -> list[Tensor]:
         """Tokens of images (B, 3, S, S): (B, p*p) int64 for each scale."""
         features = self.features(inp_img_no_grad)
         return self.quantize.f_to_idxBl_or_fhat(features, to_fhat=False, v_patch_nums=v_patch_nums)
@@ -286,7 +299,9 @@ class VQVAE(nn.Module):
             return self.fhat_to_img(f_hats[-1])
         return [self.fhat_to_img(f_hat) for f_hat in f_hats]
 
-    def load_state_dict(self, state_dict: Mapping[str, Any], strict: bool = True, assign: bool = False) -> Any:
+    def load_state_dict(
+        self, state_dict: Mapping[str, Any], strict: bool = True, assign: bool = False
+    ) -> Any:
         """As `nn.Module`; a usage record of another number of scales is ignored, since one tokenizer serves several."""
         hits = "quantize.ema_vocab_hit_SV"
         own = self.quantize.ema_vocab_hit_SV

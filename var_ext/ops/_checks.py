@@ -20,8 +20,7 @@ def require(condition: bool, op: str, wanted: str, got: object) -> None:
 
 def check_shape(op: str, name: str, tensor: Tensor, letters: str, *sizes: int | None) -> None:
     """`letters` names the axes, as in "(V, C)"; `sizes` gives their lengths, None where any length will do."""
-    if not isinstance(tensor, Tensor):
-        raise TypeError(f"{op}: {name} must be a tensor of shape {letters}, got {type(tensor).__name__}")
+    _check_tensor(op, name, tensor, letters)
     shape = tensor.shape
     if len(shape) == len(sizes) and all(
         want is None or want == have for want, have in zip(sizes, shape, strict=True)
@@ -29,6 +28,18 @@ def check_shape(op: str, name: str, tensor: Tensor, letters: str, *sizes: int | 
         return
     known = ", ".join("*" if size is None else str(size) for size in sizes)
     raise ValueError(f"{op}: {name} must have shape {letters} = ({known}), got {tuple(shape)}")
+
+
+def check_last_dim(op: str, name: str, tensor: Tensor, letters: str, size: int) -> None:
+    """The last axis must have this length; `letters` names the axes, as in "(..., C)"."""
+    _check_tensor(op, name, tensor, letters)
+    if tensor.ndim < 1 or tensor.shape[-1] != size:
+        raise ValueError(f"{op}: {name} must have shape {letters} = (..., {size}), got {tuple(tensor.shape)}")
+
+
+def _check_tensor(op: str, name: str, tensor: object, letters: str) -> None:
+    if not isinstance(tensor, Tensor):
+        raise TypeError(f"{op}: {name} must be a tensor of shape {letters}, got {type(tensor).__name__}")
 
 
 def check_dtype(op: str, name: str, tensor: Tensor, allowed: Sequence[torch.dtype]) -> None:

@@ -14,7 +14,7 @@ from var_ext.ops._registry import differentiate, implement
 
 
 def register_interpolation(op: str, reference: Callable[[Tensor, tuple[int, int]], Tensor]) -> None:
-    """Register `op(x, h, w)` and `op_backward(grad, height, width)`; outputs are contiguous."""
+    """Register `op(x, h, w)` and `op_backward(grad, height, width)`; outputs are channels-last where inputs are."""
 
     def forward(x: Tensor, h: int, w: int) -> Tensor:
         from var_ext import _C
@@ -31,12 +31,13 @@ def register_interpolation(op: str, reference: Callable[[Tensor, tuple[int, int]
         return grad_in
 
     def fake(x: Tensor, h: int, w: int) -> Tensor:
-        return x.new_empty(x.shape[0], x.shape[1], h, w)
+        layout = torch.channels_last if _is_channels_last(x) else torch.contiguous_format
+        return torch.empty((*x.shape[:2], h, w), dtype=x.dtype, device=x.device, memory_format=layout)
 
     def reference_backward(grad: Tensor, height: int, width: int) -> Tensor:
         size = (grad.shape[2], grad.shape[3])
-        _, pull = torch.func.vjp(lambda x: reference(x, size), fake(grad, height, width))
-        return pull(grad)[0].contiguous()
+        pull: Any = torch.func.vjp(lambda x: reference(x, size), fake(grad, height, width))[1]
+        return pull(grad)[0]
 
     def setup_context(ctx: Any, inputs: tuple[Tensor, int, int], output: Tensor) -> None:
         ctx.size = inputs[0].shape[2:]
@@ -48,7 +49,7 @@ def register_interpolation(op: str, reference: Callable[[Tensor, tuple[int, int]
         op,
         f"{op}(Tensor x, SymInt h, SymInt w) -> Tensor",
         native=forward,
-        fallback=lambda x, h, w: reference(x, (h, w)).contiguous(),
+        fallback=lambda x, h, w: reference(x, (h, w)),
         fake=fake,
     )
     implement(
@@ -59,6 +60,13 @@ def register_interpolation(op: str, reference: Callable[[Tensor, tuple[int, int]
         fake=fake,
     )
     differentiate(op, gradient, setup_context)
+
+
+def _is_channels_last(x: Tensor) -> bool:
+    """Whether torch's own interpolation would give a channels-last result; unlike `is_contiguous`, never both."""
+    _, channels, height, width = x.shape
+    b, c, h, w = x.stride()
+    return channels > 1 and c == 1 and w == channels and h >= w * width and b >= h * height
 
 
 def checked_size(op: str, x: Tensor, size: int | tuple[int, int]) -> tuple[int, int]:

@@ -26,7 +26,7 @@ def _bridge() -> tuple[type[_C.TensorView], dict[torch.dtype, _C.DType]]:
 
 
 def view(tensor: torch.Tensor) -> _C.TensorView:
-    """Borrow `tensor` (any shape and strides; float32, float64, bfloat16, float16 or int64) for one kernel call.
+    """Borrow `tensor` for one kernel call: any shape and strides; fp32, fp64, bf16, fp16 or int64.
 
     The view does not keep the tensor alive: hold the tensor until the kernel has returned.
 

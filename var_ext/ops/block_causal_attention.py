@@ -41,7 +41,12 @@ def block_causal_attention(
     check_shape(op, "q", q, "(B, L, H, D)", None, None, None, None)
     check_shape(op, "k", k, "(B, L, H, D)", *q.shape)
     check_shape(op, "v", v, "(B, L, H, D)", *q.shape)
-    require(q.shape[1] == schedule.num_tokens, op, f"q must have the L = {schedule.num_tokens} of the schedule", q.shape[1])
+    require(
+        q.shape[1] == schedule.num_tokens,
+        op,
+        f"q must have the L = {schedule.num_tokens} of the schedule",
+        q.shape[1],
+    )
     check_dtype(op, "q", q, FLOATS)
     check_together(op, q=q, k=k, v=v)
     if backend.current() == "reference":

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from var_ext import backend, reference
-from var_ext.ops._checks import check_dtype, check_shape, check_together, require
+from var_ext.ops._checks import check_dtype, check_last_dim, check_shape, check_together, require
 from var_ext.ops._native import view
 from var_ext.ops._registry import implement
 
@@ -49,12 +49,7 @@ def nearest_code(x: Tensor, codebook: Tensor, *, cosine: bool = False) -> Tensor
     """
     check_shape("nearest_code", "codebook", codebook, "(V, C)", None, None)
     require(codebook.shape[0] > 0, "nearest_code", "codebook must hold a code", tuple(codebook.shape))
-    require(
-        x.ndim >= 1 and x.shape[-1] == codebook.shape[1],
-        "nearest_code",
-        f"x must have shape (..., C) with C = {codebook.shape[1]} of the codebook",
-        tuple(x.shape),
-    )
+    check_last_dim("nearest_code", "x", x, "(..., C)", codebook.shape[1])
     check_dtype("nearest_code", "x", x, (torch.float32,))
     check_together("nearest_code", x=x, codebook=codebook)
     x, codebook = x.detach(), codebook.detach()

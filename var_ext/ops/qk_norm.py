@@ -23,7 +23,9 @@ def _into_cache(
     v_cache: Tensor,
     offset: int,
 ) -> Tensor:
-    return reference.qk_norm(qkv, q_bias, v_bias, log_scale, cache=(k_cache, v_cache), offset=offset)
+    q = reference.qk_norm(qkv, q_bias, v_bias, log_scale, cache=(k_cache, v_cache), offset=offset)
+    assert isinstance(q, Tensor)  # with a cache, q alone
+    return q
 
 
 def _fake_into_cache(qkv: Tensor, *_: object) -> Tensor:

@@ -60,7 +60,9 @@ def residual_step(
     check_shape(op, "f_hat", f_hat, "(B, C, H, W)", None, None, None, None)
     batch, channels, height, width = f_hat.shape
     check_shape(op, "embedding", embedding, "(B, C, h, w)", batch, channels, None, None)
-    require(min(embedding.shape[2:]) >= 1, op, "embedding must have a row and a column", tuple(embedding.shape))
+    require(
+        min(embedding.shape[2:]) >= 1, op, "embedding must have a row and a column", tuple(embedding.shape)
+    )
     check_shape(op, "phi_weight", phi_weight, "(C, C, 3, 3)", channels, channels, 3, 3)
     check_shape(op, "phi_bias", phi_bias, "(C,)", channels)
     check_dtype(op, "f_hat", f_hat, FLOATS)

@@ -10,13 +10,10 @@ from var_ext.ops._checks import FLOATS, check_dtype, check_shape, check_together
 from var_ext.ops._registry import implement
 
 
-
 def _fallback(
     logits: Tensor, seeds: Tensor, scale_index: int, cfg: float | None, top_k: int, top_p: float
 ) -> Tensor:
-    return reference.sample_tokens(
-        logits, seeds, scale_index=scale_index, cfg=cfg, top_k=top_k, top_p=top_p
-    )
+    return reference.sample_tokens(logits, seeds, scale_index=scale_index, cfg=cfg, top_k=top_k, top_p=top_p)
 
 
 implement(

@@ -7,7 +7,9 @@ from torch import Tensor
 from torch.nn import functional as F
 
 
-def group_norm_silu(x: Tensor, weight: Tensor, bias: Tensor, *, groups: int = 32, eps: float = 1e-6) -> Tensor:
+def group_norm_silu(
+    x: Tensor, weight: Tensor, bias: Tensor, *, groups: int = 32, eps: float = 1e-6
+) -> Tensor:
     """SiLU(GroupNorm(x)): (B, C, H, W) -> (B, C, H, W)."""
     wide = torch.promote_types(x.dtype, torch.float32)
     y = F.silu(F.group_norm(x.to(wide), groups, weight.to(wide), bias.to(wide), eps)).to(x.dtype)

@@ -8,7 +8,9 @@ from torch import Tensor
 _LOW = 0xFFFFFFFF
 
 
-def philox4x32(counter: tuple[Tensor | int, ...], key: tuple[Tensor | int, Tensor | int]) -> tuple[Tensor, ...]:
+def philox4x32(
+    counter: tuple[Tensor | int, ...], key: tuple[Tensor | int, Tensor | int]
+) -> tuple[Tensor, ...]:
     """Philox4x32-10 (Salmon et al. 2011): four 32-bit words, held in int64, for each counter and key.
 
     Args:
@@ -70,7 +72,9 @@ def sample_tokens(
     # a row of -inf alone has no distribution either: its softmax is NaN
     largest = logits.amax(dim=-1, keepdim=True)
     if not bool(torch.isfinite(largest).all()):
-        raise ValueError("sample_tokens: each row of logits needs a finite maximum and no NaN, got a row without")
+        raise ValueError(
+            "sample_tokens: each row of logits needs a finite maximum and no NaN, got a row without"
+        )
     cumulative = keep_top(logits, top_k, top_p).softmax(dim=-1).double().cumsum(dim=-1)  # (B, L, V)
     target = uniform(seeds, scale_index, logits.shape[1])[..., None] * cumulative[..., -1:]  # (B, L, 1)
     # the first code whose cumulative probability exceeds the target: never one of probability zero

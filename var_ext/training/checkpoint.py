@@ -1,7 +1,8 @@
 """`last.ckpt`: all that a killed run needs to go on exactly where it was.
 
-A checkpoint is a dict of plain values and tensors, so it is read with `weights_only=True` and can never run code.
-`pins` is what the run was about (kind, data, recipe); a run about something else does not take the checkpoint.
+A checkpoint is a dict of plain values and tensors, so it is read with `weights_only=True` and can never run
+code. `pins` is what the run was about (kind, data, recipe); a run about something else does not take the
+checkpoint.
 """
 
 from collections.abc import Mapping

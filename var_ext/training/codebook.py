@@ -1,8 +1,8 @@
-"""Against codebook collapse: codes start on features of the data, and codes that nothing uses are moved there.
+"""Against codebook collapse: codes start on features of the data, and unused ones are moved there.
 
-One codebook serves all scales, but the fine scales own almost all tokens, so the coarse ones (1x1 to 3x3) easily end
-up with a handful of codes. Both cures therefore share codes out by the *side* of a scale, not by its token count.
-To try another cure, call it from `TokenizerTask.step` beside `restart_codes`.
+One codebook serves all scales, but the fine scales own almost all tokens, so the coarse ones (1x1 to 3x3)
+easily end up with a handful of codes. Both cures therefore share codes out by the *side* of a scale, not by
+its token count. To try another cure, call it from `TokenizerTask.step` beside `restart_codes`.
 """
 
 from itertools import pairwise
@@ -15,6 +15,8 @@ from var_ext.ops import area_downsample
 from var_ext.schedule import ScaleSchedule
 
 DEAD_SHARE = 0.03  # below this share of the uniform use a code counts as unused
+USED_SHARE = 0.1  # the same for one scale, where uniform means over the scale's share of the codes
+MOVED_SHARE = 1 / 32  # codes in use that one restart may take for scales that have too few
 
 
 def residuals(vae: VQVAE, f: Tensor, schedule: ScaleSchedule) -> list[Tensor]:
@@ -25,8 +27,8 @@ def residuals(vae: VQVAE, f: Tensor, schedule: ScaleSchedule) -> list[Tensor]:
 
 @torch.no_grad()
 def seed_codebook(vae: VQVAE, images: Tensor, schedule: ScaleSchedule) -> None:
-    """Fill the codebook (V, C) with features of `images` (N, 3, S, S), coarse to fine: the share of a scale is drawn
-    from what the codes of the coarser scales leave over."""
+    """Fill the codebook (V, C) with features of `images` (N, 3, S, S), coarse to fine: the share of a scale
+    is drawn from what the codes of the coarser scales leave over."""
     weight = vae.quantize.embedding.weight
     f = vae.features(images).float()
     filled = 0
@@ -40,22 +42,37 @@ def seed_codebook(vae: VQVAE, images: Tensor, schedule: ScaleSchedule) -> None:
 
 @torch.no_grad()
 def restart_codes(vae: VQVAE, images: Tensor, schedule: ScaleSchedule) -> Tensor:
-    """Move codes that are hardly used to residuals of `images` (B, 3, S, S).
+    """Move codes that nothing uses, and the least used ones where a scale has too few, to residuals of
+    `images`.
+
+    A scale has too few when fewer codes are in use there than its share. Without this the coarse scales
+    collapse although no code is unused: the encoder is drawn to the few codes they have, and the fine scales
+    take the others.
+
+    Args:
+        images: (B, 3, S, S).
 
     Returns:
         indices of the moved codes, (n,) int64.
     """
     weight = vae.quantize.embedding.weight
-    hits = vae.quantize.ema_vocab_hit_SV.sum(0)  # (V,)
-    dead = torch.nonzero(hits < DEAD_SHARE * hits.mean()).flatten()
-    if len(dead):
+    hits = vae.quantize.ema_vocab_hit_SV  # (K, V)
+    total = hits.sum(0)
+    lacking = []
+    for share, scale_hits in zip(_shares(len(weight), schedule), hits, strict=True):
+        in_use = scale_hits >= USED_SHARE * scale_hits.sum() / max(1, share)
+        lacking.append(max(0, share - int(in_use.sum())))
+    dead = int((total < DEAD_SHARE * total.mean()).sum())
+    count = max(dead, min(sum(lacking), round(MOVED_SHARE * len(weight))))
+    moved = total.argsort(stable=True)[:count]
+    if count:
         pools = residuals(vae, vae.features(images).float(), schedule)
-        shares = torch.tensor(schedule.patch_nums, dtype=torch.float64)
-        scale = torch.multinomial(shares, len(dead), replacement=True).to(dead.device)
+        need = torch.tensor(lacking if sum(lacking) else schedule.patch_nums, dtype=torch.float64)
+        scale = torch.multinomial(need, count, replacement=True).to(moved.device)
         for k, pool in enumerate(pools):
-            mine = dead[scale == k]
+            mine = moved[scale == k]
             weight[mine] = _draw(pool, len(mine))
-    return dead
+    return moved
 
 
 def forget(optimizer: torch.optim.Optimizer, weight: Tensor, rows: Tensor) -> None:

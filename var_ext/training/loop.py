@@ -1,8 +1,8 @@
 """The one training loop: batches, seeds, log, validation, checkpoints and the best weights.
 
 What is trained is a `Task`; to train something else, write another one. All randomness of step s is seeded by
-(seed, s) and the batch of step s is a pure function of (seed, s), so a run that was killed and resumed from its last
-checkpoint makes bitwise the weights of a run that was not (same machine, same number of threads).
+(seed, s) and the batch of step s is a pure function of (seed, s), so a run that was killed and resumed from
+its last checkpoint makes bitwise the weights of a run that was not (same machine, same number of threads).
 """
 
 import json
@@ -31,7 +31,7 @@ CHECKPOINT, LOG, RECIPE = "last.ckpt", "log.jsonl", "recipe.json"
 
 @dataclass(frozen=True)
 class Moment:
-    """Where a training is: `step` of `total` (from 0), in `epoch`; `logged` says that the metrics will be read."""
+    """Where a training is: `step` of `total` (from 0), in `epoch`; `logged`: the metrics will be read."""
 
     step: int
     total: int
@@ -59,7 +59,7 @@ class Task(ABC):
     device: torch.device
     pins: dict[str, Any]
 
-    def start(self) -> None:
+    def start(self) -> None:  # noqa: B027  most tasks need none
         """Called once before step 0 of a new run, with seeded randomness."""
 
     @abstractmethod
@@ -99,7 +99,11 @@ def step_seed(seed: int, step: int) -> int:
 
 
 def prepare(out: Path) -> None:
-    """Make the folder of a run, so that an unwritable one shows before hours of work. Raises CheckpointError."""
+    """Make the folder of a run, so that an unwritable one shows before hours of work.
+
+    Raises:
+        CheckpointError: nothing can be written there.
+    """
     if not (out / LOG).exists():
         with atomic_write(out / LOG):
             pass
@@ -185,8 +189,8 @@ def _short(value: Any) -> str:
 
 
 class _Log:
-    """log.jsonl: one JSON object a line with step, phase and metrics. Lines after step `done` are dropped first:
-    a killed run wrote them, and the resumed run writes them again."""
+    """log.jsonl: one JSON object a line with step, phase and metrics. Lines after step `done` are dropped
+    first: a killed run wrote them, and the resumed run writes them again."""
 
     def __init__(self, path: Path, done: int) -> None:
         kept = [line for line in _lines(path) if line["step"] <= done]

@@ -1,6 +1,7 @@
 """Reconstruction and adversarial losses of the tokenizer (VQGAN family).
 
-To try another discriminator, give `TokenizerTask` another module that maps images (B, 3, S, S) to logits of any shape.
+To try another discriminator, give `TokenizerTask` another module that maps images (B, 3, S, S) to logits of
+any shape.
 """
 
 from itertools import pairwise
@@ -22,8 +23,8 @@ class PatchDiscriminator(nn.Module):
         image_size: S, at least 8; small images get fewer levels than the usual three.
         ch: width of the first level.
 
-    GroupNorm instead of BatchNorm: real and generated batches do not leak into each other, and no process group is
-    needed for several devices.
+    GroupNorm instead of BatchNorm: real and generated batches do not leak into each other, and no process
+    group is needed for several devices.
     """
 
     def __init__(self, image_size: int, ch: int = 64) -> None:

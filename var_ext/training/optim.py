@@ -1,6 +1,7 @@
 """Optimizer groups, learning-rate schedules and the moving average of weights: pure functions of the step.
 
-A new schedule is a function (step, total, ...) -> factor; nothing here keeps a counter, so a resumed run needs none.
+A new schedule is a function (step, total, ...) -> factor; nothing here keeps a counter, so a resumed run
+needs none.
 """
 
 import math
@@ -17,7 +18,7 @@ FULL_SHARE = 0.05
 
 
 def param_groups(model: nn.Module) -> list[dict[str, Any]]:
-    """Two optimizer groups of the trainable parameters: decayed and not; `set_rates` reads their "decay" flag."""
+    """Two optimizer groups of the trainable parameters: with and without "decay", which `set_rates` reads."""
     groups: dict[bool, list[nn.Parameter]] = {True: [], False: []}
     for name, parameter in model.named_parameters():
         if parameter.requires_grad:

@@ -1,8 +1,8 @@
 """Everything that decides what a training makes, as two frozen dataclasses with documented fields.
 
-Each field is an option of the command line. To add one: give it a default that keeps what the recipe did before and
-read it in `tokenizer.py` or `var.py`; a checkpoint remembers all fields except those marked `free`, and a run with
-other values does not resume from it.
+Each field is an option of the command line. To add one: give it a default that keeps what the recipe did
+before and read it in `tokenizer.py` or `var.py`; a checkpoint remembers all fields except those marked
+`free`, and a run with other values does not resume from it.
 """
 
 from dataclasses import MISSING, Field, dataclass, field, fields, replace
@@ -117,13 +117,13 @@ class TokenizerRecipe(Recipe):
     def digits(cls) -> "TokenizerRecipe":
         """32 px handwritten digits on two CPU cores in minutes."""
         return cls(
-            epochs=40, batch_size=64, augment=1.0, ema=0.998, half=True, vocab_size=256, z_channels=16, ch=32,
+            epochs=30, batch_size=64, augment=1.0, ema=0.998, half=True, vocab_size=256, z_channels=16, ch=32,
             ch_mult=(1, 2, 2), patch_nums=(1, 2, 3, 4, 6, 8), lr=1e-3, restart_every=25, validate_every=5,
         )  # fmt: skip
 
     @classmethod
     def paper(cls) -> "TokenizerRecipe":
-        """The published 256 px tokenizer; LPIPS has to be passed to `train_tokenizer` as its perceptual hook."""
+        """The 256 px tokenizer; LPIPS has to be passed to `train_tokenizer` as its perceptual hook."""
         return cls(epochs=16, batch_size=768, augment=1.0, ema=0.9999, weight_adversarial=0.4, workers=8)
 
 
@@ -170,8 +170,8 @@ class VARRecipe(Recipe):
         """A small transformer for the digits on two CPU cores in minutes."""
         return cls(
             epochs=60, batch_size=64, augment=1.0, copies=20, half=True, select="best", validate_every=5,
-            depth=4, embed_dim=128, num_heads=2, drop_rate=0.1, drop_path_rate=0.05, base_lr=4e-3, warmup=0.05,
-            ema=0.995, init_adaln_gamma=1e-2, cfg=1.5, top_k=0, top_p=0.96,
+            depth=4, embed_dim=128, num_heads=2, drop_rate=0.1, drop_path_rate=0.05, base_lr=4e-3,
+            warmup=0.05, ema=0.995, init_adaln_gamma=1e-2, cfg=1.5, top_k=0, top_p=0.96,
         )  # fmt: skip
 
     @classmethod

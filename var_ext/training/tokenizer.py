@@ -1,6 +1,7 @@
 """Training of the tokenizer: `train_tokenizer` on images, `TokenizerTask` for the loop.
 
-Another reconstruction loss goes into `losses.py`; a perceptual one needs no change here, it is passed as a hook.
+Another reconstruction loss goes into `losses.py`; a perceptual one needs no change here, it is passed as a
+hook.
 """
 
 from collections.abc import Callable, Iterable, Mapping
@@ -40,9 +41,9 @@ def train_tokenizer(
         data: "digits" or a folder of class folders of images.
         out: folder of the result; it also keeps recipe.json, last.ckpt and log.jsonl of the run.
         recipe: e.g. `TokenizerRecipe.digits()`.
-        perceptual: called with (reconstruction, images), both (B, 3, S, S) float32 in [-1, 1], and gives a scalar
-            or one value an image; its mean enters the loss with `weight_perceptual`. LPIPS is the usual choice; its
-            weights are not part of this package.
+        perceptual: called with (reconstruction, images), both (B, 3, S, S) float32 in [-1, 1], and gives a
+            scalar or one value an image; its mean enters the loss with `weight_perceptual`. LPIPS is the
+            usual choice; its weights are not part of this package.
         device: where to train.
         resume: go on from `out`/last.ckpt if there is one.
         progress: show progress bars.
@@ -86,9 +87,10 @@ class TokenizerTask(Task):
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(recipe.seed)
             self.vae = VQVAE(
-                vocab_size=recipe.vocab_size, z_channels=recipe.z_channels, ch=recipe.ch, ch_mult=recipe.ch_mult,
-                dropout=recipe.dropout, beta=recipe.beta, using_znorm=recipe.using_znorm,
-                share_quant_resi=recipe.share_quant_resi, v_patch_nums=recipe.patch_nums, test_mode=False,
+                vocab_size=recipe.vocab_size, z_channels=recipe.z_channels, ch=recipe.ch,
+                ch_mult=recipe.ch_mult, dropout=recipe.dropout, beta=recipe.beta,
+                using_znorm=recipe.using_znorm, share_quant_resi=recipe.share_quant_resi,
+                v_patch_nums=recipe.patch_nums, test_mode=False,
             ).to(self.device)  # fmt: skip
             self.critic = (
                 PatchDiscriminator(recipe.image_size).to(self.device)
@@ -115,7 +117,7 @@ class TokenizerTask(Task):
                 self.ema = Ema(self.vae, self.recipe.ema)
 
     def feed(self, epoch: int, batches: Tensor) -> Iterable[Any]:
-        return read_batches(self.train_data.with_epoch(epoch), batches, self.recipe.workers)  # type: ignore[no-any-return]
+        return read_batches(self.train_data.with_epoch(epoch), batches, self.recipe.workers)
 
     def step(self, at: Moment, batch: tuple[Tensor, Tensor]) -> Mapping[str, Any]:
         recipe, images = self.recipe, batch[0].to(self.device)
@@ -196,7 +198,7 @@ class TokenizerTask(Task):
 
     @torch.no_grad()
     def validate(self) -> Mapping[str, Any]:
-        """Losses on validation images and the share of codes in use per scale (%), with the weights that are kept."""
+        """Losses on validation images and codes in use per scale (%), with the weights that are kept."""
         current = averaged(self.vae, None)
         self.vae.load_state_dict(self.weights())
         self.vae.eval()

@@ -1,7 +1,8 @@
 """The tokens of a data set, computed once with a trained tokenizer and kept on disk.
 
-The name of a cache file is a digest of everything its tokens depend on (weights of the tokenizer, images, split,
-augmentation, copies), so a stale cache is never read. Layout: `tokens` (copies, N, L) int32 and `labels` (N,) int64.
+The name of a cache file is a digest of everything its tokens depend on (weights of the tokenizer, images,
+split, augmentation, copies), so a stale cache is never read. Layout: `tokens` (copies, N, L) int32 and
+`labels` (N,) int64.
 """
 
 import hashlib
@@ -92,5 +93,5 @@ class _Batches(torch.utils.data.Dataset[tuple[Tensor, Tensor]]):
 
 
 def batches(data: ImageDataset, chunks: Any, workers: int) -> Any:
-    """Iterate over (images (B, 3, S, S), labels (B,)) of the index tensors `chunks`, read by `workers` processes."""
+    """Iterate over images (B, 3, S, S) and labels (B,) of the index tensors `chunks`, read by `workers`."""
     return torch.utils.data.DataLoader(_Batches(data, chunks), batch_size=None, num_workers=workers)

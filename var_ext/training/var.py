@@ -1,6 +1,7 @@
 """Training of the transformer: `train_var` on the tokens of a trained tokenizer, `VARTask` for the loop.
 
-A conditioning other than class labels would enter through `VARTask.step`; another loss through `token_losses`.
+A conditioning other than class labels would enter through `VARTask.step`; another loss through
+`token_losses`.
 """
 
 from collections.abc import Iterable, Mapping
@@ -40,7 +41,8 @@ def train_var(
     Args:
         data: "digits" or a folder of class folders of images.
         tokenizer: folder of a trained tokenizer.
-        out: folder of the result; it also keeps recipe.json, last.ckpt, log.jsonl and the cached tokens of the run.
+        out: folder of the result; it also keeps recipe.json, last.ckpt, log.jsonl and the cached tokens of
+            the run.
         recipe: e.g. `VARRecipe.digits()`.
         device: where to train.
         resume: go on from `out`/last.ckpt if there is one.
@@ -154,7 +156,7 @@ class VARTask(Task):
         }
 
     def forward(self, tokens: Tensor, labels: Tensor, last: int) -> tuple[Tensor, Tensor]:
-        """Logits of the scales 0..`last` and their targets: tokens (B, L) -> (B, L', V) float32, (B, L') int64."""
+        """Logits of the scales 0..`last` and targets: tokens (B, L) -> (B, L', V) float32, (B, L') int64."""
         scales = self.schedule.slices[: last + 1]
         with torch.no_grad():
             known = self.vae.quantize.idxBl_to_var_input([tokens[:, where] for where in scales])
@@ -164,8 +166,10 @@ class VARTask(Task):
 
     @torch.no_grad()
     def validate(self) -> Mapping[str, Any]:
-        """Loss (nats a token), token accuracy (%) over all tokens, at the last scale and per scale, with the weights
-        that are kept. No label is dropped and nothing is smoothed."""
+        """Loss (nats a token) and token accuracy (%): over all tokens, at the last scale, and per scale.
+
+        With the weights that are kept; no label is dropped and nothing is smoothed.
+        """
         current = averaged(self.var, None)
         self.var.load_state_dict(self.weights())
         self.var.eval()

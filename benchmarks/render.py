@@ -1,0 +1,156 @@
+"""Renders RESULTS.md from the JSON of pytest-benchmark.
+
+python benchmarks/render.py benchmarks/latest.json          # writes benchmarks/RESULTS.md beside it
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+from collections import defaultdict
+from pathlib import Path
+from statistics import median, quantiles
+from typing import Any
+
+COPY, PRODUCT = "copy of 256 MiB", "fp32 product of 2048 x 2048"
+HEAD = """# Benchmarks
+
+Written by `{command}`; the files are `benchmarks/bench_NAME.py`, one an op. The competitors of a shape run
+on the same inputs in the same process: each is checked against the reference, then they take turns in laps,
+and a figure is the median over laps of the median of a lap. fp32 on the CPU.
+
+| | |
+| --- | --- |
+{facts}
+
+"reference" is the plain PyTorch of `var_ext/reference`. `var_ext` is the public op: its hand-written kernel
+where it says so, otherwise the reference behind checks and dispatch. "x reference" is how many times faster
+`var_ext` is than the reference, "x best" than the fastest of all others. GB/s and GFLOP/s count what the op
+has to move and to compute at least; "of limit" is the time that this would take at the copy and product
+rates above, over the time taken. Small inputs stay in the caches, which are faster than the copy, so it may
+exceed 100%.
+"""
+
+KERNEL = {
+    "native": "Native kernel.",
+    "reference": "No kernel of its own yet: plain PyTorch, on the native search and interpolation where it has them.",
+}
+
+
+class Results:
+    """The figures of one run: op -> shape -> competitor -> seconds."""
+
+    def __init__(self, report: dict[str, Any]) -> None:
+        laps: dict[tuple[str, str, str], list[float]] = defaultdict(list)
+        self.info: dict[tuple[str, str], dict[str, Any]] = {}
+        for entry in report["benchmarks"]:
+            extra = entry["extra_info"]
+            laps[extra["op"], extra["shape"], extra["competitor"]].append(entry["stats"]["median"])
+            self.info[extra["op"], extra["shape"]] = extra
+        self.seconds: dict[str, dict[str, dict[str, float]]] = defaultdict(lambda: defaultdict(dict))
+        for (op, shape, competitor), times in laps.items():
+            self.seconds[op][shape][competitor] = median(times)
+        self.spreads = [(max(times) - min(times)) / median(times) for times in laps.values()]
+        limits = self.seconds.pop("limits")
+        self.bandwidth = self.info["limits", COPY]["bytes"] / limits[COPY]["torch"]
+        self.peak = self.info["limits", PRODUCT]["flops"] / limits[PRODUCT]["torch"]
+
+    def table(self, op: str) -> str:
+        """One row a shape."""
+        shapes = self.seconds[op]
+        competitors = list(next(iter(shapes.values())))
+        columns = ["shape", *competitors, "x reference", "x best", "GB/s", "GFLOP/s", "of limit"]
+        rows = []
+        for shape, times in shapes.items():
+            info, mine = self.info[op, shape], times["var_ext"]
+            others = [t for name, t in times.items() if name != "var_ext"]
+            least = max(info["bytes"] / self.bandwidth, info["flops"] / self.peak)
+            rows.append(
+                [
+                    shape,
+                    *(duration(t) for t in times.values()),
+                    f"{times['reference'] / mine:.2f}",
+                    f"{min(others) / mine:.2f}",
+                    f"{info['bytes'] / mine / 1e9:.2f}",
+                    f"{info['flops'] / mine / 1e9:.1f}" if info["flops"] else "",
+                    f"{least / mine:.0%}",
+                ]
+            )
+        return markdown(columns, rows)
+
+    def sampling(self) -> str:
+        """End to end: one row a batch."""
+        rows = []
+        for shape, times in self.seconds["sampling"].items():
+            images = self.info["sampling", shape]["images"]
+            speeds = {name: images / t for name, t in times.items()}
+            ratio = f"{speeds['var_ext'] / speeds['reference']:.2f}"
+            rows.append(
+                [shape, *(f"{speed:.1f}" for speed in speeds.values()), duration(times["var_ext"]), ratio]
+            )
+        return markdown(["", "var_ext, images/s", "reference, images/s", "a call", "x reference"], rows)
+
+
+def duration(seconds: float) -> str:
+    """Three digits and a unit."""
+    for unit, factor in (("s", 1.0), ("ms", 1e3), ("µs", 1e6)):
+        if seconds * factor >= 1 or unit == "µs":
+            value = seconds * factor
+            return f"{value:.{max(0, 2 - len(str(int(value))) + 1)}f} {unit}"
+    raise AssertionError("unreachable: the last unit takes all")
+
+
+def markdown(columns: list[str], rows: list[list[str]]) -> str:
+    """A table, numbers to the right."""
+    rule = ["---", *("---:" for _ in columns[1:])]
+    return "\n".join("| " + " | ".join(row) + " |" for row in (columns, rule, *rows))
+
+
+def facts(report: dict[str, Any], results: Results) -> str:
+    """What was measured, on what, with what."""
+    machine, commit = report["machine_info"], report["commit_info"]
+    build, chip = machine["var_ext"], machine["cpu"]
+    changed = " with uncommitted changes" if commit.get("dirty") else ""
+    tenths = quantiles(results.spreads, n=10)
+    lines = {
+        "machine": f"{chip.get('brand_raw', machine['machine'])}, {chip['count']} cores, {machine['system']}",
+        "date": report["datetime"][:10],
+        "versions": f"var_ext {build['version']} ({build['compiler']}, {build['isa']}), "
+        f"torch {machine['torch']}, Python {machine['python_version']}",
+        "threads": f"{machine['threads']}",
+        "commit": f"`{commit['id'][:12]}`{changed}" if commit.get("id") else "none yet",
+        "copy": f"{results.bandwidth / 1e9:.1f} GB/s, read and written ({COPY}, measured in this run)",
+        "product": f"{results.peak / 1e9:.0f} GFLOP/s ({PRODUCT}, measured in this run)",
+        "load": f"{machine['load']:.1f} processes in the minute before"
+        + (" (**busy: do not trust these figures**)" if machine["load"] > chip["count"] / 2 else ""),
+        "noise": f"laps differ by up to {tenths[4]:.0%} in half of the figures, {tenths[8]:.0%} in 9 of 10",
+    }
+    return "\n".join(f"| {name} | {text} |" for name, text in lines.items())
+
+
+def render(report: dict[str, Any], command: str = "make bench") -> str:
+    """The whole page."""
+    results = Results(report)
+    parts = [HEAD.format(command=command, facts=facts(report, results))]
+    if "sampling" in results.seconds:
+        parts.append(f"## End to end: pictures of the bundled model\n\n{results.sampling()}\n")
+    for op in sorted(set(results.seconds) - {"sampling"}):
+        kernel = next(info["kernel"] for (name, _), info in results.info.items() if name == op)
+        parts.append(f"## {op}\n\n{KERNEL[kernel]}\n\n{results.table(op)}\n")
+    return "\n".join(parts)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("report", type=Path, help="what pytest --benchmark-json wrote")
+    parser.add_argument("--out", type=Path, default=Path(__file__).parent / "RESULTS.md")
+    arguments = parser.parse_args()
+    page = render(json.loads(arguments.report.read_text(encoding="utf-8")))
+    arguments.out.write_text(page, encoding="utf-8")
+    print(f"wrote {arguments.out}")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,143 @@
+"""The transformer beyond the golden cases: compilation, prefixes, sampling against teacher forcing, arguments."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch.nn import functional as F
+
+from tests.models.conftest import small_pair
+from var_ext import backend
+
+
+def teacher_forcing(vae, var, batch=3):
+    tokens = torch.randint(vae.vocab_size, (batch, var.L))
+    x = vae.quantize.idxBl_to_var_input([tokens[:, s] for s in var.schedule.slices])
+    return tokens, x
+
+
+@pytest.mark.parametrize("choice", backend.CHOICES)
+@pytest.mark.parametrize("shared", [False, True])
+def test_a_block_compiles_without_graph_breaks(choice, shared):
+    _, var = small_pair(shared_aln=shared)
+    block = var.blocks[0]
+    x, cond = (torch.randn(2, var.L, var.C), torch.randn(2, 6 * var.C if shared else var.C))
+
+    def forward(x, cond):
+        return block(x, block.modulation(cond, x.dtype), var.schedule)
+
+    with backend.force(choice):
+        torch._dynamo.reset()
+        compiled = torch.compile(forward, fullgraph=True, backend="aot_eager")
+        # the same float32 arithmetic in another order
+        torch.testing.assert_close(compiled(x, cond), forward(x, cond), rtol=1e-4, atol=1e-5)
+        compiled(x.requires_grad_(), cond).sum().backward()
+        assert x.grad is not None and x.grad.isfinite().all()
+
+
+@torch.no_grad()
+def test_sampling_logits_equal_those_of_teacher_forcing(pair):
+    vae, var = pair
+    var.eval()
+    tokens, x = teacher_forcing(vae, var)
+    labels = torch.tensor([0, 4, 2])
+    cached = []
+
+    def choose(logits, k):
+        cached.append(logits[:3])
+        return vae.quantize.embedding(tokens[:, var.schedule.slices[k]])
+
+    var.generate(labels, choose)
+    # the cache replaces the mask: the same sums in another order
+    torch.testing.assert_close(torch.cat(cached, dim=1), var(labels, x), rtol=1e-4, atol=1e-4)
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("scales", [1, 2, 3, 4])
+def test_a_prefix_of_the_scales_gives_the_first_logits(pair, scales):
+    vae, var = pair
+    var.eval()
+    tokens, x = teacher_forcing(vae, var)
+    labels = torch.tensor([1, 2, 3])
+    short = vae.quantize.idxBl_to_var_input([tokens[:, s] for s in var.schedule.slices[:scales]])
+    end = var.schedule.slices[scales - 1].stop
+    torch.testing.assert_close(var(labels, short), var(labels, x)[:, :end], rtol=1e-4, atol=1e-5)
+
+
+def test_labels_are_dropped_in_training_only():
+    vae, var = small_pair(cond_drop_rate=1.0)
+    _, x = teacher_forcing(vae, var)
+    labels = torch.tensor([0, 1, 2])
+    with torch.no_grad():
+        no_class = var.eval()(torch.full((3,), var.num_classes), x)
+        assert not torch.allclose(var(labels, x), no_class)
+        torch.testing.assert_close(var.train()(labels, x), no_class)
+
+
+def test_drop_path_drops_whole_samples_and_keeps_the_mean():
+    _, var = small_pair(drop_path_rate=0.5)
+    drop = var.blocks[-1].drop_path.train()
+    gate = drop(torch.ones(4000, 3))
+    assert set(gate.unique().tolist()) == {0.0, 2.0}
+    assert (gate.std(dim=1) == 0).all()
+    assert abs(gate.mean().item() - 1) < 0.06  # 4 standard deviations of 4000 draws
+    assert torch.equal(drop.eval()(torch.ones(2, 3)), torch.ones(2, 3))
+
+
+def test_every_parameter_gets_a_gradient(pair):
+    vae, var = pair
+    tokens, x = teacher_forcing(vae, var)
+    F.cross_entropy(var(torch.tensor([0, 1, 2]), x).flatten(0, 1), tokens.flatten()).backward()
+    assert [name for name, p in var.named_parameters() if p.grad is None or not p.grad.any()] == []
+
+
+@torch.no_grad()
+def test_autocast_and_bf16_weights_stay_near_float32(pair):
+    vae, var = pair
+    var.eval()
+    _, x = teacher_forcing(vae, var)
+    labels = torch.tensor([0, 1, 2])
+    exact = var(labels, x)
+    with torch.autocast("cpu", torch.bfloat16):
+        low = var(labels, x)
+    assert low.dtype == torch.float32
+    # bf16 has 8 bits; errors of a few layers add up
+    assert (low - exact).abs().max() < 0.05 * exact.abs().max()
+    assert (var.bfloat16()(labels, x) - exact).abs().max() < 0.05 * exact.abs().max()
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("label", [None, 3, -1])
+def test_labels_of_sampling_may_be_left_out_or_shared(pair, label):
+    _, var = pair
+    var.eval()
+    images, tokens = var.autoregressive_infer_cfg(2, label, g_seed=1, return_tokens=True)
+    assert images.shape == (2, 3, 8, 8) and tokens.shape == (2, var.L)
+    assert 0 <= images.min() and images.max() <= 1
+    again = var.autoregressive_infer_cfg(2, label, g_seed=1)
+    assert torch.equal(images, again)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"embed_dim": 63}, "multiple of num_heads, got 63 and 2"),
+        ({"attn_drop_rate": 0.1}, "attn_drop_rate must be 0, got 0.1"),
+        ({"patch_nums": (1, 2, 4)}, r"tokenizer's \(1, 2, 3, 4\), got \(1, 2, 4\)"),
+    ],
+)
+def test_wrong_arguments_are_named(options, message):
+    with pytest.raises(ValueError, match=message):
+        small_pair(**options)
+
+
+def test_wrong_inputs_are_named(pair):
+    vae, var = pair
+    with pytest.raises(ValueError, match=r"labels must be in 0..5 \(5: no class\), got \[6\]"):
+        var.autoregressive_infer_cfg(2, torch.tensor([0, 6]))
+    with pytest.raises(ValueError, match=r"label_B must have shape \(B,\) = \(3,\), got \(2,\)"):
+        var.autoregressive_infer_cfg(3, torch.tensor([0, 1]))
+    with pytest.raises(ValueError, match=r"must have one of \[1, 5, 14, 30\] tokens, got 8"):
+        var(torch.tensor([0]), torch.zeros(1, 7, var.Cvae))
+    with pytest.raises(ValueError, match=r"images must have shape \(B, 3, S, S\) .* got \(1, 1, 8, 8\)"):
+        vae.features(torch.zeros(1, 1, 8, 8))

@@ -1,0 +1,339 @@
+"""The command line on a tiny model: what it prints and writes, and one clear line for every bad input."""
+
+import dataclasses
+import json
+import subprocess
+import sys
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import click
+import numpy as np
+import pytest
+import torch
+from click.testing import CliRunner, Result
+from PIL import Image
+
+import var_ext
+from tests.tiny import SCALES, tiny
+from var_ext import backend, evaluation, hub
+from var_ext.bench import measure
+from var_ext.cli import main
+from var_ext.grid import GAP, labelled_grid
+from var_ext.training import TokenizerRecipe, VARRecipe
+
+NAMES = ["ant", "bee", "cat", "dog", "eel"]
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory: pytest.TempPathFactory) -> str:
+    folder = tmp_path_factory.mktemp("models") / "tiny"
+    sampling = {"cfg": 1.5, "top_k": 8, "top_p": 0.9}
+    return str(hub.save_model(folder, *tiny(), sampling=sampling, class_names=NAMES))
+
+
+def run(*args: object, code: int = 0) -> Result:
+    result = CliRunner().invoke(main, [str(arg) for arg in args])
+    assert result.exit_code == code, result.output
+    if code:  # a message and nothing else: click turns it into SystemExit, a traceback is another exception
+        assert isinstance(result.exception, SystemExit)
+        assert "Error: " in result.output and "Traceback" not in result.output
+    return result
+
+
+def commands(group: click.Group = main, path: tuple[str, ...] = ()) -> list[tuple[str, ...]]:
+    """Every group and command as the words that call it."""
+    found = [path]
+    for name, command in group.commands.items():
+        inner = (*path, name)
+        found += commands(command, inner) if isinstance(command, click.Group) else [inner]
+    return found
+
+
+@pytest.mark.parametrize("words", commands(), ids=" ".join)
+def test_help_has_an_example(words: tuple[str, ...]) -> None:
+    assert f"Example: var-ext {' '.join(words)}".rstrip() in run(*words, "--help").output
+
+
+def test_all_commands_are_there() -> None:
+    wanted = {"sample", "train", "eval", "convert", "info", "bench"}
+    assert set(main.commands) == wanted
+    assert run("--version").output.split()[-1] == var_ext.__version__
+
+
+# ---------------------------------------------------------------------- sample
+
+
+def test_sample_draws_a_labelled_grid(model: str, tmp_path: Path) -> None:
+    out = tmp_path / "new" / "grid.png"
+    output = run("sample", "--model", model, "--count", 4, "--seed", 3, "--out", out).output
+    assert f"20 images of {model} in" in output and "images/s" in output
+    assert "seeds 3-6" in output and str(out) in output
+    image = Image.open(out)
+    # 8 px images are shown at 64 px, four in a row of five rows; names and seeds take the rest
+    assert image.format == "PNG"
+    assert image.width > 4 * (64 + GAP) and image.height > 5 * (64 + GAP)
+
+
+def test_sample_needs_no_arguments(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert "80 images of digits in" in run("sample").output
+    assert (tmp_path / "samples.png").is_file()
+
+
+def test_sample_is_the_same_again_and_in_part(model: str, tmp_path: Path) -> None:
+    def pixels(*args: object) -> np.ndarray:
+        run("sample", "--model", model, "--out", tmp_path / "a.png", *args)
+        return np.asarray(Image.open(tmp_path / "a.png"))
+
+    whole = pixels("--labels", "0-2", "--count", 3)
+    assert np.array_equal(whole, pixels("--labels", "0,1,2", "--count", 3, "--batch-size", 2))
+    # the last cell of the grid: class 2, seed 2
+    assert np.array_equal(
+        whole[-68:-4, -68:-4], pixels("--labels", "2", "--seed", 2, "--count", 1)[-68:-4, -68:-4]
+    )
+    assert not np.array_equal(whole, pixels("--labels", "0-2", "--count", 3, "--seed", 9))
+
+
+def test_sample_options_reach_the_sampler(model: str, tmp_path: Path) -> None:
+    out = tmp_path / "a.png"
+    run(
+        "sample",
+        "--model",
+        model,
+        "--labels",
+        1,
+        "--count",
+        1,
+        "--cfg",
+        3,
+        "--top-k",
+        2,
+        "--top-p",
+        0.5,
+        "--out",
+        out,
+    )
+    drawn = hub.load(model)([1], [0], cfg=3.0, top_k=2, top_p=0.5)
+    cell = (drawn[0].clamp(0, 1) * 255).round().byte().permute(1, 2, 0).numpy().repeat(8, 0).repeat(8, 1)
+    assert np.array_equal(np.asarray(Image.open(out))[-68:-4, -68:-4], cell)
+
+
+def test_sample_without_a_class(model: str, tmp_path: Path) -> None:
+    run(
+        "sample", "--model", model, "--labels", 3, "--count", 1, "--out", tmp_path / "a.png"
+    )  # 3 is "no class"
+
+
+def test_threads(model: str, tmp_path: Path) -> None:
+    before = torch.get_num_threads()
+    try:
+        run("sample", "--model", model, "--count", 1, "--threads", 2, "--out", tmp_path / "a.png")
+        assert torch.get_num_threads() == 2
+    finally:
+        torch.set_num_threads(before)
+
+
+@pytest.mark.parametrize(
+    ("args", "code", "message"),
+    [
+        (["--labels", "0-9"], 1, "labels must be in 0..5"),
+        (["--labels", "x"], 2, "must be whole numbers and ranges such as 3,5,8 or 0-9, got 'x'"),
+        (["--labels", "5-3"], 2, "must name at least one number, got '5-3'"),
+        (["--count", "0"], 2, "'--count'"),
+        (["--seed", "-1"], 2, "'--seed'"),
+        (["--top-p", "1.5"], 2, "'--top-p'"),
+        (["--threads", "0"], 2, "'--threads'"),
+        (["--device", "toaster"], 2, "must be one such as 'cpu'"),
+        (["--colour"], 2, "--colour"),
+        (["--model", "var-d17"], 1, "must be one of"),
+        (["--out", "/dev/null/a.png"], 1, "could not write /dev/null/a.png: Not a directory"),
+    ],
+)
+def test_bad_input_to_sample(model: str, tmp_path: Path, args: list[str], code: int, message: str) -> None:
+    defaults = ["--model", model, "--count", "1", "--out", str(tmp_path / "a.png")]
+    assert message in run("sample", *defaults, *args, code=code).output
+    assert not (tmp_path / "a.png").exists()
+
+
+def test_grid_checks_its_images() -> None:
+    with pytest.raises(
+        ValueError, match=r"images must have shape \(6, 3, H, W\) for 2 rows of 3, got \(5, 3, 8, 8\)"
+    ):
+        labelled_grid(torch.zeros(5, 3, 8, 8), ["a", "b"], ["1", "2", "3"])
+
+
+# ---------------------------------------------------------------------- train
+
+
+def image_folder(root: Path) -> Path:
+    """Two classes of 8 px images, dark and bright, for training and for validation."""
+    rng = np.random.default_rng(0)
+    for split, count in (("train", 6), ("val", 2)):
+        for name, level in (("dark", 40), ("bright", 200)):
+            folder = root / split / name
+            folder.mkdir(parents=True)
+            for i in range(count):
+                pixels = rng.integers(level - 30, level + 30, (8, 8, 3), dtype=np.uint8)
+                Image.fromarray(pixels).save(folder / f"{i}.png")
+    return root
+
+
+def test_train_both_then_sample(tmp_path: Path) -> None:
+    data = image_folder(tmp_path / "data")
+    shared = ["--epochs", 1, "--batch-size", 4, "--quiet", "--validate-every", 1]
+    small = ["--vocab-size", 16, "--z-channels", 8, "--ch", 32, "--ch-mult", "1,2", "--patch-nums", "1,2,4"]
+    output = run("train", "tokenizer", data, "--out", tmp_path / "tok", *shared, *small).output
+    assert str(tmp_path / "tok") in output
+    assert hub.load_tokenizer(tmp_path / "tok").schedule.patch_nums == SCALES
+
+    small = ["--depth", 1, "--embed-dim", 64, "--num-heads", 1, "--no-half", "--copies", 1, "--cfg", 0.5]
+    output = run(
+        "train", "var", data, "--tokenizer", tmp_path / "tok", "--out", tmp_path / "var", *shared, *small
+    ).output
+    assert f"var-ext sample --model {tmp_path / 'var'}" in output
+    sampler = hub.load(tmp_path / "var")
+    assert sampler.defaults["cfg"] == 0.5 and sampler.class_names == ["bright", "dark"]
+    run("sample", "--model", tmp_path / "var", "--count", 1, "--out", tmp_path / "a.png")
+
+
+@pytest.mark.parametrize(("command", "recipe"), [("tokenizer", TokenizerRecipe), ("var", VARRecipe)])
+def test_every_field_of_a_recipe_is_an_option(command: str, recipe: type) -> None:
+    output = run("train", command, "--help").output
+    for field in dataclasses.fields(recipe):
+        assert f"--{field.name.replace('_', '-')}" in output, field.name
+
+
+@pytest.mark.parametrize(
+    ("args", "code", "message"),
+    [
+        (["nowhere", "--out", "OUT"], 1, "nowhere"),
+        (["digits"], 2, "'--out'"),
+        (["digits", "--out", "OUT", "--epochs", "many"], 2, "'--epochs'"),
+        (["digits", "--out", "OUT", "--epochs", "0"], 1, "epochs must be at least 1, got 0"),
+        (["digits", "--out", "OUT", "--patch-nums", "1,two"], 1, "patch_nums"),
+        (["digits", "--out", "OUT", "--preset", "huge"], 2, "'--preset'"),
+    ],
+)
+def test_bad_input_to_train(tmp_path: Path, args: list[str], code: int, message: str) -> None:
+    args = [str(tmp_path / "out") if arg == "OUT" else arg for arg in args]
+    assert message in run("train", "tokenizer", *args, "--quiet", code=code).output
+
+
+def test_preset_of_a_depth(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    taken: list[Any] = []
+
+    def fake(*args: Any, **_: Any) -> Path:
+        taken.extend(args)
+        return tmp_path
+
+    monkeypatch.setattr("var_ext.training.train_var", fake)
+    run("train", "var", "photos", "--out", tmp_path, "--preset", "paper", "--depth", 30, "--batch-size", 8)
+    data, tokenizer, out, recipe = taken
+    assert (data, tokenizer, out) == ("photos", "digits", tmp_path)
+    assert recipe == dataclasses.replace(VARRecipe.paper(30), batch_size=8)
+    message = "depth must be one of 16, 20, 24, 30, 36, got 17"
+    args = ("train", "var", "photos", "--out", tmp_path, "--preset", "paper", "--depth", 17)
+    assert message in run(*args, code=1).output
+
+
+# ---------------------------------------------------------------------- eval, convert, info, bench
+
+
+def test_eval_prints_and_writes_the_report(
+    model: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked: dict[str, Any] = {}
+
+    def fake(
+        sampler: var_ext.Sampler, **options: Any
+    ) -> SimpleNamespace:  # the real one trains a judge first
+        asked.update(options, classes=sampler.num_classes)
+        return SimpleNamespace(as_markdown=lambda: "# report", as_dict=lambda: {"accuracy": 0.5})
+
+    monkeypatch.setattr(evaluation, "evaluate_digits", fake)
+    out = tmp_path / "quality.json"
+    args = ["--images-per-class", 7, "--seed", 5, "--cfg", 2, "--quiet", "--json", out]
+    assert run("eval", "digits", "--model", model, *args).output == "# report\n"
+    assert json.loads(out.read_text()) == {"accuracy": 0.5}
+    assert asked == {
+        "images_per_class": 7,
+        "seed": 5,
+        "cfg": 2.0,
+        "top_k": None,
+        "top_p": None,
+        "progress": False,
+        "classes": 5,
+    }
+
+
+def test_eval_of_a_model_without_ten_classes(model: str) -> None:
+    assert "10" in run("eval", "digits", "--model", model, "--quiet", code=1).output
+
+
+def test_convert(model: str, tmp_path: Path) -> None:
+    sampler = hub.load(model)
+    torch.save(sampler.vae.state_dict(), tmp_path / "vae.pth")
+    torch.save(sampler.var.state_dict(), tmp_path / "var.pth")
+    output = run(
+        "convert", tmp_path / "vae.pth", tmp_path / "var.pth", "--out", tmp_path / "out", "--half"
+    ).output
+    assert "depth 2, width 64, 5 classes" in output
+    assert hub.load(tmp_path / "out").defaults == {"cfg": 1.5, "top_k": 900, "top_p": 0.96}
+    size = (tmp_path / "out" / "var.safetensors").stat().st_size
+    assert size < 0.6 * (Path(model) / "var.safetensors").stat().st_size
+
+    (tmp_path / "cut.pth").write_bytes((tmp_path / "vae.pth").read_bytes()[:999])
+    for files, code, message in (
+        (["nothing.pth"], 2, "nothing.pth"),
+        (["cut.pth", "var.pth"], 1, "cut short or damaged"),
+        (["var.pth", "vae.pth"], 1, "must hold a transformer"),
+        (["vae.pth", "var.pth", "vae.pth"], 2, "FILES must be one or two, got 3"),
+    ):
+        paths = [tmp_path / file for file in files]
+        assert message in run("convert", *paths, "--out", tmp_path / "b", code=code).output
+    assert not (tmp_path / "b").exists()
+
+
+def test_info_of_the_installation_is_that_of_the_module() -> None:
+    output = run("info").output
+    for word in (var_ext.__version__, torch.__version__, "build", "cpu", "gpu", backend.current(), "var-d36"):
+        assert word in output
+    for row in backend.table():
+        assert [row["op"], row["cpu"], row["cuda"]] in [line.split() for line in output.splitlines()]
+    module = subprocess.run([sys.executable, "-m", "var_ext"], capture_output=True, text=True, check=True)
+
+    def steady(text: str) -> list[str]:  # the number of threads is a process's own
+        return [line for line in text.splitlines() if not line.startswith("torch ")]
+
+    assert steady(module.stdout) == steady(output)
+
+
+def test_info_of_models(model: str, tmp_path: Path) -> None:
+    output = run("info", model).output
+    for words in (
+        "8 x 8 pixels",
+        "1, 2, 4: 21 tokens",
+        "16 codes of 8 channels",
+        "5 classes",
+        "top_k 8",
+        "ant, bee",
+    ):
+        assert words in output
+    output = run("info", "var-d36").output
+    for words in ("512 x 512", "2240 tokens", "108.9M parameters", "depth 36", "1000 classes"):
+        assert words in output
+    alone = hub.save_model(tmp_path / "alone", hub.load_tokenizer(model))
+    assert "transformer" not in run("info", alone).output
+    assert "must be one of" in run("info", "nothing", code=1).output
+
+
+def test_bench_times_whole_and_parts(model: str) -> None:
+    output = run("bench", model, "--batch-sizes", "1,3", "--repeats", 1).output
+    for words in ("batch 1:", "batch 3:", "images/s", "scale  4 x 4", "guidance and drawing", "decoder"):
+        assert words in output
+    timing = measure(hub.load(model), 2, repeats=1)
+    assert timing.images_per_second == 2 / timing.total
+    parts = [*timing.scales, *timing.draws, timing.last_step, timing.decoder]
+    assert len(parts) == 2 * len(SCALES) + 2 and min(parts) > 0

@@ -1,0 +1,224 @@
+"""Holds the house to its layout: one op, one name, everywhere; imports point down; debts are written down."""
+
+from __future__ import annotations
+
+import ast
+import inspect
+import re
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+import torch
+
+import var_ext
+from var_ext import _C, backend, ops, reference
+
+ROOT = Path(__file__).resolve().parent.parent
+PACKAGE = ROOT / "var_ext"
+
+# Kernels still to be written. A CPU kernel brings its params header with it.
+OWED = {
+    "cpu": {
+        "adaln",
+        "block_causal_attention",
+        "cached_attention",
+        "group_norm_silu",
+        "qk_norm",
+        "residual_quantize",
+        "residual_step",
+        "sample_tokens",
+    },
+    "cuda": set(backend.CATALOGUE),
+}
+KERNELS = {"cpu": "csrc/cpu/{}.cpp", "cuda": "csrc/cuda/{}.cu"}
+ALWAYS = ("var_ext/ops/{}.py", "var_ext/reference/{}.py", "tests/ops/test_{}.py", "benchmarks/bench_{}.py")
+
+# Files beside those of the ops: code that several ops share, and benchmarks of more than an op.
+SHARED = {
+    "csrc/ops": {"resample"},
+    "csrc/cpu": {"resample", "vec"},
+    "csrc/cuda": {"ptx", "devices"},
+    "var_ext/ops": {"__init__", "_checks", "_interpolation", "_native", "_registry"},
+    "var_ext/reference": {"__init__"},
+    "tests/ops": {"__init__", "interpolation", "oracle", "test_isa_variants"},
+    "benchmarks": {"conftest", "contest", "render", "bench_limits", "bench_sampling"},
+}
+VARIANT = re.compile(r"_(portable|avx2|avx512|avx512_bf16|impl)$")
+
+# From the ground up: a module imports from its own floor and those below.
+FLOORS = (
+    {"_C", "schedule", "backend", "files"},
+    {"reference"},
+    {"ops"},
+    {"models"},
+    {"sampling", "published", "folder", "hub", "data", "training", "evaluation", "bench", "grid"},
+    {"__init__"},
+    {"info", "cli_options", "cli", "__main__"},
+)
+
+
+def exists(place: str, op: str) -> bool:
+    return (ROOT / place.format(op)).is_file()
+
+
+@pytest.mark.parametrize("op", backend.CATALOGUE)
+def test_each_op_has_its_files(op: str) -> None:
+    assert not [place.format(op) for place in ALWAYS if not exists(place, op)]
+    assert exists("csrc/ops/{}.h", op) == (op not in OWED["cpu"]), (
+        "csrc/ops: the params header and OWED disagree"
+    )
+
+
+@pytest.mark.parametrize("device", KERNELS)
+def test_the_list_of_owed_kernels_is_up_to_date(device: str) -> None:
+    missing = {op for op in backend.CATALOGUE if not exists(KERNELS[device], op)}
+    assert not missing - OWED[device], f"no {device} kernel, and not in OWED: a kernel got lost"
+    assert not OWED[device] - missing, f"in OWED, but {KERNELS[device]} is there: take it off the list"
+
+
+def test_the_build_carries_the_kernels_that_have_files() -> None:
+    kernels = _C.kernels()
+    assert set(kernels) <= set(backend.CATALOGUE)
+    for device, place in KERNELS.items():
+        written = {op for op in backend.CATALOGUE if exists(place, op)}
+        if device == "cuda" and _C.build_info()["cuda"] is None:
+            written = set()
+        assert {op for op, devices in kernels.items() if device in devices} == written
+
+
+@pytest.mark.parametrize("folder", SHARED)
+def test_each_file_belongs_to_an_op(folder: str) -> None:
+    known = SHARED[folder] | {prefix + op for op in backend.CATALOGUE for prefix in ("", "test_", "bench_")}
+    sources = {".py", ".h", ".cpp", ".cu", ".cuh"}
+    strays = [
+        path.name
+        for path in (ROOT / folder).glob("*.*")
+        if path.suffix in sources and path.stem not in known and VARIANT.sub("", path.stem) not in known
+    ]
+    assert not strays, f"{folder}: name these after an op, or add them to SHARED"
+
+
+@pytest.mark.parametrize("op", backend.CATALOGUE)
+def test_one_name_for_function_reference_and_registered_op(op: str) -> None:
+    assert op in ops.__all__
+    assert op in reference.__all__
+    assert hasattr(torch.ops.var_ext, op)
+    public, twin = (inspect.signature(getattr(module, op)).parameters for module in (ops, reference))
+    shared = [
+        p for p in twin.values() if p.name != "primitives"
+    ]  # the reference may be told whose primitives to use
+    assert [(p.name, p.kind, p.default) for p in public.values()] == [
+        (p.name, p.kind, p.default) for p in shared
+    ]
+
+
+def test_nothing_else_is_registered_or_public() -> None:
+    assert sorted(ops.__all__) == sorted(reference.__all__) == sorted(backend.CATALOGUE)
+    names = {
+        name.split("::")[1].split(".")[0]
+        for name in torch._C._dispatch_get_all_op_names()
+        if "var_ext::" in name
+    }
+    assert not [name for name in names if not name.startswith(backend.CATALOGUE)]
+
+
+@pytest.mark.parametrize("op", backend.CATALOGUE)
+def test_public_docstrings_give_shapes_and_errors(op: str) -> None:
+    text = inspect.getdoc(getattr(ops, op)) or ""
+    assert "Raises:" in text
+    assert "Returns:" in text
+    assert re.search(r"\([A-Z0-9.]+, ", text), "no shape such as (B, L, C)"
+
+
+def modules() -> Iterator[tuple[str, Path]]:
+    for path in sorted(PACKAGE.rglob("*.py")):
+        yield ".".join(path.relative_to(ROOT).with_suffix("").parts), path
+
+
+def imported(path: Path) -> Iterator[str]:
+    """Top-level names below var_ext that a file imports: "ops"... and "__init__" for the package's face."""
+    package = path.relative_to(ROOT).parent.parts
+    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+        if isinstance(node, ast.Import):
+            targets = [alias.name for alias in node.names]
+        elif isinstance(node, ast.ImportFrom):
+            base = ".".join(package[: len(package) - node.level + 1]) if node.level else ""
+            source = ".".join(part for part in (base, node.module) if part)
+            targets = [f"{source}.{alias.name}" for alias in node.names]
+        else:
+            continue
+        for target in targets:
+            parts = target.split(".")
+            if parts[0] != "var_ext":
+                continue
+            name = parts[1] if len(parts) > 1 else "__init__"
+            inside = (PACKAGE / name).is_dir() or (PACKAGE / f"{name}.py").is_file() or name == "_C"
+            yield name if inside else "__init__"
+
+
+def floor_of(module: str) -> int:
+    (floor,) = (i for i, names in enumerate(FLOORS) if module in names)
+    return floor
+
+
+def test_each_module_has_a_floor() -> None:
+    there = {name.split(".")[1] for name, _ in modules()} | {"_C"}
+    assert sorted(name for names in FLOORS for name in names) == sorted(there)
+
+
+def test_imports_point_down() -> None:
+    wrong = [
+        f"{name} imports {target}"
+        for name, path in modules()
+        for target in imported(path)
+        if floor_of(target) > floor_of(name.split(".")[1])
+    ]
+    assert not wrong
+
+
+def test_the_core_knows_nothing_of_torch() -> None:
+    for path in (ROOT / "csrc").rglob("*.*"):
+        text = path.read_text(encoding="utf-8")
+        assert not re.search(r'#\s*include\s*[<"](torch|ATen|c10|caffe2)\b', text), path
+        assert path.name == "bindings.cpp" or not re.search(r"#\s*include\s*<pybind11", text), path
+        assert (
+            path.name == "ptx.cuh" or path.suffix not in {".cu", ".cuh"} or not re.search(r"\basm\b", text)
+        ), path
+
+
+def test_the_version_stands_in_one_file() -> None:
+    (version,) = re.findall(
+        r'^version = "(.+)"$', (ROOT / "pyproject.toml").read_text(encoding="utf-8"), re.MULTILINE
+    )
+    assert version == var_ext.__version__ == _C.build_info()["version"]
+    sources = [ROOT / "CMakeLists.txt", *PACKAGE.rglob("*.py"), *(ROOT / "csrc").rglob("*.*")]
+    assert not [path for path in sources if f'"{version}"' in path.read_text(encoding="utf-8")]
+
+
+def declared(body: list[ast.stmt]) -> set[str]:
+    """Public names that a stub's statements declare."""
+    names = set()
+    for node in body:
+        if isinstance(node, ast.FunctionDef | ast.ClassDef):
+            names.add(node.name)
+        elif isinstance(node, ast.AnnAssign) and isinstance(node.target, ast.Name):
+            names.add(node.target.id)
+        elif isinstance(node, ast.Assign):
+            names |= {target.id for target in node.targets if isinstance(target, ast.Name)}
+    return {name for name in names if not name.startswith("_")}
+
+
+def test_the_stub_lists_what_the_extension_exports() -> None:
+    stub = ast.parse((PACKAGE / "_C.pyi").read_text(encoding="utf-8")).body
+    # a TypedDict describes a result; there is no such class at run time
+    stub = [
+        node
+        for node in stub
+        if not (isinstance(node, ast.ClassDef) and "TypedDict" in map(ast.unparse, node.bases))
+    ]
+    assert declared(stub) == {name for name in vars(_C) if not name.startswith("_")}
+    for node in stub:
+        if isinstance(node, ast.ClassDef):
+            exported = {name for name in vars(getattr(_C, node.name)) if not name.startswith("_")}
+            assert declared(node.body) == exported, node.name

@@ -1,0 +1,106 @@
+"""The sampler: one random stream an image, whatever the batch; arguments."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from tests.models.conftest import small_pair
+from var_ext import Sampler, backend
+
+
+@pytest.fixture(scope="module")
+def sampler() -> Sampler:
+    return Sampler(*small_pair(), defaults={"cfg": 2.0, "top_k": 12, "top_p": 0.9})
+
+
+LABELS = torch.arange(64) % 5
+SEEDS = 1000 + 17 * torch.arange(64)
+
+
+@pytest.fixture(scope="module")
+def alone(sampler) -> torch.Tensor:
+    return torch.cat([sampler.tokens(int(a), int(s)) for a, s in zip(LABELS, SEEDS, strict=True)])
+
+
+@pytest.mark.parametrize("threads", [1, 2])
+@pytest.mark.parametrize("batch", [1, 7, 64])
+@pytest.mark.parametrize("shuffled", [False, True])
+def test_an_image_does_not_depend_on_its_batch(sampler, alone, batch, shuffled, threads):
+    order = (
+        torch.randperm(64, generator=torch.Generator().manual_seed(batch)) if shuffled else torch.arange(64)
+    )
+    before = torch.get_num_threads()
+    torch.set_num_threads(threads)
+    try:
+        tokens = sampler.tokens(LABELS[order], SEEDS[order], batch_size=batch)
+    finally:
+        torch.set_num_threads(before)
+    assert torch.equal(tokens, alone[order])
+
+
+def test_both_backends_draw_the_same_tokens(sampler, alone):
+    with backend.force("reference"):
+        assert torch.equal(sampler.tokens(LABELS, SEEDS), alone)
+
+
+def test_images_are_the_decoded_tokens(sampler):
+    images, tokens = sampler([1, 2], [3, 4]), sampler.tokens([1, 2], [3, 4])
+    assert images.shape == (2, 3, 8, 8) and images.dtype == torch.float32
+    decoded = sampler.vae.idxBl_to_img(
+        [tokens[:, s] for s in sampler.vae.schedule.slices], True, last_one=True
+    )
+    torch.testing.assert_close(images, (decoded + 1) / 2, rtol=1e-4, atol=1e-5)  # sums in another order
+
+
+def test_seeds_and_labels_matter(sampler):
+    first = sampler.tokens(1, list(range(20)))
+    assert not torch.equal(first, sampler.tokens(1, list(range(20, 40))))
+    assert not torch.equal(first, sampler.tokens(2, list(range(20))))
+    assert len(first.unique(dim=0)) == 20
+
+
+def test_seeds_of_all_64_bits_count(sampler):
+    tokens = sampler.tokens(1, [5, 5 + 2**32, 5 - 2**63, -5])
+    assert len(tokens.unique(dim=0)) == 4
+
+
+def test_without_seeds_the_global_generator_decides(sampler):
+    torch.manual_seed(3)
+    first = sampler.tokens([0] * 4)
+    assert not torch.equal(first, sampler.tokens([0] * 4))
+    torch.manual_seed(3)
+    assert torch.equal(first, sampler.tokens([0] * 4))
+
+
+def test_greedy_needs_no_seed(sampler):
+    assert len(sampler.tokens(2, list(range(6)), top_k=1).unique(dim=0)) == 1
+
+
+def test_no_images_is_an_empty_batch(sampler):
+    assert sampler([], []).shape == (0, 3, 8, 8)
+
+
+@pytest.mark.parametrize(
+    ("args", "options", "message"),
+    [
+        (([7], [0]), {}, r"labels must be in 0..5 \(5: no class\), got \[7\]"),
+        (([1, 2], [0, 1, 2]), {}, r"got shapes \(2,\) and \(3,\)"),
+        (([1], [0]), {"top_p": 1.5}, r"top_p must be in \[0, 1\], got 1.5"),
+        (([1], [0]), {"top_k": -1}, "top_k must be 0 or more, got -1"),
+        (([1], [0]), {"batch_size": 0}, "batch_size must be at least 1, got 0"),
+    ],
+)
+def test_wrong_arguments_are_named(sampler, args, options, message):
+    with pytest.raises(ValueError, match=message):
+        sampler(*args, **options)
+
+
+def test_wrong_parts_are_named():
+    (vae, var), (other, _) = small_pair(), small_pair()
+    with pytest.raises(ValueError, match="built on the vae that is given with it"):
+        Sampler(other, var)
+    with pytest.raises(ValueError, match="must name 5 classes, got 2"):
+        Sampler(vae, var, class_names=["a", "b"])
+    with pytest.raises(ValueError, match="may hold cfg, top_k, top_p, got heat"):
+        Sampler(vae, var, defaults={"heat": 1})

@@ -1,0 +1,147 @@
+"""The transformer's trainer: it learns, selects, honours labels, and can train scale after scale."""
+
+import json
+import math
+from pathlib import Path
+
+import pytest
+import torch
+
+import var_ext
+from var_ext.files import CheckpointError
+from var_ext.hub import load_tokenizer
+from var_ext.training import VARRecipe, train_var
+from var_ext.training.loop import Moment
+from var_ext.training.var import VARTask, progressive, token_losses, used
+
+
+@pytest.fixture(scope="session")
+def trained(
+    images: Path, tokenizer: Path, var_recipe: VARRecipe, tmp_path_factory: pytest.TempPathFactory
+) -> Path:
+    return train_var(images, tokenizer, tmp_path_factory.mktemp("var"), var_recipe, progress=False)
+
+
+def make(images: Path, tokenizer: Path, recipe: VARRecipe, cache: Path) -> VARTask:
+    return VARTask(images, load_tokenizer(tokenizer), cache, recipe)
+
+
+def test_a_short_training_learns_and_logs(trained: Path) -> None:
+    lines = [json.loads(line) for line in (trained / "log.jsonl").read_text().splitlines()]
+    val = [line for line in lines if line["phase"] == "val"]
+    assert len(val) == 6 and val[-1]["loss"] < 0.9 * math.log(16)  # 16 codes; a fresh model knows nothing
+    assert len(val[0]["accuracy_scales"]) == len(val[0]["usage"]) == 3
+    train = [line for line in lines if line["phase"] == "train"]
+    assert len(train) == 18 and {"loss", "accuracy", "grad", "usage"} <= set(train[0])
+
+
+def test_the_result_is_a_model(trained: Path, images: Path) -> None:
+    sampler = var_ext.load(trained)
+    assert sampler.class_names == ["class0", "class1"]
+    drawn = sampler(labels=[0, 1], seeds=[3, 4])
+    assert drawn.shape == (2, 3, 8, 8) and drawn.min() >= 0 and drawn.max() <= 1
+
+
+def test_the_best_weights_by_validation_loss_are_stored(
+    trained: Path, images: Path, tokenizer: Path, var_recipe: VARRecipe, tmp_path: Path
+) -> None:
+    lines = [json.loads(line) for line in (trained / "log.jsonl").read_text().splitlines()]
+    task = make(images, tokenizer, var_recipe.with_options(ema=0), tmp_path)
+    task.var.load_state_dict(var_ext.load(trained).var.state_dict())
+    best = min(line["loss"] for line in lines if line["phase"] == "val")
+    assert task.validate()["loss"] == pytest.approx(best, rel=1e-4)  # the log keeps six digits
+
+
+def test_validation_uses_the_true_labels_without_dropout(
+    images: Path, tokenizer: Path, var_recipe: VARRecipe, tmp_path: Path
+) -> None:
+    task = make(images, tokenizer, var_recipe.with_options(cond_drop_rate=1.0, ema=0), tmp_path)
+    tokens, labels = task.val_tokens[0].long(), task.val_labels
+    assert labels.tolist() == [0, 0, 1, 1]
+    task.var.eval()
+    parts = [tokens[:, where] for where in task.schedule.slices]
+    logits = task.var(labels, task.vae.quantize.idxBl_to_var_input(parts))
+    wanted = torch.nn.functional.cross_entropy(logits.flatten(0, 1), tokens.flatten())
+    found = task.validate()
+    assert found["loss"] == pytest.approx(wanted.item(), rel=1e-5)
+    assert found == task.validate()
+    assert found["accuracy"] == pytest.approx(
+        100 * (logits.argmax(-1) == tokens).float().mean().item(), rel=1e-5
+    )
+    assert found["loss_last"] == pytest.approx(token_losses(logits, tokens, 0)[:, 5:].mean().item(), rel=1e-5)
+
+
+def test_epochs_go_round_the_augmented_copies(
+    images: Path, tokenizer: Path, var_recipe: VARRecipe, tmp_path: Path
+) -> None:
+    task = make(images, tokenizer, var_recipe, tmp_path)
+    rows = torch.tensor([[4, 5, 6]])
+    (first, labels), (second, _), (third, _) = (next(iter(task.feed(epoch, rows))) for epoch in range(3))
+    assert torch.equal(first, third)
+    copies = [0, 1, 0]  # (epoch + index) modulo 2
+    assert torch.equal(
+        first, torch.stack([task.tokens[c, i].long() for c, i in zip(copies, rows[0], strict=True)])
+    )
+    assert torch.equal(
+        second, torch.stack([task.tokens[1 - c, i].long() for c, i in zip(copies, rows[0], strict=True)])
+    )
+    assert torch.equal(labels, task.labels[rows[0]])
+
+
+def test_without_augmentation_one_copy_is_enough(
+    images: Path, tokenizer: Path, var_recipe: VARRecipe, tmp_path: Path
+) -> None:
+    assert len(make(images, tokenizer, var_recipe.with_options(augment=0), tmp_path).tokens) == 1
+
+
+@pytest.mark.parametrize("autocast", ["fp32", "bf16"])
+def test_a_prefix_of_the_scales_trains(
+    images: Path, tokenizer: Path, var_recipe: VARRecipe, tmp_path: Path, autocast: str
+) -> None:
+    task = make(images, tokenizer, var_recipe.with_options(pg=0.9, pg0=0, autocast=autocast), tmp_path)
+    batch = next(iter(task.feed(0, torch.arange(12).view(1, 12))))
+    for step, scales in ((0, 1), (50, 2), (95, 3)):
+        metrics = task.step(Moment(step, 100, 0, True), batch)
+        assert len(metrics["usage"]) == scales and math.isfinite(metrics["loss"])
+    assert task.forward(*batch, 2)[0].dtype == torch.float32
+
+
+def test_progressive_training_adds_scales_and_ramps_each() -> None:
+    assert progressive(0.3, 10, 0.0, 4, 0.02) == (9, 1.0)
+    assert progressive(0.01, 10, 0.5, 4, 0.02) == (4, 1.0)
+    assert progressive(0.9, 10, 0.5, 4, 0.02) == (9, 1.0)
+    stages = [progressive(i / 10_000, 10, 0.5, 4, 0.02) for i in range(10_000)]
+    assert [k for k, _ in stages] == sorted(k for k, _ in stages) and {k for k, _ in stages} == set(
+        range(4, 10)
+    )
+    for scale in range(5, 10):
+        ramp = [weight for k, weight in stages if k == scale]
+        assert ramp[0] < 0.05 and ramp == sorted(ramp) and ramp[-1] == 1.0
+    assert {weight for k, weight in stages if k == 4} == {1.0}
+    assert progressive(0.1, 3, 0.5, 7, 0.02) == (2, 1.0)  # pg0 beyond the last scale
+
+
+def test_smoothing_and_usage_by_hand() -> None:
+    logits = torch.zeros(1, 2, 4)
+    logits[0, 0, 1] = 30.0
+    targets = torch.tensor([[1, 3]])
+    torch.testing.assert_close(token_losses(logits, targets, 0.0), torch.tensor([[0.0, math.log(4)]]))
+    # smoothing moves 0.4 * 3/4 of the mass to codes that the sure first token gives 30 nats
+    torch.testing.assert_close(token_losses(logits, targets, 0.4)[0, 0], torch.tensor(9.0))
+    assert used(torch.tensor([[0, 1, 1, 2, 3], [0, 1, 1, 1, 1]]), (1, 2), 4) == [25.0, 75.0]
+
+
+def test_another_tokenizer_does_not_take_the_checkpoint(
+    trained: Path, images: Path, tokenizer: Path, var_recipe: VARRecipe, tmp_path: Path
+) -> None:
+    vae = load_tokenizer(tokenizer)
+    with torch.no_grad():
+        vae.quantize.embedding.weight[0] += 1
+    other = var_ext.hub.save_model(tmp_path / "other", vae)
+    with pytest.raises(CheckpointError, match="wanted tokenizer = "):
+        train_var(images, other, trained, var_recipe, progress=False)
+
+
+def test_a_missing_tokenizer_is_named(images: Path, var_recipe: VARRecipe, tmp_path: Path) -> None:
+    with pytest.raises((ValueError, CheckpointError), match="nowhere"):
+        train_var(images, tmp_path / "nowhere", tmp_path / "out", var_recipe, progress=False)
