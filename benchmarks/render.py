@@ -33,7 +33,7 @@ exceed 100%.
 
 KERNEL = {
     "native": "Native kernel.",
-    "reference": "No kernel of its own yet: plain PyTorch, on the native search and interpolation where it has them.",
+    "reference": "No kernel of its own yet: plain PyTorch, on native search and interpolation where it has them.",
 }
 
 

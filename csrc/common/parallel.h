@@ -2,7 +2,6 @@
 // Every item is computed wholly by one thread, so results do not depend on how many there are.
 #pragma once
 
-#include <algorithm>
 #include <cstdint>
 
 #if defined(_OPENMP)
@@ -11,18 +10,17 @@
 
 namespace var_ext {
 
-// Threads worth waking for `items` items of `cost` elementary steps each.
+// 1, or the whole team if `items` items of `cost` elementary steps each are worth waking it: a team of
+// another size than torch's would make libgomp end threads and start them again.
 inline int thread_count(int64_t items, int64_t cost) {
 #if defined(_OPENMP)
     constexpr int64_t grain = 64 * 1024;  // steps that outweigh waking a thread (a few microseconds)
-    if (omp_in_parallel()) return 1;
-    const int64_t useful = std::min(items, items * std::max<int64_t>(cost, 1) / grain);
-    return static_cast<int>(std::clamp<int64_t>(useful, 1, omp_get_max_threads()));
+    if (items > 1 && items * cost >= 2 * grain && !omp_in_parallel()) return omp_get_max_threads();
 #else
     static_cast<void>(items);
     static_cast<void>(cost);
-    return 1;
 #endif
+    return 1;
 }
 
 // Calls body(item, thread) for item in [0, items) and thread in [0, threads). The body must not throw.

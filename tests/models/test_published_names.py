@@ -12,7 +12,8 @@ import torch
 from var_ext.models import build_vae_var
 from var_ext.schedule import SCALES_256, SCALES_512
 
-ENTRIES = json.loads(gzip.open(Path(__file__).parents[1] / "golden" / "official_checkpoints.json.gz").read())
+PACKED = Path(__file__).parents[1] / "golden" / "official_checkpoints.json.gz"
+ENTRIES = json.loads(gzip.decompress(PACKED.read_bytes()))
 DEPTHS = {"var_d16": 16, "var_d20": 20, "var_d24": 24, "var_d30": 30, "var_d36": 36}
 
 

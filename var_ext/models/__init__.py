@@ -32,7 +32,7 @@ def build_vae_var(
     init_head: float = 0.02,
     init_std: float = -1,
 ) -> tuple[VQVAE, VAR]:
-    """A frozen tokenizer and a transformer of published shape: width 64 * depth, heads = depth, drop path 0.1 depth / 24.
+    """A frozen tokenizer and a transformer of published shape: width 64 depth, heads = depth, drop path depth / 240.
 
     Args:
         device: where to put both.

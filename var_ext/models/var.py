@@ -1,7 +1,7 @@
 """The VAR transformer: predicts all tokens of a scale at once from all coarser scales (paper, section 3).
 
-Names of parameters and methods are those of the published checkpoints and code. Shape letters: B batch, L tokens, C width,
-H heads, D channels of a head, K scales, V codes.
+Names of parameters and methods are those of the published checkpoints and code. Shape letters: B batch, L tokens,
+C width, H heads, D channels of a head, K scales, V codes.
 """
 
 from __future__ import annotations

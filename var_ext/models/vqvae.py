@@ -6,6 +6,7 @@ Names of parameters and methods are those of the published checkpoints and code.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from itertools import pairwise
 from typing import Any
 
 import torch
@@ -92,7 +93,7 @@ class Level(nn.Module):
         self, channels: Sequence[int], dropout: float, attention: bool, resample: nn.Module | None
     ) -> None:
         super().__init__()
-        pairs = list(zip(channels[:-1], channels[1:], strict=True))
+        pairs = list(pairwise(channels))
         self.block = nn.ModuleList(ResnetBlock(a, b, dropout) for a, b in pairs)
         self.attn = nn.ModuleList(AttnBlock(b) for _, b in pairs if attention)
         if isinstance(resample, Downsample):

@@ -21,7 +21,8 @@ def area_downsample(x: Tensor, size: int | tuple[int, int]) -> Tensor:
         size: side, or (h, w).
 
     Returns:
-        (B, C, h, w), dtype of x, channels-last where x is, else contiguous; sums are taken in float32 (float64 for float64).
+        (B, C, h, w), dtype of x, channels-last where x is, else contiguous. Sums are taken in float32
+        (float64 for float64).
 
     Raises:
         ValueError: x is not four-dimensional, or a size is below 1.

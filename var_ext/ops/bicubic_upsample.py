@@ -21,7 +21,8 @@ def bicubic_upsample(x: Tensor, size: int | tuple[int, int]) -> Tensor:
         size: side, or (H, W).
 
     Returns:
-        (B, C, H, W), dtype of x, channels-last where x is, else contiguous; sums are taken in float32 (float64 for float64).
+        (B, C, H, W), dtype of x, channels-last where x is, else contiguous. Sums are taken in float32
+        (float64 for float64).
 
     Raises:
         ValueError: x is not four-dimensional, or a size is below 1.

@@ -58,7 +58,7 @@ def residual_step(
     """
     op = "residual_step"
     check_shape(op, "f_hat", f_hat, "(B, C, H, W)", None, None, None, None)
-    batch, channels, height, width = f_hat.shape
+    batch, channels = f_hat.shape[:2]
     check_shape(op, "embedding", embedding, "(B, C, h, w)", batch, channels, None, None)
     require(
         min(embedding.shape[2:]) >= 1, op, "embedding must have a row and a column", tuple(embedding.shape)
