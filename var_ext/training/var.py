@@ -114,6 +114,7 @@ class VARTask(Task):
                 init_adaln=recipe.init_adaln,
                 init_adaln_gamma=recipe.init_adaln_gamma,
                 init_head=recipe.init_head,
+                init_std=-1,  # sqrt(1 / (3 C))
             )
         self.var.to(self.device)
         self.optimizer = torch.optim.AdamW(param_groups(self.var), lr=recipe.base_lr, betas=BETAS, fused=True)
