@@ -35,13 +35,12 @@ enum class Pass {
 void resample(const ResampleParams& p, MakeAxis<float> make_f32, MakeAxis<double> make_f64, Pass pass);
 
 // What a variant of the kernel sees: plain pointers, one block of planes and one strip of output rows a call.
+// No methods here: compiled with the flags of a variant, the linker could choose them for every other one.
 template <class T>
 struct AxisView {
     const int64_t* first;
     const int64_t* index;
     const T* weight;
-
-    int64_t count(int64_t i) const { return first[i + 1] - first[i]; }
 };
 
 template <class T>

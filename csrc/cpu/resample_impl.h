@@ -111,13 +111,14 @@ void mean_pixels(const T* in, int64_t begin, int64_t in_row, int64_t in_step, co
                  int64_t row, T* out, int64_t step) {
     using V = Vec<T, L>;
     const AxisView<T>&x = strip.x, &y = strip.y;
+    const T rows = static_cast<T>(y.first[row + 1] - y.first[row]);
     for (int64_t i = 0; i < strip.p.out_w; ++i) {
         V sum = {};
         for (int64_t k = y.first[row]; k < y.first[row + 1]; ++k) {
             const T* line = in + (y.index[k] - begin) * in_row;
             for (int64_t j = x.first[i]; j < x.first[i + 1]; ++j) sum += load<V>(line + x.index[j] * in_step);
         }
-        store(out + i * step, sum / static_cast<T>(y.count(row)) / static_cast<T>(x.count(i)));
+        store(out + i * step, sum / rows / static_cast<T>(x.first[i + 1] - x.first[i]));
     }
 }
 

@@ -1,0 +1,60 @@
+"""The model in the wheel: loads, draws its digits, and each image is its own whatever the batch."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+import var_ext
+import var_ext.data
+from var_ext import backend
+from var_ext.hub import bundled_models
+
+LABELS = torch.arange(64) % 10
+SEEDS = 31 * torch.arange(64)
+
+
+@pytest.fixture(scope="module")
+def sampler() -> var_ext.Sampler:
+    return var_ext.load("digits")
+
+
+@pytest.fixture(scope="module")
+def tokens(sampler) -> torch.Tensor:
+    return sampler.tokens(LABELS, SEEDS)
+
+
+def test_every_bundled_model_loads_and_has_a_card():
+    assert "digits" in bundled_models()
+    for name, folder in bundled_models().items():
+        assert (folder / "README.md").read_text().startswith(f"# {name}")
+        sizes = [path.stat().st_size for path in folder.glob("*.safetensors")]
+        assert len(sizes) == 2 and sum(sizes) < 8_000_000
+
+
+@pytest.mark.parametrize("threads", [1, 2])
+@pytest.mark.parametrize("batch", [1, 7, 64])
+def test_an_image_is_its_own_whatever_the_batch(sampler, tokens, batch, threads):
+    order = torch.randperm(64, generator=torch.Generator().manual_seed(batch))
+    before = torch.get_num_threads()
+    torch.set_num_threads(threads)
+    try:
+        drawn = sampler.tokens(LABELS[order], SEEDS[order], batch_size=batch)
+    finally:
+        torch.set_num_threads(before)
+    assert torch.equal(drawn, tokens[order])
+
+
+def test_both_backends_draw_the_same_digits(sampler, tokens):
+    with backend.force("reference"):
+        assert torch.equal(sampler.tokens(LABELS, SEEDS), tokens)
+
+
+def test_images_are_digits_of_their_class(sampler):
+    """Nearest class mean of real digits: a poor judge, but it knows noise from digits."""
+    data = var_ext.data.load_dataset("digits", "train", sampler.image_size)
+    images, labels = data.batch(torch.arange(len(data)))
+    means = torch.stack([images[labels == c].mean(0) for c in range(10)])  # (10, 3, 32, 32)
+    drawn = sampler(LABELS, SEEDS) * 2 - 1
+    nearest = torch.cdist(drawn.flatten(1), means.flatten(1)).argmin(1)
+    assert (nearest == LABELS).float().mean() > 0.8  # real test images: 0.9
