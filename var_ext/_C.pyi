@@ -1,7 +1,7 @@
 """Kernels of var_ext. Use the functions of var_ext.ops: they check, dispatch and differentiate.
 
-Kernels write into tensors that the caller allocated. They raise ValueError for a broken contract, with a message such as
-"nearest_code: codebook must have shape (V, 32), got (4096, 31)", and release the GIL while they run.
+Kernels write into tensors that the caller allocated. They raise ValueError for a broken contract, with a message
+such as "nearest_code: codebook must have shape (V, 32), got (4096, 31)", and release the GIL while they run.
 """
 
 from collections.abc import Sequence
@@ -43,7 +43,7 @@ class CpuInfo(TypedDict):
     selected: str
 
 def nearest_code(x: TensorView, codebook: TensorView, out: TensorView, cosine: bool) -> None:
-    """(N, C) float32, (V, C) float32 -> (N,) int64: argmin of squared L2 or argmax of the cosine; ties: lowest index."""
+    """(N, C) float32, (V, C) float32 -> (N,) int64: argmin of squared L2 or argmax of cosine; ties: lowest index."""
 
 def area_downsample(x: TensorView, out: TensorView) -> None:
     """(B, C, H, W) -> (B, C, h, w): means over windows. float32, float64, bfloat16, float16; any strides."""
@@ -70,7 +70,7 @@ def kernels() -> dict[str, list[str]]:
     """Ops of this build and the device types that they run on, e.g. {"nearest_code": ["cpu"]}."""
 
 def isa() -> str:
-    """The selected variant: "portable", "avx2" or "avx512" (the environment variable VAR_EXT_ISA picks one at import)."""
+    """The selected variant: "portable", "avx2" or "avx512" (the variable VAR_EXT_ISA picks one at import)."""
 
 def set_isa(name: str) -> None:
     """Force a variant in this process. ValueError names the supported ones."""
