@@ -98,9 +98,13 @@ def test_autocast_and_bf16_weights_stay_near_float32(pair):
     _, x = teacher_forcing(vae, var)
     labels = torch.tensor([0, 1, 2])
     exact = var(labels, x)
+    seen = []
+    for layer in (var.word_embed, var.head, var.blocks[0].ffn.fc1):
+        layer.register_forward_hook(lambda _, __, out: seen.append(out.dtype))
     with torch.autocast("cpu", torch.bfloat16):
         low = var(labels, x)
-    assert low.dtype == torch.float32
+    # input, blocks, output: only the blocks are autocast
+    assert seen == [torch.float32, torch.bfloat16, torch.float32]
     # bf16 has 8 bits; errors of a few layers add up
     assert (low - exact).abs().max() < 0.05 * exact.abs().max()
     assert (var.bfloat16()(labels, x) - exact).abs().max() < 0.05 * exact.abs().max()

@@ -163,6 +163,14 @@ def test_minus_infinity_is_never_drawn(either_backend: str) -> None:
         chi_square(tokens, row.softmax(dim=-1))
 
 
+def test_a_masked_code_is_never_drawn_under_guidance(either_backend: str) -> None:
+    logits = torch.zeros(2 * 8, 50, 6)
+    logits[:, :, 2] = -torch.inf  # in both halves, where guidance alone gives NaN
+    logits[:8, :, 4] = -torch.inf  # in the conditional half alone
+    drawn = ops.sample_tokens(logits, torch.arange(8), scale_index=0, cfg=1.5)
+    assert set(drawn.unique().tolist()) == {0, 1, 3, 5}
+
+
 @pytest.mark.parametrize("bad", [torch.nan, torch.inf])
 def test_a_row_that_is_no_distribution(either_backend: str, bad: float) -> None:
     logits = torch.zeros(2, 3, 5)

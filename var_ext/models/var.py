@@ -285,8 +285,7 @@ class VAR(nn.Module):
         cond = self.class_emb(label_B)  # (B, C)
         x = cond[:, None] + self.pos_start  # (B, p_0^2, C)
         if x_BLCv_wo_first_l is not None:
-            words = self.word_embed(x_BLCv_wo_first_l.to(self.word_embed.weight.dtype))
-            x = torch.cat((x, words.to(x.dtype)), dim=1)  # (B, L', C)
+            x = torch.cat((x, self._words(x_BLCv_wo_first_l)), dim=1)  # (B, L', C)
         schedule = self.schedule if x.shape[1] == self.L else self.schedule.prefix(x.shape[1])
         x = x + self._positions()[:, : x.shape[1]]
 
@@ -304,10 +303,16 @@ class VAR(nn.Module):
         device = x.device.type
         return torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else x.dtype
 
+    def _words(self, x: Tensor) -> Tensor:
+        """Embed inputs (B, l, Cvae) -> (B, l, C) in the dtype of the weights, autocast or not."""
+        with torch.autocast(x.device.type, enabled=False):
+            return self.word_embed(x.to(self.word_embed.weight.dtype))
+
     def _logits(self, x: Tensor, cond: Tensor) -> Tensor:
-        """Head, in float32 unless the weights are of another dtype: (B, L, C) -> (B, L, V) float32."""
-        x = x.to(self.head.weight.dtype)
-        return self.head(self.head_nm(x, self.head_nm.modulation(cond, x.dtype))).float()
+        """Head, in the dtype of the weights, autocast or not: (B, L, C) -> (B, L, V) float32."""
+        with torch.autocast(x.device.type, enabled=False):
+            x = x.to(self.head.weight.dtype)
+            return self.head(self.head_nm(x, self.head_nm.modulation(cond, x.dtype))).float()
 
     # ------------------------------------------------------------------ sampling
 
@@ -350,7 +355,7 @@ class VAR(nn.Module):
             grid = codes.transpose(1, 2).reshape(len(labels), self.Cvae, side, side)
             f_hat, pooled = quantize.get_next_autoregressive_input(k, len(schedule), f_hat, grid)
             if k + 1 < len(schedule):
-                words = self.word_embed(pooled.flatten(2).transpose(1, 2).to(self.word_embed.weight.dtype))
+                words = self._words(pooled.flatten(2).transpose(1, 2))
                 x = (words + positions[:, schedule.slices[k + 1]]).repeat(2, 1, 1)  # (2B, l', C)
         return f_hat
 

@@ -68,7 +68,8 @@ def sample_tokens(
     logits = logits.float()
     if cfg is not None:
         cond, uncond = logits.chunk(2)
-        logits = (1 + cfg) * cond - cfg * uncond  # (B, L, V)
+        masked = cond == -torch.inf  # stays so, whatever the other half says
+        logits = ((1 + cfg) * cond - cfg * uncond).masked_fill(masked, -torch.inf)  # (B, L, V)
     # a row of -inf alone has no distribution either: its softmax is NaN
     largest = logits.amax(dim=-1, keepdim=True)
     if not bool(torch.isfinite(largest).all()):
