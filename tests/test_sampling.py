@@ -96,6 +96,20 @@ def test_wrong_arguments_are_named(sampler, args, options, message):
         sampler(*args, **options)
 
 
+@pytest.mark.parametrize(
+    ("labels", "seeds", "error", "message"),
+    [
+        ([1.9], [0], TypeError, "labels must be integers, got float32"),
+        ([1], [0.7], TypeError, "seeds must be integers, got float32"),
+        ([True], [0], TypeError, "labels must be integers, got bool"),
+        ([1], [2**63], ValueError, "seeds must be integers of 64 bits, got"),
+    ],
+)
+def test_nothing_is_rounded_to_a_label_or_seed(sampler, labels, seeds, error, message):
+    with pytest.raises(error, match=message):
+        sampler.tokens(labels, seeds)
+
+
 def test_wrong_parts_are_named():
     (vae, var), (other, _) = small_pair(), small_pair()
     with pytest.raises(ValueError, match="built on the vae that is given with it"):

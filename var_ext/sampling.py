@@ -18,7 +18,8 @@ class Sampler:
     """A tokenizer and a transformer, ready to draw images.
 
     Each image has a seed of its own: the same (label, seed) takes the same random numbers in any batch, at any place in
-    it, on any device and with any number of threads.
+    it, on any device and with any number of threads. Logits differ by rounding between batch sizes, as matrix products
+    do; a token could differ only where that tips a draw.
 
     Args:
         vae, var: the two models, `var` built on `vae`; switched to evaluation.
@@ -92,7 +93,8 @@ class Sampler:
             (N, 3, S, S) float32 in [0, 1].
 
         Raises:
-            ValueError: a label or an option is out of range, or labels and seeds differ in number.
+            ValueError: a label, a seed or an option is out of range, or labels and seeds differ in number.
+            TypeError: labels or seeds are not integers.
         """
         return self._draw(labels, seeds, cfg, top_k, top_p, batch_size)[0]
 
@@ -160,11 +162,11 @@ class Sampler:
         self, labels: int | Sequence[int] | Tensor, seeds: int | Sequence[int] | Tensor | None
     ) -> tuple[Tensor, Tensor]:
         """Labels and seeds as two (N,) int64 tensors."""
-        label = torch.as_tensor(labels, dtype=torch.int64)
+        label = _integers("labels", labels)
         if seeds is None:
-            seed = torch.randint(2**63 - 1, label.shape)
+            seed = torch.randint(2**63 - 1, label.shape, device=label.device)
         else:
-            seed = torch.as_tensor(seeds, dtype=torch.int64).to(label.device)
+            seed = _integers("seeds", seeds).to(label.device)
         if label.ndim > 1 or seed.ndim > 1 or (label.ndim == seed.ndim == 1 and len(label) != len(seed)):
             raise ValueError(
                 "labels and seeds must be one each or two lists of one length, "
@@ -172,3 +174,14 @@ class Sampler:
             )
         label, seed = torch.broadcast_tensors(label, seed)
         return label.reshape(-1), seed.reshape(-1)
+
+
+def _integers(name: str, values: int | Sequence[int] | Tensor) -> Tensor:
+    """`values` as int64; nothing is rounded or wrapped on the way."""
+    try:
+        tensor = torch.as_tensor(values)
+    except (TypeError, ValueError, RuntimeError) as error:
+        raise ValueError(f"{name} must be integers of 64 bits, got {values!r}: {error}") from error
+    if tensor.numel() and (tensor.is_floating_point() or tensor.is_complex() or tensor.dtype == torch.bool):
+        raise TypeError(f"{name} must be integers, got {str(tensor.dtype).removeprefix('torch.')}")
+    return tensor.to(torch.int64)

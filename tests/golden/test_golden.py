@@ -20,6 +20,9 @@ from var_ext.models import VAR, VQVAE
 CASES = ("base256", "plain256", "shared512")
 FLOAT_TOLERANCE = 1e-4  # relative to the largest value: float32 noise through the whole network
 NORM_TOLERANCE = 1e-3  # gradients of norms add up more of it
+# `more_smooth` divides by temperatures down to 0.005, so it shows the last bits of every product. Where torch runs the
+# instructions the answers were made with, ours are the same bits; elsewhere the official code is off as much.
+SMOOTH_TOLERANCE = FLOAT_TOLERANCE if torch.backends.cpu.get_cpu_capability() == "AVX512" else 2e-2
 
 
 @lru_cache(maxsize=1)
@@ -57,6 +60,7 @@ def golden(request):
     with backend.force(choice):
         yield load_case(case)
     torch.set_num_threads(before)
+    load_case(case)[2].requires_grad_(False)
 
 
 def close(ours: Tensor, answer: np.ndarray, tolerance: float = FLOAT_TOLERANCE) -> None:
@@ -66,9 +70,11 @@ def close(ours: Tensor, answer: np.ndarray, tolerance: float = FLOAT_TOLERANCE) 
     assert error <= tolerance, f"relative error {error:.2e} above {tolerance:.0e}"
 
 
-def same_image(ours: Tensor, answers: dict[str, np.ndarray], name: str) -> None:
-    close(ours[..., ::4, ::4], answers[f"{name}_stride4"])
-    close(torch.stack((ours.mean(), ours.std())), answers[f"{name}_mean_std"])
+def same_image(
+    ours: Tensor, answers: dict[str, np.ndarray], name: str, tolerance: float = FLOAT_TOLERANCE
+) -> None:
+    close(ours[..., ::4, ::4], answers[f"{name}_stride4"], tolerance)
+    close(torch.stack((ours.mean(), ours.std())), answers[f"{name}_mean_std"], tolerance)
 
 
 def per_scale(vae: VQVAE, tokens: np.ndarray) -> list[Tensor]:
@@ -101,7 +107,7 @@ def test_quantizer_training(golden):
     f_hat, _, loss = quantizer(features)
     close(loss, answers["vq_loss"])
     (loss + f_hat.square().mean()).backward()
-    close(features.grad, answers["vq_feature_grad"], NORM_TOLERANCE)
+    close(features.grad, answers["vq_feature_grad"])
     close(quantizer.embedding.weight.grad.norm(), answers["vq_codebook_grad_norm"], NORM_TOLERANCE)
     norms = json.loads(str(answers["vq_phi_grad_norms"]))
     grads = {f"{name}": p.grad for name, p in quantizer.named_parameters() if "resi" in name}
@@ -109,7 +115,6 @@ def test_quantizer_training(golden):
     for name, norm in norms.items():
         ours = next(grad for key, grad in grads.items() if name.endswith(key) or key.endswith(name))
         close(ours.norm(), np.float64(norm), NORM_TOLERANCE)
-    quantizer.requires_grad_(False)
 
 
 def test_transformer_training(golden):
@@ -151,4 +156,4 @@ def test_sampling(golden, name, seed, cfg, top_k, top_p, smooth):
         return_tokens=True,
     )
     assert torch.equal(tokens, torch.from_numpy(answers[f"{name}_tokens"]).long())
-    same_image(images, answers, f"{name}_image")
+    same_image(images, answers, f"{name}_image", SMOOTH_TOLERANCE if smooth else FLOAT_TOLERANCE)

@@ -25,7 +25,7 @@ def test_tokens_rebuild_the_quantized_features(sharing, znorm):
     f_hats = vae.quantize.f_to_idxBl_or_fhat(features, to_fhat=True)
     tokens = vae.img_to_idxBl(image)
     assert [t.shape for t in tokens] == [(2, n) for n in vae.schedule.lengths]
-    rebuilt = vae.quantize.embed_to_fhat([vae.quantize.codes(t) for t in tokens])
+    rebuilt = vae.quantize.embed_to_fhat([vae.quantize.codes(k, t) for k, t in enumerate(tokens)])
     for ours, theirs in zip(rebuilt, f_hats, strict=True):
         torch.testing.assert_close(ours, theirs, rtol=1e-4, atol=1e-5)  # the same sums in another order
     images = vae.idxBl_to_img(tokens, same_shape=True)
@@ -74,7 +74,20 @@ def test_one_tokenizer_serves_another_number_of_scales():
     assert [t.shape[1] for t in tokens] == [1, 4, 16]
 
 
+def test_token_maps_of_the_wrong_size_are_named():
+    vae = tokenizer()
+    tokens = vae.img_to_idxBl(torch.zeros(1, 3, 8, 8))
+    with pytest.raises(ValueError, match=r"tokens of scale 0 must have shape \(B, 1\), got \(1, 16\)"):
+        vae.idxBl_to_img(tokens[::-1], same_shape=True)
+    with pytest.raises(ValueError, match=r"tokens of scale 0 must have shape \(B, 1\), got \(1, 16\)"):
+        vae.quantize.idxBl_to_var_input(tokens[::-1])
+    with pytest.raises(ValueError, match="at most 4 token maps, got one more"):
+        vae.quantize.idxBl_to_var_input([*tokens, tokens[-1]])
+
+
 def test_wrong_arguments_are_named():
+    with pytest.raises(ValueError, match="must be at least 1, got 0, 8, 3"):
+        tokenizer(vocab_size=0)
     with pytest.raises(ValueError, match=r"multiple of 32, got \[24, 48\]"):
         tokenizer(ch=24)
     with pytest.raises(ValueError, match="ascending order, got"):

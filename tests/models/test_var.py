@@ -122,9 +122,19 @@ def test_labels_of_sampling_may_be_left_out_or_shared(pair, label):
     assert torch.equal(images, again)
 
 
+@torch.no_grad()
+@pytest.mark.parametrize("label", [None, 2, []])
+def test_an_empty_batch_gives_no_images(pair, label):
+    _, var = pair
+    label = torch.tensor(label, dtype=torch.int64) if label == [] else label
+    images, tokens = var.eval().autoregressive_infer_cfg(0, label, return_tokens=True)
+    assert images.shape == (0, 3, 8, 8) and tokens.shape == (0, var.L)
+
+
 @pytest.mark.parametrize(
     ("options", "message"),
     [
+        ({"depth": 0}, "must be at least 1, got 5, 0, 64, 2"),
         ({"embed_dim": 63}, "multiple of num_heads, got 63 and 2"),
         ({"attn_drop_rate": 0.1}, "attn_drop_rate must be 0, got 0.1"),
         ({"patch_nums": (1, 2, 4)}, r"tokenizer's \(1, 2, 3, 4\), got \(1, 2, 4\)"),
@@ -139,8 +149,14 @@ def test_wrong_inputs_are_named(pair):
     vae, var = pair
     with pytest.raises(ValueError, match=r"labels must be in 0..5 \(5: no class\), got \[6\]"):
         var.autoregressive_infer_cfg(2, torch.tensor([0, 6]))
-    with pytest.raises(ValueError, match=r"label_B must have shape \(B,\) = \(3,\), got \(2,\)"):
+    with pytest.raises(ValueError, match=r"label_B must be \(3,\) int64, got \(2,\) torch.int64"):
         var.autoregressive_infer_cfg(3, torch.tensor([0, 1]))
+    with pytest.raises(ValueError, match=r"top_k must be 0 or more and top_p in \[0, 1\], got 0 and 1.5"):
+        var.autoregressive_infer_cfg(1, 0, top_p=1.5)
+    with pytest.raises(ValueError, match=r"labels must be in 0..5 \(5: no class\), got \[99\]"):
+        var(torch.tensor([99]), None)
+    with pytest.raises(ValueError, match=r"= \(2, \*, 8\), got \(1, 4, 8\)"):
+        var(torch.tensor([0, 1]), torch.zeros(1, 4, 8))
     with pytest.raises(ValueError, match=r"must have one of \[1, 5, 14, 30\] tokens, got 8"):
         var(torch.tensor([0]), torch.zeros(1, 7, var.Cvae))
     with pytest.raises(ValueError, match=r"images must have shape \(B, 3, S, S\) .* got \(1, 1, 8, 8\)"):

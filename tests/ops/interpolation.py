@@ -26,6 +26,10 @@ VIEWS: dict[str, Callable[[Tensor], Tensor]] = {
 }
 
 
+def _sliced_channels_last(x: Tensor) -> Tensor:
+    return x[..., :9].permute(0, 3, 1, 2)
+
+
 class InterpolationTests:
     """Fill in `name`, `mode` of F.interpolate, `matrix(out, size)`, `few`, and a fixture `pair` of sizes."""
 
@@ -114,11 +118,22 @@ class InterpolationTests:
             x = torch.randn(1, 2, *source, dtype=torch.float64, requires_grad=True)
             assert torch.autograd.gradcheck(lambda x, target=target: self.run(x, target), [x])
 
-    def test_registration(self) -> None:
-        source, target = self.few[-1]
-        x, grad = torch.randn(2, 3, *source, requires_grad=True), torch.randn(2, 3, *target)
-        torch.library.opcheck(getattr(torch.ops.var_ext, self.name), (x, *target))
-        torch.library.opcheck(getattr(torch.ops.var_ext, f"{self.name}_backward"), (grad, *source))
+    def test_gradients_of_gradients(self, either_backend: str) -> None:
+        for source, target in self.few:
+            x = torch.rand(1, 2, *source, dtype=torch.float64, requires_grad=True)
+            assert torch.autograd.gradgradcheck(lambda x, target=target: self.run(x, target).square(), (x,))
+
+    @pytest.mark.parametrize("view", [*VIEWS, "contiguous", "sliced channels last"])
+    def test_registration(self, view: str) -> None:
+        views = {**VIEWS, "contiguous": lambda x: x, "sliced channels last": _sliced_channels_last}
+        x = views[view](torch.randn(3, 6, 8, 10)).requires_grad_()
+        for name, (h, w) in ((self.name, (5, 3)), (f"{self.name}_backward", (11, 12))):
+            torch.library.opcheck(getattr(torch.ops.var_ext, name).default, (x, h, w))
+
+    @pytest.mark.parametrize("view", VIEWS)
+    def test_layouts_are_those_of_torch(self, either_backend: str, view: str) -> None:
+        for x in (VIEWS[view](torch.randn(3, 6, 8, 10)), _sliced_channels_last(torch.randn(3, 6, 8, 10))):
+            assert self.run(x, (5, 3)).stride() == F.interpolate(x, size=(5, 3), mode=self.mode).stride()
 
     def test_the_kernel_runs_when_the_backend_is_native(self, monkeypatch: pytest.MonkeyPatch) -> None:
         calls = []

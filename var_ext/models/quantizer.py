@@ -198,7 +198,7 @@ class MultiScaleQuantizer(nn.Module):
             for scales 1..n-1 what scales before them sum up to, at their own size: (B, L' - p_0^2, C) float32,
             L' the tokens of those n scales. None for n = 1.
         """
-        grids = [self.codes(idx) for idx in gt_ms_idx_Bl[:-1]]
+        grids = [self.codes(k, idx) for k, idx in enumerate(gt_ms_idx_Bl)][:-1]
         side, batch = self.schedule.side, gt_ms_idx_Bl[0].shape[0]
         f_hat = self.embedding.weight.new_zeros(batch, self.Cvae, side, side, dtype=torch.float32)
         inputs = []
@@ -219,9 +219,18 @@ class MultiScaleQuantizer(nn.Module):
             si, f_hat, h_BChw, next_side=self.schedule.patch_nums[si + 1] if si < SN - 1 else None
         )
 
-    def codes(self, idx_Bl: Tensor) -> Tensor:
-        """Codes of one token map: (B, p*p) -> (B, C, p, p)."""
-        side = round(idx_Bl.shape[1] ** 0.5)
+    def codes(self, k: int, idx_Bl: Tensor) -> Tensor:
+        """Codes of the token map of scale k: (B, p*p) -> (B, C, p, p).
+
+        Raises:
+            ValueError: there is no scale k, or it has another number of tokens.
+        """
+        if k >= len(self.schedule):
+            raise ValueError(f"there must be at most {len(self.schedule)} token maps, got one more")
+        if idx_Bl.ndim != 2 or idx_Bl.shape[1] != self.schedule.lengths[k]:
+            wanted = f"(B, {self.schedule.lengths[k]})"
+            raise ValueError(f"tokens of scale {k} must have shape {wanted}, got {tuple(idx_Bl.shape)}")
+        side = self.schedule.patch_nums[k]
         return self.embedding(idx_Bl).transpose(1, 2).unflatten(2, (side, side))
 
     def _step(self, k: int, f_hat: Tensor, codes: Tensor, *, next_side: int | None) -> tuple[Tensor, Tensor]:

@@ -66,9 +66,8 @@ class SelfAttention(nn.Module):
         self.mat_qkv = nn.Linear(embed_dim, 3 * embed_dim, bias=False)
         self.q_bias = nn.Parameter(torch.zeros(embed_dim))
         self.v_bias = nn.Parameter(torch.zeros(embed_dim))
-        self.register_buffer(
-            "zero_k_bias", torch.zeros(embed_dim)
-        )  # in every published checkpoint; never used
+        # in every published checkpoint; never used
+        self.register_buffer("zero_k_bias", torch.zeros(embed_dim))
         self.proj = nn.Linear(embed_dim, embed_dim)
         self.proj_drop = nn.Dropout(proj_drop)
 
@@ -178,7 +177,8 @@ class VAR(nn.Module):
         flash_if_available, fused_if_available: accepted for compatibility; `var_ext.backend` decides.
 
     Raises:
-        ValueError: embed_dim is not a multiple of num_heads, patch_nums are not the tokenizer's, or attn_drop_rate > 0.
+        ValueError: a size is below 1, embed_dim is not a multiple of num_heads, patch_nums are not the
+            tokenizer's, or attn_drop_rate > 0.
     """
 
     lvl_1L: Tensor
@@ -205,6 +205,9 @@ class VAR(nn.Module):
     ) -> None:
         super().__init__()
         schedule = ScaleSchedule(patch_nums)
+        if min(num_classes, depth, embed_dim, num_heads) < 1:
+            sizes = f"{num_classes}, {depth}, {embed_dim}, {num_heads}"
+            raise ValueError(f"num_classes, depth, embed_dim, num_heads must be at least 1, got {sizes}")
         if embed_dim % num_heads:
             raise ValueError(f"embed_dim must be a multiple of num_heads, got {embed_dim} and {num_heads}")
         if schedule != vae_local.schedule:
@@ -262,9 +265,8 @@ class VAR(nn.Module):
         self.register_buffer("lvl_1L", levels[None])  # (1, L) scale of each token
         mask = block_causal_mask(schedule, levels.device)
         bias = torch.zeros(self.L, self.L).masked_fill(~mask, -torch.inf)
-        self.register_buffer(
-            "attn_bias_for_masking", bias[None, None]
-        )  # never used: attention knows the schedule
+        # never used: attention knows the schedule
+        self.register_buffer("attn_bias_for_masking", bias[None, None])
 
     # ------------------------------------------------------------------ training
 
@@ -278,7 +280,11 @@ class VAR(nn.Module):
 
         Returns:
             (B, L', V) float32.
+
+        Raises:
+            ValueError: shapes or dtypes are wrong, a label is out of range, or L' does not end with a scale.
         """
+        self._check_inputs(label_B, x_BLCv_wo_first_l)
         if self.training:
             dropped = torch.rand(label_B.shape, device=label_B.device) < self.cond_drop_rate
             label_B = label_B.masked_fill(dropped, self.num_classes)
@@ -294,6 +300,15 @@ class VAR(nn.Module):
         for block in self.blocks:
             x = block(x, block.modulation(shared, x.dtype), schedule)
         return self._logits(x, cond)
+
+    def _check_inputs(self, labels: Tensor, x: Tensor | None) -> None:
+        if labels.ndim != 1 or labels.dtype != torch.int64:
+            raise ValueError(f"label_B must be (B,) int64, got {tuple(labels.shape)} {labels.dtype}")
+        if x is not None and (x.ndim != 3 or x.shape[0] != len(labels) or x.shape[2] != self.Cvae):
+            wanted = f"(B, L, Cvae) = ({len(labels)}, *, {self.Cvae})"
+            raise ValueError(f"x_BLCv_wo_first_l must have shape {wanted}, got {tuple(x.shape)}")
+        if labels.device.type == "cpu" and not torch.compiler.is_compiling():  # elsewhere a look would wait
+            self._checked_labels(labels)
 
     def _positions(self) -> Tensor:
         return self.lvl_embed(self.lvl_1L) + self.pos_1LC  # (1, L, C)
@@ -339,9 +354,8 @@ class VAR(nn.Module):
         dtype = self._dtype(x)
 
         shared = self.shared_ada_lin(cond)
-        modulations = [
-            block.modulation(shared, dtype) for block in self.blocks
-        ]  # once an image, not once a scale
+        # once an image, not once a scale
+        modulations = [block.modulation(shared, dtype) for block in self.blocks]
         shape = (len(cond), self.L, self.num_heads, self.C // self.num_heads)
         caches = [
             KVCache(x.new_empty(shape, dtype=dtype), x.new_empty(shape, dtype=dtype)) for _ in self.blocks
@@ -371,7 +385,7 @@ class VAR(nn.Module):
     def autoregressive_infer_cfg(
         self,
         B: int,
-        label_B: int | Tensor | None,
+        label_B: int | Sequence[int] | Tensor | None,
         g_seed: int | None = None,
         cfg: float = 1.5,
         top_k: int = 0,
@@ -393,16 +407,22 @@ class VAR(nn.Module):
 
         Returns:
             images (B, 3, S, S) float32 in [0, 1]; with `return_tokens` also tokens (B, L) int64.
+
+        Raises:
+            ValueError: a label or an option is out of range, or labels are not (B,) int64.
         """
         device = self.lvl_1L.device
+        if top_k < 0 or not 0.0 <= top_p <= 1.0:
+            raise ValueError(f"top_k must be 0 or more and top_p in [0, 1], got {top_k} and {top_p}")
         rng = None if g_seed is None else torch.Generator(device).manual_seed(g_seed)
         if label_B is None:
             uniform = torch.full((1, self.num_classes), 1 / self.num_classes, device=device)
-            label_B = uniform.multinomial(B, replacement=True, generator=rng).view(B)
+            label_B = uniform.multinomial(max(B, 1), replacement=True, generator=rng)[0, :B]
         elif isinstance(label_B, int):
             label_B = torch.full((B,), label_B if label_B >= 0 else self.num_classes, device=device)
-        if label_B.shape != (B,):
-            raise ValueError(f"label_B must have shape (B,) = ({B},), got {tuple(label_B.shape)}")
+        label_B = torch.as_tensor(label_B, device=device)
+        if label_B.shape != (B,) or label_B.dtype != torch.int64:
+            raise ValueError(f"label_B must be ({B},) int64, got {tuple(label_B.shape)} {label_B.dtype}")
         codebook, tokens = self.vae_proxy[0].quantize.embedding, []
 
         def choose(logits: Tensor, k: int) -> Tensor:
@@ -410,7 +430,7 @@ class VAR(nn.Module):
             t = cfg * ratio
             logits = keep_top((1 + t) * logits[:B] - t * logits[B:], top_k, top_p)  # (B, l, V)
             drawn = logits.softmax(dim=-1).flatten(0, 1).multinomial(1, replacement=True, generator=rng)
-            tokens.append(drawn.view(B, -1))
+            tokens.append(drawn.view(logits.shape[:2]))
             if not more_smooth:
                 return codebook(tokens[-1])
             temperature = max(0.27 * (1 - 0.95 * ratio), 0.005)
@@ -418,7 +438,7 @@ class VAR(nn.Module):
             return ((logits * (1 + ratio) + gumbel) / temperature).softmax(dim=-1) @ codebook.weight
 
         f_hat = self.generate(label_B, choose)
-        images = self.vae_proxy[0].fhat_to_img(f_hat).add(1).mul(0.5)
+        images = self.vae_proxy[0].fhat_to_img(f_hat).float().add(1).mul(0.5)
         return (images, torch.cat(tokens, dim=1)) if return_tokens else images
 
     # ------------------------------------------------------------------ initialisation

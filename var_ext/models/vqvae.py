@@ -96,18 +96,16 @@ class Level(nn.Module):
         pairs = list(pairwise(channels))
         self.block = nn.ModuleList(ResnetBlock(a, b, dropout) for a, b in pairs)
         self.attn = nn.ModuleList(AttnBlock(b) for _, b in pairs if attention)
-        if isinstance(resample, Downsample):
-            self.downsample = resample
-        elif resample is not None:
-            self.upsample = resample
-        self._resample = (resample or nn.Identity(),)  # in a tuple: registered once, under the published name
+        self.resample = "downsample" if isinstance(resample, Downsample) else "upsample" if resample else None
+        if self.resample:
+            self.add_module(self.resample, resample)
 
     def forward(self, x: Tensor) -> Tensor:
         for n, block in enumerate(self.block):
             x = block(x)
             if self.attn:
                 x = self.attn[n](x)
-        return self._resample[0](x)
+        return getattr(self, self.resample)(x) if self.resample else x
 
 
 class Middle(nn.Module):
@@ -204,6 +202,11 @@ class VQVAE(nn.Module):
         ch_mult: Sequence[int] = (1, 1, 2, 2, 4),
     ) -> None:
         super().__init__()
+        if min(vocab_size, z_channels, quant_conv_ks) < 1 or quant_conv_ks % 2 == 0:
+            sizes = f"{vocab_size}, {z_channels}, {quant_conv_ks}"
+            raise ValueError(
+                f"vocab_size, z_channels and an odd quant_conv_ks must be at least 1, got {sizes}"
+            )
         if any(ch * m % NORM_GROUPS for m in ch_mult):
             widths = [ch * m for m in ch_mult]
             raise ValueError(f"every width ch * ch_mult[i] must be a multiple of {NORM_GROUPS}, got {widths}")
@@ -279,7 +282,7 @@ class VQVAE(nn.Module):
         self, ms_idx_Bl: Sequence[Tensor], same_shape: bool, last_one: bool = False
     ) -> list[Tensor] | Tensor:
         """Images from tokens, (B, p*p) for each scale; arguments as in `embed_to_img`."""
-        codes = [self.quantize.codes(idx) for idx in ms_idx_Bl]
+        codes = [self.quantize.codes(k, idx) for k, idx in enumerate(ms_idx_Bl)]
         return self.embed_to_img(codes, all_to_max_scale=same_shape, last_one=last_one)
 
     def embed_to_img(

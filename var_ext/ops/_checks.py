@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from operator import index
 
 import torch
 from torch import Tensor
@@ -68,6 +69,10 @@ def check_together(op: str, *, same_dtype: bool = True, **tensors: Tensor | None
 
 def as_size(op: str, size: int | Sequence[int]) -> tuple[int, int]:
     """(h, w) from a side or a pair, both at least 1."""
-    pair = (size, size) if isinstance(size, int) else tuple(size)
-    require(len(pair) == 2 and min(pair) >= 1, op, "size must be a side or (h, w), each at least 1", size)
+    wanted = "size must be a side or (h, w), whole numbers of at least 1"
+    try:
+        pair = tuple(map(index, size)) if isinstance(size, Sequence) else (index(size), index(size))
+    except TypeError as error:
+        raise TypeError(f"{op}: {wanted}, got {size!r}") from error
+    require(len(pair) == 2 and min(pair) >= 1, op, wanted, size)
     return pair[0], pair[1]

@@ -37,7 +37,7 @@ def register_interpolation(op: str, reference: Callable[[Tensor, tuple[int, int]
     def reference_backward(grad: Tensor, height: int, width: int) -> Tensor:
         size = (grad.shape[2], grad.shape[3])
         pull: Any = torch.func.vjp(lambda x: reference(x, size), fake(grad, height, width))[1]
-        return pull(grad)[0]
+        return fake(grad, height, width).copy_(pull(grad)[0])
 
     def setup_context(ctx: Any, inputs: tuple[Tensor, int, int], output: Tensor) -> None:
         ctx.size = inputs[0].shape[2:]
@@ -45,11 +45,14 @@ def register_interpolation(op: str, reference: Callable[[Tensor, tuple[int, int]
     def gradient(ctx: Any, grad: Tensor) -> tuple[Tensor, None, None]:
         return getattr(torch.ops.var_ext, f"{op}_backward")(grad, *ctx.size), None, None
 
+    def double_gradient(ctx: Any, grad: Tensor) -> tuple[Tensor, None, None]:
+        return getattr(torch.ops.var_ext, op)(grad, *ctx.size), None, None  # the map is linear
+
     implement(
         op,
         f"{op}(Tensor x, SymInt h, SymInt w) -> Tensor",
         native=forward,
-        fallback=lambda x, h, w: reference(x, (h, w)),
+        fallback=lambda x, h, w: fake(x, h, w).copy_(reference(x, (h, w))),
         fake=fake,
     )
     implement(
@@ -60,13 +63,19 @@ def register_interpolation(op: str, reference: Callable[[Tensor, tuple[int, int]
         fake=fake,
     )
     differentiate(op, gradient, setup_context)
+    differentiate(f"{op}_backward", double_gradient, setup_context)
 
 
 def _is_channels_last(x: Tensor) -> bool:
-    """Whether torch's own interpolation would give a channels-last result; unlike `is_contiguous`, never both."""
-    _, channels, height, width = x.shape
-    b, c, h, w = x.stride()
-    return channels > 1 and c == 1 and w == channels and h >= w * width and b >= h * height
+    """torch's own rule for the layout of a result: read off the strides, never true of a contiguous tensor too."""
+    if x.stride(1) == 0 or x.numel() == 0:
+        return False
+    least = 0
+    for axis in (1, 3, 2, 0):
+        if x.stride(axis) < least or (axis == 0 and least == x.stride(1)):
+            return False
+        least = x.stride(axis) * x.shape[axis]
+    return True
 
 
 def checked_size(op: str, x: Tensor, size: int | tuple[int, int]) -> tuple[int, int]:

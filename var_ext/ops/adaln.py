@@ -59,18 +59,16 @@ def adaln(
     batch, _, channels = x.shape
     check_shape(op, "scale", scale, "(B, C)", batch, channels)
     check_shape(op, "shift", shift, "(B, C)", batch, channels)
-    check_dtype(op, "x", x, FLOATS)
-    check_together(op, x=x, scale=scale, shift=shift, branch=branch, gate=gate)
-    if branch is None and gate is None:
-        if backend.current() == "reference":
-            return reference.adaln(x, scale, shift, eps=eps)
-        return torch.ops.var_ext.adaln(x, scale, shift, eps)
-
-    if branch is None or gate is None:
+    if (branch is None) != (gate is None):
         missing = "branch" if branch is None else "gate"
         raise ValueError(f"{op}: branch and gate must be given together, got no {missing}")
-    check_shape(op, "branch", branch, "(B, L, C)", *x.shape)
-    check_shape(op, "gate", gate, "(B, C)", batch, channels)
+    if branch is not None and gate is not None:
+        check_shape(op, "branch", branch, "(B, L, C)", *x.shape)
+        check_shape(op, "gate", gate, "(B, C)", batch, channels)
+    check_dtype(op, "x", x, FLOATS)
+    check_together(op, x=x, scale=scale, shift=shift, branch=branch, gate=gate)
     if backend.current() == "reference":
         return reference.adaln(x, scale, shift, branch=branch, gate=gate, eps=eps)
+    if branch is None:
+        return torch.ops.var_ext.adaln(x, scale, shift, eps)
     return torch.ops.var_ext.adaln_residual(x, scale, shift, branch, gate, eps)
