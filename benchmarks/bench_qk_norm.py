@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from functools import partial
+from typing import Any
+
 import torch
 from contest import Contest, compiled, nbytes
 
@@ -18,15 +22,18 @@ COMPETITORS = ("var_ext", "reference", "torch.compile")
 def contest(batch: int, length: int, heads: int, dim: int, offset: int | None) -> Contest:
     qkv = torch.randn(batch, length, 3, heads, dim)
     arguments = (qkv, *torch.randn(2, heads, dim), torch.randn(heads))
-    extra = {}
-    if offset is not None:
+
+    def entrant(function: Callable[..., Any]) -> Callable[[], Any]:
+        if offset is None:
+            return partial(function, *arguments)
         cache = tuple(torch.zeros(batch, offset + length, heads, dim) for _ in range(2))
-        extra = dict(cache=cache, offset=offset)
+        return lambda: (function(*arguments, cache=cache, offset=offset), *cache)
+
     return Contest(
         {
-            "var_ext": lambda: ops.qk_norm(*arguments, **extra),
-            "reference": lambda: reference.qk_norm(*arguments, **extra),
-            "torch.compile": compiled(reference.qk_norm, *arguments, **extra),
+            "var_ext": entrant(ops.qk_norm),
+            "reference": entrant(reference.qk_norm),
+            "torch.compile": entrant(compiled(reference.qk_norm)),
         },
         bytes=nbytes(qkv, qkv),
     )

@@ -11,7 +11,10 @@ from torch import Tensor
 import var_ext
 from var_ext import backend
 
-SHAPES = {f"batch {batch}": dict(batch=batch) for batch in (1, 10, 64)}
+SHAPES = {
+    **{f"batch {batch}": dict(batch=batch) for batch in (1, 10, 64)},
+    "the demo: 80 images, 64 at once": dict(batch=80),
+}
 SMOKE = dict(batch=1)
 COMPETITORS = ("var_ext", "reference")
 LAPS = 3

@@ -19,6 +19,11 @@ def agree(result: Any, expected: Any) -> None:
     torch.testing.assert_close(result, expected, rtol=1e-3, atol=1e-4, check_stride=False)
 
 
+def same(result: torch.Tensor, expected: torch.Tensor) -> None:
+    """Equal in every element."""
+    torch.testing.assert_close(result, expected, rtol=0, atol=0)
+
+
 @dataclass
 class Contest:
     """Competitors on the inputs of one shape, the reference among them.
@@ -29,6 +34,7 @@ class Contest:
         flops: what it has to compute at least.
         images: pictures that one call draws (end to end only).
         check: compares a competitor's result with the reference's; raises AssertionError.
+        checks: the same for single competitors that `check` does not suit.
     """
 
     competitors: Mapping[str, Callable[[], Any]]
@@ -36,6 +42,7 @@ class Contest:
     flops: int = 0
     images: int = 0
     check: Callable[[Any, Any], None] = agree
+    checks: Mapping[str, Callable[[Any, Any], None]] = field(default_factory=dict)
     checked: set[str] = field(default_factory=set)
 
     def verify(self, name: str) -> None:
@@ -43,7 +50,7 @@ class Contest:
         if name not in self.checked:
             result = self.competitors[name]()
             if name != "reference" and "reference" in self.competitors:
-                self.check(result, self.competitors["reference"]())
+                self.checks.get(name, self.check)(result, self.competitors["reference"]())
             self.checked.add(name)
 
 
@@ -64,5 +71,5 @@ def backward(output: torch.Tensor, inputs: list[torch.Tensor]) -> Callable[[], A
 
 
 def threads() -> int:
-    """Threads that every competitor may use: all cores."""
-    return os.cpu_count() or 1
+    """Threads that every competitor may use: one for each core that this process may run on."""
+    return len(os.sched_getaffinity(0))

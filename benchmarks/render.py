@@ -51,7 +51,11 @@ class Results:
         for (op, shape, competitor), times in laps.items():
             self.seconds[op][shape][competitor] = median(times)
         self.spreads = [(max(times) - min(times)) / median(times) for times in laps.values()]
-        limits = self.seconds.pop("limits")
+        limits = self.seconds.pop("limits", {})
+        if missing := {COPY, PRODUCT} - set(limits):
+            raise SystemExit(
+                f"the run must include bench_limits.py, got no {' and no '.join(sorted(missing))}"
+            )
         self.bandwidth = self.info["limits", COPY]["bytes"] / limits[COPY]["torch"]
         self.peak = self.info["limits", PRODUCT]["flops"] / limits[PRODUCT]["torch"]
 

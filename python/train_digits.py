@@ -3,9 +3,11 @@
     python python/train_digits.py                # two CPU cores, under 40 minutes
     python python/train_digits.py --smoke --out /tmp/digits --work /tmp/run   # a toy, in seconds
 
-A killed run goes on where it was when the command is given again. The sampling settings are chosen on the
-validation split; the test split is looked at once, at the end. All figures of the card are measured on the
-files that are shipped, with their weights rounded to half precision.
+A killed run goes on where it was when the command is given again; finished weights of the same recipes are
+taken from the work folder as they are. The sampling settings are chosen on the validation split; the test
+split is looked at once, at the end, and only then is the model folder written. Settings and quality are
+measured on the files that are shipped, with their weights rounded to half precision; what the card says of
+losses on validation data is what the trainers logged before rounding.
 """
 
 from __future__ import annotations
@@ -24,11 +26,14 @@ import torch
 
 import var_ext
 from var_ext.evaluation import Choice, DigitsReport, choose_sampling, evaluate_digits
+from var_ext.files import CheckpointError, atomic_write
+from var_ext.grid import labelled_grid
 from var_ext.hub import save_model
 from var_ext.training import TokenizerRecipe, VARRecipe, train_tokenizer, train_var
 
 ROOT = Path(__file__).resolve().parent.parent
 NAMES = [str(digit) for digit in range(10)]
+SEEDS = 8  # columns of the picture
 GRID: dict[str, Any] = {"cfgs": (0.0, 0.5, 1.0, 1.5, 2.0, 3.0), "top_ks": (0,), "top_ps": (0.96, 0.9, 0.99)}
 SMOKE_GRID: dict[str, Any] = {"cfgs": (0.0, 1.5), "top_ks": (0,), "top_ps": (0.96,)}
 SMOKE_TOKENIZER = {
@@ -48,6 +53,8 @@ from random weights.
 - Recommended sampling, as in `config.json`: {sampling}.
 - Meant for demonstrations and tests. It knows nothing but these digits, at this size.
 
+![One row a class, one column a seed](samples.png)
+
 ## Data
 
 The 1797 scans of handwritten digits (8x8 pixels, 17 grey levels) inside scikit-learn: the test part of
@@ -66,8 +73,8 @@ Seeds {seeds} (tokenizer, transformer). {total:.0f} minutes in all with {threads
 choice of the sampling settings {choice_time}, measurement {measurement_time}. On another machine
 the weights differ by rounding, and the figures a little.
 
-- Tokenizer: {tokenizer_recipe}. On validation data: {tokenizer_found}.
-- Transformer: {var_recipe}. On validation data: {var_found}.
+- Tokenizer: {tokenizer_recipe}. On validation data, before rounding to fp16: {tokenizer_found}.
+- Transformer: {var_recipe}. On validation data, before rounding to fp16: {var_found}.
 
 ## Measured quality
 
@@ -135,9 +142,22 @@ def found(path: Path, recipe: TokenizerRecipe | VARRecipe) -> str:
     return f"{', '.join(numbers)} (step {line['step']})"
 
 
+def decisive(pinned: dict[str, Any]) -> dict[str, Any]:
+    """The fields of a recipe that decide these weights: no perceptual hook is given here."""
+    return {name: value for name, value in pinned.items() if name != "weight_perceptual"}
+
+
 def listing(recipe: TokenizerRecipe | VARRecipe) -> str:
-    """All fields of a recipe that decide the weights."""
-    return ", ".join(f"{name} {value}" for name, value in recipe.pinned().items())
+    """Those fields, for the card."""
+    return ", ".join(f"{name} {value}" for name, value in decisive(recipe.pinned()).items())
+
+
+def finished(folder: Path, recipe: TokenizerRecipe | VARRecipe) -> bool:
+    """Whether the latest training in a folder was of this recipe and ended: its config.json comes last."""
+    config, began = folder / "config.json", folder / "recipe.json"
+    if not (config.is_file() and began.is_file()) or config.stat().st_mtime < began.stat().st_mtime:
+        return False
+    return decisive(json.loads(began.read_text(encoding="utf-8"))["recipe"]) == decisive(recipe.pinned())
 
 
 def size_of(model: torch.nn.Module, file: Path) -> str:
@@ -145,8 +165,22 @@ def size_of(model: torch.nn.Module, file: Path) -> str:
     return f"{count / 1e6:.2f} M parameters, {file.stat().st_size / 1e6:.2f} MB"
 
 
+def write_picture(path: Path, sampler: var_ext.Sampler) -> None:
+    """The picture that `var-ext sample` draws of these weights."""
+    labels, seeds = range(len(NAMES)), range(SEEDS)
+    images = sampler([i for i in labels for _ in seeds], [j for _ in labels for j in seeds])
+    labelled_grid(images, NAMES, [str(seed) for seed in seeds]).save(path, format="PNG")
+
+
+def publish(model: Path, out: Path) -> None:
+    """Copies the finished files, each whole or not at all, the one that makes a folder a model last."""
+    for path in sorted(model.glob("[!.]*"), key=lambda path: path.name == "config.json"):
+        with atomic_write(out / path.name) as handle:
+            handle.write(path.read_bytes())
+
+
 def write_card(
-    out: Path,
+    model: Path,
     work: Path,
     recipes: tuple[TokenizerRecipe, VARRecipe],
     command: str,
@@ -155,7 +189,7 @@ def write_card(
     clock: Clock,
 ) -> None:
     """README.md of the model folder."""
-    sampler = var_ext.load(out)
+    sampler = var_ext.load(model)
     schedule = sampler.vae.schedule
     rows = [
         f"| {t.cfg:g} | {t.top_k} | {t.top_p:g} | {100 * t.accuracy:.1f}% | {t.frechet:.2f}"
@@ -164,8 +198,8 @@ def write_card(
     ]
     text = CARD.format(
         size=sampler.image_size,
-        vae_size=size_of(sampler.vae, out / "vae.safetensors"),
-        var_size=size_of(sampler.var, out / "var.safetensors"),
+        vae_size=size_of(sampler.vae, model / "vae.safetensors"),
+        var_size=size_of(sampler.var, model / "var.safetensors"),
         maps=", ".join(f"{p}x{p}" for p in schedule.patch_nums),
         tokens=schedule.num_tokens,
         codes=sampler.vae.vocab_size,
@@ -188,7 +222,7 @@ def write_card(
         per_class=choice.images_per_class,
         trials="\n".join(rows),
     )
-    (out / "README.md").write_text(text, encoding="utf-8")
+    (model / "README.md").write_text(text, encoding="utf-8")
 
 
 def options(pairs: tuple[str, ...]) -> dict[str, str]:
@@ -226,6 +260,7 @@ def options(pairs: tuple[str, ...]) -> dict[str, str]:
     is_flag=True,
     help="Toy sizes, one epoch: checks the path, not the quality.",
 )
+@click.option("--resume/--no-resume", default=True, show_default=True, help="Go on or start anew.")
 def main(
     out: Path,
     work: Path,
@@ -233,6 +268,7 @@ def main(
     for_tokenizer: tuple[str, ...],
     for_var: tuple[str, ...],
     smoke: bool,
+    resume: bool,
 ) -> None:
     logging.basicConfig(level=logging.INFO, format="%(message)s")
     toy: list[dict[str, Any]] = [SMOKE_TOKENIZER, SMOKE_VAR] if smoke else [{}, {}]
@@ -250,43 +286,74 @@ def main(
     ]
     command += [part for pair in for_tokenizer for part in ("--tokenizer", pair)]
     command += [part for pair in for_var for part in ("--var", pair)] + ["--smoke"] * smoke
+    try:
+        make(out, work, recipes, shlex.join(command), smoke, resume)
+    except (ValueError, OSError, CheckpointError) as error:
+        raise click.ClickException(str(error)) from error
+
+
+def make(
+    out: Path,
+    work: Path,
+    recipes: tuple[TokenizerRecipe, VARRecipe],
+    command: str,
+    smoke: bool,
+    resume: bool,
+) -> None:
+    """Trains, chooses and measures in the work folder; `out` changes when all of it is done."""
     work.mkdir(parents=True, exist_ok=True)
+    if not resume:
+        (work / "seconds.json").unlink(missing_ok=True)
     clock = Clock(work / "seconds.json")
+    folders = work / "tokenizer", work / "var"
+    done = finished(folders[0], recipes[0]) and finished(folders[1], recipes[1])
+    if not (resume and done):
 
-    def tokenizer() -> Path:
-        return train_tokenizer("digits", work / "tokenizer", recipes[0])
+        def tokenizer() -> Path:
+            return train_tokenizer("digits", folders[0], recipes[0], resume=resume)
 
-    folder = clock.run("tokenizer", tokenizer, work / "tokenizer" / "log.jsonl")
+        def transformer() -> Path:
+            return train_var("digits", folders[0], folders[1], recipes[1], resume=resume)
 
-    def transformer() -> Path:
-        return train_var("digits", folder, work / "var", recipes[1])
+        clock.run("tokenizer", tokenizer, folders[0] / "log.jsonl")
+        clock.run("transformer", transformer, folders[1] / "log.jsonl")
 
-    fresh = var_ext.load(clock.run("transformer", transformer, work / "var" / "log.jsonl"))
-    save_model(out, fresh.vae, fresh.var, class_names=NAMES, dtype=torch.float16)
-    shipped = var_ext.load(out)  # rounded; from here on nothing else is measured
+    fresh = var_ext.load(folders[1])
+    model = save_model(work / "model", fresh.vae, fresh.var, class_names=NAMES, dtype=torch.float16)
+    rounded = var_ext.load(model)  # from here on nothing else is measured
 
     def choose() -> Choice:
         grid, count = (SMOKE_GRID, 2) if smoke else (GRID, 40)
-        return choose_sampling(shipped, **grid, images_per_class=count, progress=True)
+        return choose_sampling(rounded, **grid, images_per_class=count, progress=True)
 
     choice = clock.run("choice", choose)
     # Rounding what is rounded changes nothing: this adds the settings to config.json.
     save_model(
-        out,
-        shipped.vae,
-        shipped.var,
+        model,
+        rounded.vae,
+        rounded.var,
         sampling=choice.best.settings,
         class_names=NAMES,
         dtype=torch.float16,
     )
+    shipped = var_ext.load(model)
 
     def measure() -> DigitsReport:
-        return evaluate_digits(var_ext.load(out), images_per_class=20 if smoke else 100, progress=True)
+        return evaluate_digits(
+            shipped,
+            images_per_class=20 if smoke else 100,
+            augment=recipes[1].augment,
+            copies=recipes[1].copies,
+            augment_seed=recipes[1].seed,
+            progress=True,
+        )
 
     report = clock.run("measurement", measure)
-    write_card(out, work, recipes, shlex.join(command), choice, report, clock)
+    write_picture(model / "samples.png", shipped)
+    write_card(model, work, recipes, command, choice, report, clock)
     everything = {"report": report.as_dict(), "choice": choice.as_dict()}
     (work / "report.json").write_text(json.dumps(everything, indent=1))
+    publish(model, out)
     click.echo(f"{report.as_markdown()}\nwrote {out}")
 
 

@@ -47,6 +47,21 @@ def entry(op: str, shape: str, competitor: str, lap: int, seconds: float, **extr
     return {"stats": {"median": seconds}, "extra_info": {**known, **extra}}
 
 
+def test_a_partial_run_makes_no_page(tmp_path: Path) -> None:
+    report = {"benchmarks": [entry("adaln", "2 x 3", "var_ext", 0, 1e-3)]}
+    (tmp_path / "report.json").write_text(json.dumps(report), encoding="utf-8")
+    command = [
+        sys.executable,
+        "benchmarks/render.py",
+        tmp_path / "report.json",
+        "--out",
+        tmp_path / "page.md",
+    ]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=60, check=False)
+    assert done.returncode == 1 and not (tmp_path / "page.md").exists()
+    assert done.stderr.startswith("the run must include bench_limits.py, got no copy of 256 MiB")
+
+
 @pytest.mark.parametrize(("load", "busy"), [(0.3, False), (5.0, True)])
 def test_the_page_shows_the_figures(tmp_path: Path, load: float, busy: bool) -> None:
     limits = [

@@ -8,6 +8,8 @@ import torch
 import var_ext
 import var_ext.data
 from var_ext import backend
+from var_ext.evaluation import DigitsJudge
+from var_ext.evaluation.digits import compare_frechet, compare_neighbours, draw
 from var_ext.hub import bundled_models
 
 LABELS = torch.arange(64) % 10
@@ -48,6 +50,19 @@ def test_an_image_is_its_own_whatever_the_batch(sampler, tokens, batch, threads)
 def test_both_backends_draw_the_same_digits(sampler, tokens):
     with backend.force("reference"):
         assert torch.equal(sampler.tokens(LABELS, SEEDS), tokens)
+
+
+def test_quality_is_what_was_promised(sampler):
+    """The figures of `evaluate_digits` that need no reconstructions, which would take most of its time."""
+    judge = DigitsJudge(sampler.image_size)
+    samples = draw(sampler, 40, seed=0)
+    accuracy = judge.accuracy(samples)
+    assert accuracy >= 0.95
+    assert accuracy >= judge.real_accuracy - 0.04
+    stream = torch.Generator().manual_seed(0)
+    assert compare_frechet(judge, samples, coded=judge.real, draws=20, generator=stream).ratio <= 3
+    nearest = [judge.nearest(items, judge.train, exact=False) for items in (samples, judge.real)]
+    assert compare_neighbours(*nearest).near <= 0.05  # by definition 0.01 for real images
 
 
 def test_images_are_digits_of_their_class(sampler):

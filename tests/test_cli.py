@@ -2,6 +2,8 @@
 
 import dataclasses
 import json
+import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -140,7 +142,12 @@ def test_threads(model: str, tmp_path: Path) -> None:
     [
         (["--labels", "0-9"], 1, "labels must be in 0..5"),
         (["--labels", "x"], 2, "must be whole numbers and ranges such as 3,5,8 or 0-9, got 'x'"),
-        (["--labels", "5-3"], 2, "must name at least one number, got '5-3'"),
+        (["--labels", "3, 9-5"], 2, "must have ranges that go up, such as 0-9, got '9-5'"),
+        (["--cfg", "nan"], 2, "'--cfg': must be a finite number, got nan"),
+        (["--top-p", "nan"], 2, "'--top-p': must be a finite number, got nan"),
+        (["--seed", str(2**63 - 1)], 2, "'--seed'"),
+        (["--out", "."], 1, "could not write .: it must be a file or not be there yet, and is a folder"),
+        (["--out", ""], 1, "could not write .: it must be a file"),
         (["--count", "0"], 2, "'--count'"),
         (["--seed", "-1"], 2, "'--seed'"),
         (["--top-p", "1.5"], 2, "'--top-p'"),
@@ -155,6 +162,15 @@ def test_bad_input_to_sample(model: str, tmp_path: Path, args: list[str], code: 
     defaults = ["--model", model, "--count", "1", "--out", str(tmp_path / "a.png")]
     assert message in run("sample", *defaults, *args, code=code).output
     assert not (tmp_path / "a.png").exists()
+
+
+def test_file_that_cannot_be_written_is_named_before_the_work(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "pipe")
+    for words in (("sample", "--out"), ("eval", "digits", "--json")):
+        # were the model looked up first, the message would be about that
+        output = run(*words, tmp_path / "pipe", "--model", "nothing", code=1).output
+        assert "pipe: it must be a file" in output
+    assert (tmp_path / "pipe").is_fifo()
 
 
 def test_grid_checks_its_images() -> None:
@@ -182,7 +198,7 @@ def image_folder(root: Path) -> Path:
 
 def test_train_both_then_sample(tmp_path: Path) -> None:
     data = image_folder(tmp_path / "data")
-    shared = ["--epochs", 1, "--batch-size", 4, "--quiet", "--validate-every", 1]
+    shared = ["--preset", "digits", "--epochs", 1, "--batch-size", 4, "--quiet", "--validate-every", 1]
     small = ["--vocab-size", 16, "--z-channels", 8, "--ch", 32, "--ch-mult", "1,2", "--patch-nums", "1,2,4"]
     output = run("train", "tokenizer", data, "--out", tmp_path / "tok", *shared, *small).output
     assert str(tmp_path / "tok") in output
@@ -229,13 +245,16 @@ def test_preset_of_a_depth(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> N
         return tmp_path
 
     monkeypatch.setattr("var_ext.training.train_var", fake)
-    run("train", "var", "photos", "--out", tmp_path, "--preset", "paper", "--depth", 30, "--batch-size", 8)
-    data, tokenizer, out, recipe = taken
-    assert (data, tokenizer, out) == ("photos", "digits", tmp_path)
-    assert recipe == dataclasses.replace(VARRecipe.paper(30), batch_size=8)
+    shared = ("--tokenizer", "tok", "--out", tmp_path)
+    run("train", "var", "photos", *shared, "--depth", 30, "--batch-size", 8)  # no digits: the paper's recipe
+    run("train", "var", "digits", *shared)
+    run("train", "var", "digits", *shared, "--preset", "paper")
+    assert taken[:3] == ["photos", "tok", tmp_path]
+    recipes = [dataclasses.replace(VARRecipe.paper(30), batch_size=8), VARRecipe.digits(), VARRecipe.paper()]
+    assert taken[3::4] == recipes
     message = "depth must be one of 16, 20, 24, 30, 36, got 17"
-    args = ("train", "var", "photos", "--out", tmp_path, "--preset", "paper", "--depth", 17)
-    assert message in run(*args, code=1).output
+    assert message in run("train", "var", "photos", *shared, "--depth", 17, code=1).output
+    assert "'--tokenizer'" in run("train", "var", "photos", "--out", tmp_path, code=2).output
 
 
 # ---------------------------------------------------------------------- eval, convert, info, bench
@@ -324,6 +343,12 @@ def test_info_of_models(model: str, tmp_path: Path) -> None:
     output = run("info", "var-d36").output
     for words in ("512 x 512", "2240 tokens", "108.9M parameters", "depth 36", "1000 classes"):
         assert words in output
+    folder = tmp_path / "defaults"
+    shutil.copytree(model, folder)
+    config = json.loads((folder / "config.json").read_text())
+    del config["var"]["depth"], config["var"]["embed_dim"], config["var"]["num_heads"]
+    (folder / "config.json").write_text(json.dumps(config))
+    assert "depth 16, width 1024" in run("info", folder).output
     alone = hub.save_model(tmp_path / "alone", hub.load_tokenizer(model))
     assert "transformer" not in run("info", alone).output
     assert "must be one of" in run("info", "nothing", code=1).output

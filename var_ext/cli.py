@@ -12,11 +12,14 @@ from typing import Any
 import click
 
 from var_ext.cli_options import (
+    SEED,
     Group,
     build_recipe,
+    file_option,
     machine_options,
     model_option,
     numbers,
+    preset_for,
     recipe_options,
     sampling_options,
     train_options,
@@ -37,9 +40,7 @@ def main() -> None:
 @main.command()
 @model_option
 @click.option("--labels", type=numbers, help="Classes, such as 3,5,8 or 0-9.  [default: all, or 8 of many]")
-@click.option(
-    "--seed", type=click.IntRange(min=0), default=0, show_default=True, help="Seed of the first column."
-)
+@click.option("--seed", type=SEED, default=0, show_default=True, help="Seed of the first column.")
 @click.option(
     "--count", type=click.IntRange(min=1), default=8, show_default=True, help="Images of each class."
 )
@@ -47,9 +48,7 @@ def main() -> None:
 @click.option(
     "--batch-size", type=click.IntRange(min=1), default=64, show_default=True, help="Images drawn at once."
 )
-@click.option(
-    "--out", type=click.Path(path_type=Path), default="samples.png", show_default=True, help="PNG to write."
-)
+@file_option("--out", default="samples.png", show_default=True, help="PNG to write.")
 @machine_options
 def sample(
     model: str,
@@ -119,40 +118,47 @@ def train() -> None:
 @machine_options
 @recipe_options("TokenizerRecipe")
 def train_tokenizer_command(
-    data: str, out: Path, preset: str, resume: bool, quiet: bool, device: str, **options: Any
+    data: str, out: Path, preset: str | None, resume: bool, quiet: bool, device: str, **options: Any
 ) -> None:
     """Train a tokenizer on the images of DATA.
 
     \b
     Example: var-ext train tokenizer digits --out runs/tokenizer --epochs 20
-    Example: var-ext train tokenizer photos/ --out runs/tokenizer --preset paper --batch-size 16
+    Example: var-ext train tokenizer photos/ --out runs/tokenizer --batch-size 16
     """
     from var_ext.training import TokenizerRecipe, train_tokenizer
 
-    recipe = build_recipe(TokenizerRecipe, preset, options)
+    recipe = build_recipe(TokenizerRecipe, preset or preset_for(data), options)
     path = train_tokenizer(data, out, recipe, resume=resume, progress=not quiet, device=device)
     click.echo(f"tokenizer: {path}")
 
 
 @train.command("var")
 @click.argument("data")
-@click.option("--tokenizer", default="digits", show_default=True, help="Folder or name of the tokenizer.")
+@click.option("--tokenizer", required=True, help="Folder or name of the tokenizer.")
 @train_options
 @machine_options
 @recipe_options("VARRecipe")
 def train_var_command(
-    data: str, tokenizer: str, out: Path, preset: str, resume: bool, quiet: bool, device: str, **options: Any
+    data: str,
+    tokenizer: str,
+    out: Path,
+    preset: str | None,
+    resume: bool,
+    quiet: bool,
+    device: str,
+    **options: Any,
 ) -> None:
     """Train a transformer on the tokens of the images of DATA.
 
     \b
     Example: var-ext train var digits --tokenizer runs/tokenizer --out runs/var
-    Example: var-ext train var photos/ --tokenizer var-d16 --out runs/var --preset paper --depth 16
+    Example: var-ext train var photos/ --tokenizer var-d16 --out runs/var --depth 16
     Afterwards: var-ext sample --model runs/var
     """
     from var_ext.training import VARRecipe, train_var
 
-    recipe = build_recipe(VARRecipe, preset, options)
+    recipe = build_recipe(VARRecipe, preset or preset_for(data), options)
     path = train_var(data, tokenizer, out, recipe, resume=resume, progress=not quiet, device=device)
     click.echo(f"model: {path}\ndraw from it: var-ext sample --model {path}")
 
@@ -169,13 +175,9 @@ def evaluate() -> None:
 @evaluate.command("digits")
 @model_option
 @click.option("--images-per-class", type=click.IntRange(min=1), default=100, show_default=True)
-@click.option(
-    "--seed", type=click.IntRange(min=0), default=0, show_default=True, help="Seed of the first image."
-)
+@click.option("--seed", type=SEED, default=0, show_default=True, help="Seed of the first image.")
 @sampling_options
-@click.option(
-    "--json", "json_path", type=click.Path(path_type=Path), help="Write the figures to this file too."
-)
+@file_option("--json", "json_path", help="Write the figures to this file too.")
 @click.option("--quiet", is_flag=True, help="No progress bar.")
 @machine_options
 def eval_digits(

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar, get_origin
 
 import click
 
-from var_ext.files import CheckpointError
+from var_ext.files import CheckpointError, check_writable
 
 if TYPE_CHECKING:
     from var_ext.training.recipes import Recipe
@@ -34,13 +35,35 @@ def numbers(value: str) -> list[int]:
     try:
         for part in value.split(","):
             first, dash, last = part.strip().partition("-")
-            found += range(int(first), int(last) + 1) if dash else [int(first)]
+            part_numbers = range(int(first), int(last) + 1) if dash else [int(first)]
+            if not part_numbers:
+                raise click.BadParameter(f"must have ranges that go up, such as 0-9, got {part.strip()!r}")
+            found += part_numbers
     except ValueError:
         message = f"must be whole numbers and ranges such as 3,5,8 or 0-9, got {value!r}"
         raise click.BadParameter(message) from None
-    if not found:
-        raise click.BadParameter(f"must name at least one number, got {value!r}")
     return found
+
+
+def _finite(_: click.Context, __: click.Parameter, value: float | None) -> float | None:
+    if value is not None and not math.isfinite(value):
+        raise click.BadParameter(f"must be a finite number, got {value}")
+    return value
+
+
+def _writable(_: click.Context, __: click.Parameter, path: Path | None) -> Path | None:
+    if path is not None:
+        check_writable(path)
+    return path
+
+
+# The first of many seeds that follow each other: all of them stay below 2^63, for any count that can be drawn.
+SEED = click.IntRange(0, 2**62)
+
+
+def file_option(*names: str, **settings: Any) -> Callable[[Command], Command]:
+    """A file to write at the end; that it can be written shows before the work begins."""
+    return click.option(*names, type=click.Path(path_type=Path), callback=_writable, **settings)
 
 
 def machine_options(command: Command) -> Command:
@@ -72,13 +95,16 @@ def machine_options(command: Command) -> Command:
 def sampling_options(command: Command) -> Command:
     """--cfg, --top-k and --top-p; left out, the model's recommended values hold."""
     command = click.option(
-        "--top-p", type=click.FloatRange(0, 1), help="Keep the likeliest share; 0 is all."
+        "--top-p", type=click.FloatRange(0, 1), callback=_finite, help="Keep the likeliest share; 0 is all."
     )(command)
     command = click.option("--top-k", type=click.IntRange(min=0), help="Keep the likeliest codes; 0 is all.")(
         command
     )
     return click.option(
-        "--cfg", type=float, help="Strength of guidance.  [default for all three: the model's]"
+        "--cfg",
+        type=float,
+        callback=_finite,
+        help="Strength of guidance.  [default for all three: the model's]",
     )(command)
 
 
@@ -132,14 +158,18 @@ def train_options(command: Command) -> Command:
     command = click.option(
         "--preset",
         type=click.Choice(["digits", "paper"]),
-        default="digits",
-        show_default=True,
-        help="Values of the options below that are not given, shown as [digits | paper].",
+        help="Values of the options below that are not given, shown as [digits | paper].  "
+        "[default: digits for the DATA digits, else paper]",
     )(command)
     command = click.option(
         "--resume/--no-resume", default=True, show_default=True, help="Go on or start anew."
     )(command)
     return click.option("--quiet", is_flag=True, help="No progress bar.")(command)
+
+
+def preset_for(data: str) -> str:
+    """The preset where none is asked for: a recipe for toy digits would make nothing of photos."""
+    return "digits" if data == "digits" else "paper"
 
 
 def build_recipe(cls: type[R], preset: str, options: dict[str, Any]) -> R:

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import importlib.util
 import json
+import shutil
 from pathlib import Path
 from types import ModuleType
 
 import pytest
 from click.testing import CliRunner
+from PIL import Image
 from safetensors import safe_open
 
 import var_ext
@@ -66,14 +68,72 @@ def test_card_has_the_facts(made: Path) -> None:
     assert str(made) not in card  # nothing of the machine it was made on
 
 
-def test_a_finished_run_keeps_its_weights(made: Path, program: ModuleType) -> None:
+def test_picture_stands_in_the_card(made: Path) -> None:
+    picture = Image.open(made / "out" / "samples.png")
+    assert picture.format == "PNG"
+    assert picture.width > 8 * 64 and picture.height > 10 * 64  # 8 px images are shown at 64
+    assert "](samples.png)" in (made / "out" / "README.md").read_text(encoding="utf-8")
+
+
+def test_a_finished_run_keeps_its_weights(
+    made: Path, program: ModuleType, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(*_: object, **__: object) -> None:
+        raise AssertionError("trained again")
+
+    monkeypatch.setattr(program, "train_tokenizer", fail)
+    monkeypatch.setattr(program, "train_var", fail)
     before = {path.name: path.read_bytes() for path in (made / "out").glob("*.safetensors")}
     seconds = json.loads((made / "work" / "seconds.json").read_text())
     arguments = ["--smoke", "--out", str(made / "out"), "--work", str(made / "work"), "--var", "base_lr=2e-3"]
     CliRunner().invoke(program.main, arguments, catch_exceptions=False)
     assert {path.name: path.read_bytes() for path in (made / "out").glob("*.safetensors")} == before
     after = json.loads((made / "work" / "seconds.json").read_text())
-    assert after["tokenizer"] >= seconds["tokenizer"]  # time of earlier runs counts
+    assert after["tokenizer"] == seconds["tokenizer"]
+
+
+def test_an_interrupted_training_goes_on(made: Path, program: ModuleType, tmp_path: Path) -> None:
+    work = tmp_path / "work"
+    shutil.copytree(made / "work", work)
+    (work / "var" / "config.json").unlink()  # as if killed before the end
+    seconds = json.loads((work / "seconds.json").read_text())
+    arguments = ["--smoke", "--out", str(tmp_path / "out"), "--work", str(work), "--var", "base_lr=2e-3"]
+    CliRunner().invoke(program.main, arguments, catch_exceptions=False)
+    for name in ("vae.safetensors", "var.safetensors"):
+        assert (tmp_path / "out" / name).read_bytes() == (made / "out" / name).read_bytes()
+    assert json.loads((work / "seconds.json").read_text())["transformer"] >= seconds["transformer"]
+
+
+def test_an_unmeasured_model_is_not_published(
+    made: Path, program: ModuleType, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    def fail(*_: object, **__: object) -> None:
+        raise ValueError("no judge today")
+
+    monkeypatch.setattr(program, "evaluate_digits", fail)
+    arguments = [
+        "--smoke",
+        "--out",
+        str(tmp_path / "out"),
+        "--work",
+        str(made / "work"),
+        "--var",
+        "base_lr=2e-3",
+    ]
+    result = CliRunner().invoke(program.main, arguments)
+    assert result.exit_code == 1 and "Error: no judge today" in result.output
+    assert not (tmp_path / "out").exists()
+
+
+def test_another_recipe_needs_a_new_run(made: Path, program: ModuleType, tmp_path: Path) -> None:
+    work = tmp_path / "work"
+    shutil.copytree(made / "work", work)
+    arguments = ["--smoke", "--out", str(tmp_path / "out"), "--work", str(work), "--tokenizer", "lr=2e-3"]
+    result = CliRunner().invoke(program.main, arguments)
+    assert result.exit_code == 1 and "Error: " in result.output and "lr" in result.output
+    result = CliRunner().invoke(program.main, [*arguments, "--no-resume"], catch_exceptions=False)
+    assert result.exit_code == 0, result.output
+    assert "lr 0.002" in (tmp_path / "out" / "README.md").read_text(encoding="utf-8")
 
 
 @pytest.mark.parametrize(

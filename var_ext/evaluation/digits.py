@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from statistics import fmean, stdev
 from typing import TYPE_CHECKING, Any, cast
 
@@ -11,7 +12,6 @@ from tqdm import tqdm
 
 from var_ext.evaluation.judge import CLASSES, SCAN, DigitsJudge, Labelled, draw_like, grey, halves, read_split
 from var_ext.evaluation.report import DigitsReport, FrechetTable, NeighbourTable
-from var_ext.training import VARRecipe
 
 if TYPE_CHECKING:
     from var_ext.sampling import Sampler
@@ -112,27 +112,27 @@ def compare_neighbours(of_samples: Tensor, of_real: Tensor) -> NeighbourTable:
 
 
 def search_copies(
-    judge: DigitsJudge, samples: Labelled, coded_real: Labelled, coded_train: Labelled
-) -> tuple[NeighbourTable, NeighbourTable, NeighbourTable, float]:
-    """Neighbours among training images, augmented ones too, all through the tokenizer; the share of copies.
+    judge: DigitsJudge,
+    samples: Labelled,
+    coded_real: Labelled,
+    coded_train: Labelled,
+    augmented_train: Iterable[Labelled],
+) -> tuple[NeighbourTable, NeighbourTable, NeighbourTable]:
+    """Neighbours among training images; among these and augmented ones; and all through the tokenizer.
 
     A model trained on augmented images would copy those, and no copy is better than the tokenizer's
     reconstruction: hence the two more comparisons.
     """
     plain, plain_real = judge.nearest(samples, judge.train), judge.nearest(judge.real, judge.train)
     augmented, augmented_real = plain, plain_real
-    recipe = VARRecipe.digits()  # its augmented images themselves, if the model was trained by it
-    for epoch in range(recipe.copies):
-        others = read_split("train", judge.image_size, augment=recipe.augment, epoch=epoch)
+    for others in augmented_train:
         augmented = augmented.minimum(judge.nearest(samples, others, exact=False))
         augmented_real = augmented_real.minimum(judge.nearest(judge.real, others, exact=False))
     coded, coded_of_real = judge.nearest(samples, coded_train), judge.nearest(coded_real, coded_train)
-    same = judge.image_size / 510  # pixel L2 of a constant difference of half an 8-bit step, 1/510
     return (
         compare_neighbours(plain, plain_real),
         compare_neighbours(augmented, augmented_real),
         compare_neighbours(coded, coded_of_real),
-        float((plain.minimum(coded) < same).double().mean()),
     )
 
 
@@ -145,6 +145,9 @@ def evaluate_digits(
     cfg: float | None = None,
     top_k: int | None = None,
     top_p: float | None = None,
+    augment: float = 1.0,
+    copies: int = 20,
+    augment_seed: int = 0,
     batch_size: int = 50,
     draws: int = 20,
     progress: bool = False,
@@ -162,6 +165,8 @@ def evaluate_digits(
         seed: sample i has seed + i; the random halves follow from it too.
         split: real images to compare with, "test" or "val"; the judge learns from "train" only.
         cfg, top_k, top_p: sampling settings; None is the model's recommended value.
+        augment, copies, augment_seed: strength, versions of each image and seed of the augmented images that
+            the model was trained on, to search them for copies too; by default those of the bundled model.
         batch_size: images drawn at once; samples do not depend on it.
         draws: random splits into halves to average over.
         progress: show a progress bar.
@@ -169,8 +174,7 @@ def evaluate_digits(
 
     Raises:
         ValueError: not ten classes, images smaller than 8x8, too few samples, an unknown split, a judge of
-            another size or split.
-        ImportError: scikit-learn is missing.
+            another size or split; scikit-learn is missing (DataError).
     """
     check_sampler(sampler)
     if batch_size < 1 or draws < 2:
@@ -196,7 +200,11 @@ def evaluate_digits(
     coded_real = reconstruct(sampler, judge.real, batch_size)
     coded_train = reconstruct(sampler, judge.train, batch_size)
     generator = torch.Generator().manual_seed(seed)
-    plain, augmented, coded, copies = search_copies(judge, samples, coded_real, coded_train)
+    augmented_train = (
+        read_split("train", judge.image_size, augment=augment, seed=augment_seed, epoch=epoch)
+        for epoch in range(copies)
+    )
+    plain, augmented, coded = search_copies(judge, samples, coded_real, coded_train, augmented_train)
     right = (judge.predict(samples.images) == samples.labels).double().view(CLASSES, images_per_class)
     return DigitsReport(
         split=split,
@@ -214,7 +222,6 @@ def evaluate_digits(
         neighbours=plain,
         neighbours_augmented=augmented,
         neighbours_coded=coded,
-        copies=copies,
         samples_spread=judge.spread(samples),
         real_spread=judge.spread(judge.real),
     )

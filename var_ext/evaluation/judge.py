@@ -33,9 +33,11 @@ class Labelled:
         return Labelled(self.images[index], self.labels[index])
 
 
-def read_split(split: str, image_size: int, *, augment: float = 0.0, epoch: int = 0) -> Labelled:
+def read_split(
+    split: str, image_size: int, *, augment: float = 0.0, seed: int = 0, epoch: int = 0
+) -> Labelled:
     """A whole split of the real digits; with augmentation, as a trainer sees it in one epoch."""
-    data = load_dataset("digits", split, image_size, augment=augment).with_epoch(epoch)
+    data = load_dataset("digits", split, image_size, augment=augment, seed=seed).with_epoch(epoch)
     images, labels = data.batch(range(len(data)))  # (N, 3, S, S) in [-1, 1], (N,)
     return Labelled(grey((images + 1) / 2), labels)
 
@@ -60,8 +62,7 @@ class DigitsJudge:
         split: the real images to compare with, "test" or "val".
 
     Raises:
-        ValueError: the image size or the split is not one of those.
-        ImportError: scikit-learn is missing.
+        ValueError: the image size or the split is not one of those; scikit-learn is missing (DataError).
     """
 
     def __init__(self, image_size: int, split: str = "test") -> None:
@@ -81,10 +82,8 @@ class DigitsJudge:
 
         It also sees each training image moved by half a scan pixel, so as not to depend on exact centring.
         """
-        try:
-            from sklearn.svm import SVC
-        except ImportError as error:
-            raise ImportError("evaluation needs scikit-learn: pip install 'var_ext[digits]'") from error
+        from sklearn.svm import SVC  # there, or the digits would not be
+
         step = max(1, self.image_size // (2 * SCAN))
         moves = [(0, 0), (step, 0), (-step, 0), (0, step), (0, -step)]
         images = torch.cat([moved(self.train.images, *move) for move in moves])

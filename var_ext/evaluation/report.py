@@ -81,9 +81,8 @@ class DigitsReport:
     reconstruction_accuracy: float  # the classifier on its reconstructions
     frechet: FrechetTable
     neighbours: NeighbourTable  # among the training images
-    neighbours_augmented: NeighbourTable  # and the augmented ones of the digits recipe as well
+    neighbours_augmented: NeighbourTable  # and their augmented versions as well
     neighbours_coded: NeighbourTable  # among their reconstructions; the real images are reconstructed too
-    copies: float  # share less than half an 8-bit step (RMS) from a training image or its reconstruction
     samples_spread: float  # mean pixel L2 between two images of one class
     real_spread: float
 
@@ -116,7 +115,6 @@ class DigitsReport:
             self.neighbours.row("nearest training image: median pixel L2 (too near)"),
             self.neighbours_augmented.row("- augmented training images among them"),
             self.neighbours_coded.row("- all seen through the tokenizer"),
-            ("copies of a training image or of its reconstruction", _share(self.copies), "", ""),
             ("mean pixel L2 between two images of a class", f"{self.samples_spread:.2f}",
              f"{self.real_spread:.2f}", ""),
         ]  # fmt: skip
