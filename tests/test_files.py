@@ -15,6 +15,7 @@ import torch
 from var_ext.files import (
     CheckpointError,
     atomic_write,
+    check_writable,
     load_tensors,
     read_json,
     save_tensors,
@@ -99,12 +100,46 @@ def test_unwritable_paths_are_named(tmp_path: Path) -> None:
         ):
             handle.write(b"x")
     with (
-        pytest.raises(CheckpointError, match=r"folder: Is a directory"),
+        pytest.raises(
+            CheckpointError, match=r"folder: it must be a file or not be there yet, and is a folder"
+        ),
         atomic_write(tmp_path / "folder") as handle,
     ):
         handle.write(b"x")
     assert (tmp_path / "file").read_bytes() == b"old"
     assert sorted(os.listdir(tmp_path)) == ["file", "folder"]
+
+
+def test_special_files_stay_what_they_are(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "pipe")
+    with (
+        pytest.raises(CheckpointError, match=r"could not write .*pipe: .* is no regular file"),
+        atomic_write(tmp_path / "pipe"),
+    ):
+        raise AssertionError("the block must not begin")
+    assert (tmp_path / "pipe").is_fifo()
+    with pytest.raises(CheckpointError, match=r"could not write \.: .* is a folder"):
+        check_writable("")  # as "."
+
+
+def test_link_is_followed(tmp_path: Path) -> None:
+    (tmp_path / "there").mkdir()
+    (tmp_path / "link").symlink_to(Path("there") / "a")
+    for content in (b"first", b"second"):  # to a file that is not there yet, then to one that is
+        with atomic_write(tmp_path / "link") as handle:
+            handle.write(content)
+        assert (tmp_path / "link").is_symlink()
+        assert (tmp_path / "there" / "a").read_bytes() == content
+
+
+def test_whether_a_path_can_be_written_shows_beforehand(tmp_path: Path) -> None:
+    (tmp_path / "file").write_bytes(b"old")
+    check_writable(tmp_path / "file")
+    check_writable(tmp_path / "new")
+    with pytest.raises(CheckpointError, match=r"could not write .*/file/a: .*(?i:not a directory)"):
+        check_writable(tmp_path / "file" / "a")
+    assert (tmp_path / "file").read_bytes() == b"old"
+    assert os.listdir(tmp_path) == ["file"]
 
 
 def test_writers_of_one_path_do_not_mix(tmp_path: Path) -> None:

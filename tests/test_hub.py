@@ -16,7 +16,7 @@ import torch
 
 from tests.tiny import answer, tiny
 from var_ext import hub
-from var_ext.files import CheckpointError, load_tensors, read_json, save_tensors, write_json
+from var_ext.files import CheckpointError, load_tensors, read_json, save_tensors
 from var_ext.sampling import Sampler
 
 
@@ -142,13 +142,23 @@ def test_entries_must_fit_exactly(model_folder: Path, change: str, message: str)
         ({"var": {"depth": 2, "width": 9}}, r'"var" of .* must be arguments of VAR, but: .*width'),
         ({"class_names": "ant"}, r'"class_names" in .* must be a list, got \'ant\''),
         ({"class_names": ["ant"]}, "class_names"),
+        ({"class_names": [1]}, r'"class_names" in .* must be a list of str, got 1 in it'),
+        ({"sampling": {"cfg": "x"}}, r'"cfg" of "sampling" in .* must be a finite number, got \'x\''),
+        ({"sampling": {"cfg": float("inf")}}, r'"cfg" .* must be a finite number, got inf'),
+        ({"sampling": {"top_p": None}}, r'"top_p" .* must be a finite number, got None'),
+        ({"sampling": {"top_k": 1.5}}, r'"top_k" .* must be a whole number, got 1\.5'),
+        ({"sampling": {"top_k": True}}, r'"top_k" .* must be a whole number, got True'),
+        ({"vae": {"vocab_size": -1}}, r'"vae" of .* must be arguments of VQVAE, but: '),
+        ({"vae": {"ch_mult": []}}, r'"vae" of .* must be arguments of VQVAE, but: '),
+        ({"var": {"num_heads": 0}}, r'"var" of .* must be arguments of VAR, but: '),
         ({"sampling": {"temperature": 1}}, "temperature"),
     ],
 )
 def test_config_that_does_not_describe_a_model(
     model_folder: Path, edit: dict[str, object], message: str
 ) -> None:
-    write_json(model_folder / "config.json", {**read_json(model_folder / "config.json"), **edit})
+    config = {**read_json(model_folder / "config.json"), **edit}
+    (model_folder / "config.json").write_text(json.dumps(config))  # infinities too, which write_json refuses
     with pytest.raises((CheckpointError, ValueError), match=message):
         hub.load(model_folder)
 
@@ -180,6 +190,12 @@ def test_device_that_is_not_there(model_folder: Path, monkeypatch: pytest.Monkey
         hub.load(model_folder, device="cuda")
     with pytest.raises(ValueError, match=r"must be one such as .* got 'toaster'"):
         hub.load(model_folder, device="toaster")
+    with pytest.raises(ValueError, match="must be one this machine has, got 'cpu:7'"):
+        hub.load(model_folder, device="cpu:7")
+    for name in ("meta", "mps"):
+        with pytest.raises(ValueError, match=f"device must be one of cpu, cuda, got '{name}'"):
+            hub.load(model_folder, device=name)
+    assert hub.checked_device("cpu:0").type == "cpu"
 
 
 def test_bundled_models_load() -> None:

@@ -147,11 +147,14 @@ def test_pth_that_carries_code_is_refused_and_not_run(tmp_path: Path, zipped: bo
     assert not (tmp_path / "ran").exists()
 
 
-@pytest.mark.parametrize("kept", [0, 10, 1000, -200])
-def test_truncated_pth(pth_files: tuple[Path, Path], kept: int) -> None:
+@pytest.mark.parametrize("zipped", [True, False])
+@pytest.mark.parametrize("kept", [0, 10, 28, 49, 140, 1000, -200])
+def test_truncated_pth(pth_files: tuple[Path, Path], kept: int, zipped: bool) -> None:
+    # The older format ends in a struct.error at 28 bytes, in an IndexError at 49, in a name of nothing at 140.
+    torch.save(tiny()[0].state_dict(), pth_files[0], _use_new_zipfile_serialization=zipped)
     pth_files[0].write_bytes(pth_files[0].read_bytes()[:kept])
     with pytest.raises(
-        CheckpointError, match=r"vae\.pth must be a (complete )?file written by torch\.save, but"
+        CheckpointError, match=r"vae\.pth must be a .*file written by torch\.save.* but .*cut short"
     ):
         read_pth(pth_files[0])
 
@@ -165,18 +168,39 @@ def test_truncated_pth(pth_files: tuple[Path, Path], kept: int) -> None:
         ),
         ([torch.zeros(2)], "got a list"),
         (torch.zeros(2), "got a Tensor"),
-        ({"pos_1LC": 3}, "must hold tensors only, but pos_1LC are none"),
+        ({"pos_1LC": 3}, "must hold a model as named tensors, got int 'pos_1LC'"),
+        ({"pos_1LC": torch.zeros(1, 5, 8), 7: torch.zeros(1)}, "as named tensors, got Tensor 7"),
+        ({"vae_local": 5}, "must hold a model as named tensors, got int"),
+        ({"trainer": {"vae_local": {}, "var_wo_ddp": [1]}}, "must hold a model as named tensors, got list"),
+        ({"var_wo_ddp": None, "vae_local": None}, "got the names var_wo_ddp, vae_local"),
         (
             {"pos_1LC": torch.zeros(1, 5, 8)},
-            r"must have an entry lvl_embed\.weight with 2 dimensions, got no such entry",
+            r"must have an entry lvl_embed\.weight with 2 dimensions .*, got no such entry",
         ),
-        ({"pos_1LC": torch.zeros(5)}, r"must have an entry pos_1LC with 3 dimensions, got shape \(5,\)"),
+        ({"pos_1LC": torch.zeros(5)}, r"an entry pos_1LC with 3 dimensions .*, got shape \(5,\)"),
+        ({"pos_1LC": torch.zeros(1, 5, 0)}, r"pos_1LC .* and no empty one, got shape \(1, 5, 0\)"),
     ],
 )
 def test_foreign_pth(tmp_path: Path, pth_files: tuple[Path, Path], content: object, message: str) -> None:
     torch.save(content, tmp_path / "foreign.pth")
     with pytest.raises(CheckpointError, match=message):
         hub.load_published(pth_files[0], tmp_path / "foreign.pth")
+
+
+@pytest.mark.parametrize(
+    ("levels", "came"),
+    [
+        (torch.full((1, 21), -1), r"-1\.\.-1"),
+        (torch.full((1, 21), 3), r"3\.\.3"),
+        (torch.zeros(1, 21), r"torch\.float32"),
+    ],
+)
+def test_scales_of_positions_out_of_range(
+    pth_files: tuple[Path, Path], levels: torch.Tensor, came: str
+) -> None:
+    torch.save({**tiny()[1].state_dict(), "lvl_1L": levels}, pth_files[1])
+    with pytest.raises(CheckpointError, match=rf"var\.pth must have lvl_1L of int64 in 0\.\.2, got {came}"):
+        hub.load_published(*pth_files)
 
 
 @pytest.mark.parametrize(

@@ -39,12 +39,17 @@ def atomic_write(path: str | os.PathLike[str]) -> Iterator[BinaryIO]:
 
     The bytes go to a hidden file in the same folder, reach the disk, and only then take the name. Whatever
     fails (the block itself, a full disk, a folder without permission), an older file at `path` stays as it
-    was and the hidden file is removed. Missing folders are made.
+    was and the hidden file is removed. Missing folders are made. A link is followed and stays.
 
     Raises:
         CheckpointError: the file could not be written; names the path and the system's reason.
     """
-    target = Path(path)
+    path = Path(path)
+    target = Path(os.path.realpath(path))
+    # The rename would put a plain file in place of a pipe or a device.
+    if os.path.exists(target) and not os.path.isfile(target):
+        kind = "a folder" if os.path.isdir(target) else "no regular file"
+        raise CheckpointError(f"could not write {path}: it must be a file or not be there yet, and is {kind}")
     # A name of its own for each writer: two processes that save to one path must not write into one file.
     temporary = target.with_name(f".{target.name}.{os.getpid()}-{secrets.token_hex(4)}.tmp")
     try:
@@ -58,11 +63,21 @@ def atomic_write(path: str | os.PathLike[str]) -> Iterator[BinaryIO]:
         os.replace(temporary, target)
         _sync_folder(target.parent)
     except OSError as error:
-        kept = "; the file that was there is unchanged" if target.is_file() else ""
-        raise CheckpointError(f"could not write {target}: {error.strerror or error}{kept}") from error
+        kept = "; the file that was there is unchanged" if os.path.isfile(target) else ""
+        raise CheckpointError(f"could not write {path}: {error.strerror or error}{kept}") from error
     finally:
         with suppress(OSError):
             temporary.unlink(missing_ok=True)
+
+
+class _Withdrawn(Exception):
+    """Ends the block of `check_writable` before the file takes its name."""
+
+
+def check_writable(path: str | os.PathLike[str]) -> None:
+    """Raises the CheckpointError of writing to `path` before the work whose result is to go there."""
+    with suppress(_Withdrawn), atomic_write(path):
+        raise _Withdrawn
 
 
 def _sync_folder(folder: Path) -> None:

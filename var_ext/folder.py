@@ -9,6 +9,7 @@ in fp32.
 from __future__ import annotations
 
 import itertools
+import math
 import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -21,6 +22,10 @@ from var_ext.models import VAR, VQVAE
 
 FORMAT = "var_ext/1"
 CONFIG, VAE_WEIGHTS, VAR_WEIGHTS = "config.json", "vae.safetensors", "var.safetensors"
+
+# What a constructor makes of unfit arguments: torch refuses a negative size with a RuntimeError, an empty list of
+# widths is an IndexError.
+_UNFIT = (TypeError, ValueError, RuntimeError, ArithmeticError, LookupError)
 
 
 def save_model(
@@ -69,7 +74,7 @@ def _stored(model: torch.nn.Module, dtype: torch.dtype) -> dict[str, torch.Tenso
 
 def read_config(folder: Path) -> dict[str, Any]:
     """Reads and checks config.json. Raises CheckpointError."""
-    config = read_json(folder / CONFIG)
+    config: dict[str, Any] = read_json(folder / CONFIG)
     if config.get("format") != FORMAT:
         came = config.get("format", "none")
         raise CheckpointError(f'{folder / CONFIG} must have "format": "{FORMAT}", got {came!r}')
@@ -77,6 +82,18 @@ def read_config(folder: Path) -> dict[str, Any]:
         value = config.get(key)
         if not isinstance(value, kind) and (key == "vae" or value is not None):
             raise CheckpointError(f'"{key}" in {folder / CONFIG} must be a {kind.__name__}, got {value!r}')
+    for key, value in (config.get("sampling") or {}).items():
+        whole = key == "top_k"
+        if type(value) is not int and (whole or type(value) is not float or not math.isfinite(value)):
+            wanted = "a whole number" if whole else "a finite number"
+            raise CheckpointError(
+                f'"{key}" of "sampling" in {folder / CONFIG} must be {wanted}, got {value!r}'
+            )
+    for name in config.get("class_names") or []:
+        if not isinstance(name, str):
+            raise CheckpointError(
+                f'"class_names" in {folder / CONFIG} must be a list of str, got {name!r} in it'
+            )
     return config
 
 
@@ -114,7 +131,7 @@ def build_vae(config: Mapping[str, Any], source: str) -> VQVAE:
     try:
         with torch.device("meta"):
             return VQVAE(**{**config, "test_mode": True})
-    except (TypeError, ValueError) as error:
+    except _UNFIT as error:
         raise CheckpointError(f'"vae" of {source} must be arguments of VQVAE, but: {error}') from error
 
 
@@ -126,7 +143,7 @@ def build_var(vae: VQVAE, config: Mapping[str, Any], source: str) -> VAR:
     try:
         with torch.device("meta"):
             return VAR(vae, **config).eval()
-    except (TypeError, ValueError) as error:
+    except _UNFIT as error:
         raise CheckpointError(f'"var" of {source} must be arguments of VAR, but: {error}') from error
 
 

@@ -11,7 +11,7 @@ from typing import Any
 
 import torch
 
-from var_ext import folder, published
+from var_ext import backend, folder, published
 from var_ext.files import CheckpointError
 from var_ext.folder import save_model
 from var_ext.models import VAR, VQVAE
@@ -42,8 +42,10 @@ def checked_device(device: torch.device | str) -> torch.device:
         wanted = torch.device(device)
     except RuntimeError as error:
         raise ValueError(f"device must be one such as 'cpu', 'cuda' or 'cuda:1', got {device!r}") from error
+    if wanted.type not in backend.DEVICES:
+        raise ValueError(f"device must be one of {', '.join(backend.DEVICES)}, got {str(device)!r}")
     gpus = torch.cuda.device_count() if torch.cuda.is_available() else 0
-    if wanted.type == "cuda" and (wanted.index or 0) >= gpus:
+    if (wanted.index or 0) >= (gpus if wanted.type == "cuda" else 1):
         raise ValueError(f"device must be one this machine has, got {str(device)!r} with {gpus} usable GPUs")
     return wanted
 

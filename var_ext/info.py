@@ -93,7 +93,7 @@ def describe_model(name_or_path: str | os.PathLike[str]) -> str:
     }
     if config.get("var"):
         var = folder.build_var(vae, config["var"], name)
-        shape = f"depth {config['var']['depth']}, width {config['var']['embed_dim']}"
+        shape = f"depth {var.depth}, width {var.C}"
         rows["transformer"] = f"{_millions(var)} parameters, {shape}, {var.num_classes} classes"
     if config.get("sampling"):
         rows["sampling"] = ", ".join(f"{key} {value}" for key, value in config["sampling"].items())

@@ -102,17 +102,17 @@ def read_pth(path: str | os.PathLike[str]) -> tuple[Entries | None, Entries | No
     except OSError as error:
         raise CheckpointError(f"could not read {file}: {error.strerror or error}") from error
     except pickle.UnpicklingError as error:
-        wanted = re.search(r"GLOBAL ([\w.]+)", str(error))
-        came = f"asks for the Python object {wanted[1]}" if wanted else "is of another format"
+        wanted = re.search(r"GLOBAL (\w+[\w.]*\.\w+)", str(error))
+        came = f"asks for the Python object {wanted[1]}" if wanted else "is cut short or of another format"
         raise CheckpointError(
             f"{file} must be a file written by torch.save that holds tensors only, but {came}: refused by "
             "torch.load(weights_only=True), and nothing in it was run"
         ) from error
-    except (RuntimeError, EOFError, ValueError, KeyError) as error:  # what torch.load makes of a damaged file
+    except Exception as error:  # the unpickler runs into a damaged file with errors of almost any type
         size = file.stat().st_size
         raise CheckpointError(
             f"{file} must be a complete file written by torch.save, but its {size} bytes are cut short or "
-            "damaged; copy or download it again"
+            f"damaged ({type(error).__name__}); copy or download it again"
         ) from error
     return _split(content, file)
 
@@ -120,8 +120,11 @@ def read_pth(path: str | os.PathLike[str]) -> tuple[Entries | None, Entries | No
 def _split(content: object, file: Path) -> tuple[Entries | None, Entries | None]:
     if isinstance(content, Mapping) and isinstance(content.get("trainer"), Mapping):
         content = content["trainer"]
-    if isinstance(content, Mapping) and ("var_wo_ddp" in content or "vae_local" in content):
-        vae, var = content.get("vae_local"), content.get("var_wo_ddp")
+    both = [content.get(key) for key in ("vae_local", "var_wo_ddp")] if isinstance(content, Mapping) else []
+    vae: object = None
+    var: object = None
+    if any(entries is not None for entries in both):
+        vae, var = both
     elif isinstance(content, Mapping) and "quantize.embedding.weight" in content:
         vae, var = content, None
     elif isinstance(content, Mapping) and "pos_1LC" in content:
@@ -133,12 +136,22 @@ def _split(content: object, file: Path) -> tuple[Entries | None, Entries | None]
             f"{file} must hold the entries of a VQVAE (quantize.embedding.weight ...), of a VAR (pos_1LC "
             f"...), or the published trainer's {{'trainer': {{'vae_local', 'var_wo_ddp'}}}}, got {came}"
         )
-    for entries in (vae, var):
-        if entries is not None:
-            strangers = [name for name, value in entries.items() if not isinstance(value, torch.Tensor)]
-            if strangers:
-                raise CheckpointError(f"{file} must hold tensors only, but {_first(strangers)} are none")
-    return (None if vae is None else dict(vae)), (None if var is None else dict(var))
+    return _named_tensors(vae, file), _named_tensors(var, file)
+
+
+def _named_tensors(entries: object, file: Path) -> Entries | None:
+    if entries is None:
+        return None
+    if not isinstance(entries, Mapping):
+        raise CheckpointError(f"{file} must hold a model as named tensors, got {type(entries).__name__}")
+    strangers = [
+        f"{type(value).__name__} {name!r}"
+        for name, value in entries.items()
+        if not (isinstance(name, str) and isinstance(value, torch.Tensor))
+    ]
+    if strangers:
+        raise CheckpointError(f"{file} must hold a model as named tensors, got {_first(strangers)}")
+    return dict(entries)
 
 
 def _first(names: Sequence[Any], count: int = 3) -> str:
@@ -148,9 +161,11 @@ def _first(names: Sequence[Any], count: int = 3) -> str:
 
 
 def _shape(entries: Mapping[str, torch.Tensor], name: str, ndim: int, source: str) -> tuple[int, ...]:
-    if name not in entries or entries[name].ndim != ndim:
+    if name not in entries or entries[name].ndim != ndim or not entries[name].numel():
         came = f"shape {tuple(entries[name].shape)}" if name in entries else "no such entry"
-        raise CheckpointError(f"{source} must have an entry {name} with {ndim} dimensions, got {came}")
+        raise CheckpointError(
+            f"{source} must have an entry {name} with {ndim} dimensions and no empty one, got {came}"
+        )
     return tuple(entries[name].shape)
 
 
@@ -205,8 +220,7 @@ def deduce_var(
 
     Args:
         entries: name -> tensor; besides shapes only the scale of each position (`lvl_1L`) is read, unless it
-            is on
-            the meta device: then the two published schedules are tried.
+            is on the meta device: then the two published schedules are tried.
         source: what to call the entries in an error.
         patch_nums: the scales, where they can not be deduced.
         num_heads: the number of heads, for models without QK L2 norm whose heads are not 64 channels wide.
@@ -240,6 +254,9 @@ def _patch_nums(
 ) -> tuple[int, ...]:
     """Sides of the scales: from the scale index of every position if it is there, else the published ones."""
     if given is None and levels is not None and not levels.is_meta:
+        if levels.dtype != torch.int64 or bool(((levels < 0) | (levels >= num_scales)).any()):
+            came = f"{levels.min()}..{levels.max()}" if levels.dtype == torch.int64 else str(levels.dtype)
+            raise CheckpointError(f"{source} must have lvl_1L of int64 in 0..{num_scales - 1}, got {came}")
         sides = tuple(round(int(count) ** 0.5) for count in levels.flatten().bincount(minlength=num_scales))
         candidates = [sides]
     else:

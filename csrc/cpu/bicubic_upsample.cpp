@@ -21,9 +21,9 @@ T cubic_far(T d) {
     return ((a * d - 5 * a) * d + 8 * a) * d - 4 * a;
 }
 
-// Positions and weights are computed in T, and taps are summed from the second on: torch's rounding for that
-// type, bit for bit. Later scales of a sampling with `more_smooth` magnify a last-bit difference a
-// thousandfold.
+// Positions and weights are computed in T, and taps are summed from the second on. On chips with FMA, when
+// enlarging, that is torch's rounding for fp32 and fp64, bit for bit: later scales of a sampling with
+// `more_smooth` magnify a last-bit difference a thousandfold. Elsewhere the last bits differ.
 template <class T>
 AxisTable<T> bicubic_axis(int64_t n_in, int64_t n_out) {
     AxisTable<T> table;

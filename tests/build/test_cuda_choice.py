@@ -21,7 +21,7 @@ def configure(tmp_path_factory: pytest.TempPathFactory) -> Configure:
     """Runs the CMake configure step; the folder is shared, so the compiler is looked at once."""
     build = tmp_path_factory.mktemp("cmake")
 
-    def run(choice: str, cuda_home: Path) -> subprocess.CompletedProcess[str]:
+    def run(choice: str, cuda_home: Path, **settings: str) -> subprocess.CompletedProcess[str]:
         environment = {k: v for k, v in os.environ.items() if k not in ("CUDACXX", "VAR_EXT_CUDA")}
         command = [
             tool("cmake"),
@@ -36,7 +36,10 @@ def configure(tmp_path_factory: pytest.TempPathFactory) -> Configure:
         command += [f"-DCMAKE_MAKE_PROGRAM={tool('ninja')}", "-DSKBUILD_PROJECT_VERSION=0.0.1"]
         command += [f"-DPython_EXECUTABLE={sys.executable}", f"-Dpybind11_DIR={pybind11.get_cmake_dir()}"]
         return subprocess.run(
-            command, env={**environment, "CUDA_HOME": str(cuda_home)}, capture_output=True, text=True
+            command,
+            env={**environment, "CUDA_HOME": str(cuda_home), **settings},
+            capture_output=True,
+            text=True,
         )
 
     return run
@@ -57,6 +60,12 @@ def broken_nvcc(folder: Path) -> Path:
 
 def test_auto_without_nvcc_builds_for_the_cpu_and_says_so(configure: Configure, tmp_path: Path) -> None:
     result = configure("AUTO", tmp_path)
+    assert result.returncode == 0, result.stderr
+    assert f"VAR_EXT_CUDA=AUTO: CPU only, no nvcc in CUDA_HOME ({tmp_path})" in result.stdout
+
+
+def test_empty_settings_are_as_none(configure: Configure, tmp_path: Path) -> None:
+    result = configure("", tmp_path, CUDACXX="")
     assert result.returncode == 0, result.stderr
     assert f"VAR_EXT_CUDA=AUTO: CPU only, no nvcc in CUDA_HOME ({tmp_path})" in result.stdout
 

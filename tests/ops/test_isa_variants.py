@@ -104,6 +104,24 @@ def test_resample_layouts(name: str, dtype: torch.dtype, layout: str) -> None:
     assert_close(back, exact_backward(name, grad, (9, 7)))
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_torchs_rounding(isa: str, dtype: torch.dtype) -> None:
+    """Bit for bit what torch gives at the sizes of the model, wherever both sides multiply and add in one step."""
+    fused = isa != "portable" and torch.backends.cpu.get_cpu_capability() in ("AVX2", "AVX512")
+    equal = []
+    for shape in ((2, 32), (1, 5), (3, 1)):
+        for size, target in [*((size, 16) for size in range(1, 17)), (24, 32)]:
+            for layout in ("contiguous", "channels last"):
+                x = LAYOUTS[layout](torch.randn(*shape, size, size, dtype=dtype))
+                wide = resampled("bicubic_upsample", x, LAYOUTS[layout](x.new_empty(*shape, target, target)))
+                equal.append(torch.equal(wide, F.interpolate(x, (target, target), mode="bicubic")))
+        x = torch.randn(*shape, 16, 16, dtype=dtype)
+        for size in range(2, 14):
+            small = resampled("area_downsample", x, x.new_empty(*shape, size, size))
+            assert torch.equal(small, F.interpolate(x, (size, size), mode="area")), size
+    assert all(equal) or not fused
+
+
 @pytest.mark.parametrize("name", RESAMPLE)
 @pytest.mark.parametrize("dtype", FLOATS)
 def test_same_size_is_a_copy(name: str, dtype: torch.dtype) -> None:
