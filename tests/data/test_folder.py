@@ -1,7 +1,9 @@
 """Folders of class folders: layouts, crops, and an error with the reason for each way to be wrong."""
 
+import os
 import shutil
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -94,6 +96,62 @@ def test_the_fingerprint_follows_content_augmentation_and_seed(flat: Path) -> No
     assert len({before, *(other.fingerprint() for other in others)}) == 5
 
 
+def test_the_fingerprint_knows_content_but_no_place_and_no_time(tmp_path: Path) -> None:
+    for i in range(3):
+        draw(tmp_path / "here" / "a" / f"{i}.bmp", seed=i)
+    before = load_dataset(tmp_path / "here", "train", 8).fingerprint()
+    shutil.copytree(tmp_path / "here", tmp_path / "there", copy_function=shutil.copyfile)
+    os.utime(tmp_path / "there" / "a" / "0.bmp", (1, 1))
+    assert load_dataset(tmp_path / "there", "train", 8).fingerprint() == before
+    for i in range(3):
+        draw(tmp_path / "there" / "a" / f"{i}.bmp", seed=i + 1)  # of the same size
+    assert load_dataset(tmp_path / "there", "train", 8).fingerprint() != before
+
+
+def test_a_file_that_is_no_image_shows_before_training(flat: Path) -> None:
+    for path in (flat / "cat").iterdir():
+        path.write_bytes(b"not an image")
+    with pytest.raises(DataError, match=r"wanted a readable image, got .*cat.*\.png"):
+        load_dataset(flat, "train", 8).fingerprint()
+
+
+def shown(path: Path, image: Image.Image, **options: Any) -> torch.Tensor:
+    """A picture as the data set gives it, in 0..255, (S, S, 3)."""
+    path.mkdir()
+    for i in range(2):
+        image.save(path / f"{i}.png", **options)
+    pixels = load_dataset(path.parent, "train", 16)[0][0]
+    return ((pixels + 1) * 127.5).permute(1, 2, 0)
+
+
+def test_exif_turns_the_image(tmp_path: Path) -> None:
+    image = Image.new("L", (18, 18))
+    image.paste(255, (0, 0, 18, 9))  # the upper half
+    exif = Image.Exif()
+    exif[0x0112] = 6  # to be turned by 90 degrees clockwise
+    found = shown(tmp_path / "a", image, exif=exif)
+    assert (found[:, 9:] == 255).all() and (found[:, :7] == 0).all()
+
+
+def test_sixteen_bits_are_scaled(tmp_path: Path) -> None:
+    image = Image.fromarray(np.full((18, 18), 100 * 257, dtype=np.uint16))
+    assert (shown(tmp_path / "a", image) == 100).all()
+
+
+@pytest.mark.parametrize("mode", ["RGBA", "LA", "P"])
+def test_transparent_parts_are_white(tmp_path: Path, mode: str) -> None:
+    image = Image.new("RGBA", (18, 18), (0, 0, 0, 0))
+    image.paste((0, 0, 0, 255), (0, 0, 18, 9))
+    if mode == "P":
+        image = Image.new("P", (18, 18), 1)
+        image.paste(0, (0, 0, 18, 9))
+        image.putpalette([0] * 6)
+        found = shown(tmp_path / "a", image, transparency=1)
+    else:
+        found = shown(tmp_path / "a", image.convert(mode))
+    assert (found[:7] == 0).all() and (found[9:] == 255).all()
+
+
 def test_a_broken_image_is_named(flat: Path) -> None:
     for path in (flat / "cat").iterdir():
         path.write_bytes(path.read_bytes()[:40])
@@ -127,7 +185,7 @@ def test_an_empty_folder(tmp_path: Path) -> None:
 
 def test_images_without_class_folders(tmp_path: Path) -> None:
     draw(tmp_path / "a.png")
-    with pytest.raises(DataError, match="1 images and no class folder"):
+    with pytest.raises(DataError, match=r"images beside no class folder: a\.png and 0 more"):
         load_dataset(tmp_path, "train", 8)
 
 
@@ -135,6 +193,25 @@ def test_images_beside_class_folders(flat: Path) -> None:
     draw(flat / "stray.png")
     with pytest.raises(DataError, match=r"images beside the class folders: stray\.png"):
         load_dataset(flat, "train", 8)
+
+
+def test_images_beside_split_folders(split: Path) -> None:
+    draw(split / "stray.png")
+    with pytest.raises(DataError, match=r"images beside the split folders: stray\.png"):
+        load_dataset(split, "train", 8)
+
+
+def test_folders_inside_a_class(flat: Path) -> None:
+    draw(flat / "cat" / "more" / "0.png")
+    with pytest.raises(DataError, match=r"1 folders inside the class folders, such as .*more"):
+        load_dataset(flat, "train", 8)
+
+
+def test_ignored_files_are_reported(flat: Path, caplog: pytest.LogCaptureFixture) -> None:
+    for name in ("scan.tif", "other.tif", "LICENSE", ".hidden"):
+        (flat / "cat" / name).write_bytes(b"")
+    assert len(load_dataset(flat, "train", 8)) == 18
+    assert "ignoring 3 files in" in caplog.text and caplog.text.strip().endswith(": .tif, LICENSE")
 
 
 def test_a_class_without_images(flat: Path) -> None:

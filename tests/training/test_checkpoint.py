@@ -4,15 +4,13 @@ import builtins
 import errno
 import os
 import pickle
-import resource
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 import torch
 
 from var_ext.files import CheckpointError
-from var_ext.training.checkpoint import load_checkpoint, save_checkpoint
+from var_ext.training.checkpoint import DIGESTS, FORMAT, load_checkpoint, save_checkpoint
 
 PINS = {"kind": "var", "recipe": {"depth": 4, "seed": 0}}
 
@@ -22,15 +20,6 @@ def saved(tmp_path: Path) -> Path:
     path = tmp_path / "last.ckpt"
     save_checkpoint(path, PINS, 7, {"w": torch.arange(3.0), "note": "x", "none": None})
     return path
-
-
-@pytest.fixture
-def small_disk() -> Iterator[None]:
-    """No file of this process grows beyond 4096 bytes: the kernel fails the write part way through."""
-    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
-    resource.setrlimit(resource.RLIMIT_FSIZE, (4096, hard))
-    yield
-    resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
 
 
 def test_round_trip(saved: Path) -> None:
@@ -54,10 +43,26 @@ def test_a_truncated_file_is_refused(saved: Path, share: float) -> None:
         load_checkpoint(saved, PINS)
 
 
-@pytest.mark.parametrize("content", [{"model": torch.zeros(2)}, [1, 2], {"format": "var_ext/train/0"}])
-def test_a_foreign_file_is_refused(tmp_path: Path, content: object) -> None:
+def test_digests_are_not_shown_but_named(tmp_path: Path) -> None:
+    save_checkpoint(tmp_path / "x.ckpt", {DIGESTS: {"tokenizer": "ab", "training images": "cd"}}, 1, {})
+    with pytest.raises(CheckpointError, match=r"another run: training images changed\. Start anew"):
+        load_checkpoint(tmp_path / "x.ckpt", {DIGESTS: {"tokenizer": "ab", "training images": "ef"}})
+
+
+@pytest.mark.parametrize(
+    ("content", "came"),
+    [
+        ({"model": torch.zeros(2)}, "format None with the entries model"),
+        ([1, 2], "list"),
+        ({"format": "var_ext/train/0"}, "format var_ext/train/0 with"),
+        ({"format": FORMAT}, f"format {FORMAT} with the entries format"),
+        ({"format": FORMAT, "pins": PINS, "step": 7}, f"format {FORMAT} with the entries format, pins, step"),
+        ({"format": FORMAT, "pins": 3, "step": 7, "state": {}}, f"format {FORMAT}"),
+    ],
+)
+def test_a_foreign_file_is_refused(tmp_path: Path, content: object, came: str) -> None:
     torch.save(content, tmp_path / "x.ckpt")
-    with pytest.raises(CheckpointError, match="wanted a training checkpoint"):
+    with pytest.raises(CheckpointError, match=f"wanted a training checkpoint .*, got {came}"):
         load_checkpoint(tmp_path / "x.ckpt", PINS)
 
 

@@ -37,7 +37,7 @@ def test_seeded_codes_lie_on_the_data_and_serve_every_scale(vae: VQVAE, batch: t
         return float(vae.quantize(vae.features(batch))[2].detach())
 
     random = error()
-    codebook.seed_codebook(vae, batch, vae.schedule)
+    codebook.seed_codebook(vae, batch.split(6), vae.schedule)
     assert error() < 0.5 * random  # random codes have norm 2, features of a fresh encoder far less
     weight = vae.quantize.embedding.weight
     first = codebook.residuals(vae, vae.features(batch), vae.schedule)[0]
@@ -49,7 +49,7 @@ def test_seeded_codes_lie_on_the_data_and_serve_every_scale(vae: VQVAE, batch: t
 
 
 def test_unused_codes_move_to_residuals_and_used_ones_stay(vae: VQVAE, batch: torch.Tensor) -> None:
-    codebook.seed_codebook(vae, batch, vae.schedule)
+    codebook.seed_codebook(vae, batch.split(6), vae.schedule)
     weight = vae.quantize.embedding.weight
     with torch.no_grad():
         weight[5:9] = 1000.0
@@ -92,7 +92,7 @@ def test_more_codes_than_residuals_are_drawn_with_repetition() -> None:
 def test_a_scale_with_too_few_codes_gets_some_although_none_is_unused(
     vae: VQVAE, batch: torch.Tensor
 ) -> None:
-    codebook.seed_codebook(vae, batch, vae.schedule)
+    codebook.seed_codebook(vae, batch.split(6), vae.schedule)
     hits = vae.quantize.ema_vocab_hit_SV.fill_(10.0)
     hits[0] = 0.0
     hits[0, 4] = 50.0  # the coarsest scale, whose share is 3 codes, uses one

@@ -17,11 +17,14 @@ from var_ext.training.recipes import Recipe
 class Toy(Task):
     """One number that wanders with the batch and a random draw; its validation loss is lowest at step 6."""
 
-    def __init__(self, stop: int | None = None, diverge: bool = False, **options: Any) -> None:
+    def __init__(
+        self, stop: int | None = None, diverge: Mapping[str, int] | None = None, **options: Any
+    ) -> None:
         self.recipe = Recipe(epochs=4, batch_size=3, checkpoint_every=2, log_every=1).with_options(**options)
         self.num_items, self.device = 10, torch.device("cpu")
         self.pins = {"recipe": self.recipe.pinned()}
-        self.stop, self.diverge, self.value, self.steps = stop, diverge, torch.zeros(1), 0
+        self.stop, self.value, self.steps = stop, torch.zeros(1), 0
+        self.diverge = diverge or {}  # metric -> step from which on it is not finite
 
     def start(self) -> None:
         self.value = torch.rand(1)
@@ -34,10 +37,17 @@ class Toy(Task):
             raise KeyboardInterrupt
         self.value = 0.9 * self.value + batch.sum() * torch.rand(1) * (at.epoch + 1)
         self.steps = at.step + 1
-        return {"loss": float("nan") if self.diverge else float(self.value), "usage": [1.0, 2.5]}
+        return {
+            "loss": self.metric("loss", float(self.value)),
+            "grad": self.metric("grad", 1.0),
+            "usage": [1.0, 2.5],
+        }
 
     def validate(self) -> Mapping[str, Any]:
-        return {"loss": abs(self.steps - 6)}
+        return {"loss": self.metric("val", abs(self.steps - 6))}
+
+    def metric(self, name: str, value: float) -> float:
+        return float("nan") if self.steps > self.diverge.get(name, self.steps) else value
 
     def weights(self) -> dict[str, Tensor]:
         return {"value": self.value.clone()}
@@ -108,10 +118,44 @@ def test_another_recipe_does_not_take_the_checkpoint(tmp_path: Path) -> None:
     fit(Toy(checkpoint_every=5), tmp_path, progress=False)  # does not change the weights
 
 
-def test_a_diverged_loss_stops_the_run(tmp_path: Path) -> None:
-    with pytest.raises(RuntimeError, match="finite, got nan at step 1: lower the learning rate"):
-        fit(Toy(diverge=True), tmp_path, progress=False)
+@pytest.mark.parametrize(
+    ("diverge", "message"),
+    [
+        ({"loss": 0}, "the loss of train must be finite, got nan at step 1: lower the learning rate"),
+        ({"grad": 0}, "the grad of train must be finite"),
+        ({"val": 0}, "the loss of val must be finite, got nan at step 3"),
+    ],
+)
+def test_a_diverged_run_stops(tmp_path: Path, diverge: dict[str, int], message: str) -> None:
+    with pytest.raises(RuntimeError, match=message):
+        fit(Toy(diverge=diverge, checkpoint_every=3), tmp_path, progress=False)
     assert not (tmp_path / "last.ckpt").exists()
+    assert "NaN" not in (tmp_path / "log.jsonl").read_text()
+
+
+def test_a_step_that_is_not_logged_cannot_spoil_the_checkpoint(tmp_path: Path) -> None:
+    with pytest.raises(RuntimeError, match="the grad of train must be finite, got nan at step 8"):
+        fit(Toy(diverge={"grad": 6}, log_every=100, validate_every=9), tmp_path, progress=False)
+    assert torch.load(tmp_path / "last.ckpt", weights_only=True)["step"] == 6
+
+
+@pytest.mark.usefixtures("small_disk")
+def test_a_disk_that_fills_up_is_named_and_the_run_can_go_on(tmp_path: Path) -> None:
+    with pytest.raises(CheckpointError, match=r"could not write .*log\.jsonl: File too large"):
+        fit(Toy(epochs=40), tmp_path, progress=False)
+    assert torch.load(tmp_path / "last.ckpt", weights_only=True)["step"] > 20
+
+
+def test_data_is_loaded_in_every_run_but_not_for_a_foreign_checkpoint(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    calls: list[int] = []
+    monkeypatch.setattr(Toy, "load_data", lambda toy: calls.append(toy.recipe.seed))
+    for seed in (0, 0):
+        fit(Toy(seed=seed), tmp_path, progress=False)
+    with pytest.raises(CheckpointError, match="another run"):
+        fit(Toy(seed=1), tmp_path, progress=False)
+    assert calls == [0, 0]
 
 
 def test_a_log_line_cut_by_a_kill_is_dropped(tmp_path: Path) -> None:

@@ -41,6 +41,14 @@ def test_published_sizes(depth: int, shared: bool, decay_end: float) -> None:
         ({"autocast": "fp8"}, "autocast must be 'fp32' or 'bf16', got 'fp8'"),
         ({"ema": 1.0}, r"ema must be in \[0, 1\), got 1.0"),
         ({"copies": 0}, "copies must be at least 1, got 0"),
+        ({"seed": -1}, r"seed must be in \[0, 2e9\], got -1"),
+        ({"base_lr": "nan"}, r"base_lr must be in \(0, inf\), got nan"),
+        ({"base_lr": 0}, r"base_lr must be in \(0, inf\), got 0.0"),
+        ({"clip": "inf"}, r"clip must be in \(0, inf\), got inf"),
+        ({"warmup": 2.0}, r"warmup must be in \[0, 1\], got 2.0"),
+        ({"drop_path_rate": 1}, r"drop_path_rate must be in \[0, 1\), got 1.0"),
+        ({"workers": -2}, "workers must be at least 0, got -2"),
+        ({"init_head": "-inf"}, r"init_head must be in \(-inf, inf\), got -inf"),
     ],
 )
 def test_bad_options_say_what_was_wanted_and_what_came(options: dict[str, object], message: str) -> None:
@@ -48,7 +56,17 @@ def test_bad_options_say_what_was_wanted_and_what_came(options: dict[str, object
         VARRecipe().with_options(**options)
 
 
+def test_every_number_has_a_range() -> None:
+    for cls in (TokenizerRecipe, VARRecipe):
+        for field in dataclasses.fields(cls):
+            assert (field.metadata["allowed"] is None) == (field.type is bool), field.name
+
+
 def test_bad_numbers_in_a_list() -> None:
+    with pytest.raises(ValueError, match="patch_nums must be at least 1, got 0"):
+        TokenizerRecipe().with_options(patch_nums="1,0,3")
+    with pytest.raises(ValueError, match="restart_every must be at least 0, got -1"):
+        TokenizerRecipe().with_options(restart_every=-1)
     with pytest.raises(ValueError, match=r"patch_nums must be a tuple such as .*, got '1,2,x'"):
         TokenizerRecipe().with_options(patch_nums="1,2,x")
 

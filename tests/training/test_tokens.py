@@ -1,6 +1,7 @@
 """The token cache: right tokens, read back, and never stale."""
 
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -20,7 +21,7 @@ def vae(tokenizer: Path) -> VQVAE:
 def test_tokens_are_those_of_the_augmented_images(vae: VQVAE, images: Path, tmp_path: Path) -> None:
     data = load_dataset(images, "train", 8, augment=1)
     tokens, labels = cached_tokens(vae, data, tmp_path, copies=3, progress=False)
-    assert tokens.shape == (3, 36, 21) and tokens.dtype == torch.int32 and torch.equal(labels, data.labels)
+    assert tokens.shape == (3, 36, 21) and tokens.dtype == torch.int16 and torch.equal(labels, data.labels)
     for copy in range(3):
         wanted = torch.cat(vae.img_to_idxBl(data.with_epoch(copy).batch(range(36))[0]), dim=1)
         assert torch.equal(tokens[copy].long(), wanted)
@@ -36,6 +37,43 @@ def test_the_cache_is_read_and_not_made_again(
     assert torch.equal(cached_tokens(vae, data, tmp_path, progress=False)[0], first)
 
 
+def test_a_killed_tokenization_keeps_its_copies(
+    vae: VQVAE, images: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    data = load_dataset(images, "val", 8, augment=1)
+    encode, seen = VQVAE.img_to_idxBl, 0
+
+    def killed(*args: Any) -> list[torch.Tensor]:
+        nonlocal seen
+        seen += 1
+        if seen == 3:
+            raise KeyboardInterrupt
+        return encode(*args)
+
+    monkeypatch.setattr(VQVAE, "img_to_idxBl", killed)
+    with pytest.raises(KeyboardInterrupt):
+        cached_tokens(vae, data, tmp_path, copies=3, progress=False)
+    assert len(list(tmp_path.iterdir())) == 2
+    again = cached_tokens(vae, data, tmp_path, copies=3, progress=False)[0]
+    assert seen == 4 and torch.equal(
+        again, cached_tokens(vae, data, tmp_path / "whole", copies=3, progress=False)[0]
+    )
+
+
+def test_batches_are_as_small_as_wanted(
+    vae: VQVAE, images: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    data, encode, sizes = load_dataset(images, "train", 8), VQVAE.img_to_idxBl, []
+
+    def counting(model: VQVAE, batch: torch.Tensor) -> list[torch.Tensor]:
+        sizes.append(len(batch))
+        return encode(model, batch)
+
+    monkeypatch.setattr(VQVAE, "img_to_idxBl", counting)
+    cached_tokens(vae, data, tmp_path, batch_size=16, progress=False)
+    assert sizes == [16, 16, 4]
+
+
 def test_whatever_tokens_depend_on_makes_another_cache(vae: VQVAE, images: Path, tmp_path: Path) -> None:
     def files() -> int:
         return len(list(tmp_path.iterdir()))
@@ -47,7 +85,7 @@ def test_whatever_tokens_depend_on_makes_another_cache(vae: VQVAE, images: Path,
     for count, other in enumerate(variants, start=2):
         cached_tokens(vae, other, tmp_path, progress=False)
         assert files() == count
-    cached_tokens(vae, data, tmp_path, copies=2, progress=False)
+    cached_tokens(vae, data, tmp_path, copies=2, progress=False)  # a file a copy, of which the first is there
     assert files() == 4
     with torch.no_grad():
         vae.quantize.embedding.weight[0] += 1
@@ -76,7 +114,7 @@ def test_a_broken_cache_is_named(vae: VQVAE, images: Path, tmp_path: Path) -> No
     cached_tokens(vae, data, tmp_path, progress=False)
     (path,) = tmp_path.iterdir()
     save_tensors(path, {"tokens": torch.zeros(1, 2, 3)})
-    with pytest.raises(CheckpointError, match=r"wanted tokens of shape \(1, 4, 21\).*got .*delete the file"):
+    with pytest.raises(CheckpointError, match=r"wanted tokens of shape \(4, 21\).*got .*delete the file"):
         cached_tokens(vae, data, tmp_path, progress=False)
     path.write_bytes(path.read_bytes()[:20])
     with pytest.raises(CheckpointError, match=path.name):

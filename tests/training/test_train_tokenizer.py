@@ -1,6 +1,9 @@
 """The tokenizer's trainer: it learns, logs, keeps the average, and its optional losses enter."""
 
+import copy
 import json
+import math
+import shutil
 from pathlib import Path
 
 import pytest
@@ -10,6 +13,7 @@ from torch import Tensor
 from var_ext.data import DataError, load_dataset
 from var_ext.files import CheckpointError
 from var_ext.hub import load_tokenizer
+from var_ext.models import VQVAE
 from var_ext.training import TokenizerRecipe, train_tokenizer
 from var_ext.training.loop import Moment
 from var_ext.training.losses import PatchDiscriminator, adaptive_weight, hinge_loss, reconstruction_loss
@@ -28,7 +32,9 @@ def test_a_short_training_learns_and_logs(tokenizer: Path, tokenizer_recipe: Tok
     assert {"loss", "l1", "vq", "grad", "usage", "restarted"} <= {key for row in train for key in row}
     assert len(val[0]["usage"]) == 3  # type: ignore[arg-type]
     recipe = json.loads((tokenizer / "recipe.json").read_text())
-    assert recipe["kind"] == "tokenizer" and recipe["recipe"] == tokenizer_recipe.pinned()
+    assert recipe["kind"] == "tokenizer" and recipe["perceptual"] is None
+    # without a hook its weight is not what the run used
+    assert recipe["recipe"] == tokenizer_recipe.with_options(weight_perceptual=0).pinned()
 
 
 def test_the_folder_holds_the_average_that_was_validated(tokenizer: Path, images: Path) -> None:
@@ -52,6 +58,19 @@ def test_the_perceptual_hook_is_called_and_weighs(images: Path, tokenizer_recipe
     output, target = torch.zeros(2, 3, 8, 8), torch.ones(2, 3, 8, 8)
     assert float(task.distance(output, target) - plain.distance(output, target)) == pytest.approx(0.5)
     assert seen == [(2, 3, 8, 8, 2, 3, 8, 8)]
+    assert task.pins["perceptual"].endswith("test_the_perceptual_hook_is_called_and_weighs.<locals>.hook")
+    assert task.pins["recipe"]["weight_perceptual"] == 0.5
+    named = TokenizerTask(images, tokenizer_recipe, perceptual=torch.nn.L1Loss())
+    assert named.pins["perceptual"] == "torch.nn.modules.loss.L1Loss"
+
+
+def test_a_weight_without_its_hook_is_reported(
+    images: Path, tokenizer_recipe: TokenizerRecipe, caplog: pytest.LogCaptureFixture
+) -> None:
+    TokenizerTask(images, tokenizer_recipe.with_options(weight_perceptual=0))
+    assert not caplog.records
+    TokenizerTask(images, tokenizer_recipe)
+    assert "no perceptual hook is given" in caplog.text
 
 
 def test_the_discriminator_begins_at_its_share_and_trains(
@@ -72,6 +91,83 @@ def test_the_discriminator_begins_at_its_share_and_trains(
     late = task.step(Moment(80, 100, 0, True), batch)
     assert late["critic"] > 0 and "adversarial" in late
     assert not all(torch.equal(a, b) for a, b in zip(before, task.critic.parameters(), strict=True))
+
+
+def test_a_step_by_hand(images: Path, tokenizer_recipe: TokenizerRecipe) -> None:
+    recipe = tokenizer_recipe.with_options(
+        weight_adversarial=0.4, adversarial_start=0.5, adversarial_warmup=0.1, weight_l1=0.3, weight_l2=0.9,
+        weight_vq=0.7, weight_perceptual=0.6, clip=0.01, lr_end=0.2, warmup=0.1, restart_every=0,
+    )  # fmt: skip
+    task = TokenizerTask(images, recipe, perceptual=torch.nn.SmoothL1Loss())
+    assert task.critic is not None and task.critic_optimizer is not None and task.ema is not None
+    batch = task.train_data.batch(range(12))
+    target, vae, critic = batch[0], copy.deepcopy(task.vae).train(), copy.deepcopy(task.critic)
+    average = {name: value.clone() for name, value in task.ema.average.items()}
+    task.step(Moment(560, 1001, 0, False), batch)
+
+    output, _, vq = vae(target)
+    near = 0.3 * (output - target).abs().mean() + 0.9 * (output - target).square().mean()
+    near = near + 0.6 * torch.nn.SmoothL1Loss()(output, target)
+    fooled = critic(output).mean()  # the decoder raises the critic's logits
+    last = vae.decoder.conv_out.weight
+    pull, push = (torch.autograd.grad(loss, last, retain_graph=True)[0].norm() for loss in (near, fooled))
+    ramp = (560 / 1001 - 0.5) / 0.1
+    (near + 0.7 * vq - ramp * 0.4 * pull / (push + 1e-4) * fooled).backward()
+    real, fake = critic(target), critic(output.detach())
+    critic.zero_grad()
+    (0.5 * ((1 - real).clamp(min=0).mean() + (1 + fake).clamp(min=0).mean())).backward()
+
+    passed = (560 - 100) / 900  # after 100 steps of warm-up
+    lr = 1e-3 * (0.2 + 0.8 * (0.5 + 0.5 * math.cos(math.pi * passed)))
+    optimizers: dict[torch.optim.Optimizer, tuple[torch.nn.Module, torch.nn.Module]] = {
+        task.optimizer: (task.vae, vae),
+        task.critic_optimizer: (task.critic, critic),
+    }
+    for optimizer, (found, wanted) in optimizers.items():
+        for group in optimizer.param_groups:
+            assert group["lr"] == pytest.approx(lr) and group["betas"] == (0.5, 0.9)
+            assert group["weight_decay"] == 0
+        norm = torch.stack([p.grad.norm() for p in wanted.parameters() if p.grad is not None]).norm()
+        assert norm > 2 * recipe.clip
+        for p, q in zip(found.parameters(), wanted.parameters(), strict=True):
+            if p.grad is not None and q.grad is not None:
+                # two orders of summation in fp32, of gradients with a norm of 0.01
+                torch.testing.assert_close(p.grad, q.grad * recipe.clip / norm, rtol=1e-3, atol=1e-7)
+                # the first step of Adam moves every weight by lr, against the sign of its gradient
+                step = lr * p.grad / (p.grad.abs() + 1e-8)
+                torch.testing.assert_close(p.detach(), q.detach() - step, rtol=1e-5, atol=1e-6)
+    for name, p in task.vae.named_parameters():
+        torch.testing.assert_close(task.ema.average[name], 0.9 * average[name] + 0.1 * p.detach())
+
+
+def test_validation_takes_the_average_and_leaves_the_weights_alone(
+    images: Path, tokenizer_recipe: TokenizerRecipe
+) -> None:
+    task = TokenizerTask(images, tokenizer_recipe)
+    for step in range(3):
+        task.step(Moment(step, 10, 0, False), task.train_data.batch(range(12)))
+    before = {name: tensor.clone() for name, tensor in task.vae.state_dict().items()}
+    loss = task.validate()["loss"]
+    assert all(torch.equal(tensor, before[name]) for name, tensor in task.vae.state_dict().items())
+    task.vae.load_state_dict(task.weights())
+    task.ema = None
+    assert task.validate()["loss"] == loss
+    task.vae.load_state_dict(before)
+    assert task.validate()["loss"] != loss
+
+
+def test_the_first_codes_are_computed_batch_by_batch(
+    images: Path, tokenizer_recipe: TokenizerRecipe, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    task, features, sizes = TokenizerTask(images, tokenizer_recipe), VQVAE.features, []
+
+    def counting(vae: VQVAE, batch: Tensor) -> Tensor:
+        sizes.append(len(batch))
+        return features(vae, batch)
+
+    monkeypatch.setattr(VQVAE, "features", counting)
+    task.start()
+    assert sizes == [12, 12, 12]
 
 
 @pytest.mark.parametrize("size", [8, 16, 32, 64])
@@ -115,6 +211,33 @@ def test_bad_data_and_bad_folders_are_named(
     (tmp_path / "file").write_text("")
     with pytest.raises(CheckpointError, match=r"could not write .*file"):
         train_tokenizer(images, tmp_path / "file" / "out", tokenizer_recipe, progress=False)
+
+
+@pytest.mark.parametrize("workers", [0, 1])
+@pytest.mark.parametrize(("kept", "late"), [(20, False), (200, True)])
+def test_a_broken_image_ends_the_run_with_its_name_alone(
+    images: Path, tokenizer_recipe: TokenizerRecipe, tmp_path: Path, workers: int, kept: int, late: bool
+) -> None:
+    data = shutil.copytree(images, tmp_path / "data")
+    for path in (data / "class1").iterdir():
+        path.write_bytes(path.read_bytes()[:kept])
+    recipe = tokenizer_recipe.with_options(workers=workers, codebook_init=0)
+    with pytest.raises(DataError, match=r"^wanted a readable image, got [^\n]*class1[^\n]*$"):
+        train_tokenizer(data, tmp_path / "out", recipe, progress=False)
+    # a broken header is found before the first step
+    assert (tmp_path / "out" / "recipe.json").exists() == late
+
+
+def test_other_images_do_not_take_the_checkpoint(
+    images: Path, tokenizer_recipe: TokenizerRecipe, tmp_path: Path
+) -> None:
+    data, recipe = shutil.copytree(images, tmp_path / "data"), tokenizer_recipe.with_options(epochs=1)
+    train_tokenizer(data, tmp_path / "out", recipe, progress=False)
+    train_tokenizer(images, tmp_path / "out", recipe, progress=False)  # the same images elsewhere
+    val = TokenizerTask(data, recipe).val_data
+    shutil.copyfile(val.paths[0], val.paths[1])  # type: ignore[attr-defined]
+    with pytest.raises(CheckpointError, match=r"another run: validation images changed\. Start"):
+        train_tokenizer(data, tmp_path / "out", recipe, progress=False)
 
 
 def test_a_finished_run_refuses_another_recipe(

@@ -3,17 +3,26 @@
 To accept another image format, add its suffix to `SUFFIXES`; to change the crop, change `FolderDataset.load`.
 """
 
-from collections.abc import Iterable
+import hashlib
+import logging
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from functools import cached_property
 from pathlib import Path
 
 import numpy as np
 import torch
-from PIL import Image
+from PIL import Image, ImageOps
 from torch import Tensor
 
 from var_ext.data.dataset import DataError, ImageDataset, check_split, stable_order
 
+log = logging.getLogger(__name__)
+
 SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".bmp")
+IMAGES = f"images ({', '.join(SUFFIXES)})"
+WANTED = f"wanted a folder of class folders of {IMAGES}"
+HEAD = 4096  # bytes of each file that the fingerprint covers, besides its size
 VAL_SHARE = 0.1
 MARGIN = 1.125  # shorter side before the crop, in units of the image size (published recipe)
 
@@ -24,8 +33,8 @@ class FolderDataset(ImageDataset):
     The crop is random where `augment` > 0 and central otherwise.
 
     Raises:
-        DataError: missing, empty or mixed folder, a class without images; when an image is read: a broken
-            file.
+        DataError: missing, empty, mixed or nested folder, a class without images; when the fingerprint is
+            taken: a file that is no image; when an image is read: a broken one.
     """
 
     def __init__(
@@ -47,12 +56,8 @@ class FolderDataset(ImageDataset):
 
     def load(self, index: int) -> Tensor:
         path, size = self.paths[index], self.image_size
-        try:
-            with Image.open(path) as file:
-                image = file.convert("RGB")
-        # Pillow reports broken files by many classes, from OSError to SyntaxError and struct.error.
-        except Exception as error:
-            raise DataError(f"wanted a readable image, got {path}: {error}") from error
+        with _opened(path) as file:
+            image = _upright_rgb(file)
         side = round(MARGIN * size)
         ratio = side / min(image.size)
         width, height = max(side, round(image.width * ratio)), max(side, round(image.height * ratio))
@@ -66,9 +71,40 @@ class FolderDataset(ImageDataset):
         return torch.from_numpy(pixels.transpose(2, 0, 1) / np.float32(127.5) - 1)
 
     def describe(self) -> Iterable[str]:
+        return self._seen
+
+    @cached_property
+    def _seen(self) -> list[str]:
+        """Name, size and first bytes of every file: a copy of the folder elsewhere is the same data set, and
+        reading the headers finds most broken files before hours of work."""
+        lines = []
         for path in self.paths:
-            stat = path.stat()
-            yield f"{path.relative_to(self.root).as_posix()} {stat.st_size} {stat.st_mtime_ns}"
+            with _opened(path), open(path, "rb") as file:
+                head = hashlib.sha256(file.read(HEAD)).hexdigest()
+            lines.append(f"{path.relative_to(self.root).as_posix()} {path.stat().st_size} {head}")
+        return lines
+
+
+@contextmanager
+def _opened(path: Path) -> Iterator[Image.Image]:
+    """The image of a file, of which only the header is read so far."""
+    try:
+        with Image.open(path) as file:
+            yield file
+    # Pillow reports broken files by many classes, from OSError to SyntaxError and struct.error.
+    except Exception as error:
+        raise DataError(f"wanted a readable image, got {path}: {error}") from error
+
+
+def _upright_rgb(file: Image.Image) -> Image.Image:
+    """As a viewer shows it: turned as EXIF says, transparent parts on white, 16-bit gray as 8-bit."""
+    image = ImageOps.exif_transpose(file)
+    if image.mode.startswith("I"):  # a gray PNG of 16 bits, which convert would clip at 255
+        image = Image.fromarray((np.asarray(image) / 257).round().astype(np.uint8))
+    if "A" in image.getbands() or "transparency" in image.info:
+        image = image.convert("RGBA")
+        image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image)
+    return image.convert("RGB")
 
 
 def _find(root: Path, split: str) -> dict[str, list[Path]]:
@@ -78,6 +114,7 @@ def _find(root: Path, split: str) -> dict[str, list[Path]]:
         raise DataError(f"data must be 'digits' or a folder of class folders, got {root}, which {came}")
     if not (root / "train").is_dir():
         return _hashed_split(_classes(root), root, split)
+    _refuse_loose(root, "the split folders")
     if not (root / split).is_dir():
         raise DataError(f"wanted the split folders train and {split} in {root}, got {_names(root)}")
     train = _classes(root / "train")
@@ -91,25 +128,37 @@ def _find(root: Path, split: str) -> dict[str, list[Path]]:
 
 
 def _classes(folder: Path) -> dict[str, list[Path]]:
-    entries = sorted(path for path in folder.iterdir() if not path.name.startswith("."))
-    loose = [path.name for path in entries if _is_image(path)]
-    classes = [path for path in entries if path.is_dir()]
-    wanted = f"wanted a folder of class folders of images ({', '.join(SUFFIXES)}), got {folder}"
-    if loose and classes:
-        raise DataError(
-            f"{wanted} with images beside the class folders: {loose[0]} and {len(loose) - 1} more"
-        )
-    if loose:
-        raise DataError(
-            f"{wanted} with {len(loose)} images and no class folder; move them into one folder a class"
-        )
+    classes = [path for path in _entries(folder) if path.is_dir()]
+    _refuse_loose(folder, "the class folders" if classes else "no class folder")
+    wanted = f"{WANTED}, got {folder}"
     if not classes:
         raise DataError(f"{wanted}, which has no class folder")
-    found = {path.name: sorted(file for file in path.iterdir() if _is_image(file)) for path in classes}
+    inside = {path.name: _entries(path) for path in classes}
+    nested = [path for files in inside.values() for path in files if path.is_dir()]
+    if nested:
+        raise DataError(f"{wanted} with {len(nested)} folders inside the class folders, such as {nested[0]}")
+    found = {name: [file for file in files if _is_image(file)] for name, files in inside.items()}
     empty = [name for name, files in found.items() if not files]
     if empty:
         raise DataError(f"{wanted} where these classes have no image: {', '.join(empty)}")
+    ignored = [file for files in inside.values() for file in files if not _is_image(file)]
+    if ignored:
+        suffixes = ", ".join(sorted({file.suffix or file.name for file in ignored}))
+        log.warning("ignoring %d files in %s that are no %s: %s", len(ignored), folder, IMAGES, suffixes)
     return found
+
+
+def _refuse_loose(folder: Path, others: str) -> None:
+    loose = [path.name for path in _entries(folder) if _is_image(path)]
+    if loose:
+        raise DataError(
+            f"{WANTED}, got {folder} with images beside {others}: {loose[0]} and {len(loose) - 1} more"
+        )
+
+
+def _entries(folder: Path) -> list[Path]:
+    """All of a folder but hidden files, sorted."""
+    return sorted(path for path in folder.iterdir() if not path.name.startswith("."))
 
 
 def _hashed_split(found: dict[str, list[Path]], root: Path, split: str) -> dict[str, list[Path]]:
@@ -131,7 +180,7 @@ def _hashed_split(found: dict[str, list[Path]], root: Path, split: str) -> dict[
 
 
 def _is_image(path: Path) -> bool:
-    return path.suffix.lower() in SUFFIXES and path.is_file() and not path.name.startswith(".")
+    return path.suffix.lower() in SUFFIXES and path.is_file()
 
 
 def _names(folder: Path) -> str:

@@ -14,6 +14,7 @@ import torch
 from var_ext.files import CheckpointError, atomic_write
 
 FORMAT = "var_ext/train/1"
+DIGESTS = "digests"  # the pin whose entries are digests, by names a reader understands ("training images")
 
 
 def save_checkpoint(path: Path, pins: Mapping[str, Any], step: int, state: Mapping[str, Any]) -> None:
@@ -52,18 +53,21 @@ def load_checkpoint(path: Path, pins: Mapping[str, Any]) -> tuple[int, dict[str,
         raise CheckpointError(
             f"{wanted}, got a file that cannot be read as one: {_first_line(error)}"
         ) from error
-    if not isinstance(content, dict) or content.get("format") != FORMAT:
-        came = (
-            content.get("format", "no format entry") if isinstance(content, dict) else type(content).__name__
-        )
-        raise CheckpointError(f"{wanted}, got {came}")
-    differing = _differences(pins, content["pins"])
+    match content:
+        case {"format": came, "pins": dict(found), "step": int(step), "state": dict(state)} if came == FORMAT:
+            pass
+        case dict():
+            entries = ", ".join(map(str, content)) or "none"
+            raise CheckpointError(f"{wanted}, got format {content.get('format')} with the entries {entries}")
+        case _:
+            raise CheckpointError(f"{wanted}, got {type(content).__name__}")
+    differing = _differences(pins, found)
     if differing:
         raise CheckpointError(
             f"{path} belongs to another run: {'; '.join(differing)}. "
             "Start anew with resume=False (--no-resume), or choose another output folder"
         )
-    return int(content["step"]), content["state"]
+    return step, state
 
 
 def _differences(wanted: Mapping[str, Any], came: Mapping[str, Any], prefix: str = "") -> list[str]:
@@ -71,9 +75,12 @@ def _differences(wanted: Mapping[str, Any], came: Mapping[str, Any], prefix: str
     for key in sorted({*wanted, *came}):
         a, b = wanted.get(key, "nothing"), came.get(key, "nothing")
         if isinstance(a, Mapping) and isinstance(b, Mapping):
-            lines += _differences(a, b, f"{key}.")
+            lines += _differences(a, b, f"{prefix}{key}.")
         elif a != b:
-            lines.append(f"wanted {prefix}{key} = {a}, got {b}")
+            # two digests would tell a reader nothing
+            lines.append(
+                f"{key} changed" if prefix == f"{DIGESTS}." else f"wanted {prefix}{key} = {a}, got {b}"
+            )
     return lines
 
 

@@ -5,6 +5,7 @@ easily end up with a handful of codes. Both cures therefore share codes out by t
 its token count. To try another cure, call it from `TokenizerTask.step` beside `restart_codes`.
 """
 
+from collections.abc import Sequence
 from itertools import pairwise
 
 import torch
@@ -20,22 +21,23 @@ MOVED_SHARE = 1 / 32  # codes in use that one restart may take for scales that h
 
 
 def residuals(vae: VQVAE, f: Tensor, schedule: ScaleSchedule) -> list[Tensor]:
-    """What each scale has to express given the coarser ones: K tensors (B * p_k * p_k, C)."""
+    """What each scale has to express given the coarser ones: (B, C, P, P) -> K tensors (B * p_k * p_k, C)."""
     f_hats = [torch.zeros_like(f), *vae.quantize.f_to_idxBl_or_fhat(f, to_fhat=True)]
     return [_rows(f - f_hat, side) for f_hat, side in zip(f_hats, schedule.patch_nums, strict=False)]
 
 
 @torch.no_grad()
-def seed_codebook(vae: VQVAE, images: Tensor, schedule: ScaleSchedule) -> None:
-    """Fill the codebook (V, C) with features of `images` (N, 3, S, S), coarse to fine: the share of a scale
-    is drawn from what the codes of the coarser scales leave over."""
+def seed_codebook(vae: VQVAE, images: Sequence[Tensor], schedule: ScaleSchedule) -> None:
+    """Fill the codebook (V, C) with features of `images`, coarse to fine: the share of a scale is drawn from
+    what the codes of the coarser scales leave over. `images` are batches (B, 3, S, S), of which one at a time
+    has to fit into memory."""
     weight = vae.quantize.embedding.weight
-    f = vae.features(images).float()
+    f = [vae.features(batch).float() for batch in images]  # each (B, C, P, P)
     filled = 0
     for k, share in enumerate(_shares(len(weight), schedule)):
         # rows not yet filled repeat a filled one, so that the quantizer of the scales before k ignores them
         weight[filled:] = weight[0]
-        pool = residuals(vae, f, schedule)[k]
+        pool = torch.cat([residuals(vae, part, schedule)[k] for part in f])
         weight[filled : filled + share] = _draw(pool, share)
         filled += share
 

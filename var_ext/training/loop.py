@@ -2,12 +2,12 @@
 
 What is trained is a `Task`; to train something else, write another one. All randomness of step s is seeded by
 (seed, s) and the batch of step s is a pure function of (seed, s), so a run that was killed and resumed from
-its last checkpoint makes bitwise the weights of a run that was not (same machine, same number of threads).
+its last checkpoint makes bitwise the weights of a run that was not: on the CPU, on the same machine, with the
+same number of threads. On a GPU only up to rounding, since some of its sums have no fixed order.
 """
 
 import json
 import logging
-import math
 import time
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Mapping
@@ -61,6 +61,9 @@ class Task(ABC):
 
     def start(self) -> None:  # noqa: B027  most tasks need none
         """Called once before step 0 of a new run, with seeded randomness."""
+
+    def load_data(self) -> None:  # noqa: B027  most tasks need none
+        """Slow preparation of the data, called once in every run, after the checkpoint was accepted."""
 
     @abstractmethod
     def feed(self, epoch: int, batches: Tensor) -> Iterable[Any]:
@@ -120,7 +123,7 @@ def fit(task: Task, out: Path, *, resume: bool = True, progress: bool = True) ->
 
     Raises:
         CheckpointError: the checkpoint is broken or of another run, or `out` cannot be written.
-        RuntimeError: the loss is no longer finite; the last checkpoint is kept.
+        RuntimeError: a metric such as loss or gradient is no longer finite; the last checkpoint is kept.
     """
     recipe = task.recipe
     per_epoch = len(epoch_batches(recipe.seed, 0, task.num_items, recipe.batch_size))
@@ -134,6 +137,7 @@ def fit(task: Task, out: Path, *, resume: bool = True, progress: bool = True) ->
         else:
             torch.manual_seed(step_seed(recipe.seed, total))
             task.start()
+        task.load_data()
         lines = _Log(out / LOG, done)
         write_json(out / RECIPE, task.pins)
         bar = tqdm(total=total, initial=done, disable=not progress, unit="step", dynamic_ncols=True)
@@ -146,13 +150,14 @@ def fit(task: Task, out: Path, *, resume: bool = True, progress: bool = True) ->
                     feed = iter(task.feed(epoch, batches[place:]))
                 batch = next(feed)
                 torch.manual_seed(step_seed(recipe.seed, step))
-                at = Moment(step, total, epoch, (step + 1) % recipe.log_every == 0 or step + 1 == total)
+                last = step + 1 == total
+                save = last or (step + 1) % recipe.checkpoint_every == 0
+                # what is saved is logged too: the log refuses a diverged run before it replaces a good checkpoint
+                at = Moment(step, total, epoch, save or (step + 1) % recipe.log_every == 0)
                 metrics = task.step(at, batch)
                 if at.logged:
-                    _check_finite(metrics["loss"], step)
                     lines.write(step + 1, "train", metrics)
                     shown |= {key: _short(value) for key, value in metrics.items() if key in SHOWN}
-                last = step + 1 == total
                 if last or (step + 1) % (recipe.validate_every * per_epoch) == 0:
                     metrics = task.validate()
                     lines.write(step + 1, "val", metrics)
@@ -161,7 +166,7 @@ def fit(task: Task, out: Path, *, resume: bool = True, progress: bool = True) ->
                         best = {"loss": float(metrics["loss"]), "step": step + 1, "weights": task.weights()}
                 bar.set_postfix(shown, refresh=False)
                 bar.update()
-                if last or (step + 1) % recipe.checkpoint_every == 0:
+                if save:
                     save_checkpoint(path, task.pins, step + 1, {"task": task.state_dict(), "best": best})
         return best["weights"] if best else task.weights()
 
@@ -178,11 +183,6 @@ def _restore(task: Task, path: Path) -> tuple[int, dict[str, Any] | None]:
         raise CheckpointError(f"{path} does not fit the model of this recipe: {error}") from error
 
 
-def _check_finite(loss: float, step: int) -> None:
-    if not math.isfinite(loss):
-        raise RuntimeError(f"the loss must be finite, got {loss} at step {step + 1}: lower the learning rate")
-
-
 def _short(value: Any) -> str:
     """A metric in few characters: numbers with 3 digits, lists joined by slashes."""
     return "/".join(f"{v:.0f}" for v in value) if isinstance(value, list) else f"{value:.3g}"
@@ -190,7 +190,7 @@ def _short(value: Any) -> str:
 
 class _Log:
     """log.jsonl: one JSON object a line with step, phase and metrics. Lines after step `done` are dropped
-    first: a killed run wrote them, and the resumed run writes them again."""
+    first: a killed run wrote them, and the resumed run writes them again. Metrics must be finite."""
 
     def __init__(self, path: Path, done: int) -> None:
         kept = [line for line in _lines(path) if line["step"] <= done]
@@ -202,8 +202,16 @@ class _Log:
     def write(self, step: int, phase: str, metrics: Mapping[str, Any]) -> None:
         seconds = round(self.before + time.monotonic() - self.began, 2)
         values = {key: _rounded(value) for key, value in metrics.items()}
-        with open(self.path, "a", encoding="utf-8") as file:
-            file.write(json.dumps({"step": step, "phase": phase, "seconds": seconds, **values}) + "\n")
+        for key, value in values.items():
+            if not np.isfinite(value).all():
+                raise RuntimeError(
+                    f"the {key} of {phase} must be finite, got {value} at step {step}: lower the learning rate"
+                )
+        try:
+            with open(self.path, "a", encoding="utf-8") as file:
+                file.write(json.dumps({"step": step, "phase": phase, "seconds": seconds, **values}) + "\n")
+        except OSError as error:
+            raise CheckpointError(f"could not write {self.path}: {error.strerror or error}") from error
 
 
 def _rounded(value: Any) -> Any:

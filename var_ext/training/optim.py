@@ -5,7 +5,8 @@ needs none.
 """
 
 import math
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -94,6 +95,24 @@ def averaged(model: nn.Module, ema: Ema | None) -> dict[str, Tensor]:
     """Clones of all entries of the model, the averaged ones from `ema` if there is one."""
     entries = {**model.state_dict(), **(ema.average if ema else {})}
     return {name: tensor.detach().clone() for name, tensor in entries.items()}
+
+
+@contextmanager
+def in_place(model: nn.Module, ema: Ema | None) -> Iterator[None]:
+    """Inside the block the model has the averaged weights, afterwards bitwise its own again."""
+    own = {name: p.detach().clone() for name, p in _trainable(model)} if ema else {}
+    parameters = dict(model.named_parameters())
+
+    @torch.no_grad()
+    def put(values: Mapping[str, Tensor]) -> None:
+        for name, value in values.items():
+            parameters[name].copy_(value)
+
+    put(ema.average if ema else {})
+    try:
+        yield
+    finally:
+        put(own)
 
 
 def _trainable(model: nn.Module) -> Iterable[tuple[str, nn.Parameter]]:

@@ -23,37 +23,48 @@ PUBLISHED = {
 }
 
 
-def option(default: Any, text: str, *, free: bool = False) -> Any:
-    """A field with a help text; `free` fields do not change the weights and may differ when a run resumes."""
-    return field(default=default, metadata={"help": text, "free": free})
+# Ranges of numbers; a tuple of texts instead means one of them.
+ANY, COUNT, NATURAL, POSITIVE, SHARE, BELOW_ONE = (
+    "(-inf, inf)", "[1, inf)", "[0, inf)", "(0, inf)", "[0, 1]", "[0, 1)"
+)  # fmt: skip
+
+
+def option(
+    default: Any, text: str, allowed: str | tuple[str, ...] | None = None, *, free: bool = False
+) -> Any:
+    """A field with a help text and the values it may have (tuples: each entry), None where all are good.
+
+    `free` fields do not change the weights and may differ when a run resumes.
+    """
+    return field(default=default, metadata={"help": text, "allowed": allowed, "free": free})
 
 
 @dataclass(frozen=True)
 class Recipe:
     """What both trainers share."""
 
-    seed: int = option(0, "seed of weights, batches, augmentation and dropout")
-    epochs: int = option(100, "passes over the training images")
-    batch_size: int = option(64, "images a step; the rest of an epoch that fills no batch is left out")
+    seed: int = option(0, "seed of weights, batches, augmentation and dropout", "[0, 2e9]")
+    epochs: int = option(100, "passes over the training images", COUNT)
+    batch_size: int = option(64, "images a step; the rest of an epoch that fills no batch is left out", COUNT)
     augment: float = option(
-        0.0, "strength of the augmentation, 0 is none (folders: above 0 is a random crop)"
+        0.0, "strength of the augmentation, 0 is none (folders: above 0 is a random crop)", NATURAL
     )
-    ema: float = option(0.0, "decay of the moving average of the weights that is kept, 0 is none")
-    select: str = option("last", "which weights are kept: 'last', or 'best' by validation loss")
-    validate_every: int = option(1, "epochs between two validations")
-    checkpoint_every: int = option(200, "steps between two checkpoints", free=True)
-    log_every: int = option(10, "steps between two lines of log.jsonl", free=True)
-    workers: int = option(0, "processes that read images, 0 reads in the trainer itself", free=True)
+    ema: float = option(0.0, "decay of the moving average of the weights that is kept, 0 is none", BELOW_ONE)
+    select: str = option(
+        "last", "which weights are kept: 'last', or 'best' by validation loss", ("last", "best")
+    )
+    validate_every: int = option(1, "epochs between two validations", COUNT)
+    checkpoint_every: int = option(200, "steps between two checkpoints", COUNT, free=True)
+    log_every: int = option(10, "steps between two lines of log.jsonl", COUNT, free=True)
+    workers: int = option(0, "processes that read images, 0 reads in the trainer itself", NATURAL, free=True)
     half: bool = option(False, "store the finished weights as fp16 instead of fp32", free=True)
 
     def __post_init__(self) -> None:
-        for name in ("epochs", "batch_size", "validate_every", "checkpoint_every", "log_every"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"{name} must be at least 1, got {getattr(self, name)}")
-        if self.select not in ("last", "best"):
-            raise ValueError(f"select must be 'last' or 'best', got {self.select!r}")
-        if not 0 <= self.ema < 1:
-            raise ValueError(f"ema must be in [0, 1), got {self.ema}")
+        for spec in fields(self):
+            value, allowed = getattr(self, spec.name), spec.metadata["allowed"]
+            for entry in value if isinstance(value, tuple) else (value,):
+                if allowed is not None and not _is_allowed(entry, allowed):
+                    raise ValueError(f"{spec.name} must be {_wanted(allowed)}, got {entry!r}")
 
     def with_options(self, **options: Any) -> "Self":
         """A copy with some fields replaced; text is converted to the type of the field ("1,2,3" to a tuple).
@@ -82,31 +93,35 @@ class TokenizerRecipe(Recipe):
     Loss: l1 |x - y| + l2 (x - y)^2 + quantizer loss + perceptual hook + adversarial term.
     """
 
-    vocab_size: int = option(4096, "codes, V")
-    z_channels: int = option(32, "channels of a code")
-    ch: int = option(160, "base width of encoder and decoder")
+    vocab_size: int = option(4096, "codes, V", COUNT)
+    z_channels: int = option(32, "channels of a code", COUNT)
+    ch: int = option(160, "base width of encoder and decoder", COUNT)
     ch_mult: tuple[int, ...] = option(
-        (1, 1, 2, 2, 4), "width of each level over ch; n levels shrink by 2^(n-1)"
+        (1, 1, 2, 2, 4), "width of each level over ch; n levels shrink by 2^(n-1)", COUNT
     )
-    patch_nums: tuple[int, ...] = option(SCALES_256, "side of the token map of each scale")
-    share_quant_resi: int = option(4, "convolutions phi shared by the scales")
+    patch_nums: tuple[int, ...] = option(SCALES_256, "side of the token map of each scale", COUNT)
+    share_quant_resi: int = option(4, "convolutions phi shared by the scales", NATURAL)
     using_znorm: bool = option(False, "pick codes by cosine instead of distance")
-    beta: float = option(0.25, "weight of the commitment part of the quantizer loss")
-    dropout: float = option(0.0, "dropout in encoder and decoder")
-    lr: float = option(3e-4, "peak learning rate")
-    lr_end: float = option(0.01, "last learning rate over the peak; cosine in between")
-    warmup: float = option(0.02, "share of the steps in which the learning rate rises")
-    clip: float = option(10.0, "largest norm of the gradient")
-    weight_l1: float = option(0.2, "weight of |x - y|")
-    weight_l2: float = option(1.0, "weight of (x - y)^2")
-    weight_vq: float = option(1.0, "weight of the quantizer loss")
-    weight_perceptual: float = option(0.5, "weight of the perceptual hook, if one is given")
-    weight_adversarial: float = option(0.0, "weight of the adversarial term, 0 builds no discriminator")
-    adversarial_start: float = option(0.22, "share of the steps after which the discriminator begins")
-    adversarial_warmup: float = option(0.02, "share of the steps in which its weight rises")
-    codebook_init: int = option(512, "images whose features become the first codes, 0 keeps the random codes")
-    restart_every: int = option(100, "steps between restarts of unused codes, 0 is never")
-    restart_until: float = option(0.7, "share of the steps after which no code is restarted")
+    beta: float = option(0.25, "weight of the commitment part of the quantizer loss", NATURAL)
+    dropout: float = option(0.0, "dropout in encoder and decoder", BELOW_ONE)
+    lr: float = option(3e-4, "peak learning rate", POSITIVE)
+    lr_end: float = option(0.01, "last learning rate over the peak; cosine in between", SHARE)
+    warmup: float = option(0.02, "share of the steps in which the learning rate rises", SHARE)
+    clip: float = option(10.0, "largest norm of the gradient", POSITIVE)
+    weight_l1: float = option(0.2, "weight of |x - y|", NATURAL)
+    weight_l2: float = option(1.0, "weight of (x - y)^2", NATURAL)
+    weight_vq: float = option(1.0, "weight of the quantizer loss", NATURAL)
+    weight_perceptual: float = option(0.5, "weight of the perceptual hook, if one is given", NATURAL)
+    weight_adversarial: float = option(
+        0.0, "weight of the adversarial term, 0 builds no discriminator", NATURAL
+    )
+    adversarial_start: float = option(0.22, "share of the steps after which the discriminator begins", SHARE)
+    adversarial_warmup: float = option(0.02, "share of the steps in which its weight rises", SHARE)
+    codebook_init: int = option(
+        512, "images whose features become the first codes, 0 keeps the random codes", NATURAL
+    )
+    restart_every: int = option(100, "steps between restarts of unused codes, 0 is never", NATURAL)
+    restart_until: float = option(0.7, "share of the steps after which no code is restarted", SHARE)
 
     @property
     def image_size(self) -> int:
@@ -118,7 +133,8 @@ class TokenizerRecipe(Recipe):
         """32 px handwritten digits on two CPU cores in minutes."""
         return cls(
             epochs=30, batch_size=64, augment=1.0, ema=0.998, half=True, vocab_size=256, z_channels=16, ch=32,
-            ch_mult=(1, 2, 2), patch_nums=(1, 2, 3, 4, 6, 8), lr=1e-3, restart_every=25, validate_every=5,
+            ch_mult=(1, 2, 2), patch_nums=(1, 2, 3, 4, 6, 8), lr=1e-3, weight_perceptual=0.0, restart_every=25,
+            validate_every=5,
         )  # fmt: skip
 
     @classmethod
@@ -131,39 +147,36 @@ class TokenizerRecipe(Recipe):
 class VARRecipe(Recipe):
     """Training of the transformer on the tokens of a trained tokenizer. The defaults are those of VAR-d16."""
 
-    depth: int = option(16, "transformer blocks")
-    embed_dim: int = option(1024, "width")
-    num_heads: int = option(16, "heads")
-    mlp_ratio: float = option(4.0, "width of the MLP over the width")
-    drop_rate: float = option(0.0, "dropout after attention and MLP")
-    drop_path_rate: float = option(0.1 * 16 / 24, "share of dropped residual branches in the last block")
+    depth: int = option(16, "transformer blocks", COUNT)
+    embed_dim: int = option(1024, "width", COUNT)
+    num_heads: int = option(16, "heads", COUNT)
+    mlp_ratio: float = option(4.0, "width of the MLP over the width", POSITIVE)
+    drop_rate: float = option(0.0, "dropout after attention and MLP", BELOW_ONE)
+    drop_path_rate: float = option(
+        0.1 * 16 / 24, "share of dropped residual branches in the last block", BELOW_ONE
+    )
     shared_aln: bool = option(False, "one AdaLN projection for all blocks")
     attn_l2_norm: bool = option(True, "normalize queries and keys")
-    cond_drop_rate: float = option(0.1, "share of labels replaced by 'no class' in training")
-    init_adaln: float = option(0.5, "factor on the initial AdaLN rows for scale and shift")
-    init_adaln_gamma: float = option(1e-3, "factor on the initial AdaLN rows for the gates")
-    init_head: float = option(0.02, "factor on the initial head")
-    base_lr: float = option(1e-4, "peak learning rate for 256 images a step; it grows with the batch")
-    lr_end: float = option(0.1, "last learning rate over the peak")
-    warmup: float = option(0.02, "share of the steps in which the learning rate rises")
-    weight_decay: float = option(0.05, "weight decay at the start")
-    weight_decay_end: float = option(0.05, "weight decay at the end; cosine in between")
-    clip: float = option(2.0, "largest norm of the gradient")
-    label_smoothing: float = option(0.0, "label smoothing of the training loss")
-    copies: int = option(1, "augmented versions of each training image whose tokens are kept")
-    pg: float = option(0.0, "share of the steps of progressive training, 0 is none")
-    pg0: int = option(4, "scale index that progressive training starts from")
-    autocast: str = option("fp32", "precision of the forward pass: 'fp32' or 'bf16'")
-    cfg: float = option(1.5, "guidance that the finished model recommends", free=True)
-    top_k: int = option(900, "top-k that the finished model recommends", free=True)
-    top_p: float = option(0.96, "top-p that the finished model recommends", free=True)
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        if self.autocast not in ("fp32", "bf16"):
-            raise ValueError(f"autocast must be 'fp32' or 'bf16', got {self.autocast!r}")
-        if self.copies < 1:
-            raise ValueError(f"copies must be at least 1, got {self.copies}")
+    cond_drop_rate: float = option(0.1, "share of labels replaced by 'no class' in training", SHARE)
+    init_adaln: float = option(0.5, "factor on the initial AdaLN rows for scale and shift", ANY)
+    init_adaln_gamma: float = option(1e-3, "factor on the initial AdaLN rows for the gates", ANY)
+    init_head: float = option(0.02, "factor on the initial head", ANY)
+    base_lr: float = option(
+        1e-4, "peak learning rate for 256 images a step; it grows with the batch", POSITIVE
+    )
+    lr_end: float = option(0.1, "last learning rate over the peak", SHARE)
+    warmup: float = option(0.02, "share of the steps in which the learning rate rises", SHARE)
+    weight_decay: float = option(0.05, "weight decay at the start", NATURAL)
+    weight_decay_end: float = option(0.05, "weight decay at the end; cosine in between", NATURAL)
+    clip: float = option(2.0, "largest norm of the gradient", POSITIVE)
+    label_smoothing: float = option(0.0, "label smoothing of the training loss", SHARE)
+    copies: int = option(1, "augmented versions of each training image whose tokens are kept", COUNT)
+    pg: float = option(0.0, "share of the steps of progressive training, 0 is none", SHARE)
+    pg0: int = option(4, "scale index that progressive training starts from", NATURAL)
+    autocast: str = option("fp32", "precision of the forward pass: 'fp32' or 'bf16'", ("fp32", "bf16"))
+    cfg: float = option(1.5, "guidance that the finished model recommends", ANY, free=True)
+    top_k: int = option(900, "top-k that the finished model recommends", NATURAL, free=True)
+    top_p: float = option(0.96, "top-p that the finished model recommends", SHARE, free=True)
 
     @classmethod
     def digits(cls) -> "VARRecipe":
@@ -185,6 +198,24 @@ class VARRecipe(Recipe):
             embed_dim=64 * depth, num_heads=depth, drop_path_rate=0.1 * depth / 24, shared_aln=depth == 36,
             base_lr=base_lr, weight_decay_end=decay_end, lr_end=lr_end, init_adaln_gamma=gamma,
         )  # fmt: skip
+
+
+def _is_allowed(value: Any, allowed: str | tuple[str, ...]) -> bool:
+    if isinstance(allowed, tuple):
+        return value in allowed
+    low, high = map(float, allowed[1:-1].split(","))
+    # written so that nan is in no range
+    return (low <= value if allowed[0] == "[" else low < value) and (
+        value <= high if allowed[-1] == "]" else value < high
+    )
+
+
+def _wanted(allowed: str | tuple[str, ...]) -> str:
+    if isinstance(allowed, tuple):
+        return " or ".join(map(repr, allowed))
+    return (
+        f"at least {allowed[1:-6]}" if allowed[0] == "[" and allowed.endswith(", inf)") else f"in {allowed}"
+    )
 
 
 def _convert(spec: "Field[Any]", value: Any) -> Any:

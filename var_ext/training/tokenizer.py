@@ -4,7 +4,9 @@ Another reconstruction loss goes into `losses.py`; a perceptual one needs no cha
 hook.
 """
 
+import logging
 from collections.abc import Callable, Iterable, Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -15,11 +17,15 @@ from var_ext.data import load_dataset
 from var_ext.hub import save_model
 from var_ext.models import VQVAE
 from var_ext.training import codebook
+from var_ext.training.checkpoint import DIGESTS
 from var_ext.training.loop import Moment, Task, fit, prepare
 from var_ext.training.losses import PatchDiscriminator, adaptive_weight, hinge_loss, reconstruction_loss
-from var_ext.training.optim import Ema, averaged, cosine_factor, param_groups, set_rates
+from var_ext.training.optim import Ema, averaged, cosine_factor, in_place, param_groups, set_rates
 from var_ext.training.recipes import TokenizerRecipe
 from var_ext.training.tokens import batches as read_batches
+from var_ext.training.tokens import digests_of
+
+log = logging.getLogger(__name__)
 
 Perceptual = Callable[[Tensor, Tensor], Tensor]
 BETAS = (0.5, 0.9)
@@ -76,6 +82,14 @@ class TokenizerTask(Task):
         perceptual: Perceptual | None = None,
         device: str | torch.device = "cpu",
     ) -> None:
+        hook = None
+        if perceptual is not None:
+            hook = f"{perceptual.__module__}.{getattr(perceptual, '__qualname__', type(perceptual).__qualname__)}"
+        elif recipe.weight_perceptual > 0:
+            log.warning(
+                "no perceptual hook is given, so weight_perceptual is 0, not %g", recipe.weight_perceptual
+            )
+            recipe = replace(recipe, weight_perceptual=0.0)
         self.recipe: TokenizerRecipe = recipe
         self.perceptual, self.device = perceptual, torch.device(device)
         self.train_data = load_dataset(
@@ -83,7 +97,8 @@ class TokenizerTask(Task):
         )
         self.val_data = load_dataset(data, "val", recipe.image_size)
         self.num_items = len(self.train_data)
-        self.pins = {"kind": "tokenizer", "data": self.train_data.fingerprint(), "recipe": recipe.pinned()}
+        digests = digests_of(self.train_data, self.val_data)
+        self.pins = {"kind": "tokenizer", DIGESTS: digests, "perceptual": hook, "recipe": recipe.pinned()}
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(recipe.seed)
             self.vae = VQVAE(
@@ -112,7 +127,8 @@ class TokenizerTask(Task):
         if count:
             images, _ = self.train_data.batch(torch.randperm(self.num_items)[:count])
             self.vae.eval()
-            codebook.seed_codebook(self.vae, images.to(self.device), self.schedule)
+            parts = images.to(self.device).split(self.recipe.batch_size)
+            codebook.seed_codebook(self.vae, parts, self.schedule)
             if self.ema:
                 self.ema = Ema(self.vae, self.recipe.ema)
 
@@ -199,9 +215,12 @@ class TokenizerTask(Task):
     @torch.no_grad()
     def validate(self) -> Mapping[str, Any]:
         """Losses on validation images and codes in use per scale (%), with the weights that are kept."""
-        current = averaged(self.vae, None)
-        self.vae.load_state_dict(self.weights())
         self.vae.eval()
+        with in_place(self.vae, self.ema):
+            return self.measure()
+
+    def measure(self) -> dict[str, Any]:
+        """What `validate` returns, with the weights that the model has now."""
         sums = {"loss": 0.0, "l1": 0.0, "l2": 0.0}
         seen = torch.zeros(len(self.schedule), self.recipe.vocab_size, dtype=torch.bool)
         for where in torch.arange(len(self.val_data)).split(self.recipe.batch_size):
@@ -216,7 +235,6 @@ class TokenizerTask(Task):
                 sums[name] += float(value) * len(where) / len(self.val_data)
             for k, tokens in enumerate(self.vae.img_to_idxBl(images)):
                 seen[k, tokens.flatten().cpu()] = True
-        self.vae.load_state_dict(current)
         return {**sums, "usage": (100 * seen.float().mean(1)).tolist()}
 
     def weights(self) -> dict[str, Tensor]:

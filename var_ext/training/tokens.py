@@ -1,11 +1,12 @@
 """The tokens of a data set, computed once with a trained tokenizer and kept on disk.
 
-The name of a cache file is a digest of everything its tokens depend on (weights of the tokenizer, images,
-split, augmentation, copies), so a stale cache is never read. Layout: `tokens` (copies, N, L) int32 and
-`labels` (N,) int64.
+Each augmented copy has a file of its own, so a killed run keeps the copies it has made. The name is a digest
+of everything the tokens depend on (weights of the tokenizer, images, split, augmentation) and the copy, so a
+stale file is never read. Layout: `tokens` (N, L), int16 where the codes fit and int32 otherwise.
 """
 
 import hashlib
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -13,11 +14,11 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
-from var_ext.data import ImageDataset
+from var_ext.data import DataError, ImageDataset
 from var_ext.files import CheckpointError, load_tensors, save_tensors
 from var_ext.models import VQVAE
 
-BATCH = 64
+BATCH = 64  # images that are encoded at once, unless the caller wants fewer
 
 
 def digest_of(vae: VQVAE) -> str:
@@ -31,55 +32,70 @@ def digest_of(vae: VQVAE) -> str:
     return digest.hexdigest()
 
 
+def digests_of(train: ImageDataset, val: ImageDataset) -> dict[str, str]:
+    """What a checkpoint pins of the data; validation images too, since they decide which weights are best."""
+    return {"training images": train.fingerprint(), "validation images": val.fingerprint()}
+
+
 def cached_tokens(
-    vae: VQVAE, data: ImageDataset, folder: Path, *, copies: int = 1, workers: int = 0, progress: bool = True
+    vae: VQVAE,
+    data: ImageDataset,
+    folder: Path,
+    *,
+    copies: int = 1,
+    batch_size: int = BATCH,
+    workers: int = 0,
+    progress: bool = True,
 ) -> tuple[Tensor, Tensor]:
-    """Tokens of `copies` augmented versions of every image, from the cache in `folder` if it is there.
+    """Tokens of `copies` augmented versions of every image, from the cache in `folder` where it has them.
 
     Args:
         vae: trained tokenizer in eval mode; its device does the work.
         data: the images; version c is `data.with_epoch(c)`.
-        folder: where the cache file lies or is written, atomically.
+        folder: where the cache files lie or are written, atomically.
+        batch_size: images that are encoded at once.
 
     Returns:
-        tokens (copies, N, L) int32 and labels (N,) int64, on the CPU.
+        tokens (copies, N, L) int16 or int32 and labels (N,) int64, on the CPU.
 
     Raises:
+        DataError: an image is broken.
         CheckpointError: the cache is broken (delete the file that the message names) or cannot be written.
     """
-    key = hashlib.sha256(f"{digest_of(vae)} {data.fingerprint()} {copies}".encode()).hexdigest()
-    path = folder / f"tokens-{data.split}-{key[:16]}.safetensors"
-    if not path.exists():
-        _write(path, key, vae, data, copies, workers, progress)
-    content = load_tensors(path)
-    shape = (copies, len(data), vae.schedule.num_tokens)
-    tokens, labels = content.get("tokens"), content.get("labels")
-    if tokens is None or labels is None or tuple(tokens.shape) != shape:
-        came = {name: tuple(tensor.shape) for name, tensor in content.items()}
-        raise CheckpointError(
-            f"wanted tokens of shape {shape} and labels in {path}, got {came}; delete the file"
-        )
-    return tokens, labels
-
-
-def _write(
-    path: Path, key: str, vae: VQVAE, data: ImageDataset, copies: int, workers: int, progress: bool
-) -> None:
-    tokens = torch.empty(copies, len(data), vae.schedule.num_tokens, dtype=torch.int32)
+    key = hashlib.sha256(f"{digest_of(vae)} {data.fingerprint()}".encode()).hexdigest()
     bar = tqdm(total=copies * len(data), disable=not progress, unit="img", desc=f"tokens of {data.split}")
-    with bar, torch.no_grad():
+    found = []
+    with bar:
         for copy in range(copies):
-            chunks = torch.arange(len(data)).split(BATCH)
-            for where, (images, _) in zip(
-                chunks, batches(data.with_epoch(copy), chunks, workers), strict=True
-            ):
-                found = vae.img_to_idxBl(images.to(next(vae.parameters()).device))
-                tokens[copy, where] = torch.cat(found, dim=1).to("cpu", torch.int32)  # (B, L)
-                bar.update(len(where))
-    save_tensors(path, {"tokens": tokens, "labels": data.labels.clone()}, {"key": key})
+            path = folder / f"tokens-{data.split}-{key[:16]}-{copy}.safetensors"
+            if not path.exists():
+                version = data.with_epoch(copy)
+                save_tensors(path, {"tokens": _encode(vae, version, batch_size, workers, bar)})
+            found.append(_read(path, (len(data), vae.schedule.num_tokens)))
+    return torch.stack(found), data.labels
 
 
-class _Batches(torch.utils.data.Dataset[tuple[Tensor, Tensor]]):
+@torch.no_grad()
+def _encode(vae: VQVAE, data: ImageDataset, batch_size: int, workers: int, bar: Any) -> Tensor:
+    dtype = torch.int16 if vae.vocab_size <= 2**15 else torch.int32
+    device = next(vae.parameters()).device
+    parts = []
+    for images, _ in batches(data, torch.arange(len(data)).split(batch_size), workers):
+        parts.append(torch.cat(vae.img_to_idxBl(images.to(device)), dim=1).to("cpu", dtype))  # (B, L)
+        bar.update(len(images))
+    return torch.cat(parts)
+
+
+def _read(path: Path, shape: tuple[int, int]) -> Tensor:
+    content = load_tensors(path)
+    tokens = content.get("tokens")
+    if tokens is None or tuple(tokens.shape) != shape:
+        came = {name: tuple(tensor.shape) for name, tensor in content.items()}
+        raise CheckpointError(f"wanted tokens of shape {shape} in {path}, got {came}; delete the file")
+    return tokens
+
+
+class _Batches(torch.utils.data.Dataset[tuple[Tensor, Tensor] | DataError]):
     """Whole batches as the items of a torch data set, so that workers collate them too."""
 
     def __init__(self, data: ImageDataset, chunks: Any) -> None:
@@ -88,10 +104,20 @@ class _Batches(torch.utils.data.Dataset[tuple[Tensor, Tensor]]):
     def __len__(self) -> int:
         return len(self.chunks)
 
-    def __getitem__(self, i: int) -> tuple[Tensor, Tensor]:
-        return self.data.batch(self.chunks[i])
+    def __getitem__(self, i: int) -> tuple[Tensor, Tensor] | DataError:
+        try:
+            return self.data.batch(self.chunks[i])
+        except DataError as error:
+            return error  # raised by a worker, it would reach the user as the text of a traceback
 
 
-def batches(data: ImageDataset, chunks: Any, workers: int) -> Any:
-    """Iterate over images (B, 3, S, S) and labels (B,) of the index tensors `chunks`, read by `workers`."""
-    return torch.utils.data.DataLoader(_Batches(data, chunks), batch_size=None, num_workers=workers)
+def batches(data: ImageDataset, chunks: Any, workers: int) -> Iterator[tuple[Tensor, Tensor]]:
+    """Iterate over images (B, 3, S, S) and labels (B,) of the index tensors `chunks`, read by `workers`.
+
+    Raises:
+        DataError: an image is broken.
+    """
+    for batch in torch.utils.data.DataLoader(_Batches(data, chunks), batch_size=None, num_workers=workers):
+        if isinstance(batch, DataError):
+            raise batch
+        yield batch

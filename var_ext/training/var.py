@@ -12,14 +12,15 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from var_ext.data import load_dataset
+from var_ext.data import ImageDataset, load_dataset
 from var_ext.hub import load_tokenizer, save_model
 from var_ext.models import VAR, VQVAE
 from var_ext.schedule import ScaleSchedule
+from var_ext.training.checkpoint import DIGESTS
 from var_ext.training.loop import Moment, Task, fit, prepare
-from var_ext.training.optim import Ema, averaged, cosine, linear_factor, param_groups, set_rates
+from var_ext.training.optim import Ema, averaged, cosine, in_place, linear_factor, param_groups, set_rates
 from var_ext.training.recipes import VARRecipe
-from var_ext.training.tokens import cached_tokens, digest_of
+from var_ext.training.tokens import BATCH, cached_tokens, digest_of, digests_of
 
 BETAS = (0.9, 0.95)
 NEW_SCALE_WARMUP = 1 / 300  # share of the steps in which the loss weight of a new scale rises to 1
@@ -87,24 +88,16 @@ class VARTask(Task):
         self.vae = vae.to(self.device).eval()
         self.schedule: ScaleSchedule = vae.schedule
         size = self.schedule.side * vae.downsample
-        train = load_dataset(data, "train", size, augment=recipe.augment, seed=recipe.seed)
-        val = load_dataset(data, "val", size)
-        self.class_names = train.class_names
-        self.pins = {
-            "kind": "var", "data": train.fingerprint(), "tokenizer": digest_of(vae), "recipe": recipe.pinned()
-        }  # fmt: skip
-        copies = recipe.copies if recipe.augment > 0 else 1
-        self.tokens, self.labels = cached_tokens(
-            vae, train, cache, copies=copies, workers=recipe.workers, progress=progress
-        )
-        self.val_tokens, self.val_labels = cached_tokens(
-            vae, val, cache, workers=recipe.workers, progress=progress
-        )
-        self.num_items = len(train)
+        self.train_data = load_dataset(data, "train", size, augment=recipe.augment, seed=recipe.seed)
+        self.val_data = load_dataset(data, "val", size)
+        self.num_items, self.class_names = len(self.train_data), self.train_data.class_names
+        self.cache, self.progress = cache, progress
+        digests = digests_of(self.train_data, self.val_data) | {"tokenizer": digest_of(vae)}
+        self.pins = {"kind": "var", DIGESTS: digests, "recipe": recipe.pinned()}
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(recipe.seed)
             self.var = VAR(
-                self.vae, num_classes=train.num_classes, depth=recipe.depth, embed_dim=recipe.embed_dim,
+                self.vae, num_classes=self.train_data.num_classes, depth=recipe.depth, embed_dim=recipe.embed_dim,
                 num_heads=recipe.num_heads, mlp_ratio=recipe.mlp_ratio, drop_rate=recipe.drop_rate,
                 drop_path_rate=recipe.drop_path_rate, shared_aln=recipe.shared_aln,
                 cond_drop_rate=recipe.cond_drop_rate, attn_l2_norm=recipe.attn_l2_norm,
@@ -120,6 +113,19 @@ class VARTask(Task):
         self.optimizer = torch.optim.AdamW(param_groups(self.var), lr=recipe.base_lr, betas=BETAS, fused=True)
         self.ema = Ema(self.var, recipe.ema) if recipe.ema > 0 else None
 
+    def load_data(self) -> None:
+        """Tokens of the training images (copies, N, L) and of the validation images (1, N, L)."""
+        recipe = self.recipe
+
+        def tokens(data: ImageDataset, copies: int) -> tuple[Tensor, Tensor]:
+            return cached_tokens(
+                self.vae, data, self.cache, copies=copies, batch_size=min(BATCH, recipe.batch_size),
+                workers=recipe.workers, progress=self.progress,
+            )  # fmt: skip
+
+        self.val_tokens, self.val_labels = tokens(self.val_data, 1)
+        self.tokens, self.labels = tokens(self.train_data, recipe.copies if recipe.augment > 0 else 1)
+
     def feed(self, epoch: int, batches: Tensor) -> Iterable[tuple[Tensor, Tensor]]:
         """Tokens (B, L) int64 and labels (B,); each epoch takes another augmented version of an image."""
         for rows in batches:
@@ -131,7 +137,7 @@ class VARTask(Task):
         self.var.train()
         factor = linear_factor(at.step, at.total, warmup=recipe.warmup, end=recipe.lr_end)
         decay = cosine(at.step / max(1, at.total - 1), recipe.weight_decay, recipe.weight_decay_end)
-        set_rates(self.optimizer, recipe.base_lr * recipe.batch_size / 256 * factor, decay)
+        set_rates(self.optimizer, recipe.base_lr * len(labels) / 256 * factor, decay)
         last, weight = progressive(at.progress, len(self.schedule), recipe.pg, recipe.pg0, recipe.warmup)
         logits, targets = self.forward(tokens, labels, last)  # (B, L', V), (B, L')
         losses = token_losses(logits, targets, recipe.label_smoothing)
@@ -171,19 +177,17 @@ class VARTask(Task):
 
         With the weights that are kept; no label is dropped and nothing is smoothed.
         """
-        current = averaged(self.var, None)
-        self.var.load_state_dict(self.weights())
         self.var.eval()
         losses, hits, found = [], [], []
-        for where in torch.arange(len(self.val_labels)).split(self.recipe.batch_size):
-            tokens = self.val_tokens[0, where].long().to(self.device)
-            logits, targets = self.forward(
-                tokens, self.val_labels[where].to(self.device), len(self.schedule) - 1
-            )
-            losses.append(token_losses(logits, targets, 0.0))
-            found.append(logits.argmax(-1))
-            hits.append((found[-1] == targets).float())
-        self.var.load_state_dict(current)
+        with in_place(self.var, self.ema):
+            for where in torch.arange(len(self.val_labels)).split(self.recipe.batch_size):
+                tokens, labels = self.val_tokens[0, where].long(), self.val_labels[where]
+                logits, targets = self.forward(
+                    tokens.to(self.device), labels.to(self.device), len(self.schedule) - 1
+                )
+                losses.append(token_losses(logits, targets, 0.0))
+                found.append(logits.argmax(-1))
+                hits.append((found[-1] == targets).float())
         loss, hit = torch.cat(losses).mean(0), 100 * torch.cat(hits).mean(0)  # (L,)
         tail = self.schedule.slices[-1]
         return {
