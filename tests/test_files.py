@@ -2,9 +2,7 @@
 
 import errno
 import os
-import resource
 import threading
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -12,6 +10,7 @@ import safetensors
 import safetensors.torch
 import torch
 
+from tests.disk import small_disk
 from var_ext.files import (
     CheckpointError,
     atomic_write,
@@ -21,15 +20,6 @@ from var_ext.files import (
     save_tensors,
     write_json,
 )
-
-
-@pytest.fixture
-def small_files() -> Iterator[None]:
-    """Lets this process write no file beyond 4096 bytes: writes fail in the kernel, part way through."""
-    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
-    resource.setrlimit(resource.RLIMIT_FSIZE, (4096, hard))
-    yield
-    resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
 
 
 def test_write_appears_whole_and_leaves_nothing_else(tmp_path: Path) -> None:
@@ -63,10 +53,11 @@ def test_error_in_the_block_keeps_the_old_file(tmp_path: Path, error: BaseExcept
     assert os.listdir(tmp_path) == ["a"]
 
 
-def test_write_that_fails_in_the_kernel_keeps_the_old_file(tmp_path: Path, small_files: None) -> None:
+def test_write_that_fails_in_the_kernel_keeps_the_old_file(tmp_path: Path) -> None:
     target = tmp_path / "weights.safetensors"
     save_tensors(target, {"a": torch.arange(8.0)})
-    with pytest.raises(CheckpointError, match=r"weights\.safetensors: File too large; .* unchanged"):
+    match = r"weights\.safetensors: File too large; .* unchanged"
+    with small_disk(), pytest.raises(CheckpointError, match=match):
         save_tensors(target, {"a": torch.zeros(100_000)})
     assert torch.equal(load_tensors(target)["a"], torch.arange(8.0))
     assert os.listdir(tmp_path) == [target.name]

@@ -1,6 +1,5 @@
 """A data set and recipes so small that a whole training takes a second."""
 
-import resource
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -19,15 +18,6 @@ def one_thread() -> Iterator[None]:
     torch.set_num_threads(1)
     yield
     torch.set_num_threads(threads)
-
-
-@pytest.fixture
-def small_disk() -> Iterator[None]:
-    """No file of this process grows beyond 4096 bytes: the kernel fails the write part way through."""
-    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
-    resource.setrlimit(resource.RLIMIT_FSIZE, (4096, hard))
-    yield
-    resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
 
 
 @pytest.fixture(scope="session")

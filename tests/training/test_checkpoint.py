@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 import torch
 
+from tests.disk import small_disk
 from var_ext.files import CheckpointError
 from var_ext.training.checkpoint import DIGESTS, FORMAT, load_checkpoint, save_checkpoint
 
@@ -80,10 +81,9 @@ def test_a_file_with_code_is_refused_and_the_code_does_not_run(tmp_path: Path) -
     assert not (tmp_path / "ran").exists()
 
 
-@pytest.mark.usefixtures("small_disk")
 def test_a_full_disk_keeps_the_old_checkpoint(saved: Path) -> None:
     before = saved.read_bytes()
-    with pytest.raises(CheckpointError, match=r"could not write .*last\.ckpt"):
+    with small_disk(), pytest.raises(CheckpointError, match=r"could not write .*last\.ckpt"):
         save_checkpoint(saved, PINS, 8, {"w": torch.zeros(100_000)})
     assert saved.read_bytes() == before
     assert os.listdir(saved.parent) == [saved.name]

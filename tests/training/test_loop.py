@@ -9,6 +9,7 @@ import pytest
 import torch
 from torch import Tensor
 
+from tests.disk import small_disk
 from var_ext.files import CheckpointError
 from var_ext.training.loop import Moment, Task, epoch_batches, fit, step_seed
 from var_ext.training.recipes import Recipe
@@ -139,9 +140,9 @@ def test_a_step_that_is_not_logged_cannot_spoil_the_checkpoint(tmp_path: Path) -
     assert torch.load(tmp_path / "last.ckpt", weights_only=True)["step"] == 6
 
 
-@pytest.mark.usefixtures("small_disk")
 def test_a_disk_that_fills_up_is_named_and_the_run_can_go_on(tmp_path: Path) -> None:
-    with pytest.raises(CheckpointError, match=r"could not write .*log\.jsonl: File too large"):
+    match = r"could not write .*log\.jsonl: File too large"
+    with small_disk(), pytest.raises(CheckpointError, match=match):
         fit(Toy(epochs=40), tmp_path, progress=False)
     assert torch.load(tmp_path / "last.ckpt", weights_only=True)["step"] > 20
 
