@@ -47,17 +47,17 @@ def entry(op: str, shape: str, competitor: str, lap: int, seconds: float, **extr
     return {"stats": {"median": seconds}, "extra_info": {**known, **extra}}
 
 
+def render(report: dict[str, object], folder: Path) -> subprocess.CompletedProcess[str]:
+    """The program on a report; the page goes to `folder`/page.md."""
+    source, page = folder / "report.json", folder / "page.md"
+    source.write_text(json.dumps(report), encoding="utf-8")
+    command = [sys.executable, "benchmarks/render.py", source, "--out", page]
+    return subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=60, check=False)
+
+
 def test_a_partial_run_makes_no_page(tmp_path: Path) -> None:
     report = {"benchmarks": [entry("adaln", "2 x 3", "var_ext", 0, 1e-3)]}
-    (tmp_path / "report.json").write_text(json.dumps(report), encoding="utf-8")
-    command = [
-        sys.executable,
-        "benchmarks/render.py",
-        tmp_path / "report.json",
-        "--out",
-        tmp_path / "page.md",
-    ]
-    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=60, check=False)
+    done = render(report, tmp_path)
     assert done.returncode == 1 and not (tmp_path / "page.md").exists()
     assert done.stderr.startswith("the run must include bench_limits.py, got no copy of 256 MiB")
 
@@ -94,15 +94,7 @@ def test_the_page_shows_the_figures(tmp_path: Path, load: float, busy: bool) -> 
         "datetime": "2026-01-02T03:04:05",
         "benchmarks": [*limits, *timed, *drawn],
     }
-    (tmp_path / "report.json").write_text(json.dumps(report), encoding="utf-8")
-    command = [
-        sys.executable,
-        "benchmarks/render.py",
-        tmp_path / "report.json",
-        "--out",
-        tmp_path / "page.md",
-    ]
-    subprocess.run(command, cwd=ROOT, check=True, capture_output=True, timeout=60)
+    assert render(report, tmp_path).returncode == 0
     page = (tmp_path / "page.md").read_text(encoding="utf-8")
     # the median lap took 2 ms: 2 times the reference, 1.5 times the best; half of what the product allows
     assert "| 7 x 5 | 2.00 ms | 4.00 ms | 3.00 ms | 2.00 | 1.50 | 0.50 | 50.0 | 50% |" in page

@@ -7,6 +7,7 @@ import torch
 
 import var_ext
 import var_ext.data
+from tests.threads import threads
 from var_ext import backend
 from var_ext.evaluation import DigitsJudge
 from var_ext.evaluation.digits import compare_frechet, compare_neighbours, draw
@@ -34,16 +35,12 @@ def test_every_bundled_model_loads_and_has_a_card():
         assert len(sizes) == 2 and sum(sizes) < 8_000_000
 
 
-@pytest.mark.parametrize("threads", [1, 2])
+@pytest.mark.parametrize("count", [1, 2])
 @pytest.mark.parametrize("batch", [1, 7, 64])
-def test_an_image_is_its_own_whatever_the_batch(sampler, tokens, batch, threads):
+def test_an_image_is_its_own_whatever_the_batch(sampler, tokens, batch, count):
     order = torch.randperm(64, generator=torch.Generator().manual_seed(batch))
-    before = torch.get_num_threads()
-    torch.set_num_threads(threads)
-    try:
+    with threads(count):
         drawn = sampler.tokens(LABELS[order], SEEDS[order], batch_size=batch)
-    finally:
-        torch.set_num_threads(before)
     assert torch.equal(drawn, tokens[order])
 
 

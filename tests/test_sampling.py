@@ -6,6 +6,7 @@ import pytest
 import torch
 
 from tests.models.conftest import small_pair
+from tests.threads import threads
 from var_ext import Sampler, backend
 
 
@@ -23,19 +24,15 @@ def alone(sampler) -> torch.Tensor:
     return torch.cat([sampler.tokens(int(a), int(s)) for a, s in zip(LABELS, SEEDS, strict=True)])
 
 
-@pytest.mark.parametrize("threads", [1, 2])
+@pytest.mark.parametrize("count", [1, 2])
 @pytest.mark.parametrize("batch", [1, 7, 64])
 @pytest.mark.parametrize("shuffled", [False, True])
-def test_an_image_does_not_depend_on_its_batch(sampler, alone, batch, shuffled, threads):
+def test_an_image_does_not_depend_on_its_batch(sampler, alone, batch, shuffled, count):
     order = (
         torch.randperm(64, generator=torch.Generator().manual_seed(batch)) if shuffled else torch.arange(64)
     )
-    before = torch.get_num_threads()
-    torch.set_num_threads(threads)
-    try:
+    with threads(count):
         tokens = sampler.tokens(LABELS[order], SEEDS[order], batch_size=batch)
-    finally:
-        torch.set_num_threads(before)
     assert torch.equal(tokens, alone[order])
 
 

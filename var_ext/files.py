@@ -33,6 +33,11 @@ class CheckpointError(RuntimeError):
     """A file cannot be read, written, fetched or used; the message says which and why."""
 
 
+def first_line(error: Exception) -> str:
+    """What a library's error says, without the advice that follows."""
+    return (str(error).strip().splitlines() or [type(error).__name__])[0].rstrip(".")
+
+
 @contextmanager
 def atomic_write(path: str | os.PathLike[str]) -> Iterator[BinaryIO]:
     """Yields a binary handle whose content appears under `path` all at once when the block ends well.

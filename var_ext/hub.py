@@ -12,7 +12,7 @@ from typing import Any
 import torch
 
 from var_ext import backend, folder, published
-from var_ext.files import CheckpointError
+from var_ext.files import CheckpointError, first_line
 from var_ext.folder import save_model
 from var_ext.models import VAR, VQVAE
 from var_ext.published import published_config
@@ -239,11 +239,7 @@ def _fetch(repository: str, file: str, hint: str = "") -> Path:
         local = "" if hint else f" Nor is there a folder {repository!r} here."
         raise CheckpointError(
             f"could not get {file} of https://huggingface.co/{repository}{offline}: "
-            f"{_first_line(error)}.{local} Without a network, fetch it on another machine with "
+            f"{first_line(error)}.{local} Without a network, fetch it on another machine with "
             f"`hf download {repository} {file}` and copy the "
             f"cache folder to {constants.HF_HUB_CACHE} (or point HF_HUB_CACHE to it).{hint}"
         ) from error
-
-
-def _first_line(error: Exception) -> str:
-    return (str(error).strip().splitlines() or [type(error).__name__])[0].rstrip(".")

@@ -14,6 +14,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from tests.golden import weights
+from tests.threads import threads
 from var_ext import backend
 from var_ext.models import VAR, VQVAE
 
@@ -53,13 +54,10 @@ def load_case(name: str) -> tuple[dict[str, Any], dict[str, np.ndarray], VQVAE, 
 @pytest.fixture(params=[(case, choice) for case in CASES for choice in backend.CHOICES], ids="-".join)
 def golden(request):
     case, choice = request.param
-    before = torch.get_num_threads()
     # As the answers were made: a matrix product's last bits depend on its threads, and `more_smooth` magnifies them
     # a thousandfold (the official code on one thread is off by 9e-4 in shared512).
-    torch.set_num_threads(2)
-    with backend.force(choice):
+    with threads(2), backend.force(choice):
         yield load_case(case)
-    torch.set_num_threads(before)
     load_case(case)[2].requires_grad_(False)
 
 

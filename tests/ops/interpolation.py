@@ -15,6 +15,7 @@ from torch.nn import functional as F
 
 import var_ext
 from tests.ops import oracle
+from tests.threads import threads
 from var_ext import backend, ops
 
 Size = tuple[int, int]
@@ -103,13 +104,10 @@ class InterpolationTests:
     def test_thread_count_changes_nothing(self) -> None:
         source, target = self.few[0]
         x = torch.randn(8, 32, *source)
-        before, results = torch.get_num_threads(), []
-        try:
-            for threads in (1, 2, 3):
-                torch.set_num_threads(threads)
+        results = []
+        for count in (1, 2, 3):
+            with threads(count):
                 results.append(self.run(x, target))
-        finally:
-            torch.set_num_threads(before)
         assert torch.equal(results[0], results[1])
         assert torch.equal(results[0], results[2])
 

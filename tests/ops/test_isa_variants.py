@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from tests.threads import threads
 from var_ext import _C
 from var_ext.ops._native import view
 
@@ -226,13 +227,10 @@ def test_thread_count_changes_no_bit() -> None:
             results.append(resampled(f"{name}_backward", x, torch.empty(5, 33, 64, 23)))
         return results
 
-    before, runs = torch.get_num_threads(), []
-    try:
-        for threads in (1, 2, 3):
-            torch.set_num_threads(threads)
+    runs = []
+    for count in (1, 2, 3):
+        with threads(count):
             runs.append(run())
-    finally:
-        torch.set_num_threads(before)
     for other in runs[1:]:
         assert all(torch.equal(a, b) for a, b in zip(runs[0], other, strict=True))
 

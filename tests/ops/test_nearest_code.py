@@ -5,6 +5,7 @@ import torch
 from torch import Tensor
 
 import var_ext
+from tests.threads import threads
 from var_ext import backend, ops
 
 SIZES = [
@@ -87,13 +88,10 @@ def test_strided_views(either_backend: str) -> None:
 
 def test_thread_count_changes_nothing() -> None:
     x, codebook = torch.randn(301, 32), torch.randn(4096, 32)
-    before, results = torch.get_num_threads(), []
-    try:
-        for threads in (1, 2, 3):
-            torch.set_num_threads(threads)
+    results = []
+    for count in (1, 2, 3):
+        with threads(count):
             results.append(ops.nearest_code(x, codebook))
-    finally:
-        torch.set_num_threads(before)
     assert torch.equal(results[0], results[1])
     assert torch.equal(results[0], results[2])
 

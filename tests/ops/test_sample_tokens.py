@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from tests.ops import oracle
+from tests.threads import threads
 from var_ext import ops
 from var_ext.reference.sample_tokens import philox4x32
 
@@ -214,13 +215,10 @@ def test_same_seed_same_draws_other_seed_others(either_backend: str) -> None:
 
 def test_thread_count_changes_nothing(either_backend: str) -> None:
     logits = torch.randn(4, 100, 1000)
-    before, results = torch.get_num_threads(), []
-    try:
-        for threads in (1, 2, 3):
-            torch.set_num_threads(threads)
+    results = []
+    for count in (1, 2, 3):
+        with threads(count):
             results.append(ops.sample_tokens(logits, torch.arange(4), scale_index=0, top_k=900, top_p=0.96))
-    finally:
-        torch.set_num_threads(before)
     assert torch.equal(results[0], results[1])
     assert torch.equal(results[0], results[2])
 

@@ -5,19 +5,17 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-import torch
 from PIL import Image
 
+from tests.threads import threads
 from var_ext.training import TokenizerRecipe, VARRecipe, train_tokenizer
 
 
 @pytest.fixture(autouse=True)
 def one_thread() -> Iterator[None]:
     """Models this small are slower on more threads, and sums keep one order."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
+    with threads(1):
+        yield
 
 
 @pytest.fixture(scope="session")

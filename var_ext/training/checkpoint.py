@@ -11,7 +11,7 @@ from typing import Any
 
 import torch
 
-from var_ext.files import CheckpointError, atomic_write
+from var_ext.files import CheckpointError, atomic_write, first_line
 
 FORMAT = "var_ext/train/1"
 DIGESTS = "digests"  # the pin whose entries are digests, by names a reader understands ("training images")
@@ -51,7 +51,7 @@ def load_checkpoint(path: Path, pins: Mapping[str, Any]) -> tuple[int, dict[str,
     # torch reports broken and foreign files by many classes: zip, pickle, EOF and runtime errors
     except Exception as error:
         raise CheckpointError(
-            f"{wanted}, got a file that cannot be read as one: {_first_line(error)}"
+            f"{wanted}, got a file that cannot be read as one: {first_line(error)}"
         ) from error
     match content:
         case {"format": came, "pins": dict(found), "step": int(step), "state": dict(state)} if came == FORMAT:
@@ -82,7 +82,3 @@ def _differences(wanted: Mapping[str, Any], came: Mapping[str, Any], prefix: str
                 f"{key} changed" if prefix == f"{DIGESTS}." else f"wanted {prefix}{key} = {a}, got {b}"
             )
     return lines
-
-
-def _first_line(error: Exception) -> str:
-    return str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
