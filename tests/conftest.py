@@ -7,7 +7,7 @@ from collections.abc import Iterator
 import pytest
 import torch
 
-from var_ext import backend
+from var_ext import _C, backend
 
 pytest.register_assert_rewrite("tests.ops.oracle", "tests.ops.interpolation")
 
@@ -26,3 +26,13 @@ def pytest_configure() -> None:
 @pytest.fixture(autouse=True)
 def _fixed_seed() -> None:
     torch.manual_seed(0)
+
+
+@pytest.fixture(params=_C.cpu_info()["isa"])
+def each_isa(request: pytest.FixtureRequest) -> Iterator[str]:
+    """The native backend on each variant of the CPU kernels that this processor runs."""
+    before = _C.isa()
+    _C.set_isa(request.param)
+    with backend.force("native"):
+        yield request.param
+    _C.set_isa(before)

@@ -14,10 +14,13 @@ bool cpu_has([[maybe_unused]] Isa isa) {
     // __builtin_cpu_supports asks the operating system too: the registers must survive a context switch.
     __builtin_cpu_init();
     const bool avx2 = __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma");
+    const bool avx512 = avx2 && __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
+                        __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512vl");
     switch (isa) {
+        case Isa::avx512_bf16:
+            return avx512 && __builtin_cpu_supports("avx512bf16");
         case Isa::avx512:
-            return avx2 && __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
-                   __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512vl");
+            return avx512;
         case Isa::avx2:
             return avx2;
         case Isa::portable:
@@ -42,13 +45,15 @@ const char* isa_name(Isa isa) {
             return "avx2";
         case Isa::avx512:
             return "avx512";
+        case Isa::avx512_bf16:
+            return "avx512_bf16";
     }
     return "unknown";
 }
 
 std::vector<Isa> supported_isas() {
     std::vector<Isa> found;
-    for (Isa isa : {Isa::portable, Isa::avx2, Isa::avx512}) {
+    for (Isa isa : {Isa::portable, Isa::avx2, Isa::avx512, Isa::avx512_bf16}) {
         if (cpu_has(isa)) found.push_back(isa);
     }
     return found;

@@ -6,7 +6,7 @@
 
 namespace var_ext {
 
-enum class Isa { portable, avx2, avx512 };
+enum class Isa { portable, avx2, avx512, avx512_bf16 };
 
 const char* isa_name(Isa isa);
 std::vector<Isa> supported_isas();        // compiled in and offered by this processor, weakest first
@@ -15,8 +15,10 @@ void force_isa(const std::string& name);  // throws std::invalid_argument that n
 void force_isa_from_environment();        // VAR_EXT_ISA, if it is set and not empty
 
 template <class T>
-const T& select_variant(const T& portable, const T& avx2, const T& avx512) {
+const T& select_variant(const T& portable, const T& avx2, const T& avx512, const T& avx512_bf16) {
     switch (current_isa()) {
+        case Isa::avx512_bf16:
+            return avx512_bf16;
         case Isa::avx512:
             return avx512;
         case Isa::avx2:
@@ -27,11 +29,16 @@ const T& select_variant(const T& portable, const T& avx2, const T& avx512) {
     return portable;
 }
 
-// The table of function pointers NAME_portable, NAME_avx2 or NAME_avx512 to use now.
+// The table of function pointers NAME_portable, NAME_avx2 or NAME_avx512 to use now; the second form is for
+// kernels with a variant of their own for dot products of bf16, NAME_avx512_bf16.
 #if defined(VAR_EXT_X86_VARIANTS)
-#define VAR_EXT_SELECT(name) ::var_ext::select_variant(name##_portable, name##_avx2, name##_avx512)
+#define VAR_EXT_SELECT(name) \
+    ::var_ext::select_variant(name##_portable, name##_avx2, name##_avx512, name##_avx512)
+#define VAR_EXT_SELECT_BF16(name) \
+    ::var_ext::select_variant(name##_portable, name##_avx2, name##_avx512, name##_avx512_bf16)
 #else
 #define VAR_EXT_SELECT(name) (name##_portable)
+#define VAR_EXT_SELECT_BF16(name) (name##_portable)
 #endif
 
 }  // namespace var_ext

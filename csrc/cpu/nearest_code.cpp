@@ -2,10 +2,9 @@
 
 #include <algorithm>
 #include <cmath>
-#include <memory>
-#include <new>
 #include <vector>
 
+#include "common/buffer.h"
 #include "common/cpu_features.h"
 #include "common/parallel.h"
 #include "cpu/nearest_code.h"
@@ -14,20 +13,10 @@ namespace var_ext::cpu {
 
 namespace {
 
-constexpr std::align_val_t alignment{64};  // a cache line, and the widest vector
-struct Release {
-    void operator()(float* memory) const { ::operator delete(memory, alignment); }
-};
-using Buffer = std::unique_ptr<float, Release>;
-
-Buffer allocate(int64_t count) {
-    return Buffer(static_cast<float*>(::operator new(static_cast<size_t>(count) * sizeof(float), alignment)));
-}
-
 // The codebook as (panels, C, L), L codes side by side, with the part of the score that does not depend on x.
 struct PackedCodebook {
     int64_t panel_count;
-    Buffer panels, bias;
+    Buffer<float> panels, bias;
     float size = 0;  // the largest sum |e| over the codes; NaN if one holds a NaN
 };
 
@@ -35,8 +24,8 @@ PackedCodebook pack_codebook(const NearestCodeParams& p, const NearestCodeKernel
     const int64_t width = kernel.code_block;
     PackedCodebook packed;
     packed.panel_count = (p.v + width - 1) / width;
-    packed.panels = allocate(packed.panel_count * p.c * width);
-    packed.bias = allocate(packed.panel_count * width);
+    packed.panels = allocate<float>(packed.panel_count * p.c * width);
+    packed.bias = allocate<float>(packed.panel_count * width);
     std::vector<float> sizes(packed.panel_count);
     parallel_for(thread_count(packed.panel_count, width * p.c), packed.panel_count, [&](int64_t i, int) {
         sizes[i] = kernel.pack(p, i * width, std::min(width, p.v - i * width),
@@ -94,7 +83,7 @@ void nearest_code(const NearestCodeParams& p) {
 
     const int64_t blocks = (p.n + block - 1) / block;
     const int threads = thread_count(blocks, block * packed.panel_count * p.c);
-    const Buffer scratch = allocate(threads * block * p.c);
+    const Buffer<float> scratch = allocate<float>(threads * block * p.c);
     std::vector<int32_t> found(threads * block);
     std::vector<float> sizes(threads * block);
 

@@ -1,10 +1,9 @@
 #include "cpu/resample.h"
 
 #include <algorithm>
-#include <memory>
-#include <new>
 #include <utility>
 
+#include "common/buffer.h"
 #include "common/cpu_features.h"
 #include "common/parallel.h"
 
@@ -41,8 +40,6 @@ void rows_needed(const AxisTable<T>& y, ResampleStrip<T>& strip) {
     strip.in_end = begin == end ? 0 : *high + 1;
 }
 
-constexpr size_t alignment = 64;  // a cache line, and the widest vector
-
 template <class T>
 void run(const ResampleParams& p, MakeAxis<T> make, Pass pass, int64_t lanes,
          void (*kernel)(const ResampleStrip<T>&)) {
@@ -75,11 +72,7 @@ void run(const ResampleParams& p, MakeAxis<T> make, Pass pass, int64_t lanes,
     const int64_t packed = most_rows * p.in_w * lanes;
     const int64_t wide = most_rows * p.out_w * lanes;
     const int64_t done = strip_rows * p.out_w * lanes;
-    const std::align_val_t align{alignment};
-    const auto release = [align](T* memory) { ::operator delete(memory, align); };
-    const size_t bytes = static_cast<size_t>(threads * (packed + wide + done)) * sizeof(T);
-    const std::unique_ptr<T, decltype(release)> scratch(static_cast<T*>(::operator new(bytes, align)),
-                                                        release);
+    const Buffer<T> scratch = allocate<T>(threads * (packed + wide + done));
 
     parallel_for(threads, tasks, [&](int64_t task, int thread) {
         ResampleStrip<T> strip = strips[task % strip_count];

@@ -62,8 +62,8 @@ def register_interpolation(op: str, reference: Callable[[Tensor, tuple[int, int]
         fallback=reference_backward,
         fake=fake,
     )
-    differentiate(op, gradient, setup_context)
-    differentiate(f"{op}_backward", double_gradient, setup_context)
+    differentiate(op, gradient, setup_context, twice=True)
+    differentiate(f"{op}_backward", double_gradient, setup_context, twice=True)
 
 
 def _is_channels_last(x: Tensor) -> bool:

@@ -11,6 +11,7 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
+from torch.autograd.function import once_differentiable
 
 from var_ext import backend
 
@@ -24,19 +25,68 @@ def compose(schema: str, body: Body) -> None:
     _LIBRARY.impl(_name(schema), body, "CompositeImplicitAutograd")
 
 
-def implement(op: str, schema: str, *, native: Body | None, fallback: Body, fake: Body) -> None:
-    """Register one callable of `op` (its forward, its backward...) for CPU and CUDA."""
+def implement(
+    op: str, schema: str, *, native: Body | None, fallback: Body, fake: Body, float64: bool = True
+) -> None:
+    """Register one callable of `op` (its forward, its backward...) for CPU and CUDA.
+
+    Args:
+        native: calls the kernel; None where none exists on any device.
+        float64: whether the kernel takes float64. If not, such calls, known by their first tensor, take the
+            fallback: they serve checks of gradients.
+    """
     _LIBRARY.define(schema)
     name = _name(schema)
     for device in backend.DEVICES:
-        has_kernel = native is not None and device in backend.kernel_devices(op)
-        _LIBRARY.impl(name, native if has_kernel else fallback, device.upper())
+        body = native if native is not None and device in backend.kernel_devices(op) else fallback
+        if body is native and not float64:
+            body = _unless_float64(body, fallback)
+        _LIBRARY.impl(name, body, device.upper())
     torch.library.register_fake(f"var_ext::{name}", fake, lib=_LIBRARY)
 
 
-def differentiate(name: str, backward: Body, setup_context: Body) -> None:
-    """Attach the gradient of a registered op."""
-    torch.library.register_autograd(f"var_ext::{name}", backward, setup_context=setup_context, lib=_LIBRARY)
+def _unless_float64(native: Body, fallback: Body) -> Body:
+    def body(x: torch.Tensor, *rest: Any) -> Any:
+        return fallback(x, *rest) if x.dtype == torch.float64 else native(x, *rest)
+
+    return body
+
+
+def differentiate(name: str, backward: Body, setup_context: Body, *, twice: bool = False) -> None:
+    """Attach the gradient of a registered op.
+
+    What `torch.library.register_autograd` does, without its bookkeeping of keyword arguments: half the time of a
+    call.
+
+    Args:
+        backward: (ctx, *gradients of the outputs) -> gradient of each input.
+        setup_context: (ctx, inputs, output), saves what `backward` needs.
+        twice: whether `backward` is made of differentiable ops; if not, a second derivative is an error.
+    """
+    op = getattr(torch.ops.var_ext, name).default
+
+    def forward(ctx: Any, *inputs: Any) -> Any:
+        with torch._C._AutoDispatchBelowAutograd():
+            output = op(*inputs)
+        setup_context(ctx, inputs, output)
+        return output
+
+    node: Any = type(
+        f"{name}_node",
+        (torch.autograd.Function,),
+        {
+            "forward": staticmethod(forward),
+            "backward": staticmethod(backward if twice else once_differentiable(backward)),
+        },
+    )
+
+    def call(*inputs: Any) -> Any:
+        if torch.is_grad_enabled() and torch._C._any_requires_grad(*inputs):
+            return node.apply(*inputs)
+        with torch._C._AutoDispatchBelowAutograd():
+            return op(*inputs)
+
+    _LIBRARY.impl(name, call, "Autograd")
 
 
 def _name(schema: str) -> str:
