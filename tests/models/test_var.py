@@ -8,6 +8,7 @@ from torch.nn import functional as F
 
 from tests.models.conftest import small_pair
 from var_ext import backend
+from var_ext.models.var import Stream
 
 
 def teacher_forcing(vae, var, batch=3):
@@ -24,7 +25,8 @@ def test_a_block_compiles_without_graph_breaks(choice, shared):
     x, cond = (torch.randn(2, var.L, var.C), torch.randn(2, 6 * var.C if shared else var.C))
 
     def forward(x, cond):
-        return block(x, block.modulation(cond, x.dtype), var.schedule)
+        stream = block(Stream(x), block.modulation(cond, x.dtype), var.schedule)
+        return stream.x + stream.gate[:, None] * stream.branch
 
     with backend.force(choice):
         torch._dynamo.reset()

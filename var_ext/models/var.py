@@ -9,7 +9,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any, cast
+from typing import Any, NamedTuple, cast
 
 import torch
 from torch import Tensor, nn
@@ -32,6 +32,28 @@ class KVCache:
     k: Tensor
     v: Tensor
     length: int = 0
+
+
+class Stream(NamedTuple):
+    """The residual stream x (B, L, C), with the last branch (B, L, C) and its gate (B, C) still to be added.
+
+    Whoever reads it next adds them on the way: one pass over memory for the sum and the norm after it.
+    """
+
+    x: Tensor
+    branch: Tensor | None = None
+    gate: Tensor | None = None
+
+    def to(self, dtype: torch.dtype) -> Stream:
+        """The same in another dtype."""
+        branch = None if self.branch is None else self.branch.to(dtype)
+        return Stream(self.x.to(dtype), branch, None if self.gate is None else self.gate.to(dtype))
+
+    def normed(self, scale: Tensor, shift: Tensor, eps: float) -> tuple[Tensor, Tensor]:
+        """The sum, and its modulated norm."""
+        if self.branch is None or self.gate is None:
+            return self.x, ops.adaln(self.x, scale, shift, eps=eps)
+        return ops.adaln(self.x, scale, shift, branch=self.branch, gate=self.gate, eps=eps)
 
 
 class DropPath(nn.Module):
@@ -137,11 +159,12 @@ class AdaLNSelfAttn(nn.Module):
         six = six.unflatten(-1, (6, -1))  # (B, 6, C)
         return (six + self.ada_gss[0] if self.shared_aln else six).to(dtype).unbind(1)
 
-    def forward(self, x: Tensor, modulation: Modulation, context: ScaleSchedule | KVCache) -> Tensor:
+    def forward(self, stream: Stream, modulation: Modulation, context: ScaleSchedule | KVCache) -> Stream:
         gamma1, gamma2, scale1, scale2, shift1, shift2 = modulation
-        branch = self.attn(ops.adaln(x, scale1, shift1, eps=self.norm_eps), context)
-        x, h = ops.adaln(x, scale2, shift2, branch=branch, gate=self.drop_path(gamma1), eps=self.norm_eps)
-        return x + self.drop_path(gamma2)[:, None] * self.ffn(h)  # (B, L, C)
+        x, h = stream.normed(scale1, shift1, self.norm_eps)
+        stream = Stream(x, self.attn(h, context), self.drop_path(gamma1))
+        x, h = stream.normed(scale2, shift2, self.norm_eps)
+        return Stream(x, self.ffn(h), self.drop_path(gamma2))
 
 
 class AdaLNBeforeHead(nn.Module):
@@ -156,8 +179,9 @@ class AdaLNBeforeHead(nn.Module):
         """scale, shift, (B, C) each."""
         return self.ada_lin(cond).unflatten(-1, (2, -1)).to(dtype).unbind(1)
 
-    def forward(self, x: Tensor, modulation: Modulation) -> Tensor:
-        return ops.adaln(x, *modulation, eps=self.norm_eps)
+    def forward(self, stream: Stream, modulation: Modulation) -> Tensor:
+        scale, shift = modulation
+        return stream.normed(scale, shift, self.norm_eps)[1]
 
 
 class VAR(nn.Module):
@@ -295,11 +319,11 @@ class VAR(nn.Module):
         schedule = self.schedule if x.shape[1] == self.L else self.schedule.prefix(x.shape[1])
         x = x + self._positions()[:, : x.shape[1]]
 
-        x = x.to(self._dtype(x))
-        shared = self.shared_ada_lin(cond)
+        dtype = self._dtype(x)
+        stream, shared = Stream(x.to(dtype)), self.shared_ada_lin(cond)
         for block in self.blocks:
-            x = block(x, block.modulation(shared, x.dtype), schedule)
-        return self._logits(x, cond)
+            stream = block(stream, block.modulation(shared, dtype), schedule)
+        return self._logits(stream, cond)
 
     def _check_inputs(self, labels: Tensor, x: Tensor | None) -> None:
         if labels.ndim != 1 or labels.dtype != torch.int64:
@@ -323,11 +347,12 @@ class VAR(nn.Module):
         with torch.autocast(x.device.type, enabled=False):
             return self.word_embed(x.to(self.word_embed.weight.dtype))
 
-    def _logits(self, x: Tensor, cond: Tensor) -> Tensor:
+    def _logits(self, stream: Stream, cond: Tensor) -> Tensor:
         """Head, in the dtype of the weights, autocast or not: (B, L, C) -> (B, L, V) float32."""
-        with torch.autocast(x.device.type, enabled=False):
-            x = x.to(self.head.weight.dtype)
-            return self.head(self.head_nm(x, self.head_nm.modulation(cond, x.dtype))).float()
+        with torch.autocast(cond.device.type, enabled=False):
+            dtype = self.head.weight.dtype
+            stream = stream.to(dtype)
+            return self.head(self.head_nm(stream, self.head_nm.modulation(cond, dtype))).float()
 
     # ------------------------------------------------------------------ sampling
 
@@ -362,10 +387,10 @@ class VAR(nn.Module):
         ]
         f_hat = x.new_zeros(len(labels), self.Cvae, schedule.side, schedule.side, dtype=torch.float32)
         for k, side in enumerate(schedule.patch_nums):
-            x = x.to(dtype)
+            stream = Stream(x.to(dtype))
             for block, modulation, cache in zip(self.blocks, modulations, caches, strict=True):
-                x = block(x, modulation, cache)
-            codes = choose(self._logits(x, cond), k)  # (B, l, Cvae)
+                stream = block(stream, modulation, cache)
+            codes = choose(self._logits(stream, cond), k)  # (B, l, Cvae)
             grid = codes.transpose(1, 2).reshape(len(labels), self.Cvae, side, side)
             f_hat, pooled = quantize.get_next_autoregressive_input(k, len(schedule), f_hat, grid)
             if k + 1 < len(schedule):

@@ -139,10 +139,10 @@ class Encoder(nn.Module):
         self.conv_out = nn.Conv2d(widths[-1], z_channels, 3, padding=1)
 
     def forward(self, x: Tensor) -> Tensor:
-        h = self.conv_in(x)
+        h = self.conv_in(x.contiguous(memory_format=torch.channels_last))
         for level in self.down:
             h = level(h)
-        return self.conv_out(_norm_silu(self.norm_out, self.mid(h)))
+        return self.conv_out(_norm_silu(self.norm_out, self.mid(h))).contiguous()
 
 
 class Decoder(nn.Module):
@@ -163,10 +163,10 @@ class Decoder(nn.Module):
         self.conv_out = nn.Conv2d(widths[0], 3, 3, padding=1)
 
     def forward(self, z: Tensor) -> Tensor:
-        h = self.mid(self.conv_in(z))
+        h = self.mid(self.conv_in(z.contiguous(memory_format=torch.channels_last)))
         for level in reversed(self.up):
             h = level(h)
-        return self.conv_out(_norm_silu(self.norm_out, h))
+        return self.conv_out(_norm_silu(self.norm_out, h)).contiguous()
 
 
 class VQVAE(nn.Module):
