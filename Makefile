@@ -17,7 +17,7 @@ export PIP_CONSTRAINT := constraints.txt
 export PIP_BUILD_CONSTRAINT := constraints.txt
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
-.PHONY: help demo test bench lint format clean
+.PHONY: help demo test sanitize bench lint format clean
 
 help:  ## this list
 	@sed -n 's/^\([a-z]*\):.*## \(.*\)/make \1\t\2/p' $(firstword $(MAKEFILE_LIST)) | expand -t 14
@@ -27,6 +27,21 @@ demo: $(STAMP)  ## environment, build, and a picture drawn by the bundled model
 
 test: $(STAMP)  ## environment, build, tests
 	$(BIN)/python -m pytest -q $(TESTS)
+
+# A tree and an interpreter of their own, with the packages of $(VENV) but not its build of var_ext. The interpreter
+# itself is not instrumented, so the runtimes are loaded first, and what it never frees is no leak of ours.
+SANITIZED := build/sanitized
+RUNTIMES = $(shell $(CXX) -print-file-name=libasan.so):$(shell $(CXX) -print-file-name=libubsan.so)
+sanitize: $(STAMP)  ## op tests under the address and undefined-behaviour sanitizers
+	rm -rf $(SANITIZED)
+	$(BIN)/python -m pip install --quiet --no-deps --target $(SANITIZED) \
+	  -C cmake.define.VAR_EXT_SANITIZE=ON -C cmake.build-type=RelWithDebInfo .
+	cp -r tests pyproject.toml $(SANITIZED)
+	$(BIN)/python -m venv --without-pip $(SANITIZED)/venv
+	$(BIN)/python -c 'import sysconfig; print(sysconfig.get_path("purelib"))' \
+	  > $$($(SANITIZED)/venv/bin/python -c 'import sysconfig; print(sysconfig.get_path("purelib"))')/shared.pth
+	cd $(SANITIZED) && LD_PRELOAD=$(RUNTIMES) ASAN_OPTIONS=detect_leaks=0 UBSAN_OPTIONS=print_stacktrace=1 \
+	  venv/bin/python -m pytest -q tests/ops
 
 bench: $(STAMP)  ## all benchmarks; writes benchmarks/RESULTS.md
 	$(BIN)/python -m pytest -q benchmarks/bench_*.py --benchmark-only --benchmark-quiet --benchmark-json=benchmarks/latest.json

@@ -10,16 +10,17 @@ from contest import Contest
 SHAPES = {
     "copy of 256 MiB": dict(kind="memory", size=1 << 26),
     "fp32 product of 2048 x 2048": dict(kind="compute", size=2048),
+    "bf16 product of 2048 x 2048": dict(kind="compute", size=2048, dtype=torch.bfloat16),
 }
 SMOKE = dict(kind="compute", size=8)
 COMPETITORS = ("torch",)
 
 
-def contest(kind: str, size: int) -> Contest:
+def contest(kind: str, size: int, dtype: torch.dtype = torch.float32) -> Contest:
     if kind == "memory":
         source, target = torch.randn(2, size)
         return Contest({"torch": partial(target.copy_, source)}, bytes=2 * 4 * size)  # read and written
-    a, b = torch.randn(2, size, size)
+    a, b = torch.randn(2, size, size).to(dtype)
     return Contest({"torch": partial(torch.mm, a, b)}, flops=2 * size**3)
 
 

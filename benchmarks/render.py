@@ -12,12 +12,17 @@ from pathlib import Path
 from statistics import median, quantiles
 from typing import Any
 
-COPY, PRODUCT = "copy of 256 MiB", "fp32 product of 2048 x 2048"
+COPY, PRODUCT = "copy of 256 MiB", "{} product of 2048 x 2048"
+PRODUCTS = tuple(PRODUCT.format(dtype) for dtype in ("fp32", "bf16"))
+END_TO_END = {
+    "sampling": "pictures of the bundled model drawn",
+    "training": "pictures of the bundled model's recipes learned from",
+}
 HEAD = """# Benchmarks
 
 Written by `{command}`; the files are `benchmarks/bench_NAME.py`, one an op. The competitors of a shape run
 on the same inputs in the same process: each is checked against the reference, then they take turns in laps,
-and a figure is the median over laps of the median of a lap. fp32 on the CPU.
+and a figure is the median over laps of the median of a lap. On the CPU; fp32 where no other dtype is named.
 
 | | |
 | --- | --- |
@@ -52,12 +57,13 @@ class Results:
             self.seconds[op][shape][competitor] = median(times)
         self.spreads = [(max(times) - min(times)) / median(times) for times in laps.values()]
         limits = self.seconds.pop("limits", {})
-        if missing := {COPY, PRODUCT} - set(limits):
+        if missing := {COPY, *PRODUCTS} - set(limits):
             raise SystemExit(
                 f"the run must include bench_limits.py, got no {' and no '.join(sorted(missing))}"
             )
         self.bandwidth = self.info["limits", COPY]["bytes"] / limits[COPY]["torch"]
-        self.peak = self.info["limits", PRODUCT]["flops"] / limits[PRODUCT]["torch"]
+        self.peaks = [self.info["limits", p]["flops"] / limits[p]["torch"] for p in PRODUCTS]  # fp32, bf16
+        self.threads = self.seconds.pop("threads", {})
 
     def table(self, op: str) -> str:
         """One row a shape."""
@@ -68,7 +74,8 @@ class Results:
         for shape, times in shapes.items():
             info, mine = self.info[op, shape], times["var_ext"]
             others = [t for name, t in times.items() if name != "var_ext"]
-            least = max(info["bytes"] / self.bandwidth, info["flops"] / self.peak)
+            peak = self.peaks["bf16" in shape]
+            least = max(info["bytes"] / self.bandwidth, info["flops"] / peak)
             rows.append(
                 [
                     shape,
@@ -82,12 +89,12 @@ class Results:
             )
         return markdown(columns, rows)
 
-    def sampling(self) -> str:
-        """End to end: one row a batch."""
+    def end_to_end(self, name: str) -> str:
+        """Images a second, one row a shape."""
         rows = []
-        for shape, times in self.seconds["sampling"].items():
-            images = self.info["sampling", shape]["images"]
-            speeds = {name: images / t for name, t in times.items()}
+        for shape, times in self.seconds[name].items():
+            images = self.info[name, shape]["images"]
+            speeds = {competitor: images / t for competitor, t in times.items()}
             ratio = f"{speeds['var_ext'] / speeds['reference']:.2f}"
             rows.append(
                 [shape, *(f"{speed:.1f}" for speed in speeds.values()), duration(times["var_ext"]), ratio]
@@ -124,7 +131,15 @@ def facts(report: dict[str, Any], results: Results) -> str:
         "threads": f"{machine['threads']}",
         "commit": f"`{commit['id'][:12]}`{changed}" if commit.get("id") else "none yet",
         "copy": f"{results.bandwidth / 1e9:.1f} GB/s, read and written ({COPY}, measured in this run)",
-        "product": f"{results.peak / 1e9:.0f} GFLOP/s ({PRODUCT}, measured in this run)",
+        "product": " and ".join(
+            f"{peak / 1e9:.0f} GFLOP/s ({name})" for peak, name in zip(results.peaks, PRODUCTS, strict=True)
+        )
+        + ", measured in this run",
+        "one pool of threads": "; ".join(
+            f"{shape}: {duration(times['in turns'])} in turns, {duration(times['apart'])} apart"
+            for shape, times in results.threads.items()
+        )
+        or "not measured",
         "load": f"{machine['load']:.1f} processes in the minute before"
         + (" (**busy: do not trust these figures**)" if machine["load"] > chip["count"] / 2 else ""),
         "noise": f"laps differ by up to {tenths[4]:.0%} in half of the figures, {tenths[8]:.0%} in 9 of 10",
@@ -136,9 +151,10 @@ def render(report: dict[str, Any], command: str = "make bench") -> str:
     """The whole page."""
     results = Results(report)
     parts = [HEAD.format(command=command, facts=facts(report, results))]
-    if "sampling" in results.seconds:
-        parts.append(f"## End to end: pictures of the bundled model\n\n{results.sampling()}\n")
-    for op in sorted(set(results.seconds) - {"sampling"}):
+    for name, title in END_TO_END.items():
+        if name in results.seconds:
+            parts.append(f"## End to end: {title}\n\n{results.end_to_end(name)}\n")
+    for op in sorted(set(results.seconds) - set(END_TO_END)):
         kernel = next(info["kernel"] for (name, _), info in results.info.items() if name == op)
         parts.append(f"## {op}\n\n{KERNEL[kernel]}\n\n{results.table(op)}\n")
     return "\n".join(parts)

@@ -59,7 +59,7 @@ def test_a_partial_run_makes_no_page(tmp_path: Path) -> None:
     report = {"benchmarks": [entry("adaln", "2 x 3", "var_ext", 0, 1e-3)]}
     done = render(report, tmp_path)
     assert done.returncode == 1 and not (tmp_path / "page.md").exists()
-    assert done.stderr.startswith("the run must include bench_limits.py, got no copy of 256 MiB")
+    assert done.stderr.startswith("the run must include bench_limits.py, got no bf16 product of 2048")
 
 
 @pytest.mark.parametrize(("load", "busy"), [(0.3, False), (5.0, True)])
@@ -67,12 +67,17 @@ def test_the_page_shows_the_figures(tmp_path: Path, load: float, busy: bool) -> 
     limits = [
         entry("limits", "copy of 256 MiB", "torch", 0, 0.1, bytes=10**9),  # 10 GB/s
         entry("limits", "fp32 product of 2048 x 2048", "torch", 0, 0.1, flops=10**10),  # 100 GFLOP/s
+        entry("limits", "bf16 product of 2048 x 2048", "torch", 0, 0.1, flops=2 * 10**10),
     ]
     laps = {"var_ext": (1e-3, 2e-3, 9e-3), "reference": (4e-3, 4e-3, 4e-3), "other": (3e-3, 3e-3, 3e-3)}
     timed = [
         entry("nearest_code", "7 x 5", name, lap, seconds, bytes=10**6, flops=10**8)
         for name, times in laps.items()
         for lap, seconds in enumerate(times)
+    ]
+    timed += [
+        entry("nearest_code", "7 x 5, bf16", name, 0, 1e-3, bytes=10**6, flops=10**8)
+        for name in ("var_ext", "reference", "other")
     ]
     drawn = [
         entry("sampling", "batch 10", name, 0, t, images=10)
@@ -98,6 +103,8 @@ def test_the_page_shows_the_figures(tmp_path: Path, load: float, busy: bool) -> 
     page = (tmp_path / "page.md").read_text(encoding="utf-8")
     # the median lap took 2 ms: 2 times the reference, 1.5 times the best; half of what the product allows
     assert "| 7 x 5 | 2.00 ms | 4.00 ms | 3.00 ms | 2.00 | 1.50 | 0.50 | 50.0 | 50% |" in page
+    # the same work in bf16 stands beside the bf16 product
+    assert "| 7 x 5, bf16 | 1.00 ms | 1.00 ms | 1.00 ms | 1.00 | 1.00 | 1.00 | 100.0 | 50% |" in page
     assert "| batch 10 | 20.0 | 10.0 | 500 ms | 2.00 |" in page
     assert "`0123456789ab` with uncommitted changes" in page
     assert "Some chip, 2 cores" in page

@@ -42,7 +42,15 @@ SHARED = {
     "var_ext/ops": {"__init__", "_checks", "_interpolation", "_native", "_registry"},
     "var_ext/reference": {"__init__"},
     "tests/ops": {"__init__", "interpolation", "oracle", "test_isa_variants"},
-    "benchmarks": {"conftest", "contest", "render", "bench_limits", "bench_sampling"},
+    "benchmarks": {
+        "conftest",
+        "contest",
+        "render",
+        "bench_limits",
+        "bench_sampling",
+        "bench_threads",
+        "bench_training",
+    },
 }
 VARIANT = re.compile(r"_(portable|avx2|avx512|avx512_bf16|impl)$")
 

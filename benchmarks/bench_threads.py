@@ -1,0 +1,43 @@
+"""One pool of threads: ops in turns with torch's own cost what both cost apart.
+
+Two pools would fight over the cores: while one works, the threads of the other still spin.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import torch
+from contest import Contest
+
+from var_ext import ops
+
+SHAPES = {"adaln 2 x 256 x 1024 and a product of 512 x 512, 20 each": dict(length=256, size=512, rounds=20)}
+SMOKE = dict(length=2, size=8, rounds=2)
+COMPETITORS = ("in turns", "apart")
+
+
+def contest(length: int, size: int, rounds: int) -> Contest:
+    x, (scale, shift) = torch.randn(2, length, 1024), torch.randn(2, 2, 1024)
+    a, b = torch.randn(2, size, size)
+
+    def op() -> torch.Tensor:
+        return ops.adaln(x, scale, shift)
+
+    def product() -> torch.Tensor:
+        return a @ b
+
+    def run(order: list[Callable[[], torch.Tensor]]) -> None:
+        for call in order:
+            call()
+
+    return Contest(
+        {
+            "in turns": lambda: run([op, product] * rounds),
+            "apart": lambda: run([op] * rounds + [product] * rounds),
+        }
+    )
+
+
+def test_threads(race) -> None:
+    race()
