@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import pytest
 import torch
+from torch.nn import functional as F
 
 from tests.models.conftest import PATCH_NUMS
 from var_ext.models import VQVAE
+from var_ext.models.vqvae import Upsample
 
 
 def tokenizer(**options) -> VQVAE:
@@ -99,3 +101,20 @@ def test_wrong_arguments_are_named():
         ValueError, match=r"features must have shape .* = \(\*, 8, 4, 4\), got \(1, 8, 5, 5\)"
     ):
         vae.img_to_idxBl(torch.zeros(1, 3, 10, 10))
+
+
+def test_upsampling_is_nearest_then_a_convolution() -> None:
+    """Four small convolutions in float64, values and gradients, against the two steps of the definition."""
+    up = Upsample(5).double()
+    x = torch.randn(2, 5, 4, 7, dtype=torch.float64, requires_grad=True)
+    expected = up.conv(F.interpolate(x, scale_factor=2, mode="nearest"))
+    result = up(x)
+    torch.testing.assert_close(result, expected)
+    given = (x, up.conv.weight, up.conv.bias)
+    weights = torch.randn_like(expected)
+    for mine, torchs in zip(
+        torch.autograd.grad(result, given, weights),
+        torch.autograd.grad(expected, given, weights),
+        strict=True,
+    ):
+        torch.testing.assert_close(mine, torchs)
