@@ -31,8 +31,10 @@ def register_interpolation(op: str, reference: Callable[[Tensor, tuple[int, int]
         return grad_in
 
     def fake(x: Tensor, h: int, w: int) -> Tensor:
-        layout = torch.channels_last if _is_channels_last(x) else torch.contiguous_format
-        return torch.empty((*x.shape[:2], h, w), dtype=x.dtype, device=x.device, memory_format=layout)
+        shape = (x.shape[0], x.shape[1], h, w)
+        if _is_channels_last(x):
+            return torch.empty(shape, dtype=x.dtype, device=x.device, memory_format=torch.channels_last)
+        return x.new_empty(shape)
 
     def reference_backward(grad: Tensor, height: int, width: int) -> Tensor:
         size = (grad.shape[2], grad.shape[3])
@@ -43,10 +45,10 @@ def register_interpolation(op: str, reference: Callable[[Tensor, tuple[int, int]
         ctx.size = inputs[0].shape[2:]
 
     def gradient(ctx: Any, grad: Tensor) -> tuple[Tensor, None, None]:
-        return getattr(torch.ops.var_ext, f"{op}_backward")(grad, *ctx.size), None, None
+        return backward_op(grad, *ctx.size), None, None
 
     def double_gradient(ctx: Any, grad: Tensor) -> tuple[Tensor, None, None]:
-        return getattr(torch.ops.var_ext, op)(grad, *ctx.size), None, None  # the map is linear
+        return forward_op(grad, *ctx.size), None, None  # the map is linear
 
     implement(
         op,
@@ -62,13 +64,15 @@ def register_interpolation(op: str, reference: Callable[[Tensor, tuple[int, int]
         fallback=reference_backward,
         fake=fake,
     )
+    forward_op = getattr(torch.ops.var_ext, op).default
+    backward_op = getattr(torch.ops.var_ext, f"{op}_backward").default
     differentiate(op, gradient, setup_context, twice=True)
     differentiate(f"{op}_backward", double_gradient, setup_context, twice=True)
 
 
 def _is_channels_last(x: Tensor) -> bool:
     """torch's own rule for the layout of a result: read off the strides, never true of a contiguous tensor too."""
-    if x.stride(1) == 0 or x.numel() == 0:
+    if x.is_contiguous() or x.stride(1) == 0 or x.numel() == 0:
         return False
     least = 0
     for axis in (1, 3, 2, 0):
