@@ -27,7 +27,6 @@ OWED = {
         "qk_norm",
         "residual_quantize",
         "residual_step",
-        "sample_tokens",
     },
     "cuda": set(backend.CATALOGUE),
 }

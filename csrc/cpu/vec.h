@@ -175,4 +175,74 @@ inline __attribute__((always_inline)) void store_as(Float16* p, V v) {
 #endif
 }
 
+// Lanes picked by a comparison of fp32 vectors: a mask register where there is one, else all bits of a lane.
+using Floats = Vec<float, lanes_of<float>>;
+using Words = Vec<uint32_t, lanes_of<float>>;
+
+#if defined(__AVX512F__)
+using Mask = __mmask16;
+inline __attribute__((always_inline)) Mask greater(Floats a, Floats b) {
+    return _mm512_cmp_ps_mask((__m512)a, (__m512)b, _CMP_GT_OQ);
+}
+inline __attribute__((always_inline)) Mask at_least(Floats a, Floats b) {
+    return _mm512_cmp_ps_mask((__m512)a, (__m512)b, _CMP_GE_OQ);
+}
+inline __attribute__((always_inline)) int count(Mask mask) {
+    return __builtin_popcount(mask);
+}
+inline __attribute__((always_inline)) Words where(Mask mask, Words v) {  // 0 elsewhere
+    return (Words)_mm512_maskz_mov_epi32(mask, (__m512i)v);
+}
+// The picked lanes of v, side by side from p on; up to a whole vector is written. Count them with count().
+template <class T, class V>
+inline __attribute__((always_inline)) void compress_store(T* p, Mask mask, V v) {
+    store(p, _mm512_maskz_compress_epi32(mask, (__m512i)v));
+}
+#else
+using Mask = decltype(Floats{} > Floats{});
+inline __attribute__((always_inline)) Mask greater(Floats a, Floats b) {
+    return a > b;
+}
+inline __attribute__((always_inline)) Mask at_least(Floats a, Floats b) {
+    return a >= b;
+}
+inline __attribute__((always_inline)) Words where(Mask mask, Words v) {
+    return (Words)mask & v;
+}
+#if defined(__AVX2__)
+struct CompressTable {  // for each mask of 8 lanes the picked lane numbers, a byte each
+    uint64_t lanes[256];
+    constexpr CompressTable() : lanes() {
+        for (unsigned mask = 0; mask < 256; ++mask) {
+            int at = 0;
+            for (uint64_t lane = 0; lane < 8; ++lane) {
+                if (mask >> lane & 1) lanes[mask] |= lane << (8 * at++);
+            }
+        }
+    }
+};
+constexpr CompressTable compress_table;
+inline __attribute__((always_inline)) int count(Mask mask) {
+    return __builtin_popcount(_mm256_movemask_ps((__m256)mask));
+}
+template <class T, class V>
+inline __attribute__((always_inline)) void compress_store(T* p, Mask mask, V v) {
+    const long long lanes = compress_table.lanes[_mm256_movemask_ps((__m256)mask)];
+    const __m256i order = _mm256_cvtepu8_epi32(_mm_cvtsi64_si128(lanes));
+    store(p, _mm256_permutevar8x32_epi32((__m256i)v, order));
+}
+#else
+inline __attribute__((always_inline)) int count(Mask mask) {
+    return -(mask[0] + mask[1] + mask[2] + mask[3]);
+}
+template <class T, class V>
+inline __attribute__((always_inline)) void compress_store(T* p, Mask mask, V v) {
+    for (int i = 0; i < 4; ++i) {
+        __builtin_memcpy(p, (const char*)&v + 4 * i, 4);
+        p -= mask[i];
+    }
+}
+#endif
+#endif
+
 }  // namespace
