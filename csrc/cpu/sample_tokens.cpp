@@ -16,20 +16,20 @@ namespace {
 
 struct Scratch {
     Buffer<float> floats;
-    Buffer<uint32_t> integers;
+    Buffer<int32_t> integers;
     Buffer<uint64_t> sums;
     int64_t length, chunks;
 
     Scratch(int64_t threads, const SampleTokensParams& p)
         : length((p.v + 2 * 64) / 64 * 64), chunks(length / sample_chunk + 1) {
         floats = allocate<float>(threads * 3 * length);
-        integers = allocate<uint32_t>(threads * (p.logits_stride_v == 1 ? 2 : 4) * length);
+        integers = allocate<int32_t>(threads * (p.logits_stride_v == 1 ? 2 : 4) * length);
         sums = allocate<uint64_t>(threads * chunks);
         copies = p.logits_stride_v != 1;
     }
     SampleScratch of(int thread) const {
         float* f = floats.get() + thread * 3 * length;
-        uint32_t* i = integers.get() + thread * (copies ? 4 : 2) * length;
+        int32_t* i = integers.get() + thread * (copies ? 4 : 2) * length;
         return {f,
                 f + length,
                 f + 2 * length,

@@ -17,7 +17,7 @@ struct SampleRow {
 // Scratch of a thread; a vector may be written beyond V elements.
 struct SampleScratch {
     float *row, *list, *work;
-    uint32_t *weights, *work_weights;
+    int32_t *weights, *work_weights;
     uint64_t* sums;                 // one for each chunk
     void *cond_copy, *uncond_copy;  // for logits whose last axis has a stride
 };

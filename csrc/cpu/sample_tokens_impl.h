@@ -16,8 +16,7 @@ constexpr float sample_infinity = __builtin_inff();
 constexpr float any_finite = -3.40282347e38f;  // as a lower bound: lets all finite numbers pass
 
 // The integer nearest to 2^30 e^x for x <= 0, up to the 2 units in the last place of the fp32 polynomial.
-inline __attribute__((always_inline)) Words sample_weight(Floats x) {
-    using I = Vec<int32_t, sample_lanes>;
+inline __attribute__((always_inline)) Ints sample_weight(Floats x) {
     const Floats bounded = x < -24.0f ? Floats{} - 24.0f : x;
     // x = k ln 2 + r, |r| <= ln 2 / 2: adding 1.5 * 2^23 rounds to the integer k, left in the low bits
     const Floats shifted = bounded * 1.44269504f + 12582912.0f;
@@ -29,8 +28,8 @@ inline __attribute__((always_inline)) Words sample_weight(Floats x) {
     p = p * r + 1.6666665459e-1f;
     p = p * r + 5.0000001201e-1f;
     p = p * (r * r) + (r + 1.0f);
-    const Floats scale = (Floats)(((I)shifted + (127 + 30 - 0x4b400000)) << 23);  // 2^(k + 30)
-    return (Words) __builtin_convertvector(p * scale + 0.5f, I);                  // at most 2^30
+    const Floats scale = (Floats)(((Ints)shifted + (127 + 30 - 0x4b400000)) << 23);  // 2^(k + 30)
+    return __builtin_convertvector(p * scale + 0.5f, Ints);                     // at most 2^30
 }
 
 // Sums of 32-bit weights, in 64 bits.
@@ -38,7 +37,7 @@ struct SampleMass {
     using Wide = Vec<uint64_t, sample_lanes / 2>;
     Wide even = {}, odd = {};
 
-    inline __attribute__((always_inline)) void add(Words w) {
+    inline __attribute__((always_inline)) void add(Ints w) {
         even += (Wide)w & 0xffffffff;
         odd += (Wide)w >> 32;
     }
@@ -51,37 +50,33 @@ struct SampleMass {
 };
 
 // Logits of one row in fp32 with guidance; -inf fills the last vector. False if the row is no distribution.
-template <class T>
+template <bool Guided, class T>
 bool sample_mix(const SampleTokensParams& p, const T* cond, const T* uncond, float* row, float* largest) {
     constexpr int n = sample_lanes;
+    const int64_t size = p.v;
+    const float cond_factor = p.cond_factor, uncond_factor = p.uncond_factor;
     Floats most = Floats{} - sample_infinity;
-    Vec<int32_t, n> nan = {};
-    const auto mix = [&](const T* c, const T* u) __attribute__((always_inline)) {
+    Ints nan = {};
+    const auto mix = [&](const T* c, const T* u, float* to) __attribute__((always_inline)) {
         Floats x = load_as<Floats>(c);
-        if (p.guided) {
-            const Floats mixed = x * p.cond_factor - load_as<Floats>(u) * p.uncond_factor;
+        if constexpr (Guided) {
+            const Floats mixed = x * cond_factor - load_as<Floats>(u) * uncond_factor;
             x = x == -sample_infinity ? x : mixed;
         }
-        return x;
+        most = x > most ? x : most;
+        nan |= x != x;
+        store(to, x);
     };
     int64_t i = 0;
-    for (; i + n <= p.v; i += n) {
-        const Floats x = mix(cond + i, uncond + i);
-        most = x > most ? x : most;
-        nan |= x != x;
-        store(row + i, x);
-    }
-    if (i < p.v) {
+    for (; i + n <= size; i += n) mix(cond + i, uncond + i, row + i);
+    if (i < size) {
         T last[2][n];
-        for (int64_t j = 0; j < n; ++j) {  // repeats the last element
-            last[0][j] = cond[i + j < p.v ? i + j : p.v - 1];
-            last[1][j] = uncond[i + j < p.v ? i + j : p.v - 1];
+        for (int64_t j = 0; j < n; ++j) {  // the last element again and again
+            last[0][j] = cond[i + j < size ? i + j : size - 1];
+            last[1][j] = uncond[i + j < size ? i + j : size - 1];
         }
-        const Floats x = mix(last[0], last[1]);
-        most = x > most ? x : most;
-        nan |= x != x;
-        store(row + i, x);
-        for (int64_t j = p.v; j < i + n; ++j) row[j] = -sample_infinity;
+        mix(last[0], last[1], row + i);
+        for (int64_t j = size; j < i + n; ++j) row[j] = -sample_infinity;
     }
     *largest = most[0];
     bool fine = true;
@@ -92,21 +87,38 @@ bool sample_mix(const SampleTokensParams& p, const T* cond, const T* uncond, flo
     return fine && *largest >= any_finite && *largest < sample_infinity;
 }
 
-// Of N values spread over the list, the one nearest to having this share of their mass above it.
-template <int N, bool Weighted>
-float sample_pivot(const float* values, const uint32_t* weights, int64_t count, float share) {
-    constexpr int n = sample_lanes;
-    float value[N], weight[N], above[N], total = 0;
+// What stands beside the sum of a list's elements above a threshold: one each for logits (top-k), the weight
+// itself for weights (top-p).
+inline __attribute__((always_inline)) float sample_mass(float) {
+    return 1;
+}
+inline __attribute__((always_inline)) float sample_mass(int32_t weight) {
+    return static_cast<float>(weight);
+}
+
+// Fills the last vector of a list: NaN passes no comparison, a weight of 0 has no part in a sum.
+inline __attribute__((always_inline)) void sample_pad(float* end) {
+    store(end, Floats{} + __builtin_nanf(""));
+}
+inline __attribute__((always_inline)) void sample_pad(int32_t* end) {
+    store(end, Ints{});
+}
+
+// Of N elements spread over the list, the one nearest to having this share of their mass above it.
+template <int N, class E>
+E sample_pivot(const E* list, int64_t size, float share) {
+    using V = Vec<E, sample_lanes>;
+    E element[N];
+    float mass[N], above[N], total = 0;
     for (int i = 0; i < N; ++i) {
-        const int64_t at = i * count / N;
-        value[i] = values[at];
-        weight[i] = Weighted ? static_cast<float>(weights[at]) : 1.0f;
-        total += weight[i];
+        element[i] = list[i * size / N];
+        mass[i] = sample_mass(element[i]);
+        total += mass[i];
     }
-    for (int i = 0; i < N; i += n) {
-        const Floats v = load<Floats>(value + i);
-        Floats sum = load<Floats>(weight + i) * 0.5f;
-        for (int j = 0; j < N; ++j) sum += v < value[j] ? Floats{} + weight[j] : Floats{};
+    for (int i = 0; i < N; i += sample_lanes) {
+        const V v = load<V>(element + i);
+        Floats sum = load<Floats>(mass + i) * 0.5f;
+        for (int j = 0; j < N; ++j) sum += v < element[j] ? Floats{} + mass[j] : Floats{};
         store(above + i, sum);
     }
     int best = 0;
@@ -116,61 +128,54 @@ float sample_pivot(const float* values, const uint32_t* weights, int64_t count, 
         best = distance < nearest ? i : best;
         nearest = distance < nearest ? distance : nearest;
     }
-    return value[best];
+    return element[best];
 }
 
-// The smallest of the values that has less than `need` mass above it; the mass of all is `total`, 1 <= need
-// <= total. Quickselect. A NaN stands behind the values and up to the next full vector: no comparison picks
-// it.
-template <bool Weighted>
-float sample_threshold(const float* values, const uint32_t* weights, int64_t count_, uint64_t total,
-                       uint64_t need, const SampleScratch& s) {
-    constexpr int n = sample_lanes;
-    int64_t left = count_;
+// The smallest element with less than `need` mass above it; the list's mass is `total`, 1 <= need <= total.
+// Quickselect, into `work` from the second round on. Padding fills the last vector.
+template <class E>
+E sample_threshold(const E* list, int64_t size, uint64_t total, uint64_t need, E* work) {
+    using V = Vec<E, sample_lanes>;
+    constexpr bool weighted = E(0.5f) == 0;
     for (;;) {
         const float share = static_cast<float>(need) / static_cast<float>(total);
-        const float pivot = sample_pivot<16, Weighted>(values, weights, left, share);
-        const Floats split = Floats{} + pivot;
+        const E pivot = sample_pivot<16>(list, size, share);
+        const V split = V{} + pivot;
         uint64_t above = 0, same = 0;
-        if constexpr (Weighted) {
-            SampleMass over, equal;
-            for (int64_t i = 0; i < left; i += n) {
-                const Floats x = load<Floats>(values + i);
-                const Words w = load<Words>(weights + i);
-                over.add(where(greater(x, split), w));
-                equal.add(where(at_least(x, split), w));
+        SampleMass mass;
+        for (int64_t i = 0; i < size; i += sample_lanes) {
+            const V v = load<V>(list + i);
+            const Mask higher = greater(v, split);
+            if constexpr (weighted) {
+                mass.add(where(higher, v));
+            } else {
+                above += count(higher);
             }
-            above = over.total();
-            same = equal.total() - above;
-        } else {
-            for (int64_t i = 0; i < left; i += n) {
-                const Floats x = load<Floats>(values + i);
-                above += count(greater(x, split));
-                same += count(at_least(x, split));
-            }
-            same -= above;
+            same += count(equal(v, split));
         }
-        const bool higher = above >= need;
-        if (!higher && above + same >= need) return pivot;
-        if (higher) {
+        if constexpr (weighted) {
+            above = mass.total();
+            same *= static_cast<uint64_t>(pivot);
+        }
+        const bool up = above >= need;
+        if (!up && above + same >= need) return pivot;
+        if (up) {
             total = above;
         } else {
             total -= above + same;
             need -= above + same;
         }
         int64_t kept = 0;
-        for (int64_t i = 0; i < left; i += n) {
-            const Floats x = load<Floats>(values + i);
-            const Mask mask = higher ? greater(x, split) : greater(split, x);
-            if constexpr (Weighted) compress_store(s.work_weights + kept, mask, load<Words>(weights + i));
-            compress_store(s.work + kept, mask, x);
+        for (int64_t i = 0; i < size; i += sample_lanes) {
+            const V v = load<V>(list + i);
+            const Mask mask = up ? greater(v, split) : greater(split, v);
+            compress_store(work + kept, mask, v);
             kept += count(mask);
         }
-        store(s.work + kept, Floats{} + __builtin_nanf(""));
-        if constexpr (Weighted) store(s.work_weights + kept, Words{});
-        values = s.work;
-        weights = s.work_weights;
-        left = kept;
+        if (weighted && !up) kept -= -size & (sample_lanes - 1);  // the padding, which is below any pivot
+        sample_pad(work + kept);
+        list = work;
+        size = kept;
     }
 }
 
@@ -183,7 +188,7 @@ inline int64_t sample_filter(const float* from, int64_t size, float bound, float
         compress_store(to + kept, mask, x);
         kept += count(mask);
     }
-    store(to + kept, Floats{} + __builtin_nanf(""));
+    sample_pad(to + kept);
     return kept;
 }
 
@@ -207,24 +212,25 @@ inline uint64_t sample_target(uint32_t word, uint64_t total) {
     return (total >> 32) * word + (half >> 32) + (low >> 32);
 }
 
-// The first index whose prefix sum of weights, over values of at least `bound`, exceeds the word's share.
-inline int64_t sample_draw(int64_t count, float bound, uint32_t word, const SampleScratch& s) {
+// The first index whose prefix sum of weights of at least `bound` exceeds the word's share of all.
+inline int64_t sample_draw(const int32_t* weights, int64_t count, int32_t bound, uint32_t word,
+                           uint64_t* sums) {
     uint64_t total = 0;
     for (int64_t first = 0; first < count; first += sample_chunk) {
         SampleMass mass;
         const int64_t end = first + sample_chunk < count ? first + sample_chunk : count;
         for (int64_t i = first; i < end; i += sample_lanes) {
-            const Mask mask = at_least(load<Floats>(s.list + i), Floats{} + bound);
-            mass.add(where(mask, load<Words>(s.weights + i)));
+            const Ints w = load<Ints>(weights + i);
+            mass.add(where(at_least(w, Ints{} + bound), w));
         }
-        s.sums[first / sample_chunk] = total += mass.total();
+        sums[first / sample_chunk] = total += mass.total();
     }
     const uint64_t target = sample_target(word, total);
     int64_t chunk = 0;
-    while (s.sums[chunk] <= target) ++chunk;
-    uint64_t sum = chunk == 0 ? 0 : s.sums[chunk - 1];
+    while (sums[chunk] <= target) ++chunk;
+    uint64_t sum = chunk == 0 ? 0 : sums[chunk - 1];
     for (int64_t i = chunk * sample_chunk;; ++i) {
-        sum += s.list[i] >= bound ? s.weights[i] : 0;
+        sum += weights[i] >= bound ? weights[i] : 0;
         if (sum > target) return i;
     }
 }
@@ -242,13 +248,15 @@ template <class T>
 int64_t sample_tokens_draw(const SampleTokensParams& p, const SampleRow& r, const SampleScratch& s,
                            int prefilter) {
     const T* cond = sample_contiguous<T>(r.cond, p, s.cond_copy);
-    const T* uncond = p.guided ? sample_contiguous<T>(r.uncond, p, s.uncond_copy) : cond;
     float largest;
-    if (!sample_mix(p, cond, uncond, s.row, &largest)) return -1;
+    const bool fine = p.guided ? sample_mix<true>(p, cond, sample_contiguous<T>(r.uncond, p, s.uncond_copy),
+                                                  s.row, &largest)
+                               : sample_mix<false>(p, cond, cond, s.row, &largest);
+    if (!fine) return -1;
 
     float bound = any_finite;
     if (prefilter > 0) {
-        const float guess = sample_pivot<32, false>(s.row, nullptr, p.v, (prefilter + 0.5f) / 32);
+        const float guess = sample_pivot<32>(s.row, p.v, (static_cast<float>(prefilter) + 0.5f) / 32);
         bound = guess > any_finite ? guess : any_finite;
     }
     int64_t count = sample_filter(s.row, p.v, bound, s.list);
@@ -257,28 +265,26 @@ int64_t sample_tokens_draw(const SampleTokensParams& p, const SampleRow& r, cons
         count = sample_filter(s.row, p.v, bound, s.list);
     }
     if (p.top_k > 0 && count > p.top_k) {
-        bound = sample_threshold<false>(s.list, nullptr, count, count, p.top_k, s);
+        bound = sample_threshold(s.list, count, count, p.top_k, s.work);
         count = sample_filter(s.list, count, bound, s.list);
     }
 
-    SampleMass mass;
-    store(s.list + count, Floats{} + largest);  // any number: its weight is struck out below
     for (int64_t i = 0; i < count; i += sample_lanes) {
-        store(s.weights + i, sample_weight(load<Floats>(s.list + i) - largest));
+        const Floats x = load<Floats>(s.list + i);
+        store(s.weights + i,
+              sample_weight(x < largest ? x - largest : Floats{}));  // a number for NaN as well
     }
-    store(s.list + count, Floats{} + __builtin_nanf(""));
-    store(s.weights + count, Words{});
-    for (int64_t i = 0; i < count; i += sample_lanes) mass.add(load<Words>(s.weights + i));
-
-    float lowest = any_finite;
+    sample_pad(s.weights + count);
+    int32_t lowest = 0;
     if (p.top_p > 0) {
+        SampleMass mass;
+        for (int64_t i = 0; i < count; i += sample_lanes) mass.add(load<Ints>(s.weights + i));
         const uint64_t total = mass.total();
         const auto drop = static_cast<uint64_t>((1 - p.top_p) * static_cast<double>(total));
         const uint64_t need = drop < total ? total - drop : 1;
-        lowest = sample_threshold<true>(s.list, s.weights, count, total, need, s);
+        lowest = sample_threshold(s.weights, count, total, need, s.work_weights);
     }
-    const int64_t drawn = sample_draw(count, lowest, r.word, s);
-    return sample_position(s.row, bound, drawn);
+    return sample_position(s.row, bound, sample_draw(s.weights, count, lowest, r.word, s.sums));
 }
 
 }  // namespace

@@ -175,9 +175,9 @@ inline __attribute__((always_inline)) void store_as(Float16* p, V v) {
 #endif
 }
 
-// Lanes picked by a comparison of fp32 vectors: a mask register where there is one, else all bits of a lane.
+// Lanes picked by a comparison: a mask register where there is one, else all bits of a lane.
 using Floats = Vec<float, lanes_of<float>>;
-using Words = Vec<uint32_t, lanes_of<float>>;
+using Ints = Vec<int32_t, lanes_of<float>>;
 
 #if defined(__AVX512F__)
 using Mask = __mmask16;
@@ -187,11 +187,23 @@ inline __attribute__((always_inline)) Mask greater(Floats a, Floats b) {
 inline __attribute__((always_inline)) Mask at_least(Floats a, Floats b) {
     return _mm512_cmp_ps_mask((__m512)a, (__m512)b, _CMP_GE_OQ);
 }
+inline __attribute__((always_inline)) Mask equal(Floats a, Floats b) {
+    return _mm512_cmp_ps_mask((__m512)a, (__m512)b, _CMP_EQ_OQ);
+}
+inline __attribute__((always_inline)) Mask equal(Ints a, Ints b) {
+    return _mm512_cmpeq_epi32_mask((__m512i)a, (__m512i)b);
+}
+inline __attribute__((always_inline)) Mask greater(Ints a, Ints b) {
+    return _mm512_cmpgt_epi32_mask((__m512i)a, (__m512i)b);
+}
+inline __attribute__((always_inline)) Mask at_least(Ints a, Ints b) {
+    return _mm512_cmpge_epi32_mask((__m512i)a, (__m512i)b);
+}
 inline __attribute__((always_inline)) int count(Mask mask) {
     return __builtin_popcount(mask);
 }
-inline __attribute__((always_inline)) Words where(Mask mask, Words v) {  // 0 elsewhere
-    return (Words)_mm512_maskz_mov_epi32(mask, (__m512i)v);
+inline __attribute__((always_inline)) Ints where(Mask mask, Ints v) {  // 0 elsewhere
+    return (Ints)_mm512_maskz_mov_epi32(mask, (__m512i)v);
 }
 // The picked lanes of v, side by side from p on; up to a whole vector is written. Count them with count().
 template <class T, class V>
@@ -200,14 +212,20 @@ inline __attribute__((always_inline)) void compress_store(T* p, Mask mask, V v) 
 }
 #else
 using Mask = decltype(Floats{} > Floats{});
-inline __attribute__((always_inline)) Mask greater(Floats a, Floats b) {
+template <class V>
+inline __attribute__((always_inline)) Mask greater(V a, V b) {
     return a > b;
 }
-inline __attribute__((always_inline)) Mask at_least(Floats a, Floats b) {
+template <class V>
+inline __attribute__((always_inline)) Mask at_least(V a, V b) {
     return a >= b;
 }
-inline __attribute__((always_inline)) Words where(Mask mask, Words v) {
-    return (Words)mask & v;
+template <class V>
+inline __attribute__((always_inline)) Mask equal(V a, V b) {
+    return a == b;
+}
+inline __attribute__((always_inline)) Ints where(Mask mask, Ints v) {
+    return mask & v;
 }
 #if defined(__AVX2__)
 struct CompressTable {  // for each mask of 8 lanes the picked lane numbers, a byte each

@@ -8,9 +8,9 @@
 //   w      = weight(x - m), the integer nearest to 2^30 e^(x - m) up to the error of an fp32 exponential: see
 //            sample_weight in cpu/sample_tokens_impl.h for its sequence of operations. What lies 22 below m
 //            weighs 0
-//   top-p: S = sum w over what top-k kept. Keep x >= t, the smallest v among them with
-//            sum {w : x > v} < S - min(floor((1 - top_p) * S), S - 1)        (product in fp64)
-//          Equal values stay or go together.
+//   top-p: S = sum w over what top-k kept. Keep w >= t, the smallest of them with
+//            sum {those above t} < S - min(floor((1 - top_p) * S), S - 1)        (product in fp64)
+//          Equal weights stay or go together.
 //   draw:  T = sum w over what is left. word = the first word of philox(counter (position, scale, 0, 0), key
 //   seed).
 //          The token is the first index whose inclusive prefix sum of w exceeds floor((word + 1/2) T / 2^32).
