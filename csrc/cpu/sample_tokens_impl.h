@@ -59,6 +59,8 @@ bool sample_mix(const SampleTokensParams& p, const T* cond, const T* uncond, flo
     Ints nan = {};
     const auto mix = [&](const T* c, const T* u, float* to) __attribute__((always_inline)) {
         Floats x = load_as<Floats>(c);
+        __builtin_prefetch(c + size, 0, 2);  // most likely the next row: memory works while this one is computed
+        if constexpr (Guided) __builtin_prefetch(u + size, 0, 2);
         if constexpr (Guided) {
             const Floats mixed = x * cond_factor - load_as<Floats>(u) * uncond_factor;
             x = x == -sample_infinity ? x : mixed;

@@ -63,8 +63,8 @@ def sample_tokens(
         scale_index: which scale of the schedule this is, 0 or more.
         cfg: guidance t: (1 + t) cond - t uncond, and -inf where cond is. None: no unconditional half is given.
         top_k: keep this many largest logits (more at ties with the last of them); 0 keeps all.
-        top_p: of those, drop the smallest whose ascending cumulative probability is <= 1 - top_p, never the largest;
-            0 drops none.
+        top_p: of those, drop the smallest whose ascending cumulative probability is <= 1 - top_p, never the largest.
+            Equally probable ones are dropped only all together (a sort would drop some of them); 0 drops none.
 
     Returns:
         (B, L) int64.
