@@ -2,7 +2,7 @@
 #pragma once
 
 #include "cpu/sample_tokens.h"
-#include "cpu/vec.h"
+#include "cpu/select.h"
 
 namespace {
 
@@ -11,7 +11,6 @@ using var_ext::cpu::sample_chunk;
 using var_ext::cpu::SampleRow;
 using var_ext::cpu::SampleScratch;
 
-constexpr int sample_lanes = lanes_of<float>;
 constexpr float sample_infinity = __builtin_inff();
 constexpr float any_finite = -3.40282347e38f;  // as a lower bound: lets all finite numbers pass
 
@@ -29,39 +28,23 @@ inline __attribute__((always_inline)) Ints sample_weight(Floats x) {
     p = p * r + 5.0000001201e-1f;
     p = p * (r * r) + (r + 1.0f);
     const Floats scale = (Floats)(((Ints)shifted + (127 + 30 - 0x4b400000)) << 23);  // 2^(k + 30)
-    return __builtin_convertvector(p * scale + 0.5f, Ints);                     // at most 2^30
+    return __builtin_convertvector(p * scale + 0.5f, Ints);                          // at most 2^30
 }
-
-// Sums of 32-bit weights, in 64 bits.
-struct SampleMass {
-    using Wide = Vec<uint64_t, sample_lanes / 2>;
-    Wide even = {}, odd = {};
-
-    inline __attribute__((always_inline)) void add(Ints w) {
-        even += (Wide)w & 0xffffffff;
-        odd += (Wide)w >> 32;
-    }
-    inline __attribute__((always_inline)) uint64_t total() const {
-        const Wide both = even + odd;
-        uint64_t sum = 0;
-        for (int i = 0; i < sample_lanes / 2; ++i) sum += both[i];
-        return sum;
-    }
-};
 
 // Logits of one row in fp32 with guidance; -inf fills the last vector. False if the row is no distribution.
 template <bool Guided, class T>
 bool sample_mix(const SampleTokensParams& p, const T* cond, const T* uncond, float* row, float* largest) {
-    constexpr int n = sample_lanes;
+    constexpr int n = lanes;
     const int64_t size = p.v;
     const float cond_factor = p.cond_factor, uncond_factor = p.uncond_factor;
     Floats most = Floats{} - sample_infinity;
     Ints nan = {};
     const auto mix = [&](const T* c, const T* u, float* to) __attribute__((always_inline)) {
         Floats x = load_as<Floats>(c);
-        __builtin_prefetch(c + size, 0, 2);  // most likely the next row: memory works while this one is computed
-        if constexpr (Guided) __builtin_prefetch(u + size, 0, 2);
+        __builtin_prefetch(c + size, 0,
+                           2);  // most likely the next row: memory works while this one is computed
         if constexpr (Guided) {
+            __builtin_prefetch(u + size, 0, 2);
             const Floats mixed = x * cond_factor - load_as<Floats>(u) * uncond_factor;
             x = x == -sample_infinity ? x : mixed;
         }
@@ -89,114 +72,9 @@ bool sample_mix(const SampleTokensParams& p, const T* cond, const T* uncond, flo
     return fine && *largest >= any_finite && *largest < sample_infinity;
 }
 
-// What stands beside the sum of a list's elements above a threshold: one each for logits (top-k), the weight
-// itself for weights (top-p).
-inline __attribute__((always_inline)) float sample_mass(float) {
-    return 1;
-}
-inline __attribute__((always_inline)) float sample_mass(int32_t weight) {
-    return static_cast<float>(weight);
-}
-
-// Fills the last vector of a list: NaN passes no comparison, a weight of 0 has no part in a sum.
-inline __attribute__((always_inline)) void sample_pad(float* end) {
-    store(end, Floats{} + __builtin_nanf(""));
-}
-inline __attribute__((always_inline)) void sample_pad(int32_t* end) {
-    store(end, Ints{});
-}
-
-// Of N elements spread over the list, the one nearest to having this share of their mass above it.
-template <int N, class E>
-E sample_pivot(const E* list, int64_t size, float share) {
-    using V = Vec<E, sample_lanes>;
-    E element[N];
-    float mass[N], above[N], total = 0;
-    for (int i = 0; i < N; ++i) {
-        element[i] = list[i * size / N];
-        mass[i] = sample_mass(element[i]);
-        total += mass[i];
-    }
-    for (int i = 0; i < N; i += sample_lanes) {
-        const V v = load<V>(element + i);
-        Floats sum = load<Floats>(mass + i) * 0.5f;
-        for (int j = 0; j < N; ++j) sum += v < element[j] ? Floats{} + mass[j] : Floats{};
-        store(above + i, sum);
-    }
-    int best = 0;
-    float nearest = sample_infinity;
-    for (int i = 0; i < N; ++i) {
-        const float distance = __builtin_fabsf(above[i] - share * total);
-        best = distance < nearest ? i : best;
-        nearest = distance < nearest ? distance : nearest;
-    }
-    return element[best];
-}
-
-// The smallest element with less than `need` mass above it; the list's mass is `total`, 1 <= need <= total.
-// Quickselect, into `work` from the second round on. Padding fills the last vector.
-template <class E>
-E sample_threshold(const E* list, int64_t size, uint64_t total, uint64_t need, E* work) {
-    using V = Vec<E, sample_lanes>;
-    constexpr bool weighted = E(0.5f) == 0;
-    for (;;) {
-        const float share = static_cast<float>(need) / static_cast<float>(total);
-        const E pivot = sample_pivot<16>(list, size, share);
-        const V split = V{} + pivot;
-        uint64_t above = 0, same = 0;
-        SampleMass mass;
-        for (int64_t i = 0; i < size; i += sample_lanes) {
-            const V v = load<V>(list + i);
-            const Mask higher = greater(v, split);
-            if constexpr (weighted) {
-                mass.add(where(higher, v));
-            } else {
-                above += count(higher);
-            }
-            same += count(equal(v, split));
-        }
-        if constexpr (weighted) {
-            above = mass.total();
-            same *= static_cast<uint64_t>(pivot);
-        }
-        const bool up = above >= need;
-        if (!up && above + same >= need) return pivot;
-        if (up) {
-            total = above;
-        } else {
-            total -= above + same;
-            need -= above + same;
-        }
-        int64_t kept = 0;
-        for (int64_t i = 0; i < size; i += sample_lanes) {
-            const V v = load<V>(list + i);
-            const Mask mask = up ? greater(v, split) : greater(split, v);
-            compress_store(work + kept, mask, v);
-            kept += count(mask);
-        }
-        if (weighted && !up) kept -= -size & (sample_lanes - 1);  // the padding, which is below any pivot
-        sample_pad(work + kept);
-        list = work;
-        size = kept;
-    }
-}
-
-// The values of at least `bound`, in order, a NaN vector behind them. `to` may be `from`.
-inline int64_t sample_filter(const float* from, int64_t size, float bound, float* to) {
-    int64_t kept = 0;
-    for (int64_t i = 0; i < size; i += sample_lanes) {
-        const Floats x = load<Floats>(from + i);
-        const Mask mask = at_least(x, Floats{} + bound);
-        compress_store(to + kept, mask, x);
-        kept += count(mask);
-    }
-    sample_pad(to + kept);
-    return kept;
-}
-
 // The index of the element that has `before` others of at least `bound` in front of it.
 inline int64_t sample_position(const float* row, float bound, int64_t before) {
-    for (int64_t i = 0;; i += sample_lanes) {
+    for (int64_t i = 0;; i += lanes) {
         const int here = count(at_least(load<Floats>(row + i), Floats{} + bound));
         if (before >= here) {
             before -= here;
@@ -219,9 +97,9 @@ inline int64_t sample_draw(const int32_t* weights, int64_t count, int32_t bound,
                            uint64_t* sums) {
     uint64_t total = 0;
     for (int64_t first = 0; first < count; first += sample_chunk) {
-        SampleMass mass;
+        MassSum mass;
         const int64_t end = first + sample_chunk < count ? first + sample_chunk : count;
-        for (int64_t i = first; i < end; i += sample_lanes) {
+        for (int64_t i = first; i < end; i += lanes) {
             const Ints w = load<Ints>(weights + i);
             mass.add(where(at_least(w, Ints{} + bound), w));
         }
@@ -258,33 +136,33 @@ int64_t sample_tokens_draw(const SampleTokensParams& p, const SampleRow& r, cons
 
     float bound = any_finite;
     if (prefilter > 0) {
-        const float guess = sample_pivot<32>(s.row, p.v, (static_cast<float>(prefilter) + 0.5f) / 32);
+        const float guess = pivot_of<32>(s.row, p.v, (static_cast<float>(prefilter) + 0.5f) / 32, true);
         bound = guess > any_finite ? guess : any_finite;
     }
-    int64_t count = sample_filter(s.row, p.v, bound, s.list);
+    int64_t count = keep_from(s.row, p.v, bound, s.list);
     if (count < p.top_k && bound > any_finite) {  // the guess was too high
         bound = any_finite;
-        count = sample_filter(s.row, p.v, bound, s.list);
+        count = keep_from(s.row, p.v, bound, s.list);
     }
     if (p.top_k > 0 && count > p.top_k) {
-        bound = sample_threshold(s.list, count, count, p.top_k, s.work);
-        count = sample_filter(s.list, count, bound, s.list);
+        bound = mass_threshold(s.list, count, count, p.top_k, s.work);
+        count = keep_from(s.list, count, bound, s.list);
     }
 
-    for (int64_t i = 0; i < count; i += sample_lanes) {
+    for (int64_t i = 0; i < count; i += lanes) {
         const Floats x = load<Floats>(s.list + i);
         store(s.weights + i,
               sample_weight(x < largest ? x - largest : Floats{}));  // a number for NaN as well
     }
-    sample_pad(s.weights + count);
+    pad(s.weights + count);
     int32_t lowest = 0;
     if (p.top_p > 0) {
-        SampleMass mass;
-        for (int64_t i = 0; i < count; i += sample_lanes) mass.add(load<Ints>(s.weights + i));
+        MassSum mass;
+        for (int64_t i = 0; i < count; i += lanes) mass.add(load<Ints>(s.weights + i));
         const uint64_t total = mass.total();
         const auto drop = static_cast<uint64_t>((1 - p.top_p) * static_cast<double>(total));
         const uint64_t need = drop < total ? total - drop : 1;
-        lowest = sample_threshold(s.weights, count, total, need, s.work_weights);
+        lowest = mass_threshold(s.weights, count, total, need, s.work_weights);
     }
     return sample_position(s.row, bound, sample_draw(s.weights, count, lowest, r.word, s.sums));
 }
