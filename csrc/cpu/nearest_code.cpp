@@ -50,8 +50,7 @@ PackedCodebook pack_codebook(const NearestCodeParams& p, const NearestCodeKernel
         if (size > packed.size || std::isnan(size)) packed.size = size;
     }
     for (int64_t i = 0; filtered && i < 2 * packed.panel_count; ++i) {
-        float& most = packed.filter.norms[i % 2];
-        if (!(norms[i] <= most)) most = norms[i];  // NaN too
+        packed.filter.norms[i % 2] = std::max(packed.filter.norms[i % 2], norms[i]);
     }
     packed.filter.panels = packed.low.get();
     packed.filter.largest_bias = p.cosine ? 0 : packed.filter.norms[0] * packed.filter.norms[0];

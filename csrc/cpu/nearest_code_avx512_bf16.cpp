@@ -4,12 +4,12 @@
 // maxima of 16 lanes for each (row, panel). The plain search computes g, in fp32 and with another rounding.
 // With Euclidean norms and dx = x - x', de = e - e':
 //   |x.e - x'.e'| = |dx.e + x'.de| <= |dx| |e| + |x'| |de|.
-// Either sum has C products and the bias; each of its C + 1 additions rounds relative to at most |x| |e| +
-// bias, so the two together are off by (C + 2) 2^-23 (|x| |e| + bias) at most, and by (C + 2) 2^-125 where
-// numbers underflow (these instructions flush denormals). The sum B of these, with the largest |e|, |de| and
-// bias, bounds |g - g'|. The code that the plain search would choose has g >= g of the filter's best, hence
-// g' >= max g' - 2B: panels below hold neither it nor a tie. The others are searched again by the plain
-// search's own arithmetic, so tokens are the same.
+// Either sum has C + 1 additions and at most C rounded products (none if they are fused; those of bf16 are
+// exact); each rounds relative to at most |x| |e| + bias. So rounding takes the two apart by (C + 2) 2^-22
+// (|x| |e| + bias) at most, and underflow, with denormals flushed, by (C + 2) 2^-125. The sum B of these,
+// with the largest |e|, |de| and bias, bounds |g - g'|. The code that the plain search would choose has g >=
+// g of the filter's best, hence g' >= max g' - 2B: panels below hold neither it nor a tie. The others are
+// searched again by the plain search's own arithmetic, so tokens are the same.
 #include <immintrin.h>
 
 #include "cpu/nearest_code_impl.h"
@@ -33,7 +33,8 @@ inline float norm_bound(float squares, int64_t c) {
     return __builtin_sqrtf(squares + static_cast<float>(c) * 0x1p-125f) * (1 + 0x1p-10f);
 }
 
-// (C, 32) fp32 -> (C / 2, 32) pairs of bf16; norms: the largest |e| and |de|, NaN if there is one.
+// (C, 32) fp32 -> (C / 2, 32) pairs of bf16; norms: the largest |e| and |de|. NaN is passed over: the
+// caller has its own search for codebooks that hold one.
 void pack_filter(const float* panel, int64_t c, uint32_t* pairs, float* norms) {
     F square[2] = {}, lost[2] = {};
     for (int64_t k = 0; k < c; k += 2) {
@@ -50,8 +51,8 @@ void pack_filter(const float* panel, int64_t c, uint32_t* pairs, float* norms) {
     norms[0] = norms[1] = 0;
     for (int j = 0; j < 32; ++j) {
         const float e = norm_bound(square[j / 16][j % 16], c), de = norm_bound(lost[j / 16][j % 16], c);
-        if (!(e <= norms[0])) norms[0] = e;
-        if (!(de <= norms[1])) norms[1] = de;
+        if (e > norms[0]) norms[0] = e;
+        if (de > norms[1]) norms[1] = de;
     }
 }
 
@@ -78,7 +79,7 @@ void pack_rows(const float* rows, int64_t c, const float* norms, float largest_b
         const float x = norm_bound(square[r], c), dx = norm_bound(lost[r], c);
         const float steps = static_cast<float>(c + 2);
         const float size = (x + dx) * (norms[0] + norms[1]) + largest_bias;
-        margin[r] = 2 * (dx * norms[0] + x * norms[1] + steps * (0x1p-23f * size + 0x1p-125f));
+        margin[r] = 2 * (dx * norms[0] + x * norms[1] + steps * (0x1p-22f * size + 0x1p-125f));
         margin[r] *= 1 + 0x1p-10f;  // these lines round as well
     }
 }
