@@ -1,4 +1,4 @@
-"""sample_tokens over the published vocabulary and settings; the published way is sort + multinomial."""
+"""sample_tokens over the published vocabulary and settings, and over that of the digits model."""
 
 from __future__ import annotations
 
@@ -11,12 +11,20 @@ from torch import Tensor
 from var_ext import ops, reference
 from var_ext.reference.sample_tokens import keep_top
 
+PUBLISHED = dict(batch=8, length=256, vocabulary=4096, top_k=900, top_p=0.96)
+DIGITS = dict(batch=20, length=36, vocabulary=256, cfg=1.5)
 SHAPES = {
-    "2048 x 4096, top_k 900, top_p 0.96": dict(batch=8, length=256, vocabulary=4096, cfg=None),
-    "2048 x 4096, guided, top_k 900, top_p 0.96": dict(batch=8, length=256, vocabulary=4096, cfg=1.5),
+    "2048 x 4096, top_k 900, top_p 0.96": dict(**PUBLISHED, cfg=None),
+    "2048 x 4096, top_k 900, top_p 0.96, bf16": dict(**PUBLISHED, cfg=None, dtype=torch.bfloat16),
+    "2048 x 4096, guided, top_k 900, top_p 0.96": dict(**PUBLISHED, cfg=1.5),
+    "2048 x 4096, guided, top_k 900, top_p 0.96, bf16": dict(**PUBLISHED, cfg=1.5, dtype=torch.bfloat16),
+    "digits, 720 x 256, guided": dict(**DIGITS, top_k=0, top_p=0.0),
+    "digits, 720 x 256, guided, top_k 64, top_p 0.96": dict(**DIGITS, top_k=64, top_p=0.96),
 }
-SMOKE = dict(batch=2, length=64, vocabulary=33, cfg=1.5)  # enough draws that argmax shows
-COMPETITORS = ("var_ext", "reference", "sort + multinomial")
+SMOKE = dict(
+    batch=2, length=64, vocabulary=33, cfg=1.5, top_k=8, top_p=0.96
+)  # draws enough that argmax shows
+COMPETITORS = ("var_ext", "reference", "topk + sort + multinomial")
 LAPS = 3  # slow enough to be steady
 
 
@@ -27,9 +35,17 @@ def guided(logits: Tensor, cfg: float | None) -> Tensor:
     return (1 + cfg) * cond - cfg * uncond
 
 
-def by_multinomial(logits: Tensor, cfg: float | None, top_k: int, top_p: float) -> Tensor:
-    kept = keep_top(guided(logits, cfg), top_k, top_p)  # (B, L, V)
-    return torch.multinomial(kept.softmax(dim=-1).flatten(0, 1), 1).view(kept.shape[:2])
+def published(logits: Tensor, cfg: float | None, top_k: int, top_p: float) -> Tensor:
+    """The filters as published, and the draw from torch's generator."""
+    logits = guided(logits.float(), cfg)  # (B, L, V)
+    if top_k > 0:
+        logits = logits.masked_fill(logits < logits.topk(top_k, dim=-1).values[..., -1:], -torch.inf)
+    if top_p > 0:
+        ascending, order = logits.sort(dim=-1)
+        dropped = ascending.softmax(dim=-1).cumsum(dim=-1) <= 1 - top_p
+        dropped[..., -1] = False
+        logits = logits.masked_fill(dropped.scatter(-1, order, dropped), -torch.inf)
+    return torch.multinomial(logits.softmax(dim=-1).flatten(0, 1), 1).view(logits.shape[:2])
 
 
 def allowed(kept: Tensor, result: Tensor, expected: Tensor) -> None:
@@ -38,20 +54,28 @@ def allowed(kept: Tensor, result: Tensor, expected: Tensor) -> None:
     assert kept.gather(-1, result[..., None]).isfinite().all()
 
 
-def contest(batch: int, length: int, vocabulary: int, cfg: float | None) -> Contest:
-    logits = torch.randn(batch * (1 if cfg is None else 2), length, vocabulary) * 3
+def contest(
+    batch: int,
+    length: int,
+    vocabulary: int,
+    cfg: float | None,
+    top_k: int,
+    top_p: float,
+    dtype: torch.dtype = torch.float32,
+) -> Contest:
+    logits = (torch.randn(batch * (1 if cfg is None else 2), length, vocabulary) * 3).to(dtype)
     seeds = torch.arange(batch)
-    filters = dict(cfg=cfg, top_k=min(900, vocabulary // 4), top_p=0.96)
-    kept = keep_top(guided(logits, cfg), filters["top_k"], filters["top_p"])
+    filters = dict(cfg=cfg, top_k=top_k, top_p=top_p)
+    kept = keep_top(guided(logits.float(), cfg), top_k, top_p)
     return Contest(
         {
             "var_ext": lambda: ops.sample_tokens(logits, seeds, scale_index=9, **filters),
             "reference": lambda: reference.sample_tokens(logits, seeds, scale_index=9, **filters),
-            "sort + multinomial": partial(by_multinomial, logits, **filters),
+            "topk + sort + multinomial": partial(published, logits, **filters),
         },
         bytes=nbytes(logits) + batch * length * 8,
         check=same,
-        checks={"sort + multinomial": partial(allowed, kept)},
+        checks={"topk + sort + multinomial": partial(allowed, kept)},
     )
 
 

@@ -7,6 +7,7 @@
 #include "ops/area_downsample.h"
 #include "ops/bicubic_upsample.h"
 #include "ops/nearest_code.h"
+#include "ops/sample_tokens.h"
 
 #if defined(VAR_EXT_CUDA_VERSION)
 #include "cuda/devices.h"
@@ -64,7 +65,7 @@ py::dict cpu_info() {
 
 py::dict kernels() {
     py::dict table;  // a fresh one: callers may change theirs
-    for (const char* op : {"nearest_code", "area_downsample", "bicubic_upsample"}) {
+    for (const char* op : {"nearest_code", "area_downsample", "bicubic_upsample", "sample_tokens"}) {
         table[op] = std::vector<std::string>{"cpu"};
     }
     return table;
@@ -105,6 +106,16 @@ PYBIND11_MODULE(_C, m) {
                  "(B, C, H, W) -> (B, C, h, w): cubic, a = -0.75.");
     def_resample(m, "bicubic_upsample_backward", cpu::bicubic_upsample_backward, "grad_out", "grad_in",
                  "The transposed map: (B, C, h, w) -> (B, C, H, W).");
+
+    m.def(
+        "sample_tokens",
+        [](const TensorView& logits, const TensorView& seeds, const TensorView& out, int64_t scale_index,
+           std::optional<double> cfg, int64_t top_k, double top_p) {
+            cpu::sample_tokens(sample_tokens_params(logits, seeds, out, scale_index, cfg, top_k, top_p));
+        },
+        py::arg("logits"), py::arg("seeds"), py::arg("out"), py::arg("scale_index"), py::arg("cfg"),
+        py::arg("top_k"), py::arg("top_p"), py::call_guard<py::gil_scoped_release>(),
+        "One token a row: (B, L, V) or guided (2B, L, V), (B,) -> (B, L).");
 
     m.def("build_info", build_info, "How this extension was built.");
     m.def("cpu_info", cpu_info, "Variants that run here, and the selected one.");

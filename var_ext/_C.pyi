@@ -57,6 +57,20 @@ def bicubic_upsample(x: TensorView, out: TensorView) -> None:
 def bicubic_upsample_backward(grad_out: TensorView, grad_in: TensorView) -> None:
     """(B, C, h, w) -> (B, C, H, W): the transpose of `bicubic_upsample`."""
 
+def sample_tokens(
+    logits: TensorView,
+    seeds: TensorView,
+    out: TensorView,
+    scale_index: int,
+    cfg: float | None,
+    top_k: int,
+    top_p: float,
+) -> None:
+    """(B, L, V), guided (2B, L, V), float32, bfloat16 or float16, any strides, (B,) int64 -> (B, L) int64.
+
+    ValueError also if a row has NaN or no finite maximum.
+    """
+
 def build_info() -> BuildInfo:
     """How this extension was built; `cuda` is the toolkit's version, None in a CPU build."""
 

@@ -17,8 +17,16 @@ namespace {
 struct PackedCodebook {
     int64_t panel_count;
     Buffer<float> panels, bias;
-    float size = 0;  // the largest sum |e| over the codes; NaN if one holds a NaN
+    float size = 0;        // the largest sum |e| over the codes; NaN if one holds a NaN
+    Buffer<uint32_t> low;  // the panels of the filter, if it is used
+    NearestCodeFilter filter = {};
 };
+
+// The filter costs a second copy of the codebook: some rows and panels must make up for it.
+bool use_filter(const NearestCodeParams& p, const NearestCodeKernel& kernel) {
+    return kernel.search_filtered != nullptr && p.n >= 4 * kernel.row_block && p.v >= 8 * kernel.code_block &&
+           p.c >= 8 && p.c <= 4096;
+}
 
 PackedCodebook pack_codebook(const NearestCodeParams& p, const NearestCodeKernel& kernel) {
     const int64_t width = kernel.code_block;
@@ -26,14 +34,26 @@ PackedCodebook pack_codebook(const NearestCodeParams& p, const NearestCodeKernel
     packed.panel_count = (p.v + width - 1) / width;
     packed.panels = allocate<float>(packed.panel_count * p.c * width);
     packed.bias = allocate<float>(packed.panel_count * width);
-    std::vector<float> sizes(packed.panel_count);
+    const int64_t low_size = (p.c + 1) / 2 * width;  // of a panel
+    const bool filtered = use_filter(p, kernel);
+    if (filtered) packed.low = allocate<uint32_t>(packed.panel_count * low_size);
+    std::vector<float> sizes(packed.panel_count), norms(2 * packed.panel_count);
     parallel_for(thread_count(packed.panel_count, width * p.c), packed.panel_count, [&](int64_t i, int) {
         sizes[i] = kernel.pack(p, i * width, std::min(width, p.v - i * width),
                                packed.panels.get() + i * p.c * width, packed.bias.get() + i * width);
+        if (filtered) {
+            kernel.pack_filter(packed.panels.get() + i * p.c * width, p.c, packed.low.get() + i * low_size,
+                               &norms[2 * i]);
+        }
     });
     for (float size : sizes) {
         if (size > packed.size || std::isnan(size)) packed.size = size;
     }
+    for (int64_t i = 0; filtered && i < 2 * packed.panel_count; ++i) {
+        packed.filter.norms[i % 2] = std::max(packed.filter.norms[i % 2], norms[i]);
+    }
+    packed.filter.panels = packed.low.get();
+    packed.filter.largest_bias = p.cosine ? 0 : packed.filter.norms[0] * packed.filter.norms[0];
     return packed;
 }
 
@@ -77,7 +97,7 @@ int64_t search_unusual(const NearestCodeParams& p, const PackedCodebook& packed,
 
 void nearest_code(const NearestCodeParams& p) {
     if (p.n == 0) return;
-    const NearestCodeKernel& kernel = VAR_EXT_SELECT(nearest_code);
+    const NearestCodeKernel& kernel = VAR_EXT_SELECT_BF16(nearest_code);
     const int64_t block = kernel.row_block, width = kernel.code_block;
     const PackedCodebook packed = pack_codebook(p, kernel);
 
@@ -86,6 +106,10 @@ void nearest_code(const NearestCodeParams& p) {
     const Buffer<float> scratch = allocate<float>(threads * block * p.c);
     std::vector<int32_t> found(threads * block);
     std::vector<float> sizes(threads * block);
+    const bool filtered = packed.low != nullptr;
+    const int64_t filter_size = packed.panel_count * block * width / 2 + (p.c + 1) / 2 * block;
+    const Buffer<float> filter_scratch = allocate<float>(filtered ? threads * filter_size : 0);
+    std::vector<int> trust(threads);  // below 0: so many blocks to go without the filter
 
     parallel_for(threads, blocks, [&](int64_t task, int thread) {
         float* rows = scratch.get() + thread * block * p.c;  // (C, R)
@@ -94,7 +118,15 @@ void nearest_code(const NearestCodeParams& p) {
         for (int64_t r = 0; r < block; ++r) {  // the last block repeats the last row
             size[r] = pack_row(p, std::min(task * block + r, p.n - 1), rows + r, block);
         }
-        kernel.search(rows, packed.panels.get(), packed.bias.get(), packed.panel_count, p.c, best);
+        const bool found_by_filter =
+            filtered && ++trust[thread] > 0 &&
+            kernel.search_filtered(rows, packed.panels.get(), packed.bias.get(), packed.filter,
+                                   packed.panel_count, p.c, filter_scratch.get() + thread * filter_size,
+                                   best);
+        if (!found_by_filter) {
+            if (trust[thread] > 0) trust[thread] = -8;
+            kernel.search(rows, packed.panels.get(), packed.bias.get(), packed.panel_count, p.c, best);
+        }
         for (int64_t r = 0; r < block && task * block + r < p.n; ++r) {
             // |x.e| and |e|^2 are below this product: no score of an ordinary row overflows or is NaN.
             const bool ordinary = (size[r] + packed.size) * packed.size < 1e38f;

@@ -7,6 +7,13 @@
 
 namespace var_ext::cpu {
 
+// The codebook in lower precision, for variants that rule out most panels with it.
+struct NearestCodeFilter {
+    const uint32_t* panels;  // (panels, ceil(C / 2), L) pairs of channels
+    float norms[2];          // bounds of |e| and of |e - its rounded value|
+    float largest_bias;
+};
+
 struct NearestCodeKernel {
     int64_t row_block;   // R rows of x at a time ...
     int64_t code_block;  // ... against panels of L codes
@@ -20,8 +27,17 @@ struct NearestCodeKernel {
     // best: (R,) the lowest index v that minimises bias[v] - row.code[v].
     void (*search)(const float* rows, const float* panels, const float* bias, int64_t panel_count, int64_t c,
                    int32_t* best);
+
+    // Null, or: one panel for the filter, and its norms; then the search, with the same results. False if the
+    // filter does not pay for these rows: nothing is found then. scratch: panels * R * L / 2 + ceil(C / 2) *
+    // R.
+    void (*pack_filter)(const float* panel, int64_t c, uint32_t* filter, float* norms);
+    bool (*search_filtered)(const float* rows, const float* panels, const float* bias,
+                            const NearestCodeFilter& filter, int64_t panel_count, int64_t c, float* scratch,
+                            int32_t* best);
 };
 
-extern const NearestCodeKernel nearest_code_portable, nearest_code_avx2, nearest_code_avx512;
+extern const NearestCodeKernel nearest_code_portable, nearest_code_avx2, nearest_code_avx512,
+    nearest_code_avx512_bf16;
 
 }  // namespace var_ext::cpu

@@ -2,7 +2,7 @@
 
 namespace var_ext::cpu {
 
-const NearestCodeKernel nearest_code_avx2 = {6, 2 * lanes_of<float>, nearest_code_pack,
-                                             nearest_code_search<6>};
+const NearestCodeKernel nearest_code_avx2 = {
+    6, 2 * lanes_of<float>, nearest_code_pack, nearest_code_search<6>, nullptr, nullptr};
 
 }  // namespace var_ext::cpu

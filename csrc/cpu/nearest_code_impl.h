@@ -6,6 +6,8 @@
 
 namespace {
 
+using var_ext::cpu::NearestCodeFilter;
+
 inline float nearest_code_pack(const var_ext::NearestCodeParams& p, int64_t first, int64_t count,
                                float* panel, float* bias) {
     constexpr int n = lanes_of<float>, width = 2 * n;
@@ -57,6 +59,20 @@ inline float nearest_code_pack(const var_ext::NearestCodeParams& p, int64_t firs
     return most;
 }
 
+// The code of the lowest score; of equal ones the first.
+template <class V, class I>
+inline int32_t nearest_code_lowest(V low, I code) {
+    float lowest = low[0];
+    int32_t best = code[0];
+    for (int l = 1; l < lanes_of<float>; ++l) {
+        if (low[l] < lowest || (low[l] == lowest && code[l] < best)) {
+            lowest = low[l];
+            best = code[l];
+        }
+    }
+    return best;
+}
+
 // R rows x two vectors of codes: 2R sums stay in registers over the whole of C.
 template <int R>
 void nearest_code_search(const float* rows, const float* panels, const float* bias, int64_t panel_count,
@@ -97,16 +113,7 @@ void nearest_code_search(const float* rows, const float* panels, const float* bi
             low[r] = score1 < low[r] ? score1 : low[r];
         }
     }
-    for (int r = 0; r < R; ++r) {
-        float lowest = low[r][0];
-        best[r] = code[r][0];
-        for (int l = 1; l < n; ++l) {
-            if (low[r][l] < lowest || (low[r][l] == lowest && code[r][l] < best[r])) {
-                lowest = low[r][l];
-                best[r] = code[r][l];
-            }
-        }
-    }
+    for (int r = 0; r < R; ++r) best[r] = nearest_code_lowest(low[r], code[r]);
 }
 
 }  // namespace

@@ -96,6 +96,62 @@ def test_thread_count_changes_nothing() -> None:
     assert torch.equal(results[0], results[2])
 
 
+def vectors_of(kind: str, vectors: int, codes: int, channels: int) -> tuple[Tensor, Tensor]:
+    """x and codebooks that are easy, hard or hopeless for a search that first looks in low precision."""
+    x, codebook = torch.randn(vectors, channels), torch.randn(codes, channels)
+    pick = torch.randint(codes, (vectors,))
+    match kind:
+        case "clustered":
+            codebook = torch.randn(9, channels)[torch.randint(9, (codes,))] + 0.01 * codebook
+        case "duplicates":
+            codebook = codebook[torch.randint(codes // 3, (codes,))]
+            x = codebook[pick] + 0.1 * x
+        case "equal in bf16":
+            codebook = 1 + 1e-4 * codebook
+            x = codebook[pick]
+        case "half way":
+            x = (codebook[pick] + codebook[pick.roll(1)]) / 2
+        case "tiny":
+            x, codebook = x * 1e-20, codebook * 1e-20
+        case "all underflows":
+            x, codebook = x * 1e-25, codebook * 1e-25
+        case "huge":
+            x, codebook = x * 1e16, codebook * 1e17
+        case "beyond bf16":
+            x, codebook = x.sign() * 3.4e38, codebook * 1e-10
+        case "all lengths":
+            x, codebook = x * torch.logspace(-8, 8, vectors)[:, None], codebook * torch.rand(codes, 1) * 10
+        case "one long code":
+            codebook[codes // 2] *= 1e4
+        case "some rows are hopeless":
+            x[::29] = 0
+            codebook = torch.nn.functional.normalize(codebook, dim=-1)
+        case "NaN and infinity":
+            x[3, 0], x[40, 1], codebook[17, 2] = torch.nan, torch.inf, torch.nan if vectors % 2 else 0
+    return x, codebook
+
+
+KINDS = [
+    "Gaussian", "clustered", "duplicates", "equal in bf16", "half way", "tiny", "all underflows", "huge",
+    "beyond bf16", "all lengths", "one long code", "some rows are hopeless", "NaN and infinity",
+]  # fmt: skip
+
+
+@pytest.mark.skipif("avx512_bf16" not in var_ext._C.cpu_info()["isa"], reason="needs AVX-512-bf16")
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("cosine", [False, True])
+def test_the_filter_in_bf16_changes_no_token(kind: str, cosine: bool) -> None:
+    before = var_ext._C.isa()
+    for sizes in ((301, 1000, 32), (48, 256, 8), (100, 4096, 33), (61, 333, 129)):
+        x, codebook = vectors_of(kind, *sizes)
+        tokens = []
+        for isa in ("avx512", "avx512_bf16"):
+            var_ext._C.set_isa(isa)
+            tokens.append(ops.nearest_code(x, codebook, cosine=cosine))
+        var_ext._C.set_isa(before)
+        assert torch.equal(*tokens), sizes
+
+
 def test_there_is_no_gradient(either_backend: str) -> None:
     assert not ops.nearest_code(torch.randn(2, 4, requires_grad=True), torch.randn(3, 4)).requires_grad
 

@@ -7,7 +7,24 @@ from torch import Tensor
 
 from var_ext import backend, reference
 from var_ext.ops._checks import FLOATS, check_dtype, check_shape, check_together, require
+from var_ext.ops._native import view
 from var_ext.ops._registry import implement
+
+
+def _native(
+    logits: Tensor, seeds: Tensor, scale_index: int, cfg: float | None, top_k: int, top_p: float
+) -> Tensor:
+    from var_ext import _C
+
+    if logits.dtype == torch.float64:
+        logits = logits.float()
+    out = _fake(logits, seeds)
+    _C.sample_tokens(view(logits), view(seeds), view(out), scale_index, cfg, top_k, top_p)
+    return out
+
+
+def _fake(logits: Tensor, seeds: Tensor, *_: object) -> Tensor:
+    return seeds.new_empty(seeds.shape[0], logits.shape[1])
 
 
 def _fallback(
@@ -19,9 +36,9 @@ def _fallback(
 implement(
     "sample_tokens",
     "sample_tokens(Tensor logits, Tensor seeds, int scale_index, float? cfg, int top_k, float top_p) -> Tensor",
-    native=None,
+    native=_native,
     fallback=_fallback,
-    fake=lambda logits, seeds, *_: seeds.new_empty(seeds.shape[0], logits.shape[1]),
+    fake=_fake,
 )
 
 
@@ -46,8 +63,8 @@ def sample_tokens(
         scale_index: which scale of the schedule this is, 0 or more.
         cfg: guidance t: (1 + t) cond - t uncond, and -inf where cond is. None: no unconditional half is given.
         top_k: keep this many largest logits (more at ties with the last of them); 0 keeps all.
-        top_p: of those, drop the smallest whose ascending cumulative probability is <= 1 - top_p, never the largest;
-            0 drops none.
+        top_p: of those, drop the smallest whose ascending cumulative probability is <= 1 - top_p, never the largest.
+            Equally probable ones are dropped only all together (a sort would drop some of them); 0 drops none.
 
     Returns:
         (B, L) int64.

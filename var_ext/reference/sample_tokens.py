@@ -43,15 +43,17 @@ def uniform(seeds: Tensor, scale_index: int, positions: int) -> Tensor:
 
 
 def keep_top(logits: Tensor, top_k: int, top_p: float) -> Tensor:
-    """Set to -inf what top-k and top-p drop; ties with the k-th value are kept. (..., V) -> (..., V)."""
+    """Set to -inf what top-k and top-p drop; ties with the last that is kept are kept. (..., V) -> (..., V)."""
     if 0 < top_k < logits.shape[-1]:
         kth = logits.topk(top_k, dim=-1).values[..., -1:]
         logits = logits.masked_fill(logits < kth, -torch.inf)
     if top_p > 0:
-        ascending, order = logits.sort(dim=-1)
-        dropped = ascending.softmax(dim=-1).cumsum(dim=-1) <= 1 - top_p
-        dropped[..., -1] = False  # the largest always stays
-        logits = logits.masked_fill(dropped.scatter(-1, order, dropped), -torch.inf)
+        probabilities = logits.softmax(dim=-1)
+        ascending = probabilities.sort(dim=-1).values
+        kept = ascending.cumsum(dim=-1) > 1 - top_p
+        kept[..., -1] = True  # the largest always stays
+        lowest = ascending.gather(-1, kept.byte().argmax(dim=-1, keepdim=True))
+        logits = logits.masked_fill(probabilities < lowest, -torch.inf)
     return logits
 
 
