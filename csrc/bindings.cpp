@@ -6,6 +6,7 @@
 #include "common/tensor_view.h"
 #include "ops/area_downsample.h"
 #include "ops/bicubic_upsample.h"
+#include "ops/group_norm_silu.h"
 #include "ops/nearest_code.h"
 
 #if defined(VAR_EXT_CUDA_VERSION)
@@ -64,7 +65,7 @@ py::dict cpu_info() {
 
 py::dict kernels() {
     py::dict table;  // a fresh one: callers may change theirs
-    for (const char* op : {"nearest_code", "area_downsample", "bicubic_upsample"}) {
+    for (const char* op : {"nearest_code", "area_downsample", "bicubic_upsample", "group_norm_silu"}) {
         table[op] = std::vector<std::string>{"cpu"};
     }
     return table;
@@ -105,6 +106,26 @@ PYBIND11_MODULE(_C, m) {
                  "(B, C, H, W) -> (B, C, h, w): cubic, a = -0.75.");
     def_resample(m, "bicubic_upsample_backward", cpu::bicubic_upsample_backward, "grad_out", "grad_in",
                  "The transposed map: (B, C, h, w) -> (B, C, H, W).");
+
+    m.def(
+        "group_norm_silu",
+        [](const TensorView& x, const TensorView& weight, const TensorView& bias, const TensorView& out,
+           int64_t groups, double eps) {
+            cpu::group_norm_silu(group_norm_silu_params(x, weight, bias, out, groups, eps));
+        },
+        py::arg("x"), py::arg("weight"), py::arg("bias"), py::arg("out"), py::arg("groups"), py::arg("eps"),
+        py::call_guard<py::gil_scoped_release>(), "SiLU(GroupNorm(x)): (B, C, H, W) -> (B, C, H, W).");
+    m.def(
+        "group_norm_silu_backward",
+        [](const TensorView& grad, const TensorView& x, const TensorView& weight, const TensorView& bias,
+           const TensorView& grad_x, const TensorView& grad_weight, const TensorView& grad_bias,
+           int64_t groups, double eps) {
+            cpu::group_norm_silu_backward(group_norm_silu_backward_params(
+                grad, x, weight, bias, grad_x, grad_weight, grad_bias, groups, eps));
+        },
+        py::arg("grad"), py::arg("x"), py::arg("weight"), py::arg("bias"), py::arg("grad_x"),
+        py::arg("grad_weight"), py::arg("grad_bias"), py::arg("groups"), py::arg("eps"),
+        py::call_guard<py::gil_scoped_release>(), "Gradients of group_norm_silu.");
 
     m.def("build_info", build_info, "How this extension was built.");
     m.def("cpu_info", cpu_info, "Variants that run here, and the selected one.");

@@ -23,7 +23,6 @@ OWED = {
         "adaln",
         "block_causal_attention",
         "cached_attention",
-        "group_norm_silu",
         "qk_norm",
         "residual_quantize",
         "residual_step",

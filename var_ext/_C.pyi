@@ -57,6 +57,27 @@ def bicubic_upsample(x: TensorView, out: TensorView) -> None:
 def bicubic_upsample_backward(grad_out: TensorView, grad_in: TensorView) -> None:
     """(B, C, h, w) -> (B, C, H, W): the transpose of `bicubic_upsample`."""
 
+def group_norm_silu(
+    x: TensorView, weight: TensorView, bias: TensorView, out: TensorView, groups: int, eps: float
+) -> None:
+    """SiLU(GroupNorm(x)): (B, C, H, W) -> (B, C, H, W), both contiguous or both channels-last.
+
+    float32, bfloat16, float16; statistics in float32. weight, bias: (C,), any strides.
+    """
+
+def group_norm_silu_backward(
+    grad: TensorView,
+    x: TensorView,
+    weight: TensorView,
+    bias: TensorView,
+    grad_x: TensorView,
+    grad_weight: TensorView,
+    grad_bias: TensorView,
+    groups: int,
+    eps: float,
+) -> None:
+    """From the gradient of the output those of x, weight and bias; statistics are computed again."""
+
 def build_info() -> BuildInfo:
     """How this extension was built; `cuda` is the toolkit's version, None in a CPU build."""
 
