@@ -8,6 +8,7 @@
 
 #include "common/buffer.h"
 #include "common/cpu_features.h"
+#include "common/pages.h"
 #include "common/parallel.h"
 
 namespace var_ext::cpu {
@@ -23,7 +24,7 @@ struct Call {
     Buffer<float> weight, bias;
 
     Call(const GroupNormSiluParams& p_, int64_t steps)
-        : p(p_), kernel(VAR_EXT_SELECT(group_norm_silu)), padded(padded_channels(p.channels)) {
+        : p(p_), kernel(VAR_EXT_SELECT_BF16(group_norm_silu)), padded(padded_channels(p.channels)) {
         // Chunks depend on the shape only, so sums do not depend on the number of threads.
         constexpr int64_t least = 16 * 1024, most_chunks = 128;
         chunk_rows = std::max((least + p.channels - 1) / p.channels, (p.pixels + most_chunks - 1) / most_chunks);
@@ -31,6 +32,7 @@ struct Call {
         threads = thread_count(p.batch * p.groups, steps * p.channels / p.groups * p.pixels);
         weight = allocate<float>(padded);
         bias = allocate<float>(padded);
+        prefer_huge_pages(p.out, p.batch * p.channels * p.pixels * dtype_size(p.dtype));
         kernel.widen(p.dtype, p.weight, p.weight_stride, p.channels, weight.get());
         kernel.widen(p.dtype, p.bias, p.bias_stride, p.channels, bias.get());
     }
@@ -158,7 +160,7 @@ void group_norm_silu(const GroupNormSiluParams& p) {
 void group_norm_silu_backward(const GroupNormSiluParams& p) {
     const int64_t padded = padded_channels(p.channels);
     const Buffer<float> sums = allocate<float>(std::max<int64_t>(1, p.batch) * 2 * padded);  // (B, 2, padded)
-    const auto& kernel = VAR_EXT_SELECT(group_norm_silu);
+    const auto& kernel = VAR_EXT_SELECT_BF16(group_norm_silu);
     if (p.batch * p.channels * p.pixels == 0) {
         std::fill_n(sums.get(), 2 * padded, 0.0f);
         kernel.narrow(p.dtype, sums.get(), p.channels, p.grad_weight);

@@ -42,6 +42,6 @@ struct GroupNormSiluKernel {
                      const float* coefficients);
 };
 
-extern const GroupNormSiluKernel group_norm_silu_portable, group_norm_silu_avx2, group_norm_silu_avx512;
+extern const GroupNormSiluKernel group_norm_silu_portable, group_norm_silu_avx2, group_norm_silu_avx512, group_norm_silu_avx512_bf16;
 
 }  // namespace var_ext::cpu

@@ -31,20 +31,39 @@ struct Slope {
     V normed, slope;  // x before weight and bias, and the gradient of the norm's output
 };
 
-inline __attribute__((always_inline)) V minus_log2_e(V y) {
-    return y * -1.44269504f;
+// S: the type that the result is stored in.
+template <class S>
+constexpr bool rough = sizeof(S) == 2;
+
+template <class S>
+inline __attribute__((always_inline)) V exp_minus(V y) {
+    return exp2<rough<S>>(y * -1.44269504f);
 }
 
 // `rstd` holds rstd * weight here.
+template <class S>
 inline __attribute__((always_inline)) V norm_silu(V x, const Channel& c) {
     const V y = (x - c.mean) * c.rstd + c.bias;
-    return y / (1.0f + exp2(minus_log2_e(y)));
+    return y / (1.0f + exp_minus<S>(y));
 }
 
+template <class S>
 inline __attribute__((always_inline)) Slope slope(V x, V grad, const Channel& c) {
     const V normed = (x - c.mean) * c.rstd, y = normed * c.weight + c.bias;
-    const V sigmoid = 1.0f / (1.0f + exp2(minus_log2_e(y)));
+    const V sigmoid = 1.0f / (1.0f + exp_minus<S>(y));
     return {normed, grad * sigmoid * (1.0f + y * (1.0f - sigmoid))};
+}
+
+// Calls body(i, width) for each vector of n elements: with width a constant for whole vectors, so that loads and
+// stores of them know, and an int64_t for the rest.
+struct Whole {
+    constexpr operator int64_t() const { return lanes; }
+};
+template <class Body>
+inline __attribute__((always_inline)) void for_vectors(int64_t n, const Body& body) {
+    int64_t i = 0;
+    for (; i + lanes <= n; i += lanes) body(i, Whole{});
+    if (i < n) body(i, n - i);
 }
 
 template <class Body>
@@ -115,14 +134,9 @@ void groups_forward(const Params& p, const float* weight, const float* bias, int
                 const Channel channel{V{} + m.mean, V{} + m.rstd * weight[first + c], V{}, V{} + bias[first + c]};
                 const S* x = in + c * p.pixels;
                 S* out = static_cast<S*>(p.out) + group * n + c * p.pixels;
-                int64_t i = 0;
-                for (; i + lanes <= p.pixels; i += lanes) {
-                    store_as(out + i, norm_silu(load_as<V>(x + i), channel));
-                }
-                if (i < p.pixels) {
-                    const int64_t rest = p.pixels - i;
-                    store_some(out + i, norm_silu(load_some<V>(x + i, rest), channel), rest);
-                }
+                for_vectors(p.pixels, [&](int64_t i, auto width) {
+                    store_some(out + i, norm_silu<S>(load_some<V>(x + i, width), channel), width);
+                });
             }
         }
     });
@@ -133,15 +147,14 @@ template <class S>
 void map_slopes(const S* x, const S* grad, int64_t n, const Channel& channel, double (&sums)[2]) {
     sums[0] = sums[1] = 0;
     for (int64_t begin = 0; begin < n; begin += block) {
-        const int64_t end = smaller(begin + block, n);
         V part[2] = {};
-        for (int64_t i = begin; i < end; i += lanes) {
-            const int64_t width = smaller(end - i, lanes);
+        for_vectors(smaller(block, n - begin), [&](int64_t i, auto width) {
             // lanes beyond the end have no gradient
-            const Slope s = slope(load_some<V>(x + i, width), load_some<V>(grad + i, width), channel);
+            const Slope s =
+                slope<S>(load_some<V>(x + begin + i, width), load_some<V>(grad + begin + i, width), channel);
             part[0] += s.slope * s.normed;
             part[1] += s.slope;
-        }
+        });
         for (int k = 0; k < 2; ++k) sums[k] += reduce_add(part[k]);
     }
 }
@@ -175,11 +188,10 @@ void groups_backward(const Params& p, const float* weight, const float* bias, in
                 const Channel of = channel(c);
                 const S *x = in + c * p.pixels, *grad = grads + c * p.pixels;
                 S* out = static_cast<S*>(p.out) + group * n + c * p.pixels;
-                for (int64_t i = 0; i < p.pixels; i += lanes) {
-                    const int64_t width = smaller(p.pixels - i, lanes);
-                    const Slope s = slope(load_some<V>(x + i, width), load_some<V>(grad + i, width), of);
+                for_vectors(p.pixels, [&](int64_t i, auto width) {
+                    const Slope s = slope<S>(load_some<V>(x + i, width), load_some<V>(grad + i, width), of);
                     store_some(out + i, (s.slope * of.weight - mean - s.normed * normed_mean) * of.rstd, width);
-                }
+                });
             }
         }
     });
@@ -192,13 +204,17 @@ struct Rows {
     const S *x, *grad;
     S* out;
     int64_t channels, padded;
+    // Rows whose column of a vector's width is taken at a time: it saves loads of coefficients. What comes from memory
+    // is read row by row: the processor fetches ahead along one stream, and jumps halve its pace or worse.
+    int64_t together;
 
     Rows(const Params& p, int64_t image)
         : x(static_cast<const S*>(p.x)),
           grad(static_cast<const S*>(p.grad)),
           out(static_cast<S*>(p.out)),
           channels(p.channels),
-          padded(coef::padded_channels(p.channels)) {
+          padded(coef::padded_channels(p.channels)),
+          together(p.pixels * p.channels * sizeof(S) <= 1024 * 1024 ? 16 : 1) {
         const int64_t offset = image * p.pixels * p.channels;
         x += offset;
         grad += p.grad ? offset : 0;
@@ -215,13 +231,11 @@ void row_shift(const Params& p, int64_t image, float* shift) {
         using S = decltype(type);
         const Rows<S> rows(p, image);
         const int64_t samples = smaller(sample, p.pixels), step = p.pixels / samples * p.channels;
-        for (int64_t c = 0; c < p.channels; c += lanes) {
+        for_vectors(p.channels, [&](int64_t c, auto width) {
             V total = {};
-            for (int64_t i = 0; i < samples; ++i) {
-                total += load_some<V>(rows.x + i * step + c, smaller(p.channels - c, lanes));
-            }
+            for (int64_t i = 0; i < samples; ++i) total += load_some<V>(rows.x + i * step + c, width);
             store(shift + c, total);
-        }
+        });
     });
     const int64_t per_group = p.channels / p.groups;
     const float count = static_cast<float>(per_group * smaller(sample, p.pixels));
@@ -232,82 +246,92 @@ void row_shift(const Params& p, int64_t image, float* shift) {
     }
 }
 
-// Adds body(row, column, width, a, b)'s terms a and b of rows [begin, end) up for each channel: (2, padded).
+// Walks over rows [begin, end), so many together, and calls body(first row, last, channel, width).
 template <class Body>
-inline __attribute__((always_inline)) void sum_rows(int64_t begin, int64_t end, int64_t channels, float* sums,
-                                                    const Body& body) {
-    const int64_t padded = coef::padded_channels(channels);
-    for (int64_t c = 0; c < 2 * padded; c += lanes) store(sums + c, V{});
-    for (int64_t first = begin; first < end; first += sample) {
-        const int64_t last = smaller(first + sample, end);
-        for (int64_t c = 0; c < channels; c += lanes) {
-            V a = {}, b = {};
-            body(first, last, c, smaller(channels - c, lanes), a, b);
-            store(sums + c, load<V>(sums + c) + a);
-            store(sums + padded + c, load<V>(sums + padded + c) + b);
-        }
+inline __attribute__((always_inline)) void for_blocks(int64_t begin, int64_t end, int64_t rows,
+                                                      int64_t channels, const Body& body) {
+    for (int64_t first = begin; first < end; first += rows) {
+        const int64_t last = smaller(first + rows, end);
+        for_vectors(channels, [&](int64_t c, auto width) { body(first, last, c, width); });
     }
+}
+
+// Sums of two terms over rows, for each channel: (2, padded).
+inline void clear(float* sums, int64_t padded) {
+    for (int64_t c = 0; c < 2 * padded; c += lanes) store(sums + c, V{});
+}
+inline void add(float* sums, V a, V b, int64_t padded) {
+    store(sums, load<V>(sums) + a);
+    store(sums + padded, load<V>(sums + padded) + b);
 }
 
 void row_moments(const Params& p, int64_t image, int64_t begin, int64_t end, const float* shift, float* sums) {
     by_dtype(p.dtype, [&](auto type) {
-        const Rows<decltype(type)> rows(p, image);
-        sum_rows(begin, end, p.channels, sums,
-                 [&](int64_t row, int64_t last, int64_t c, int64_t width, V& sum, V& squares) {
-                     const V centre = load<V>(shift + c);
-                     for (; row < last; ++row) {
-                         const V d = load_some<V>(rows.x + row * p.channels + c, width) - centre;
-                         sum += d;
-                         squares += d * d;
-                     }
-                 });
+        using S = decltype(type);
+        const Rows<S> rows(p, image);
+        clear(sums, rows.padded);
+        for_blocks(begin, end, rows.together, rows.channels, [&](int64_t row, int64_t last, int64_t c, auto width) {
+            const V centre = load<V>(shift + c);
+            V sum = {}, squares = {};
+            for (; row < last; ++row) {
+                const V d = load_some<V>(rows.x + row * rows.channels + c, width) - centre;
+                sum += d;
+                squares += d * d;
+            }
+            add(sums + c, sum, squares, rows.padded);
+        });
     });
 }
 
 void row_slopes(const Params& p, int64_t image, int64_t begin, int64_t end, const float* coefficients,
                 float* sums) {
     by_dtype(p.dtype, [&](auto type) {
-        const Rows<decltype(type)> rows(p, image);
-        sum_rows(begin, end, p.channels, sums,
-                 [&](int64_t row, int64_t last, int64_t c, int64_t width, V& normed, V& plain) {
-                     const Channel channel = rows.channel(coefficients, c);
-                     for (; row < last; ++row) {
-                         const int64_t at = row * p.channels + c;
-                         const Slope s = slope(load_some<V>(rows.x + at, width), load_some<V>(rows.grad + at, width),
-                                               channel);
-                         normed += s.slope * s.normed;
-                         plain += s.slope;
-                     }
-                 });
+        using S = decltype(type);
+        const Rows<S> rows(p, image);
+        clear(sums, rows.padded);
+        for_blocks(begin, end, rows.together, rows.channels, [&](int64_t row, int64_t last, int64_t c, auto width) {
+            const Channel channel = rows.channel(coefficients, c);
+            V normed = {}, plain = {};
+            for (; row < last; ++row) {
+                const int64_t at = row * rows.channels + c;
+                const Slope s =
+                    slope<S>(load_some<V>(rows.x + at, width), load_some<V>(rows.grad + at, width), channel);
+                normed += s.slope * s.normed;
+                plain += s.slope;
+            }
+            add(sums + c, normed, plain, rows.padded);
+        });
     });
 }
 
 void row_forward(const Params& p, int64_t image, int64_t begin, int64_t end, const float* coefficients) {
     by_dtype(p.dtype, [&](auto type) {
-        const Rows<decltype(type)> rows(p, image);
-        for (int64_t row = begin; row < end; ++row) {
-            for (int64_t c = 0; c < p.channels; c += lanes) {
-                const int64_t at = row * p.channels + c, width = smaller(p.channels - c, lanes);
-                store_some(rows.out + at,
-                           norm_silu(load_some<V>(rows.x + at, width), rows.channel(coefficients, c)), width);
+        using S = decltype(type);
+        const Rows<S> rows(p, image);
+        for_blocks(begin, end, rows.together, rows.channels, [&](int64_t row, int64_t last, int64_t c, auto width) {
+            const Channel channel = rows.channel(coefficients, c);
+            for (; row < last; ++row) {
+                const int64_t at = row * rows.channels + c;
+                store_some(rows.out + at, norm_silu<S>(load_some<V>(rows.x + at, width), channel), width);
             }
-        }
+        });
     });
 }
 
 void row_backward(const Params& p, int64_t image, int64_t begin, int64_t end, const float* coefficients) {
     by_dtype(p.dtype, [&](auto type) {
-        const Rows<decltype(type)> rows(p, image);
-        for (int64_t row = begin; row < end; ++row) {
-            for (int64_t c = 0; c < p.channels; c += lanes) {
-                const int64_t at = row * p.channels + c, width = smaller(p.channels - c, lanes);
-                const Channel of = rows.channel(coefficients, c);
-                const Slope s = slope(load_some<V>(rows.x + at, width), load_some<V>(rows.grad + at, width), of);
-                const V mean = load<V>(coefficients + coef::slope_mean * rows.padded + c);
-                const V normed_mean = load<V>(coefficients + coef::slope_normed_mean * rows.padded + c);
+        using S = decltype(type);
+        const Rows<S> rows(p, image);
+        for_blocks(begin, end, rows.together, rows.channels, [&](int64_t row, int64_t last, int64_t c, auto width) {
+            const Channel of = rows.channel(coefficients, c);
+            const V mean = load<V>(coefficients + coef::slope_mean * rows.padded + c);
+            const V normed_mean = load<V>(coefficients + coef::slope_normed_mean * rows.padded + c);
+            for (; row < last; ++row) {
+                const int64_t at = row * rows.channels + c;
+                const Slope s = slope<S>(load_some<V>(rows.x + at, width), load_some<V>(rows.grad + at, width), of);
                 store_some(rows.out + at, (s.slope * of.weight - mean - s.normed * normed_mean) * of.rstd, width);
             }
-        }
+        });
     });
 }
 
@@ -317,26 +341,19 @@ void widen(DType dtype, const void* in, int64_t stride, int64_t n, float* out) {
     by_dtype(dtype, [&](auto type) {
         using S = decltype(type);
         const S* from = static_cast<const S*>(in);
-        for (int64_t i = 0; i < n; i += lanes) {
-            const int64_t width = smaller(n - i, lanes);
-            if (stride == 1) {
-                store_some(out + i, load_some<V>(from + i, width), width);
-                continue;
-            }
-            S part[lanes] = {};
-            for (int64_t l = 0; l < width; ++l) part[l] = from[(i + l) * stride];
-            store_some(out + i, load_as<V>(part), width);
+        for (int64_t i = 0; stride != 1 && i < n; ++i) {
+            store_some(out + i, load_some<V>(from + i * stride, 1), 1);
         }
+        if (stride != 1) return;
+        for_vectors(n, [&](int64_t i, auto width) { store_some(out + i, load_some<V>(from + i, width), width); });
     });
 }
 
 void narrow(DType dtype, const float* in, int64_t n, void* out) {
     by_dtype(dtype, [&](auto type) {
         using S = decltype(type);
-        for (int64_t i = 0; i < n; i += lanes) {
-            const int64_t width = smaller(n - i, lanes);
-            store_some(static_cast<S*>(out) + i, load_some<V>(in + i, width), width);
-        }
+        S* to = static_cast<S*>(out);
+        for_vectors(n, [&](int64_t i, auto width) { store_some(to + i, load_some<V>(in + i, width), width); });
     });
 }
 

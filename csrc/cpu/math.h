@@ -28,18 +28,25 @@ inline __attribute__((always_inline)) V exp(V x) {
     return x < -86.6f ? V{} : result;
 }
 
-// 2^x to 2 units in the last place, made for 1 / (1 + 2^x): beyond 129 it is infinity, NaN stays NaN, and below
-// -126 it is something between 0 and 2^-126.
-template <class V>
+// 2^x, made for 1 / (1 + 2^x): to 2 units in the last place, or to 3e-6 if the result is going to be rounded to 16
+// bits; beyond 129 it is infinity, NaN stays NaN, and below -126 it is something between 0 and 2^-126.
+template <bool Rough = false, class V>
 inline __attribute__((always_inline)) V exp2(V x) {
-    // x = k + f, 0 <= f <= 1, and a polynomial for 2^f: its relative error is below 2e-9
+    // x = k + f, 0 <= f <= 1, and a polynomial for 2^f, the best for its degree
     const auto fraction_power = [](V f) {
-        V p = f * 2.17022549e-4f + 1.24396873e-3f;
-        p = p * f + 9.67884064e-3f;
-        p = p * f + 5.54833412e-2f;
-        p = p * f + 2.40229830e-1f;
-        p = p * f + 6.93147004e-1f;
-        return p * f + 1.0f;
+        if constexpr (Rough) {
+            V p = f * 1.35341678e-2f + 5.20114601e-2f;
+            p = p * f + 2.41442755e-1f;
+            p = p * f + 6.93003833e-1f;
+            return p * f + 1.00000262f;
+        } else {
+            V p = f * 2.17022549e-4f + 1.24396873e-3f;
+            p = p * f + 9.67884064e-3f;
+            p = p * f + 5.54833412e-2f;
+            p = p * f + 2.40229830e-1f;
+            p = p * f + 6.93147004e-1f;
+            return p * f + 1.0f;
+        }
     };
 #if defined(__AVX512DQ__)
     if constexpr (sizeof(V) == 64) {
