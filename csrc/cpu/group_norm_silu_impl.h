@@ -4,23 +4,17 @@
 // (shift - mean)^2 is at most 1/16 of the summed squares: a large mean cannot cancel, and sums of parts simply add up.
 #pragma once
 
+#include "cpu/elementwise.h"
 #include "cpu/group_norm_silu.h"
 #include "cpu/math.h"
 
 namespace {
 
-using var_ext::DType;
 using Params = var_ext::GroupNormSiluParams;
 namespace coef = var_ext::cpu;
 
-constexpr int lanes = lanes_of<float>;
-using V = Vec<float, lanes>;
 constexpr int64_t sample = 16;        // rows that make the shift
 constexpr int64_t block = 64 * 4 * lanes;  // elements whose sums stay in float32
-
-int64_t smaller(int64_t a, int64_t b) {
-    return a < b ? a : b;
-}
 
 // One channel for all lanes, or a channel for each.
 struct Channel {
@@ -30,10 +24,6 @@ struct Channel {
 struct Slope {
     V normed, slope;  // x before weight and bias, and the gradient of the norm's output
 };
-
-// S: the type that the result is stored in.
-template <class S>
-constexpr bool rough = sizeof(S) == 2;
 
 template <class S>
 inline __attribute__((always_inline)) V exp_minus(V y) {
@@ -52,30 +42,6 @@ inline __attribute__((always_inline)) Slope slope(V x, V grad, const Channel& c)
     const V normed = (x - c.mean) * c.rstd, y = normed * c.weight + c.bias;
     const V sigmoid = 1.0f / (1.0f + exp_minus<S>(y));
     return {normed, grad * sigmoid * (1.0f + y * (1.0f - sigmoid))};
-}
-
-// Calls body(i, width) for each vector of n elements: with width a constant for whole vectors, so that loads and
-// stores of them know, and an int64_t for the rest.
-struct Whole {
-    constexpr operator int64_t() const { return lanes; }
-};
-template <class Body>
-inline __attribute__((always_inline)) void for_vectors(int64_t n, const Body& body) {
-    int64_t i = 0;
-    for (; i + lanes <= n; i += lanes) body(i, Whole{});
-    if (i < n) body(i, n - i);
-}
-
-template <class Body>
-void by_dtype(DType dtype, const Body& body) {
-    switch (dtype) {
-        case DType::bfloat16:
-            return body(BFloat16{});
-        case DType::float16:
-            return body(Float16{});
-        default:
-            return body(float{});
-    }
 }
 
 // ------------------------------------------------------------------ contiguous: a group is one run of memory

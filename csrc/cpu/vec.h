@@ -185,22 +185,4 @@ inline __attribute__((always_inline)) void store_as(Float16* p, V v) {
 #endif
 }
 
-// The first n elements, 0 <= n <= lanes, the other lanes 0; and back. The whole vector is the fast way.
-template <class V, class S>
-inline __attribute__((always_inline)) V load_some(const S* p, int64_t n) {
-    constexpr int lanes = sizeof(V) / 4;
-    if (n == lanes) return load_as<V>(p);
-    S part[lanes] = {};
-    for (int64_t i = 0; i < n; ++i) part[i] = p[i];
-    return load_as<V>(part);
-}
-template <class V, class S>
-inline __attribute__((always_inline)) void store_some(S* p, V v, int64_t n) {
-    constexpr int lanes = sizeof(V) / 4;
-    if (n == lanes) return store_as(p, v);
-    S part[lanes];
-    store_as(part, v);
-    for (int64_t i = 0; i < n; ++i) p[i] = part[i];
-}
-
 }  // namespace
