@@ -66,7 +66,8 @@ py::dict cpu_info() {
 
 py::dict kernels() {
     py::dict table;  // a fresh one: callers may change theirs
-    for (const char* op : {"nearest_code", "area_downsample", "bicubic_upsample", "group_norm_silu", "bias_gelu"}) {
+    for (const char* op :
+         {"nearest_code", "area_downsample", "bicubic_upsample", "group_norm_silu", "bias_gelu"}) {
         table[op] = std::vector<std::string>{"cpu"};
     }
     return table;
@@ -111,9 +112,8 @@ PYBIND11_MODULE(_C, m) {
     m.def(
         "group_norm_silu",
         [](const TensorView& x, const TensorView& weight, const TensorView& bias, const TensorView& out,
-           int64_t groups, double eps) {
-            cpu::group_norm_silu(group_norm_silu_params(x, weight, bias, out, groups, eps));
-        },
+           int64_t groups,
+           double eps) { cpu::group_norm_silu(group_norm_silu_params(x, weight, bias, out, groups, eps)); },
         py::arg("x"), py::arg("weight"), py::arg("bias"), py::arg("out"), py::arg("groups"), py::arg("eps"),
         py::call_guard<py::gil_scoped_release>(), "SiLU(GroupNorm(x)): (B, C, H, W) -> (B, C, H, W).");
     m.def(

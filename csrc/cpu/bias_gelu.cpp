@@ -27,8 +27,8 @@ void bias_gelu(const BiasGeluParams& p) {
 
 void bias_gelu_backward(const BiasGeluParams& p) {
     const auto& kernel = VAR_EXT_SELECT_BF16(bias_gelu);
-    // Chunks depend on the shape only, so the sums of the bias do not depend on the number of threads. There are few of
-    // them, but none is so long that a sum of float32 would suffer.
+    // Chunks depend on the shape only, so the sums of the bias do not depend on the number of threads. There
+    // are few of them, but none is so long that a sum of float32 would suffer.
     const int64_t least = parts(16 * 1024, std::max<int64_t>(1, p.channels));
     const int64_t rows = std::max(least, std::min<int64_t>(1024, parts(p.rows, 32)));
     const int64_t chunks = parts(p.rows, rows), padded = parts(p.channels, 16) * 16;

@@ -14,23 +14,24 @@ using Params = var_ext::BiasGeluParams;
 constexpr float slope_at_0 = 1.59576912f;  // 2 sqrt(2 / pi)
 constexpr float cubic = 0.044715f, log2_e = 1.44269504f;
 
-// 1 + e^-v
 template <class S>
-inline __attribute__((always_inline)) V denominator(V u, V square) {
-    return 1.0f + exp2<rough<S>>(u * (square * (-log2_e * slope_at_0 * cubic) - log2_e * slope_at_0));
+inline __attribute__((always_inline)) V exp_minus_v(V u, V square) {
+    return exp2<rough<S>>(u * (square * (-log2_e * slope_at_0 * cubic) - log2_e * slope_at_0));
 }
 
 template <class S>
 inline __attribute__((always_inline)) V gelu(V u) {
-    return u / denominator<S>(u, u * u);
+    return u / (1.0f + exp_minus_v<S>(u, u * u));
 }
 
-// The derivative: s + u s (1 - s) dv/du with s = 1 / (1 + e^-v).
+// The derivative: s + u s (1 - s) dv/du with s = 1 / (1 + e^-v). Here 1 - s = e^-v s does not cancel; beyond
+// 9 the derivative is 0 or 1 to all digits, and e^-v could overflow.
 template <class S>
 inline __attribute__((always_inline)) V gelu_slope(V u) {
-    const V square = u * u, s = 1.0f / denominator<S>(u, square);
+    u = u < -9.0f ? V{} - 9.0f : u > 9.0f ? V{} + 9.0f : u;
+    const V square = u * u, e = exp_minus_v<S>(u, square), s = 1.0f / (1.0f + e);
     const V inner = u * (square * (3 * slope_at_0 * cubic) + slope_at_0);
-    return s * (1.0f + (1.0f - s) * inner);
+    return s + s * inner * (e * s);
 }
 
 void forward(const Params& p, int64_t begin, int64_t end) {

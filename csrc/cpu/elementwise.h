@@ -37,8 +37,8 @@ inline __attribute__((always_inline)) void store_some(S* p, V v, int64_t n) {
     for (int64_t i = 0; i < n; ++i) p[i] = part[i];
 }
 
-// Calls body(i, width) for each vector of n elements: with width a constant for whole vectors, so that loads and
-// stores of them know, and an int64_t for the rest.
+// Calls body(i, width) for each vector of n elements: with width a constant for whole vectors, so that loads
+// and stores of them know, and an int64_t for the rest.
 struct Whole {
     constexpr operator int64_t() const { return lanes; }
 };

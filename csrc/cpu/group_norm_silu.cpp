@@ -27,7 +27,8 @@ struct Call {
         : p(p_), kernel(VAR_EXT_SELECT_BF16(group_norm_silu)), padded(padded_channels(p.channels)) {
         // Chunks depend on the shape only, so sums do not depend on the number of threads.
         constexpr int64_t least = 16 * 1024, most_chunks = 128;
-        chunk_rows = std::max((least + p.channels - 1) / p.channels, (p.pixels + most_chunks - 1) / most_chunks);
+        chunk_rows =
+            std::max((least + p.channels - 1) / p.channels, (p.pixels + most_chunks - 1) / most_chunks);
         chunks = (p.pixels + chunk_rows - 1) / chunk_rows;
         threads = thread_count(p.batch * p.groups, steps * p.channels / p.groups * p.pixels);
         weight = allocate<float>(padded);
@@ -47,8 +48,8 @@ struct Call {
         });
     }
 
-    // Channels-last maps: steps over chunks of pixels alternate with steps over whole images. An image takes all its
-    // steps in turn while it is in the cache, if there are enough of them for all threads.
+    // Channels-last maps: steps over chunks of pixels alternate with steps over whole images. An image takes
+    // all its steps in turn while it is in the cache, if there are enough of them for all threads.
     using Step = std::function<void(int64_t image, int64_t chunk)>;
     void over_chunks(const std::vector<Step>& steps) const {
         if (p.batch >= 2 * threads) {
@@ -116,7 +117,8 @@ struct RowScratch {
             }
             const double variance = (q - s * s / count) / count;
             const float r = static_cast<float>(1 / std::sqrt((variance < 0 ? 0 : variance) + call.p.eps));
-            std::fill(of(image, mean) + begin, of(image, mean) + end, static_cast<float>(shifts[begin] + s / count));
+            std::fill(of(image, mean) + begin, of(image, mean) + end,
+                      static_cast<float>(shifts[begin] + s / count));
             std::fill(of(image, rstd) + begin, of(image, rstd) + end, r);
         });
         std::copy_n(call.weight.get(), call.p.channels, of(image, weight));

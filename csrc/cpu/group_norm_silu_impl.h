@@ -1,7 +1,8 @@
 // The body of group_norm_silu, compiled once for each variant.
 //
-// Variances come from sums of d = x - shift and d^2, where the shift is the mean of up to 16 rows of x itself. So
-// (shift - mean)^2 is at most 1/16 of the summed squares: a large mean cannot cancel, and sums of parts simply add up.
+// Variances come from sums of d = x - shift and d^2, where the shift is the mean of up to 16 rows of x
+// itself. So (shift - mean)^2 is at most 1/16 of the summed squares: a large mean cannot cancel, and sums of
+// parts simply add up.
 #pragma once
 
 #include "cpu/elementwise.h"
@@ -13,7 +14,7 @@ namespace {
 using Params = var_ext::GroupNormSiluParams;
 namespace coef = var_ext::cpu;
 
-constexpr int64_t sample = 16;        // rows that make the shift
+constexpr int64_t sample = 16;             // rows that make the shift
 constexpr int64_t block = 64 * 4 * lanes;  // elements whose sums stay in float32
 
 // One channel for all lanes, or a channel for each.
@@ -39,9 +40,11 @@ inline __attribute__((always_inline)) V norm_silu(V x, const Channel& c) {
 
 template <class S>
 inline __attribute__((always_inline)) Slope slope(V x, V grad, const Channel& c) {
-    const V normed = (x - c.mean) * c.rstd, y = normed * c.weight + c.bias;
-    const V sigmoid = 1.0f / (1.0f + exp_minus<S>(y));
-    return {normed, grad * sigmoid * (1.0f + y * (1.0f - sigmoid))};
+    const V normed = (x - c.mean) * c.rstd, any = normed * c.weight + c.bias;
+    const V y = any < -80.0f ? V{} - 80.0f : any;  // there the derivative is 0, and e^-y could overflow
+    const V e = exp_minus<S>(y), sigmoid = 1.0f / (1.0f + e);
+    // sigmoid (1 + y (1 - sigmoid)), where 1 - sigmoid = e sigmoid does not cancel
+    return {normed, grad * (sigmoid + y * sigmoid * (e * sigmoid))};
 }
 
 // ------------------------------------------------------------------ contiguous: a group is one run of memory
@@ -97,7 +100,8 @@ void groups_forward(const Params& p, const float* weight, const float* bias, int
             const int64_t first = group % p.groups * per_group;
             // the last channel first: it is the one still in the cache
             for (int64_t c = per_group - 1; c >= 0; --c) {
-                const Channel channel{V{} + m.mean, V{} + m.rstd * weight[first + c], V{}, V{} + bias[first + c]};
+                const Channel channel{V{} + m.mean, V{} + m.rstd * weight[first + c], V{},
+                                      V{} + bias[first + c]};
                 const S* x = in + c * p.pixels;
                 S* out = static_cast<S*>(p.out) + group * n + c * p.pixels;
                 for_vectors(p.pixels, [&](int64_t i, auto width) {
@@ -132,7 +136,8 @@ void groups_backward(const Params& p, const float* weight, const float* bias, in
         const int64_t per_group = p.channels / p.groups, n = per_group * p.pixels;
         const int64_t padded = coef::padded_channels(p.channels);
         for (int64_t group = begin; group < end; ++group) {
-            const S *in = static_cast<const S*>(p.x) + group * n, *grads = static_cast<const S*>(p.grad) + group * n;
+            const S *in = static_cast<const S*>(p.x) + group * n,
+                    *grads = static_cast<const S*>(p.grad) + group * n;
             const Moments m = moments_of(in, n, p.eps);
             const int64_t first = group % p.groups * per_group;
             float* sums = all_sums + group / p.groups * 2 * padded + first;
@@ -156,7 +161,8 @@ void groups_backward(const Params& p, const float* weight, const float* bias, in
                 S* out = static_cast<S*>(p.out) + group * n + c * p.pixels;
                 for_vectors(p.pixels, [&](int64_t i, auto width) {
                     const Slope s = slope<S>(load_some<V>(x + i, width), load_some<V>(grad + i, width), of);
-                    store_some(out + i, (s.slope * of.weight - mean - s.normed * normed_mean) * of.rstd, width);
+                    store_some(out + i, (s.slope * of.weight - mean - s.normed * normed_mean) * of.rstd,
+                               width);
                 });
             }
         }
@@ -170,8 +176,9 @@ struct Rows {
     const S *x, *grad;
     S* out;
     int64_t channels, padded;
-    // Rows whose column of a vector's width is taken at a time: it saves loads of coefficients. What comes from memory
-    // is read row by row: the processor fetches ahead along one stream, and jumps halve its pace or worse.
+    // Rows whose column of a vector's width is taken at a time: it saves loads of coefficients. What comes
+    // from memory is read row by row: the processor fetches ahead along one stream, and jumps halve its pace
+    // or worse.
     int64_t together;
 
     Rows(const Params& p, int64_t image)
@@ -231,21 +238,23 @@ inline void add(float* sums, V a, V b, int64_t padded) {
     store(sums + padded, load<V>(sums + padded) + b);
 }
 
-void row_moments(const Params& p, int64_t image, int64_t begin, int64_t end, const float* shift, float* sums) {
+void row_moments(const Params& p, int64_t image, int64_t begin, int64_t end, const float* shift,
+                 float* sums) {
     by_dtype(p.dtype, [&](auto type) {
         using S = decltype(type);
         const Rows<S> rows(p, image);
         clear(sums, rows.padded);
-        for_blocks(begin, end, rows.together, rows.channels, [&](int64_t row, int64_t last, int64_t c, auto width) {
-            const V centre = load<V>(shift + c);
-            V sum = {}, squares = {};
-            for (; row < last; ++row) {
-                const V d = load_some<V>(rows.x + row * rows.channels + c, width) - centre;
-                sum += d;
-                squares += d * d;
-            }
-            add(sums + c, sum, squares, rows.padded);
-        });
+        for_blocks(begin, end, rows.together, rows.channels,
+                   [&](int64_t row, int64_t last, int64_t c, auto width) {
+                       const V centre = load<V>(shift + c);
+                       V sum = {}, squares = {};
+                       for (; row < last; ++row) {
+                           const V d = load_some<V>(rows.x + row * rows.channels + c, width) - centre;
+                           sum += d;
+                           squares += d * d;
+                       }
+                       add(sums + c, sum, squares, rows.padded);
+                   });
     });
 }
 
@@ -255,18 +264,19 @@ void row_slopes(const Params& p, int64_t image, int64_t begin, int64_t end, cons
         using S = decltype(type);
         const Rows<S> rows(p, image);
         clear(sums, rows.padded);
-        for_blocks(begin, end, rows.together, rows.channels, [&](int64_t row, int64_t last, int64_t c, auto width) {
-            const Channel channel = rows.channel(coefficients, c);
-            V normed = {}, plain = {};
-            for (; row < last; ++row) {
-                const int64_t at = row * rows.channels + c;
-                const Slope s =
-                    slope<S>(load_some<V>(rows.x + at, width), load_some<V>(rows.grad + at, width), channel);
-                normed += s.slope * s.normed;
-                plain += s.slope;
-            }
-            add(sums + c, normed, plain, rows.padded);
-        });
+        for_blocks(begin, end, rows.together, rows.channels,
+                   [&](int64_t row, int64_t last, int64_t c, auto width) {
+                       const Channel channel = rows.channel(coefficients, c);
+                       V normed = {}, plain = {};
+                       for (; row < last; ++row) {
+                           const int64_t at = row * rows.channels + c;
+                           const Slope s = slope<S>(load_some<V>(rows.x + at, width),
+                                                    load_some<V>(rows.grad + at, width), channel);
+                           normed += s.slope * s.normed;
+                           plain += s.slope;
+                       }
+                       add(sums + c, normed, plain, rows.padded);
+                   });
     });
 }
 
@@ -274,13 +284,14 @@ void row_forward(const Params& p, int64_t image, int64_t begin, int64_t end, con
     by_dtype(p.dtype, [&](auto type) {
         using S = decltype(type);
         const Rows<S> rows(p, image);
-        for_blocks(begin, end, rows.together, rows.channels, [&](int64_t row, int64_t last, int64_t c, auto width) {
-            const Channel channel = rows.channel(coefficients, c);
-            for (; row < last; ++row) {
-                const int64_t at = row * rows.channels + c;
-                store_some(rows.out + at, norm_silu<S>(load_some<V>(rows.x + at, width), channel), width);
-            }
-        });
+        for_blocks(
+            begin, end, rows.together, rows.channels, [&](int64_t row, int64_t last, int64_t c, auto width) {
+                const Channel channel = rows.channel(coefficients, c);
+                for (; row < last; ++row) {
+                    const int64_t at = row * rows.channels + c;
+                    store_some(rows.out + at, norm_silu<S>(load_some<V>(rows.x + at, width), channel), width);
+                }
+            });
     });
 }
 
@@ -288,16 +299,19 @@ void row_backward(const Params& p, int64_t image, int64_t begin, int64_t end, co
     by_dtype(p.dtype, [&](auto type) {
         using S = decltype(type);
         const Rows<S> rows(p, image);
-        for_blocks(begin, end, rows.together, rows.channels, [&](int64_t row, int64_t last, int64_t c, auto width) {
-            const Channel of = rows.channel(coefficients, c);
-            const V mean = load<V>(coefficients + coef::slope_mean * rows.padded + c);
-            const V normed_mean = load<V>(coefficients + coef::slope_normed_mean * rows.padded + c);
-            for (; row < last; ++row) {
-                const int64_t at = row * rows.channels + c;
-                const Slope s = slope<S>(load_some<V>(rows.x + at, width), load_some<V>(rows.grad + at, width), of);
-                store_some(rows.out + at, (s.slope * of.weight - mean - s.normed * normed_mean) * of.rstd, width);
-            }
-        });
+        for_blocks(
+            begin, end, rows.together, rows.channels, [&](int64_t row, int64_t last, int64_t c, auto width) {
+                const Channel of = rows.channel(coefficients, c);
+                const V mean = load<V>(coefficients + coef::slope_mean * rows.padded + c);
+                const V normed_mean = load<V>(coefficients + coef::slope_normed_mean * rows.padded + c);
+                for (; row < last; ++row) {
+                    const int64_t at = row * rows.channels + c;
+                    const Slope s =
+                        slope<S>(load_some<V>(rows.x + at, width), load_some<V>(rows.grad + at, width), of);
+                    store_some(rows.out + at, (s.slope * of.weight - mean - s.normed * normed_mean) * of.rstd,
+                               width);
+                }
+            });
     });
 }
 
@@ -311,7 +325,8 @@ void widen(DType dtype, const void* in, int64_t stride, int64_t n, float* out) {
             store_some(out + i, load_some<V>(from + i * stride, 1), 1);
         }
         if (stride != 1) return;
-        for_vectors(n, [&](int64_t i, auto width) { store_some(out + i, load_some<V>(from + i, width), width); });
+        for_vectors(
+            n, [&](int64_t i, auto width) { store_some(out + i, load_some<V>(from + i, width), width); });
     });
 }
 
@@ -319,12 +334,13 @@ void narrow(DType dtype, const float* in, int64_t n, void* out) {
     by_dtype(dtype, [&](auto type) {
         using S = decltype(type);
         S* to = static_cast<S*>(out);
-        for_vectors(n, [&](int64_t i, auto width) { store_some(to + i, load_some<V>(in + i, width), width); });
+        for_vectors(n,
+                    [&](int64_t i, auto width) { store_some(to + i, load_some<V>(in + i, width), width); });
     });
 }
 
 }  // namespace
 
-#define VAR_EXT_GROUP_NORM_SILU_KERNEL                                                                    \
-    {widen,       narrow,      groups_forward, groups_backward, row_shift, row_moments, row_forward, \
-     row_slopes, row_backward}
+#define VAR_EXT_GROUP_NORM_SILU_KERNEL                                     \
+    {widen,       narrow,      groups_forward, groups_backward, row_shift, \
+     row_moments, row_forward, row_slopes,     row_backward}

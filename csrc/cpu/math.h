@@ -28,8 +28,8 @@ inline __attribute__((always_inline)) V exp(V x) {
     return x < -86.6f ? V{} : result;
 }
 
-// 2^x, made for 1 / (1 + 2^x): to 2 units in the last place, or to 3e-6 if the result is going to be rounded to 16
-// bits; beyond 129 it is infinity, NaN stays NaN, and below -126 it is something between 0 and 2^-126.
+// 2^x, made for 1 / (1 + 2^x): to 2 units in the last place, or to 3e-6 if the result is going to be rounded
+// to 16 bits; beyond 129 it is infinity, NaN stays NaN, and below -126 it is something between 0 and 2^-126.
 template <bool Rough = false, class V>
 inline __attribute__((always_inline)) V exp2(V x) {
     // x = k + f, 0 <= f <= 1, and a polynomial for 2^f, the best for its degree

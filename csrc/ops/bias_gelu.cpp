@@ -16,7 +16,8 @@ int64_t row_stride(const char* op, const char* name, const TensorView& view) {
         step *= view.shape[axis];
     }
     if (!regular) {
-        contract_error(op, std::string(name) + " must have dense channels and rows at equal distances, got shape " +
+        contract_error(op, std::string(name) +
+                               " must have dense channels and rows at equal distances, got shape " +
                                view.shape_text() + " of other strides");
     }
     return stride;

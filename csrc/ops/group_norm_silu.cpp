@@ -39,8 +39,8 @@ GroupNormSiluParams checked(const char* op, const TensorView& x, const TensorVie
     check_shape(op, out_name, out,
                 {{"B", x.shape[0]}, {"C", channels}, {"H", x.shape[2]}, {"W", x.shape[3]}});
     if (groups < 1 || channels % groups != 0) {
-        contract_error(op, "groups must divide C = " + std::to_string(channels) + ", got " +
-                               std::to_string(groups));
+        contract_error(
+            op, "groups must divide C = " + std::to_string(channels) + ", got " + std::to_string(groups));
     }
     GroupNormSiluParams p{};
     p.channels_last = !dense(x, {0, 1, 2, 3});
@@ -76,15 +76,14 @@ GroupNormSiluParams group_norm_silu_backward_params(const TensorView& grad, cons
     const char* op = "group_norm_silu_backward";
     GroupNormSiluParams p = checked(op, x, weight, bias, "grad_x", grad_x, groups, eps);
     check_dtype(op, "grad", grad, {x.dtype});
-    check_shape(op, "grad", grad,
-                {{"B", p.batch}, {"C", p.channels}, {"H", x.shape[2]}, {"W", x.shape[3]}});
+    check_shape(op, "grad", grad, {{"B", p.batch}, {"C", p.channels}, {"H", x.shape[2]}, {"W", x.shape[3]}});
     check_layout(op, "grad", grad, p.channels_last);
     for (const auto& [name, view] : {std::pair{"grad_weight", &grad_weight}, {"grad_bias", &grad_bias}}) {
         check_dtype(op, name, *view, {x.dtype});
         check_shape(op, name, *view, {{"C", p.channels}});
         if (p.channels > 1 && view->strides[0] != 1) {
-            contract_error(op, std::string(name) + " must be dense, got stride " +
-                                   std::to_string(view->strides[0]));
+            contract_error(
+                op, std::string(name) + " must be dense, got stride " + std::to_string(view->strides[0]));
         }
     }
     p.grad = grad.data;

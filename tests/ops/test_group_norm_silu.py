@@ -149,16 +149,21 @@ def test_strided_view(either_backend: str) -> None:
     )
 
 
-@pytest.mark.parametrize("memory_format", FORMATS)
-def test_an_offset_does_not_eat_the_variance(
-    either_backend: str, memory_format: torch.memory_format
-) -> None:
+def test_an_offset_does_not_eat_the_variance(either_backend: str) -> None:
     # E[x^2] - E[x]^2 in fp32 would lose everything here: the square of the mean is 1e6 times the variance
     x = torch.randn(1, 4, 8, 8, dtype=torch.float64) + 1000
     weight, bias = torch.ones(4), torch.zeros(4)
-    result = ops.group_norm_silu(x.float().to(memory_format=memory_format), weight, bias, groups=2)
+    result = ops.group_norm_silu(x.float(), weight, bias, groups=2)
     # the input itself is rounded to 3e-5 of its spread
     torch.testing.assert_close(result.double(), exact(x.float(), weight, bias, 2), rtol=1e-3, atol=1e-3)
+
+
+def test_nor_in_channels_last(each_isa: str) -> None:
+    # torch's own group norm does lose it in this layout
+    x = torch.randn(1, 4, 65, 63) + 1000
+    weight, bias = torch.ones(4), torch.zeros(4)
+    result = native(x.to(memory_format=torch.channels_last), weight, bias, 2)
+    torch.testing.assert_close(result.double(), exact(x, weight, bias, 2), rtol=1e-4, atol=1e-4)
 
 
 def test_eps(either_backend: str) -> None:
@@ -216,7 +221,10 @@ def test_bad_input(
 )
 def test_kernel_refuses(change: dict[str, object], message: str) -> None:
     zeros = torch.zeros(1, 4, 3, 3)
-    given = {**dict(x=zeros, weight=torch.ones(4), bias=torch.zeros(4), out=zeros.clone(), groups=2), **change}
+    given = {
+        **dict(x=zeros, weight=torch.ones(4), bias=torch.zeros(4), out=zeros.clone(), groups=2),
+        **change,
+    }
     views = {name: view(value) if isinstance(value, Tensor) else value for name, value in given.items()}
     x, weight, bias, out, groups = views.values()
     with pytest.raises(ValueError, match=f"^group_norm_silu: {message}"):
