@@ -36,7 +36,15 @@ ALWAYS = ("var_ext/ops/{}.py", "var_ext/reference/{}.py", "tests/ops/test_{}.py"
 # Files beside those of the ops: code that several ops share, and benchmarks of more than an op.
 SHARED = {
     "csrc/ops": {"resample"},
-    "csrc/cpu": {"elementwise", "math", "resample", "vec"},
+    "csrc/cpu": {
+        "elementwise",
+        "group_norm_silu_common",
+        "group_norm_silu_groups",
+        "group_norm_silu_rows",
+        "math",
+        "resample",
+        "vec",
+    },
     "csrc/cuda": {"ptx", "devices"},
     "var_ext/ops": {"__init__", "_checks", "_interpolation", "_native", "_registry"},
     "var_ext/reference": {"__init__"},

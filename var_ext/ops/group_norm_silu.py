@@ -38,12 +38,11 @@ def _native_backward(
 ) -> tuple[Tensor, Tensor, Tensor]:
     from var_ext import _C
 
-    grads = _fake_backward(grad, x, weight, bias, groups, eps)
+    grads = grad_x, grad_weight, grad_bias = _fake_backward(grad, x, weight, bias, groups, eps)
     layout = _layout(x)
     grad, x = grad.contiguous(memory_format=layout), x.contiguous(memory_format=layout)
-    _C.group_norm_silu_backward(
-        view(grad), view(x), view(weight), view(bias), *(view(g) for g in grads), groups, eps
-    )
+    given = view(grad), view(x), view(weight), view(bias)
+    _C.group_norm_silu_backward(*given, view(grad_x), view(grad_weight), view(grad_bias), groups, eps)
     return grads
 
 
@@ -60,7 +59,9 @@ def _reference(x: Tensor, weight: Tensor, bias: Tensor, groups: int, eps: float)
 def _reference_backward(
     grad: Tensor, x: Tensor, weight: Tensor, bias: Tensor, groups: int, eps: float
 ) -> tuple[Tensor, Tensor, Tensor]:
-    pull: Any = torch.func.vjp(lambda *given: _reference(*given, groups, eps), x, weight, bias)[1]
+    pull: Any = torch.func.vjp(
+        lambda x, weight, bias: _reference(x, weight, bias, groups, eps), x, weight, bias
+    )[1]
     grads = _fake_backward(grad, x, weight, bias, groups, eps)
     for target, value in zip(grads, pull(grad), strict=True):
         target.copy_(value)
