@@ -2,31 +2,48 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
-from contest import Contest, compiled, nbytes
+from contest import Contest, agree, agree_in_16_bits, compiled, nbytes
 
 from var_ext import ops, reference
 
+DTYPES = {"": torch.float32, ", bf16": torch.bfloat16}
 SHAPES = {
-    f"1 x {channels} x {side} x {side}, {layout}": dict(channels=channels, side=side, layout=layout)
+    f"1 x {channels} x {side} x {side}, {layout}{', with backward' if train else ''}{name}": dict(
+        channels=channels, side=side, layout=layout, dtype=dtype, train=train
+    )
     for channels, side in ((160, 256), (640, 16))
     for layout in ("contiguous", "channels last")
+    for train in (False, True)
+    for name, dtype in DTYPES.items()
 }
-SMOKE = dict(channels=32, side=3, layout="channels last")
+SMOKE = dict(channels=32, side=3, layout="channels last", dtype=torch.float32, train=True)
 COMPETITORS = ("var_ext", "reference", "torch.compile")
 
 
-def contest(channels: int, side: int, layout: str) -> Contest:
+def contest(channels: int, side: int, layout: str, dtype: torch.dtype, train: bool) -> Contest:
     formats = {"contiguous": torch.contiguous_format, "channels last": torch.channels_last}
-    x = torch.randn(1, channels, side, side).to(memory_format=formats[layout])
-    weight, bias = torch.randn(2, channels)
+    given = torch.randn(2, 1, channels, side, side).to(dtype)
+    x, grad = (part.contiguous(memory_format=formats[layout]) for part in given)
+    grad /= side * side  # the gradients of the parameters are sums over all pixels
+    parameters = torch.randn(2, channels).to(dtype)
+    x, weight, bias = (t.requires_grad_(train) for t in (x, *parameters.unbind()))
+    calls = {
+        "var_ext": lambda: ops.group_norm_silu(x, weight, bias),
+        "reference": lambda: reference.group_norm_silu(x, weight, bias),
+        "torch.compile": compiled(reference.group_norm_silu, x, weight, bias),
+    }
+
+    def step(call: Any) -> Any:
+        y = call()
+        return (y.detach(), *torch.autograd.grad(y, [x, weight, bias], grad)) if train else y
+
     return Contest(
-        {
-            "var_ext": lambda: ops.group_norm_silu(x, weight, bias),
-            "reference": lambda: reference.group_norm_silu(x, weight, bias),
-            "torch.compile": compiled(reference.group_norm_silu, x, weight, bias),
-        },
-        bytes=nbytes(x, x),
+        {name: lambda call=call: step(call) for name, call in calls.items()},  # type: ignore[misc]
+        bytes=nbytes(x) * (5 if train else 2),
+        check=agree if dtype == torch.float32 else agree_in_16_bits,
     )
 
 

@@ -5,7 +5,9 @@
 #include "common/cpu_features.h"
 #include "common/tensor_view.h"
 #include "ops/area_downsample.h"
+#include "ops/bias_gelu.h"
 #include "ops/bicubic_upsample.h"
+#include "ops/group_norm_silu.h"
 #include "ops/nearest_code.h"
 #include "ops/sample_tokens.h"
 
@@ -65,7 +67,8 @@ py::dict cpu_info() {
 
 py::dict kernels() {
     py::dict table;  // a fresh one: callers may change theirs
-    for (const char* op : {"nearest_code", "area_downsample", "bicubic_upsample", "sample_tokens"}) {
+    for (const char* op : {"area_downsample", "bias_gelu", "bicubic_upsample", "group_norm_silu", "nearest_code",
+                           "sample_tokens"}) {
         table[op] = std::vector<std::string>{"cpu"};
     }
     return table;
@@ -116,6 +119,40 @@ PYBIND11_MODULE(_C, m) {
         py::arg("logits"), py::arg("seeds"), py::arg("out"), py::arg("scale_index"), py::arg("cfg"),
         py::arg("top_k"), py::arg("top_p"), py::call_guard<py::gil_scoped_release>(),
         "One token a row: (B, L, V) or guided (2B, L, V), (B,) -> (B, L).");
+    m.def(
+        "group_norm_silu",
+        [](const TensorView& x, const TensorView& weight, const TensorView& bias, const TensorView& out,
+           int64_t groups,
+           double eps) { cpu::group_norm_silu(group_norm_silu_params(x, weight, bias, out, groups, eps)); },
+        py::arg("x"), py::arg("weight"), py::arg("bias"), py::arg("out"), py::arg("groups"), py::arg("eps"),
+        py::call_guard<py::gil_scoped_release>(), "SiLU(GroupNorm(x)): (B, C, H, W) -> (B, C, H, W).");
+    m.def(
+        "group_norm_silu_backward",
+        [](const TensorView& grad, const TensorView& x, const TensorView& weight, const TensorView& bias,
+           const TensorView& grad_x, const TensorView& grad_weight, const TensorView& grad_bias,
+           int64_t groups, double eps) {
+            cpu::group_norm_silu_backward(group_norm_silu_backward_params(
+                grad, x, weight, bias, grad_x, grad_weight, grad_bias, groups, eps));
+        },
+        py::arg("grad"), py::arg("x"), py::arg("weight"), py::arg("bias"), py::arg("grad_x"),
+        py::arg("grad_weight"), py::arg("grad_bias"), py::arg("groups"), py::arg("eps"),
+        py::call_guard<py::gil_scoped_release>(), "Gradients of group_norm_silu.");
+
+    m.def(
+        "bias_gelu",
+        [](const TensorView& x, const TensorView& bias, const TensorView& out) {
+            cpu::bias_gelu(bias_gelu_params(x, bias, out));
+        },
+        py::arg("x"), py::arg("bias"), py::arg("out"), py::call_guard<py::gil_scoped_release>(),
+        "GELU(x + bias), tanh form: (..., C), (C,) -> (..., C).");
+    m.def(
+        "bias_gelu_backward",
+        [](const TensorView& grad, const TensorView& x, const TensorView& bias, const TensorView& grad_x,
+           const TensorView& grad_bias) {
+            cpu::bias_gelu_backward(bias_gelu_backward_params(grad, x, bias, grad_x, grad_bias));
+        },
+        py::arg("grad"), py::arg("x"), py::arg("bias"), py::arg("grad_x"), py::arg("grad_bias"),
+        py::call_guard<py::gil_scoped_release>(), "Gradients of bias_gelu.");
 
     m.def("build_info", build_info, "How this extension was built.");
     m.def("cpu_info", cpu_info, "Variants that run here, and the selected one.");

@@ -23,7 +23,6 @@ OWED = {
         "adaln",
         "block_causal_attention",
         "cached_attention",
-        "group_norm_silu",
         "qk_norm",
         "residual_quantize",
         "residual_step",
@@ -36,7 +35,7 @@ ALWAYS = ("var_ext/ops/{}.py", "var_ext/reference/{}.py", "tests/ops/test_{}.py"
 # Files beside those of the ops: code that several ops share, and benchmarks of more than an op.
 SHARED = {
     "csrc/ops": {"resample"},
-    "csrc/cpu": {"math", "resample", "select", "vec"},
+    "csrc/cpu": {"elementwise", "math", "resample", "select", "vec"},
     "csrc/cuda": {"ptx", "devices"},
     "var_ext/ops": {"__init__", "_checks", "_interpolation", "_native", "_registry"},
     "var_ext/reference": {"__init__"},
@@ -51,7 +50,6 @@ SHARED = {
         "bench_training",
     },
 }
-VARIANT = re.compile(r"_(portable|avx2|avx512|avx512_bf16|impl)$")
 
 # From the ground up: a module imports from its own floor and those below.
 FLOORS = (
@@ -104,7 +102,9 @@ def test_each_file_belongs_to_an_op(folder: str) -> None:
     strays = [
         path.name
         for path in (ROOT / folder).glob("*.*")
-        if path.suffix in sources and path.stem not in known and VARIANT.sub("", path.stem) not in known
+        if path.suffix in sources
+        and path.stem not in known
+        and not any(path.stem.startswith(f"{name}_") for name in known)
     ]
     assert not strays, f"{folder}: name these after an op, or add them to SHARED"
 

@@ -71,6 +71,38 @@ def sample_tokens(
     ValueError also if a row has NaN or no finite maximum.
     """
 
+def group_norm_silu(
+    x: TensorView, weight: TensorView, bias: TensorView, out: TensorView, groups: int, eps: float
+) -> None:
+    """SiLU(GroupNorm(x)): (B, C, H, W) -> (B, C, H, W), both contiguous or both channels-last.
+
+    float32, bfloat16, float16; statistics in float32. weight, bias: (C,), any strides.
+    """
+
+def group_norm_silu_backward(
+    grad: TensorView,
+    x: TensorView,
+    weight: TensorView,
+    bias: TensorView,
+    grad_x: TensorView,
+    grad_weight: TensorView,
+    grad_bias: TensorView,
+    groups: int,
+    eps: float,
+) -> None:
+    """From the gradient of the output those of x, weight and bias; statistics are computed again."""
+
+def bias_gelu(x: TensorView, bias: TensorView, out: TensorView) -> None:
+    """(..., C), (C,) -> (..., C): GELU(x + bias), tanh form. float32, bfloat16, float16.
+
+    Rows of x at equal distances, of dense channels; bias and out contiguous.
+    """
+
+def bias_gelu_backward(
+    grad: TensorView, x: TensorView, bias: TensorView, grad_x: TensorView, grad_bias: TensorView
+) -> None:
+    """From the gradient of the output, (..., C), those of x and bias."""
+
 def build_info() -> BuildInfo:
     """How this extension was built; `cuda` is the toolkit's version, None in a CPU build."""
 

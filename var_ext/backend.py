@@ -13,6 +13,7 @@ from contextlib import contextmanager
 CATALOGUE = (
     "adaln",
     "area_downsample",
+    "bias_gelu",
     "bicubic_upsample",
     "block_causal_attention",
     "cached_attention",

@@ -28,6 +28,40 @@ inline __attribute__((always_inline)) V exp(V x) {
     return x < -86.6f ? V{} : result;
 }
 
+// 2^x, made for 1 / (1 + 2^x): to 2 units in the last place, or to 3e-6 if the result is going to be rounded
+// to 16 bits; beyond 129 it is infinity, NaN stays NaN, and below -126 it is something between 0 and 2^-126.
+template <bool Rough = false, class V>
+inline __attribute__((always_inline)) V exp2(V x) {
+    // x = k + f, 0 <= f <= 1, and a polynomial for 2^f, the best for its degree
+    const auto fraction_power = [](V f) {
+        if constexpr (Rough) {
+            V p = f * 1.35341678e-2f + 5.20114601e-2f;
+            p = p * f + 2.41442755e-1f;
+            p = p * f + 6.93003833e-1f;
+            return p * f + 1.00000262f;
+        } else {
+            V p = f * 2.17022549e-4f + 1.24396873e-3f;
+            p = p * f + 9.67884064e-3f;
+            p = p * f + 5.54833412e-2f;
+            p = p * f + 2.40229830e-1f;
+            p = p * f + 6.93147004e-1f;
+            return p * f + 1.0f;
+        }
+    };
+#if defined(__AVX512DQ__)
+    if constexpr (sizeof(V) == 64) {
+        const __m512 t = (__m512)x;
+        const V f = (V)_mm512_maskz_reduce_ps(0xffff, t, 9);  // t - floor(t); 0 of an infinity
+        return (V)_mm512_maskz_scalef_ps(0xffff, (__m512)fraction_power(f), t);
+    }
+#endif
+    using I = Vec<int32_t, sizeof(V) / 4>;
+    const V bounded = x < -126.0f ? V{} - 126.0f : x > 129.0f ? V{} + 129.0f : x;
+    const V shifted = (bounded - 0.5f) + 12582912.0f;  // as in exp, but rounded down
+    const V power = (V)(((I)shifted + (126 - 0x4b400000)) << 23);
+    return fraction_power(bounded - (shifted - 12582912.0f)) * power * 2.0f;
+}
+
 // Sums and maxima over the lanes, always in the same order: halves, quarters, ...
 template <int Shift, int... I, class V>
 inline __attribute__((always_inline)) V rotated(V v, std::integer_sequence<int, I...>) {

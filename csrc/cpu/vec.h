@@ -6,7 +6,7 @@
 #include <cstdint>
 #include <utility>
 
-#if defined(__F16C__)
+#if defined(__F16C__) || defined(__AVX512F__)
 #include <immintrin.h>
 #endif
 
@@ -100,17 +100,27 @@ inline __attribute__((always_inline)) void store_as(double* p, V v) {
 template <class V>
 inline __attribute__((always_inline)) V load_as(const BFloat16* p) {
     constexpr int n = sizeof(V) / 4;
+#if defined(__AVX512F__)  // GCC 12 converts in two halves
+    if constexpr (n == 16) return (V)(_mm512_maskz_cvtepu16_epi32(0xffff, load<__m256i>(p)) << 16);
+#endif
     const auto bits = __builtin_convertvector(load<Vec<uint16_t, n>>(p), Vec<uint32_t, n>) << 16;
     return (V)bits;
 }
 template <class V>
 inline __attribute__((always_inline)) void store_as(BFloat16* p, V v) {
     constexpr int n = sizeof(V) / 4;
+#if defined(__AVX512BF16__)  // one instruction; it takes subnormal numbers for 0
+    if constexpr (n == 16) return store(p, (Vec<uint16_t, n>)_mm512_maskz_cvtneps_pbh(0xffff, (__m512)v));
+#endif
     using U = Vec<uint32_t, n>;
     const U bits = (U)v;
     const U rounded = (bits + 0x7fff + ((bits >> 16) & 1)) >> 16;  // to nearest, ties to even
     const U nan = (U)(v != v);
-    store(p, __builtin_convertvector((rounded & ~nan) | (nan & 0x7fc0), Vec<uint16_t, n>));
+    const U result = (rounded & ~nan) | (nan & 0x7fc0);
+#if defined(__AVX512F__)  // as above
+    if constexpr (n == 16) return store(p, _mm512_maskz_cvtepi32_epi16(0xffff, (__m512i)result));
+#endif
+    store(p, __builtin_convertvector(result, Vec<uint16_t, n>));
 }
 
 #if !defined(__F16C__)

@@ -101,7 +101,7 @@ def test_autocast_and_bf16_weights_stay_near_float32(pair):
     labels = torch.tensor([0, 1, 2])
     exact = var(labels, x)
     seen = []
-    for layer in (var.word_embed, var.head, var.blocks[0].ffn.fc1):
+    for layer in (var.word_embed, var.head, var.blocks[0].ffn.fc2):
         layer.register_forward_hook(lambda _, __, out: seen.append(out.dtype))
     with torch.autocast("cpu", torch.bfloat16):
         low = var(labels, x)

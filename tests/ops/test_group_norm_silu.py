@@ -1,12 +1,16 @@
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import pytest
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
 from tests.ops import oracle
-from var_ext import ops
+from tests.threads import threads
+from var_ext import _C, ops
+from var_ext.ops._native import view
 
 SHAPES = [
     (1, 4, 1, 1, 2),
@@ -38,8 +42,103 @@ def test_against_float64(
     weight, bias = torch.randn(2, size[1]).to(dtype)
     result = ops.group_norm_silu(x, weight, bias, groups=groups)
     assert not x.numel() or result.is_contiguous(memory_format=memory_format)
-    torchs = F.silu(F.group_norm(x, groups, weight, bias, 1e-6))
-    oracle.assert_as_good_as_torch(result, torchs, exact(x, weight, bias, groups))
+    oracle.assert_as_good_as_torch(result, torchs(x, weight, bias, groups), exact(x, weight, bias, groups))
+
+
+def gradients(
+    x: Tensor, weight: Tensor, bias: Tensor, grad: Tensor, groups: int, function: Callable[..., Tensor]
+) -> tuple[Tensor, ...]:
+    given = [t.detach().requires_grad_() for t in (x, weight, bias)]
+    return torch.autograd.grad(function(*given, groups), given, grad)
+
+
+def native(x: Tensor, weight: Tensor, bias: Tensor, groups: int) -> Tensor:
+    return ops.group_norm_silu(x, weight, bias, groups=groups)
+
+
+def torchs(x: Tensor, weight: Tensor, bias: Tensor, groups: int) -> Tensor:
+    return F.silu(F.group_norm(x, groups, weight, bias, 1e-6))
+
+
+@pytest.mark.parametrize("shape", [*SHAPES, (2, 64, 33, 17, 32), (5, 40, 8, 8, 8)])
+@pytest.mark.parametrize("dtype", oracle.LOW)
+@pytest.mark.parametrize("memory_format", FORMATS)
+def test_each_variant(
+    each_isa: str, shape: tuple[int, ...], dtype: torch.dtype, memory_format: torch.memory_format
+) -> None:
+    *size, groups = shape
+    x, grad = (torch.randn(size).to(dtype).to(memory_format=memory_format) for _ in range(2))
+    weight, bias = torch.randn(2, size[1]).to(dtype)
+    given = (x, weight, bias)
+    oracle.assert_as_good_as_torch(native(*given, groups), torchs(*given, groups), exact(*given, groups))
+    results = gradients(*given, grad, groups, native)
+    assert not x.numel() or results[0].is_contiguous(memory_format=memory_format)
+    for result, torch_result, right in zip(
+        results,
+        gradients(*given, grad, groups, torchs),
+        gradients(*(t.double() for t in (*given, grad)), groups, exact),
+        strict=True,
+    ):
+        oracle.assert_as_good_as_torch(result, torch_result, right)
+
+
+@pytest.mark.parametrize("memory_format", FORMATS)
+def test_a_gradient_in_the_other_layout(either_backend: str, memory_format: torch.memory_format) -> None:
+    x = torch.randn(2, 8, 5, 6).to(memory_format=memory_format)
+    weight, bias = torch.randn(2, 8)
+    other = FORMATS[1] if memory_format == FORMATS[0] else FORMATS[0]
+    for grad in (torch.randn_like(x).to(memory_format=other), torch.randn(2, 8, 1, 1).expand(x.shape)):
+        results = gradients(x, weight, bias, grad, 4, native)
+        rights = gradients(*(t.double() for t in (x, weight, bias, grad)), 4, exact)
+        for result, right in zip(results, rights, strict=True):
+            oracle.assert_equal_up_to_rounding(result, right)
+
+
+@pytest.mark.parametrize("memory_format", FORMATS)
+def test_thread_count_changes_nothing(memory_format: torch.memory_format) -> None:
+    for batch in (1, 7):  # chunks of an image shared by threads, and an image each
+        x, grad = (torch.randn(batch, 40, 41, 43).to(memory_format=memory_format) for _ in range(2))
+        weight, bias = torch.randn(2, 40)
+        runs = []
+        for count in (1, 2, 3):
+            with threads(count):
+                runs.append(
+                    (native(x, weight, bias, 8), *gradients(x, weight, bias, grad, 8, native)),
+                )
+        for run in runs[1:]:
+            assert all(torch.equal(a, b) for a, b in zip(runs[0], run, strict=True))
+
+
+@pytest.mark.parametrize("memory_format", FORMATS)
+@pytest.mark.parametrize("special", [float("nan"), float("inf")])
+def test_special_values_stay_in_their_group(
+    each_isa: str, memory_format: torch.memory_format, special: float
+) -> None:
+    x = torch.randn(2, 6, 9, 5)
+    x[0, 3, 4, 1] = special
+    x = x.to(memory_format=memory_format)
+    result = native(x, torch.ones(6), torch.zeros(6), 3)
+    wanted = torch.zeros(2, 6, 9, 5, dtype=torch.bool)
+    wanted[0, 2:4] = True
+    assert torch.equal(result.isnan(), wanted)
+
+
+@pytest.mark.parametrize("memory_format", FORMATS)
+def test_unaligned(each_isa: str, memory_format: torch.memory_format) -> None:
+    place = torch.randn(2 * 6 * 9 * 5 + 1)[1:]
+    x = place.view(2, 9, 5, 6).permute(0, 3, 1, 2) if memory_format == FORMATS[1] else place.view(2, 6, 9, 5)
+    weight, bias = torch.randn(2, 7)[:, 1:]
+    oracle.assert_equal_up_to_rounding(native(x, weight, bias, 3), exact(x, weight, bias, 3))
+
+
+@pytest.mark.parametrize("memory_format", FORMATS)
+def test_a_start_unlike_the_rest(each_isa: str, memory_format: torch.memory_format) -> None:
+    """The shift that keeps a mean from cancelling is taken from a few pixels: they may be outliers."""
+    x = torch.randn(1, 4, 64, 64) + 100
+    x[:, :, ::4, 0] = -1000
+    weight, bias = torch.ones(4), torch.zeros(4)
+    result = native(x.to(memory_format=memory_format), weight, bias, 2)
+    torch.testing.assert_close(result.double(), exact(x, weight, bias, 2), rtol=1e-4, atol=1e-4)
 
 
 def test_strided_view(either_backend: str) -> None:
@@ -57,6 +156,14 @@ def test_an_offset_does_not_eat_the_variance(either_backend: str) -> None:
     result = ops.group_norm_silu(x.float(), weight, bias, groups=2)
     # the input itself is rounded to 3e-5 of its spread
     torch.testing.assert_close(result.double(), exact(x.float(), weight, bias, 2), rtol=1e-3, atol=1e-3)
+
+
+def test_nor_in_channels_last(each_isa: str) -> None:
+    # torch's own group norm does lose it in this layout
+    x = torch.randn(1, 4, 65, 63) + 1000
+    weight, bias = torch.ones(4), torch.zeros(4)
+    result = native(x.to(memory_format=torch.channels_last), weight, bias, 2)
+    torch.testing.assert_close(result.double(), exact(x, weight, bias, 2), rtol=1e-4, atol=1e-4)
 
 
 def test_eps(either_backend: str) -> None:
@@ -97,3 +204,31 @@ def test_bad_input(
     given = dict(x=torch.zeros(1, 4, 3, 3), weight=torch.ones(4), bias=torch.zeros(4), groups=2)
     with pytest.raises(error, match=f"group_norm_silu: .*{message}"):
         ops.group_norm_silu(**{**given, **change})  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (dict(x=torch.zeros(1, 4, 3, 3).double()), "x must be one of float32, .*, got float64"),
+        (dict(x=torch.zeros(4, 3, 3)), r"x must have shape \(B, C, H, W\), got \(4, 3, 3\)"),
+        (dict(x=torch.zeros(1, 4, 3, 6)[..., ::2]), "x must be contiguous or channels-last"),
+        (dict(weight=torch.zeros(5)), r"weight must have shape \(4,\), got \(5,\)"),
+        (dict(bias=torch.zeros(4).half()), "bias must be float32, got float16"),
+        (dict(out=torch.zeros(1, 4, 3, 2)), r"out must have shape \(1, 4, 3, 3\), got \(1, 4, 3, 2\)"),
+        (dict(out=torch.zeros(1, 3, 3, 4).permute(0, 3, 1, 2)), "out must be contiguous, as x is"),
+        (dict(groups=3), "groups must divide C = 4, got 3"),
+    ],
+)
+def test_kernel_refuses(change: dict[str, object], message: str) -> None:
+    zeros = torch.zeros(1, 4, 3, 3)
+    given = {
+        **dict(x=zeros, weight=torch.ones(4), bias=torch.zeros(4), out=zeros.clone(), groups=2),
+        **change,
+    }
+    views = {name: view(value) if isinstance(value, Tensor) else value for name, value in given.items()}
+    x, weight, bias, out, groups = views.values()
+    with pytest.raises(ValueError, match=f"^group_norm_silu: {message}"):
+        _C.group_norm_silu(x, weight, bias, out, groups, 1e-6)
+    four = view(torch.zeros(4))
+    with pytest.raises(ValueError, match=f"^group_norm_silu_backward: {message.replace('out', 'grad_x')}"):
+        _C.group_norm_silu_backward(view(zeros), x, weight, bias, out, four, four, groups, 1e-6)

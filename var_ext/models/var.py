@@ -122,7 +122,8 @@ class FFN(nn.Module):
         self.drop = nn.Dropout(drop)
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.drop(self.fc2(F.gelu(self.fc1(x), approximate="tanh")))
+        h = F.linear(x, self.fc1.weight)  # its bias goes with the activation
+        return self.drop(self.fc2(ops.bias_gelu(h, self.fc1.bias.to(h.dtype))))
 
 
 class AdaLNSelfAttn(nn.Module):

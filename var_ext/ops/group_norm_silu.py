@@ -2,17 +2,100 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import Tensor
 
 from var_ext import backend, reference
 from var_ext.ops._checks import FLOATS, check_dtype, check_shape, check_together, require
-from var_ext.ops._registry import compose
+from var_ext.ops._native import view
+from var_ext.ops._registry import differentiate, implement
 
-compose(
+
+def _layout(x: Tensor) -> torch.memory_format:
+    """Of the result: channels-last for a channels-last x, else contiguous."""
+    if x.is_contiguous() or not x.is_contiguous(memory_format=torch.channels_last):
+        return torch.contiguous_format
+    return torch.channels_last
+
+
+def _empty(x: Tensor) -> Tensor:
+    return torch.empty_like(x, memory_format=_layout(x))
+
+
+def _native(x: Tensor, weight: Tensor, bias: Tensor, groups: int, eps: float) -> Tensor:
+    from var_ext import _C
+
+    out = _empty(x)
+    x = x.contiguous(memory_format=_layout(x))
+    _C.group_norm_silu(view(x), view(weight), view(bias), view(out), groups, eps)
+    return out
+
+
+def _native_backward(
+    grad: Tensor, x: Tensor, weight: Tensor, bias: Tensor, groups: int, eps: float
+) -> tuple[Tensor, Tensor, Tensor]:
+    from var_ext import _C
+
+    grads = grad_x, grad_weight, grad_bias = _fake_backward(grad, x, weight, bias, groups, eps)
+    layout = _layout(x)
+    grad, x = grad.contiguous(memory_format=layout), x.contiguous(memory_format=layout)
+    given = view(grad), view(x), view(weight), view(bias)
+    _C.group_norm_silu_backward(*given, view(grad_x), view(grad_weight), view(grad_bias), groups, eps)
+    return grads
+
+
+def _fake_backward(
+    grad: Tensor, x: Tensor, weight: Tensor, bias: Tensor, groups: int, eps: float
+) -> tuple[Tensor, Tensor, Tensor]:
+    return _empty(x), weight.new_empty(weight.shape), bias.new_empty(bias.shape)
+
+
+def _reference(x: Tensor, weight: Tensor, bias: Tensor, groups: int, eps: float) -> Tensor:
+    return reference.group_norm_silu(x, weight, bias, groups=groups, eps=eps)
+
+
+def _reference_backward(
+    grad: Tensor, x: Tensor, weight: Tensor, bias: Tensor, groups: int, eps: float
+) -> tuple[Tensor, Tensor, Tensor]:
+    pull: Any = torch.func.vjp(
+        lambda x, weight, bias: _reference(x, weight, bias, groups, eps), x, weight, bias
+    )[1]
+    grads = _fake_backward(grad, x, weight, bias, groups, eps)
+    for target, value in zip(grads, pull(grad), strict=True):
+        target.copy_(value)
+    return grads
+
+
+def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
+    ctx.save_for_backward(*inputs[:3])
+    ctx.options = inputs[3:]
+
+
+def _gradient(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+    given = (*ctx.saved_tensors, *ctx.options)
+    return *torch.ops.var_ext.group_norm_silu_backward(grad, *given), None, None
+
+
+implement(
+    "group_norm_silu",
     "group_norm_silu(Tensor x, Tensor weight, Tensor bias, int groups, float eps) -> Tensor",
-    lambda x, weight, bias, groups, eps: reference.group_norm_silu(x, weight, bias, groups=groups, eps=eps),
+    native=_native,
+    fallback=_reference,
+    fake=lambda x, weight, bias, groups, eps: _empty(x),
+    float64=False,
 )
+implement(
+    "group_norm_silu",
+    "group_norm_silu_backward(Tensor grad, Tensor x, Tensor weight, Tensor bias, int groups, float eps)"
+    " -> (Tensor, Tensor, Tensor)",
+    native=_native_backward,
+    fallback=_reference_backward,
+    fake=_fake_backward,
+    float64=False,
+)
+differentiate("group_norm_silu", _gradient, _setup_context)
 
 
 def group_norm_silu(

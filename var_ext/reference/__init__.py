@@ -5,6 +5,7 @@ Same names and arguments as `var_ext.ops`; inputs are taken as checked.
 
 from var_ext.reference.adaln import adaln
 from var_ext.reference.area_downsample import area_downsample
+from var_ext.reference.bias_gelu import bias_gelu
 from var_ext.reference.bicubic_upsample import bicubic_upsample
 from var_ext.reference.block_causal_attention import block_causal_attention
 from var_ext.reference.cached_attention import cached_attention
@@ -18,6 +19,7 @@ from var_ext.reference.sample_tokens import sample_tokens
 __all__ = [
     "adaln",
     "area_downsample",
+    "bias_gelu",
     "bicubic_upsample",
     "block_causal_attention",
     "cached_attention",

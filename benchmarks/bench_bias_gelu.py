@@ -1,0 +1,48 @@
+"""bias_gelu of the feed-forward part of d16: training or the last scales of sampling, and small scales."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from contest import Contest, agree, agree_in_16_bits, compiled, nbytes
+
+from var_ext import ops, reference
+
+DTYPES = {"": torch.float32, ", bf16": torch.bfloat16}
+SHAPES = {
+    f"{batch} x {length} x {channels}{', with backward' if train else ''}{name}": dict(
+        batch=batch, length=length, channels=channels, dtype=dtype, train=train
+    )
+    for batch, length, channels in ((2, 680, 4096), (20, 36, 1024))
+    for train in (False, True)
+    for name, dtype in DTYPES.items()
+}
+SMOKE = dict(batch=2, length=3, channels=5, dtype=torch.float32, train=True)
+COMPETITORS = ("var_ext", "reference", "torch.compile")
+
+
+def contest(batch: int, length: int, channels: int, dtype: torch.dtype, train: bool) -> Contest:
+    x = torch.randn(batch, length, channels).to(dtype).requires_grad_(train)
+    bias = torch.randn(channels).to(dtype).requires_grad_(train)
+    # a small gradient of order 1 / rows: that of the bias is a sum over all of them
+    grad = (torch.randn(x.shape) / (batch * length)).to(dtype)
+    calls = {
+        "var_ext": lambda: ops.bias_gelu(x, bias),
+        "reference": lambda: reference.bias_gelu(x, bias),
+        "torch.compile": compiled(reference.bias_gelu, x, bias),
+    }
+
+    def step(call: Any) -> Any:
+        y = call()
+        return (y.detach(), *torch.autograd.grad(y, [x, bias], grad)) if train else y
+
+    return Contest(
+        {name: lambda call=call: step(call) for name, call in calls.items()},  # type: ignore[misc]
+        bytes=nbytes(x) * (5 if train else 2),
+        check=agree if dtype == torch.float32 else agree_in_16_bits,
+    )
+
+
+def test_bias_gelu(race) -> None:
+    race()

@@ -1,0 +1,32 @@
+// Memory pages behind large results.
+#pragma once
+
+#include <cstdint>
+
+#if defined(__linux__)
+#include <sys/mman.h>
+#endif
+
+namespace var_ext {
+
+// Asks for 2 MiB pages behind memory that is about to be written for the first time. A fresh block of tens of
+// MiB comes from the kernel page by page, and to take those faults costs as much as to fill the block three
+// times. Only whole huge pages inside the block are named, so nothing else is touched; where the system says
+// no, nothing happens.
+inline void prefer_huge_pages(void* begin, int64_t bytes) {
+#if defined(__linux__) && defined(MADV_HUGEPAGE)
+    constexpr uintptr_t page = 2 * 1024 * 1024;
+    constexpr int64_t least =
+        32 * 1024 * 1024;  // smaller blocks come from the heap, whose pages are there already
+    if (bytes < least) return;
+    const uintptr_t address = reinterpret_cast<uintptr_t>(begin);
+    const uintptr_t first = (address + page - 1) / page * page;
+    const uintptr_t last = (address + static_cast<uintptr_t>(bytes)) / page * page;
+    madvise(reinterpret_cast<void*>(first), last - first, MADV_HUGEPAGE);
+#else
+    static_cast<void>(begin);
+    static_cast<void>(bytes);
+#endif
+}
+
+}  // namespace var_ext

@@ -1,0 +1,39 @@
+// The body of group_norm_silu, compiled once for each variant.
+//
+// Variances come from sums of d = x - shift and d^2, where the shift is the mean of up to 16 rows of x
+// itself. So (shift - mean)^2 is at most 1/16 of the summed squares: a large mean cannot cancel, and sums of
+// parts simply add up.
+#pragma once
+
+#include "cpu/group_norm_silu_groups_impl.h"
+#include "cpu/group_norm_silu_rows_impl.h"
+
+namespace {
+
+void widen(DType dtype, const void* in, int64_t stride, int64_t n, float* out) {
+    by_dtype(dtype, [&](auto type) {
+        using S = decltype(type);
+        const S* from = static_cast<const S*>(in);
+        for (int64_t i = 0; stride != 1 && i < n; ++i) {
+            store_some(out + i, load_some<V>(from + i * stride, 1), 1);
+        }
+        if (stride != 1) return;
+        for_vectors(
+            n, [&](int64_t i, auto width) { store_some(out + i, load_some<V>(from + i, width), width); });
+    });
+}
+
+void narrow(DType dtype, const float* in, int64_t n, void* out) {
+    by_dtype(dtype, [&](auto type) {
+        using S = decltype(type);
+        S* to = static_cast<S*>(out);
+        for_vectors(n,
+                    [&](int64_t i, auto width) { store_some(to + i, load_some<V>(in + i, width), width); });
+    });
+}
+
+}  // namespace
+
+#define VAR_EXT_GROUP_NORM_SILU_KERNEL                                     \
+    {widen,       narrow,      groups_forward, groups_backward, row_shift, \
+     row_moments, row_forward, row_slopes,     row_backward}

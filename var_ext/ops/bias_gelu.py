@@ -1,0 +1,105 @@
+"""Bias and GELU, what stands between the two linear layers of the transformer's feed-forward part."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from var_ext import backend, reference
+from var_ext.ops._checks import FLOATS, check_dtype, check_last_dim, check_shape, check_together
+from var_ext.ops._native import view
+from var_ext.ops._registry import differentiate, implement
+
+
+def _empty(x: Tensor) -> Tensor:
+    return torch.empty_like(x, memory_format=torch.contiguous_format)
+
+
+def _rows(x: Tensor) -> Tensor:
+    """x itself if rows of dense channels stand at equal distances, else a copy."""
+    if x.is_contiguous():
+        return x
+    x = x.reshape(-1, x.shape[-1])
+    return x if x.stride(1) == 1 else x.contiguous()
+
+
+def _native(x: Tensor, bias: Tensor) -> Tensor:
+    from var_ext import _C
+
+    out = _empty(x)
+    x, bias = _rows(x), bias.contiguous()
+    _C.bias_gelu(view(x), view(bias), view(out if x.ndim == out.ndim else out.view(x.shape)))
+    return out
+
+
+def _native_backward(grad: Tensor, x: Tensor, bias: Tensor) -> tuple[Tensor, Tensor]:
+    from var_ext import _C
+
+    grad_x, grad_bias = _fake_backward(grad, x, bias)
+    x, grad, bias = _rows(x), grad.contiguous(), bias.contiguous()
+    flat_grad, flat_grad_x = (
+        (grad, grad_x) if x.ndim == grad.ndim else (grad.view(x.shape), grad_x.view(x.shape))
+    )
+    _C.bias_gelu_backward(view(flat_grad), view(x), view(bias), view(flat_grad_x), view(grad_bias))
+    return grad_x, grad_bias
+
+
+def _fake_backward(grad: Tensor, x: Tensor, bias: Tensor) -> tuple[Tensor, Tensor]:
+    return _empty(x), _empty(bias)
+
+
+def _reference_backward(grad: Tensor, x: Tensor, bias: Tensor) -> tuple[Tensor, Tensor]:
+    grad_x = torch.ops.aten.gelu_backward(grad, x + bias, approximate="tanh").contiguous()
+    return grad_x, grad_x.flatten(0, -2).sum(0) if x.ndim > 1 else grad_x.clone()
+
+
+def _setup_context(ctx: Any, inputs: tuple[Tensor, Tensor], output: Tensor) -> None:
+    ctx.save_for_backward(*inputs)
+
+
+def _gradient(ctx: Any, grad: Tensor) -> tuple[Tensor, Tensor]:
+    return torch.ops.var_ext.bias_gelu_backward(grad, *ctx.saved_tensors)
+
+
+implement(
+    "bias_gelu",
+    "bias_gelu(Tensor x, Tensor bias) -> Tensor",
+    native=_native,
+    fallback=lambda x, bias: reference.bias_gelu(x, bias).contiguous(),
+    fake=lambda x, bias: _empty(x),
+    float64=False,
+)
+implement(
+    "bias_gelu",
+    "bias_gelu_backward(Tensor grad, Tensor x, Tensor bias) -> (Tensor, Tensor)",
+    native=_native_backward,
+    fallback=_reference_backward,
+    fake=_fake_backward,
+    float64=False,
+)
+differentiate("bias_gelu", _gradient, _setup_context)
+
+
+def bias_gelu(x: Tensor, bias: Tensor) -> Tensor:
+    """GELU(x + bias) in its tanh form (arXiv 1606.08415): 0.5 u (1 + tanh(sqrt(2 / pi) (u + 0.044715 u^3))).
+
+    Args:
+        x: (..., C), float32, bfloat16, float16 or float64; copied first if its last axis is not dense.
+        bias: (C,), dtype of x.
+
+    Returns:
+        (..., C), dtype of x, contiguous; computed in float32 at least.
+
+    Raises:
+        ValueError: shapes do not match, or tensors lie on different devices.
+        TypeError: dtypes differ or are not supported.
+    """
+    check_shape("bias_gelu", "bias", bias, "(C,)", None)
+    check_last_dim("bias_gelu", "x", x, "(..., C)", bias.shape[0])
+    check_dtype("bias_gelu", "x", x, FLOATS)
+    check_together("bias_gelu", x=x, bias=bias)
+    if backend.current() == "reference":
+        return reference.bias_gelu(x, bias)
+    return torch.ops.var_ext.bias_gelu(x, bias)
