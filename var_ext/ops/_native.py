@@ -39,3 +39,8 @@ def view(tensor: torch.Tensor) -> _C.TensorView:
         wanted = ", ".join(str(known).removeprefix("torch.") for known in dtypes)
         raise TypeError(f"native kernels take tensors of dtype {wanted}, got {tensor.dtype}")
     return tensor_view(tensor.data_ptr(), tensor.shape, tensor.stride(), dtype)
+
+
+def maybe_view(tensor: torch.Tensor | None) -> _C.TensorView | None:
+    """`view` of a tensor that need not be given."""
+    return None if tensor is None else view(tensor)
