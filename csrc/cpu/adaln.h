@@ -11,6 +11,7 @@ namespace var_ext::cpu {
 // first.
 struct AdalnChunk {
     int64_t b, begin, end;
+    bool stream;  // write past the caches: outputs are large, and their rows begin with cache lines
     float* scratch;
 };
 
@@ -27,6 +28,6 @@ struct AdalnKernel {
     void (*add_chunks)(const AdalnBackwardParams& p, int64_t b, const float* sums, int64_t chunks);
 };
 
-extern const AdalnKernel adaln_portable, adaln_avx2, adaln_avx512;
+extern const AdalnKernel adaln_portable, adaln_avx2, adaln_avx512, adaln_avx512_bf16;
 
 }  // namespace var_ext::cpu

@@ -45,8 +45,8 @@ struct AdalnScratch {
 };
 
 // R rows from row l on.
-template <class S, int R, bool Residual>
-inline void adaln_rows(const AdalnParams& p, const AdalnScratch<S>& scratch, int64_t b, int64_t l) {
+template <class S, int R, bool Residual, bool Stream>
+inline void adaln_rows(const AdalnParams p, const AdalnScratch<S> scratch, int64_t b, int64_t l) {
     const int64_t c = p.channels;
     const S* x = row_of<S>(p.x, b, l);
     S* y = row_of<S>(p.y, b, l);
@@ -56,10 +56,10 @@ inline void adaln_rows(const AdalnParams& p, const AdalnScratch<S>& scratch, int
         branch = row_of<S>(p.branch, b, l);
         h = row_of<S>(p.h, b, l);
     }
-    // h in fp32: where it is stored in fp32 anyway, no copy
+    // h in fp32: no copy where it stands in the cache anyway
     const float* source = scratch.rows;
     int64_t source_row = scratch.width;
-    constexpr bool copied = !std::is_same<S, float>::value;
+    constexpr bool copied = !std::is_same<S, float>::value || (Residual && Stream);
     if constexpr (!copied) {
         source = Residual ? h : x;
         source_row = Residual ? p.h.l : p.x.l;
@@ -71,7 +71,7 @@ inline void adaln_rows(const AdalnParams& p, const AdalnScratch<S>& scratch, int
             V value = load_as<V>(x + r * p.x.l + i, part);
             if constexpr (Residual) {
                 value += load<V>(scratch.gate + i) * load_as<V>(branch + r * p.branch.l + i, part);
-                store_as(h + r * p.h.l + i, value, part);
+                put<Stream>(h + r * p.h.l + i, value, part);
             }
             if constexpr (copied) store(scratch.rows + r * scratch.width + i, value);
             sum[r] += value;
@@ -93,23 +93,24 @@ inline void adaln_rows(const AdalnParams& p, const AdalnScratch<S>& scratch, int
         const V weight = load<V>(scratch.weight + i), shift = load<V>(scratch.shift + i);
         for (int r = 0; r < R; ++r) {
             const V normed = (load_as<V>(source + r * source_row + i, part) - mean[r]) * factor[r];
-            store_as(y + r * p.y.l + i, normed * weight + shift, part);
+            put<Stream>(y + r * p.y.l + i, normed * weight + shift, part);
         }
     });
 }
 
-template <class S, bool Residual>
+template <class S, bool Residual, bool Stream>
 void adaln_chunk(const AdalnParams& p, const AdalnChunk& chunk) {
     const AdalnScratch<S> scratch(p.channels, chunk, p.scale, p.shift, p.gate);
     int64_t l = chunk.begin;
     for (; l + most_rows <= chunk.end; l += most_rows) {
-        adaln_rows<S, most_rows, Residual>(p, scratch, chunk.b, l);
+        adaln_rows<S, most_rows, Residual, Stream>(p, scratch, chunk.b, l);
     }
-    for (; l < chunk.end; ++l) adaln_rows<S, 1, Residual>(p, scratch, chunk.b, l);
+    for (; l < chunk.end; ++l) adaln_rows<S, 1, Residual, Stream>(p, scratch, chunk.b, l);
+    stream_end<Stream>();
 }
 
-template <class S, int R, bool Residual>
-inline void adaln_backward_rows(const AdalnBackwardParams& p, const AdalnScratch<S>& scratch, int64_t b,
+template <class S, int R, bool Residual, bool Stream>
+inline void adaln_backward_rows(const AdalnBackwardParams p, const AdalnScratch<S> scratch, int64_t b,
                                 int64_t l, float* sums) {
     const int64_t c = p.channels;
     const S *x = row_of<S>(p.x, b, l), *grad_y = row_of<S>(p.grad_y, b, l);
@@ -178,9 +179,9 @@ inline void adaln_backward_rows(const AdalnBackwardParams& p, const AdalnScratch
             if constexpr (Residual) {
                 back += load_as<V>(grad_h + r * p.grad_h.l + i, part);
                 gate_sum += back * load_as<V>(branch + r * p.branch.l + i, part);
-                store_as(grad_branch + r * p.grad_branch.l + i, back * gate, part);
+                put<Stream>(grad_branch + r * p.grad_branch.l + i, back * gate, part);
             }
-            store_as(grad_x + r * p.grad_x.l + i, back, part);
+            put<Stream>(grad_x + r * p.grad_x.l + i, back, part);
         }
         store(grad_scale + i, scale_sum);
         store(grad_shift + i, shift_sum);
@@ -188,15 +189,16 @@ inline void adaln_backward_rows(const AdalnBackwardParams& p, const AdalnScratch
     });
 }
 
-template <class S, bool Residual>
+template <class S, bool Residual, bool Stream>
 void adaln_backward_chunk(const AdalnBackwardParams& p, const AdalnChunk& chunk, float* sums) {
     const AdalnScratch<S> scratch(p.channels, chunk, p.scale, {}, p.gate);
     for (int64_t i = 0; i < 3 * scratch.width; ++i) sums[i] = 0;
     int64_t l = chunk.begin;
     for (; l + most_rows <= chunk.end; l += most_rows) {
-        adaln_backward_rows<S, most_rows, Residual>(p, scratch, chunk.b, l, sums);
+        adaln_backward_rows<S, most_rows, Residual, Stream>(p, scratch, chunk.b, l, sums);
     }
-    for (; l < chunk.end; ++l) adaln_backward_rows<S, 1, Residual>(p, scratch, chunk.b, l, sums);
+    for (; l < chunk.end; ++l) adaln_backward_rows<S, 1, Residual, Stream>(p, scratch, chunk.b, l, sums);
+    stream_end<Stream>();
 }
 
 template <class S>
@@ -207,18 +209,26 @@ void adaln_add_chunks(const AdalnBackwardParams& p, int64_t b, const float* sums
     if (p.gate.data) add_rows(sums + 2 * width, chunks, 3 * width, c, row_of<S>(p.grad_gate, b));
 }
 
-void adaln_any(const AdalnParams& p, const AdalnChunk& chunk) {
+// Calls body(element of the dtype's type, residual or not, streaming or not), both as types.
+template <class Params, class Body>
+inline void with_case(const Params& p, const AdalnChunk& chunk, const Body& body) {
     with_type(p.dtype, [&](auto element) {
-        using S = decltype(element);
-        p.branch.data ? adaln_chunk<S, true>(p, chunk) : adaln_chunk<S, false>(p, chunk);
+        using Yes = std::true_type;
+        using No = std::false_type;
+        if (chunk.stream) return p.branch.data ? body(element, Yes{}, Yes{}) : body(element, No{}, Yes{});
+        return p.branch.data ? body(element, Yes{}, No{}) : body(element, No{}, No{});
+    });
+}
+
+void adaln_any(const AdalnParams& p, const AdalnChunk& chunk) {
+    with_case(p, chunk, [&](auto element, auto residual, auto stream) {
+        adaln_chunk<decltype(element), residual, stream>(p, chunk);
     });
 }
 
 void adaln_backward_any(const AdalnBackwardParams& p, const AdalnChunk& chunk, float* sums) {
-    with_type(p.dtype, [&](auto element) {
-        using S = decltype(element);
-        p.branch.data ? adaln_backward_chunk<S, true>(p, chunk, sums)
-                      : adaln_backward_chunk<S, false>(p, chunk, sums);
+    with_case(p, chunk, [&](auto element, auto residual, auto stream) {
+        adaln_backward_chunk<decltype(element), residual, stream>(p, chunk, sums);
     });
 }
 

@@ -5,6 +5,7 @@
 #include "common/buffer.h"
 #include "common/cpu_features.h"
 #include "common/parallel.h"
+#include "common/streaming.h"
 
 namespace var_ext::cpu {
 
@@ -20,15 +21,20 @@ int64_t chunk_count(int64_t tokens) {
 
 // Calls body(chunk, number of the chunk) for all tokens.
 template <class Params, class Body>
-void for_chunks(const Params& p, const QkNormKernel& kernel, const Body& body) {
+void for_chunks(const Params& p, const QkNormKernel& kernel, const Heads (&outputs)[3], const Body& body) {
     const int64_t tokens = p.batch * p.length, chunks = chunk_count(tokens);
     const int64_t cost = std::min(tokens, chunk_tokens) * 3 * p.heads * p.channels;
     const int threads = thread_count(chunks, cost);
     const int64_t size = kernel.scratch_size(p.heads, p.channels);
     const Buffer<float> scratch = allocate<float>(threads * size);
+    bool stream = 3 * tokens * p.heads * p.channels * dtype_size(p.dtype) >= streaming_bytes;
+    for (const Heads& out : outputs)
+        stream = stream && begins_lines(out.data, p.dtype, {out.b, out.l, out.h});
     parallel_for(threads, chunks, [&](int64_t task, int thread) {
         const int64_t begin = task * chunk_tokens;
-        body(QkNormChunk{begin, std::min(begin + chunk_tokens, tokens), scratch.get() + thread * size}, task);
+        body(
+            QkNormChunk{begin, std::min(begin + chunk_tokens, tokens), stream, scratch.get() + thread * size},
+            task);
     });
 }
 
@@ -36,17 +42,17 @@ void for_chunks(const Params& p, const QkNormKernel& kernel, const Body& body) {
 
 void qk_norm(const QkNormParams& p) {
     if (p.batch * p.length * p.heads * p.channels == 0) return;
-    const QkNormKernel& kernel = VAR_EXT_SELECT(qk_norm);
-    for_chunks(p, kernel, [&](const QkNormChunk& chunk, int64_t) { kernel.forward(p, chunk); });
+    const QkNormKernel& kernel = VAR_EXT_SELECT_BF16(qk_norm);
+    for_chunks(p, kernel, p.out, [&](const QkNormChunk& chunk, int64_t) { kernel.forward(p, chunk); });
 }
 
 void qk_norm_backward(const QkNormBackwardParams& p) {
-    const QkNormKernel& kernel = VAR_EXT_SELECT(qk_norm);
+    const QkNormKernel& kernel = VAR_EXT_SELECT_BF16(qk_norm);
     const int64_t chunks = chunk_count(p.batch * p.length);  // none: gradients of zero
     const int64_t size = kernel.sums_size(p.heads, p.channels);
     const Buffer<float> sums = allocate<float>(chunks * size);
     if (chunks > 0) {
-        for_chunks(p, kernel, [&](const QkNormChunk& chunk, int64_t task) {
+        for_chunks(p, kernel, p.grad_qkv, [&](const QkNormChunk& chunk, int64_t task) {
             kernel.backward(p, chunk, sums.get() + task * size);
         });
     }

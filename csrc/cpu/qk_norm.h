@@ -11,6 +11,7 @@ namespace var_ext::cpu {
 // first.
 struct QkNormChunk {
     int64_t begin, end;
+    bool stream;  // write past the caches: outputs are large, and their heads begin with cache lines
     float* scratch;
 };
 
@@ -28,6 +29,6 @@ struct QkNormKernel {
     void (*add_chunks)(const QkNormBackwardParams& p, const float* sums, int64_t chunks);
 };
 
-extern const QkNormKernel qk_norm_portable, qk_norm_avx2, qk_norm_avx512;
+extern const QkNormKernel qk_norm_portable, qk_norm_avx2, qk_norm_avx512, qk_norm_avx512_bf16;
 
 }  // namespace var_ext::cpu

@@ -80,25 +80,25 @@ inline void widen_heads(const ConstHeads& heads, int64_t count, int64_t channels
 }
 
 // out = heads + bias.
-template <bool Bias, class S, class D>
+template <bool Bias, bool Stream, class S, class D>
 inline void qk_norm_add(D d, int64_t heads, TokenHeads<const S> in, const float* bias, TokenHeads<S> out) {
     for (int64_t h = 0; h < heads; ++h) {
         for_vectors(d.value, [&](int64_t i, auto part) {
             V u = load_as<V>(in[h] + i, part);
             if constexpr (Bias) u += load<V>(bias + h * padded(d.value) + i);
-            store_as(out[h] + i, u, part);
+            put<Stream>(out[h] + i, u, part);
         });
     }
 }
 
 // out = (heads + bias) / norm * scale.
-template <bool Query, class S, class D>
+template <bool Query, bool Stream, class S, class D>
 inline void qk_norm_normalize(D d, int64_t heads, TokenHeads<const S> in, const float* bias,
                               const float* scale, TokenHeads<S> out) {
     const int64_t width = padded(d.value);
     for (int64_t first = 0; first < heads; first += lanes) {
         const int64_t count = heads - first < lanes ? heads - first : lanes;
-        V squares[lanes] = {};
+        V squares[lanes];
         for (int64_t j = 0; j < count; ++j) {
             V sum{};
             for_vectors(d.value, [&](int64_t i, auto part) {
@@ -108,6 +108,7 @@ inline void qk_norm_normalize(D d, int64_t heads, TokenHeads<const S> in, const 
             });
             squares[j] = sum;
         }
+        for (int64_t j = count; j < lanes; ++j) squares[j] = V{};
         const V norm = root(reduce_add_each<lanes>(squares));
         const V one = V{} + 1.0f;
         float factor[lanes];
@@ -116,13 +117,13 @@ inline void qk_norm_normalize(D d, int64_t heads, TokenHeads<const S> in, const 
             for_vectors(d.value, [&](int64_t i, auto part) {
                 V u = load_as<V>(in[first + j] + i, part);
                 if constexpr (Query) u += load<V>(bias + (first + j) * width + i);
-                store_as(out[first + j] + i, u * factor[j], part);
+                put<Stream>(out[first + j] + i, u * factor[j], part);
             });
         }
     }
 }
 
-template <class S, class D>
+template <bool Stream, class S, class D>
 void qk_norm_chunk(const QkNormParams& p, const QkNormChunk& chunk, D d) {
     const int64_t heads = p.heads, width = heads * padded(d.value);
     float *q_bias = chunk.scratch, *v_bias = q_bias + width, *scale = v_bias + width;
@@ -133,18 +134,19 @@ void qk_norm_chunk(const QkNormParams& p, const QkNormChunk& chunk, D d) {
         const int64_t b = t / p.length, l = t % p.length;
         const TokenHeads<const S> q = token<S>(p.qkv[0], b, l), k = token<S>(p.qkv[1], b, l);
         if (p.log_scale) {
-            qk_norm_normalize<true>(d, heads, q, q_bias, scale, token<S>(p.out[0], b, l));
-            qk_norm_normalize<false>(d, heads, k, nullptr, nullptr, token<S>(p.out[1], b, l));
+            qk_norm_normalize<true, Stream>(d, heads, q, q_bias, scale, token<S>(p.out[0], b, l));
+            qk_norm_normalize<false, Stream>(d, heads, k, nullptr, nullptr, token<S>(p.out[1], b, l));
         } else {
-            qk_norm_add<true>(d, heads, q, q_bias, token<S>(p.out[0], b, l));
-            qk_norm_add<false>(d, heads, k, nullptr, token<S>(p.out[1], b, l));
+            qk_norm_add<true, Stream>(d, heads, q, q_bias, token<S>(p.out[0], b, l));
+            qk_norm_add<false, Stream>(d, heads, k, nullptr, token<S>(p.out[1], b, l));
         }
-        qk_norm_add<true>(d, heads, token<S>(p.qkv[2], b, l), v_bias, token<S>(p.out[2], b, l));
+        qk_norm_add<true, Stream>(d, heads, token<S>(p.qkv[2], b, l), v_bias, token<S>(p.out[2], b, l));
     }
+    stream_end<Stream>();
 }
 
 // out = grad, and its sum over tokens where it is wanted.
-template <bool Sum, class S, class D>
+template <bool Sum, bool Stream, class S, class D>
 inline void qk_norm_pass(D d, int64_t heads, TokenHeads<const S> grad, TokenHeads<S> out, float* sums) {
     for (int64_t h = 0; h < heads; ++h) {
         for_vectors(d.value, [&](int64_t i, auto part) {
@@ -153,20 +155,20 @@ inline void qk_norm_pass(D d, int64_t heads, TokenHeads<const S> grad, TokenHead
                 float* sum = sums + h * padded(d.value) + i;
                 store(sum, load<V>(sum) + g);
             }
-            store_as(out[h] + i, g, part);
+            put<Stream>(out[h] + i, g, part);
         });
     }
 }
 
 // The backward of qk_norm_normalize; for q also the sums behind the gradients of bias and log_scale.
-template <bool Query, class S, class D>
+template <bool Query, bool Stream, class S, class D>
 inline void qk_norm_unnormalize(D d, int64_t heads, TokenHeads<const S> grad, TokenHeads<const S> in,
                                 const float* bias, const float* scale, TokenHeads<S> out, float* bias_sums,
                                 float* scale_sums) {
     const int64_t width = padded(d.value);
     for (int64_t first = 0; first < heads; first += lanes) {
         const int64_t count = heads - first < lanes ? heads - first : lanes;
-        V squares[lanes] = {}, dots[lanes] = {};
+        V squares[lanes], dots[lanes];
         for (int64_t j = 0; j < count; ++j) {
             V square{}, dot{};
             for_vectors(d.value, [&](int64_t i, auto part) {
@@ -178,6 +180,7 @@ inline void qk_norm_unnormalize(D d, int64_t heads, TokenHeads<const S> grad, To
             squares[j] = square;
             dots[j] = dot;
         }
+        for (int64_t j = count; j < lanes; ++j) squares[j] = dots[j] = V{};
         const V length = root(reduce_add_each<lanes>(squares));
         const V norm = length < shortest ? V{} + shortest : length;
         const V one = V{} + 1.0f;
@@ -196,13 +199,13 @@ inline void qk_norm_unnormalize(D d, int64_t heads, TokenHeads<const S> grad, To
                     float* sum = bias_sums + (first + j) * width + i;
                     store(sum, load<V>(sum) + g);
                 }
-                store_as(out[first + j] + i, g, part);
+                put<Stream>(out[first + j] + i, g, part);
             });
         }
     }
 }
 
-template <class S, class D>
+template <bool Stream, class S, class D>
 void qk_norm_backward_chunk(const QkNormBackwardParams& p, const QkNormChunk& chunk, D d, float* sums) {
     const int64_t heads = p.heads, width = heads * padded(d.value);
     float *q_bias = chunk.scratch, *scale = q_bias + width;
@@ -216,14 +219,17 @@ void qk_norm_backward_chunk(const QkNormBackwardParams& p, const QkNormChunk& ch
         const auto in = [&](int i) { return token<S>(p.qkv[i], b, l); };
         const auto out = [&](int i) { return token<S>(p.grad_qkv[i], b, l); };
         if (p.log_scale) {
-            qk_norm_unnormalize<true>(d, heads, grad(0), in(0), q_bias, scale, out(0), q_sums, scale_sums);
-            qk_norm_unnormalize<false>(d, heads, grad(1), in(1), nullptr, nullptr, out(1), nullptr, nullptr);
+            qk_norm_unnormalize<true, Stream>(d, heads, grad(0), in(0), q_bias, scale, out(0), q_sums,
+                                              scale_sums);
+            qk_norm_unnormalize<false, Stream>(d, heads, grad(1), in(1), nullptr, nullptr, out(1), nullptr,
+                                               nullptr);
         } else {
-            qk_norm_pass<true>(d, heads, grad(0), out(0), q_sums);
-            qk_norm_pass<false>(d, heads, grad(1), out(1), nullptr);
+            qk_norm_pass<true, Stream>(d, heads, grad(0), out(0), q_sums);
+            qk_norm_pass<false, Stream>(d, heads, grad(1), out(1), nullptr);
         }
-        qk_norm_pass<true>(d, heads, grad(2), out(2), v_sums);
+        qk_norm_pass<true, Stream>(d, heads, grad(2), out(2), v_sums);
     }
+    stream_end<Stream>();
 }
 
 template <class S>
@@ -246,19 +252,26 @@ void qk_norm_add_chunks(const QkNormBackwardParams& p, const float* sums, int64_
     }
 }
 
-void qk_norm_any(const QkNormParams& p, const QkNormChunk& chunk) {
+// Calls body(element of the dtype's type, channels, streaming or not), the last two as types.
+template <class Params, class Body>
+inline void with_case(const Params& p, const QkNormChunk& chunk, const Body& body) {
     with_type(p.dtype, [&](auto element) {
-        using S = decltype(element);
-        if (p.channels == 64) return qk_norm_chunk<S>(p, chunk, Channels<64>{});
-        qk_norm_chunk<S>(p, chunk, Channels<0>{p.channels});
+        using Yes = std::true_type;
+        using No = std::false_type;
+        if (p.channels != 64) return body(element, Channels<0>{p.channels}, No{});
+        chunk.stream ? body(element, Channels<64>{}, Yes{}) : body(element, Channels<64>{}, No{});
+    });
+}
+
+void qk_norm_any(const QkNormParams& p, const QkNormChunk& chunk) {
+    with_case(p, chunk, [&](auto element, auto channels, auto stream) {
+        qk_norm_chunk<stream, decltype(element)>(p, chunk, channels);
     });
 }
 
 void qk_norm_backward_any(const QkNormBackwardParams& p, const QkNormChunk& chunk, float* sums) {
-    with_type(p.dtype, [&](auto element) {
-        using S = decltype(element);
-        if (p.channels == 64) return qk_norm_backward_chunk<S>(p, chunk, Channels<64>{}, sums);
-        qk_norm_backward_chunk<S>(p, chunk, Channels<0>{p.channels}, sums);
+    with_case(p, chunk, [&](auto element, auto channels, auto stream) {
+        qk_norm_backward_chunk<stream, decltype(element)>(p, chunk, channels, sums);
     });
 }
 

@@ -2,6 +2,8 @@
 // For variant files only; the rules of vec.h hold here.
 #pragma once
 
+#include <type_traits>
+
 #include "common/dtype.h"
 #include "cpu/math.h"
 #include "cpu/vec.h"
@@ -26,13 +28,50 @@ inline __attribute__((always_inline)) V load_as(const S* p, Part part) {  // zer
 }
 template <class S, class V>
 inline __attribute__((always_inline)) void store_as(S* p, V v, Whole) {
+#if defined(__AVX512BF16__)
+    if constexpr (std::is_same<S, BFloat16>::value) {  // one instruction; it takes subnormals for zeros
+        return store(p, (__m256i)_mm512_cvtneps_pbh((__m512)v));
+    }
+#endif
     store_as(p, v);
 }
 template <class S, class V>
 inline __attribute__((always_inline)) void store_as(S* p, V v, Part part) {
     S values[sizeof(V) / 4];
-    store_as(values, v);
+    store_as(values, v, Whole{});
     __builtin_memcpy(p, values, part.count * sizeof(S));
+}
+
+// store_as, past the caches if Stream and the chip can; p is aligned to a vector of S then. Chunks that
+// stream end with stream_end(), so that other threads see what was written.
+template <bool Stream, class S, class V>
+inline __attribute__((always_inline)) void put(S* p, V v, Whole whole) {
+#if defined(__AVX2__)
+    if constexpr (Stream) {
+        S values[sizeof(V) / 4];
+        store_as(values, v, whole);
+        if constexpr (sizeof(values) == 64) {
+#if defined(__AVX512F__)
+            return _mm512_stream_ps(reinterpret_cast<float*>(p), load<__m512>(values));
+#endif
+        } else if constexpr (sizeof(values) == 32) {
+            return _mm256_stream_si256(reinterpret_cast<__m256i*>(p), load<__m256i>(values));
+        } else {
+            return _mm_stream_si128(reinterpret_cast<__m128i*>(p), load<__m128i>(values));
+        }
+    }
+#endif
+    store_as(p, v, whole);
+}
+template <bool Stream, class S, class V>
+inline __attribute__((always_inline)) void put(S* p, V v, Part part) {
+    store_as(p, v, part);
+}
+template <bool Stream>
+inline void stream_end() {
+#if defined(__AVX2__)
+    if constexpr (Stream) _mm_sfence();
+#endif
 }
 template <class V>
 inline __attribute__((always_inline)) V only(V v, Whole) {

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from var_ext import backend, reference
 from var_ext.ops._checks import FLOATS, check_dtype, check_shape, check_together
-from var_ext.ops._native import view
+from var_ext.ops._native import rows, view
 from var_ext.ops._registry import differentiate, implement
 
 
@@ -18,14 +18,10 @@ def _empty(like: Tensor) -> Tensor:
     return torch.empty(like.shape, dtype=like.dtype, device=like.device)
 
 
-def _rows(x: Tensor) -> Tensor:
-    return x if x.stride(-1) == 1 else x.contiguous()
-
-
 def _native(x: Tensor, scale: Tensor, shift: Tensor, eps: float) -> Tensor:
     from var_ext import _C
 
-    x, scale, shift = _rows(x), _rows(scale), _rows(shift)
+    x, scale, shift = rows(x), rows(scale), rows(shift)
     y = _empty(x)
     _C.adaln(view(x), view(scale), view(shift), None, None, None, view(y), eps)
     return y
@@ -36,7 +32,7 @@ def _native_residual(
 ) -> tuple[Tensor, Tensor]:
     from var_ext import _C
 
-    x, scale, shift, branch, gate = _rows(x), _rows(scale), _rows(shift), _rows(branch), _rows(gate)
+    x, scale, shift, branch, gate = rows(x), rows(scale), rows(shift), rows(branch), rows(gate)
     h, y = _empty(x), _empty(x)
     _C.adaln(view(x), view(scale), view(shift), view(branch), view(gate), view(h), view(y), eps)
     return h, y
@@ -45,12 +41,10 @@ def _native_residual(
 def _native_backward(grad_y: Tensor, x: Tensor, scale: Tensor, eps: float) -> tuple[Tensor, Tensor, Tensor]:
     from var_ext import _C
 
-    grad_y, x, scale = _rows(grad_y), _rows(x), _rows(scale)
+    grad_y, x, scale = rows(grad_y), rows(x), rows(scale)
     grads = _empty(x), _empty(scale), _empty(scale)
-    of_x, of_scale, of_shift = map(view, grads)
-    _C.adaln_backward(
-        view(grad_y), view(x), view(scale), None, None, None, of_x, of_scale, of_shift, None, None, eps
-    )
+    kernel: Any = _C.adaln_backward
+    kernel(view(grad_y), view(x), view(scale), None, None, None, *map(view, grads), None, None, eps)
     return grads
 
 
@@ -59,9 +53,10 @@ def _native_residual_backward(
 ) -> tuple[Tensor, ...]:
     from var_ext import _C
 
-    given = _rows(grad_y), _rows(x), _rows(scale), _rows(grad_h), _rows(branch), _rows(gate)
+    given = rows(grad_y), rows(x), rows(scale), rows(grad_h), rows(branch), rows(gate)
     grads = _empty(x), _empty(scale), _empty(scale), _empty(x), _empty(scale)
-    _C.adaln_backward(*map(view, given), *map(view, grads), eps)
+    kernel: Any = _C.adaln_backward
+    kernel(*map(view, given), *map(view, grads), eps)
     return grads
 
 
@@ -88,7 +83,7 @@ def _pull(forward: Callable[..., Any], grad: Any, *inputs: Tensor) -> tuple[Tens
     return tuple(_contiguous(g) for g in pull(grad))
 
 
-def _contiguous(x: Tensor) -> Tensor:
+def _contiguous(x: Any) -> Any:
     return x.contiguous()
 
 

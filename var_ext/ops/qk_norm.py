@@ -9,14 +9,10 @@ from torch import Tensor
 
 from var_ext import backend, reference
 from var_ext.ops._checks import FLOATS, check_dtype, check_shape, check_together, require
-from var_ext.ops._native import maybe_view, view
+from var_ext.ops._native import maybe_view, rows, view
 from var_ext.ops._registry import differentiate, implement
 
 Cache = tuple[Tensor, Tensor]
-
-
-def _rows(x: Tensor) -> Tensor:
-    return x if x.stride(-1) == 1 else x.contiguous()
 
 
 def _fake(qkv: Tensor, *_: object) -> Tensor:
@@ -41,7 +37,7 @@ def _native_into_cache(
 ) -> Tensor:
     from var_ext import _C
 
-    qkv, q_bias, v_bias, q = _rows(qkv), _rows(q_bias), _rows(v_bias), _fake(qkv)
+    qkv, q_bias, v_bias, q = rows(qkv), rows(q_bias), rows(v_bias), _fake(qkv)
     if k_cache.stride(-1) != 1 or v_cache.stride(-1) != 1:
         k, v = _fake(qkv), _fake(qkv)
         _C.qk_norm(view(qkv), view(q_bias), view(v_bias), maybe_view(log_scale), view(q), view(k), view(v), 0)
@@ -65,10 +61,11 @@ def _native_backward(
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     from var_ext import _C
 
-    given = _rows(grad_q), _rows(grad_k), _rows(grad_v), _rows(qkv), _rows(q_bias)
+    given = rows(grad_q), rows(grad_k), rows(grad_v), rows(qkv), rows(q_bias)
     grads = _fake_backward(grad_q, grad_k, grad_v, qkv, q_bias, log_scale)
     of_log_scale = None if log_scale is None else view(grads[3])
-    _C.qk_norm_backward(*map(view, given), maybe_view(log_scale), *map(view, grads[:3]), of_log_scale)
+    kernel: Any = _C.qk_norm_backward
+    kernel(*map(view, given), maybe_view(log_scale), *map(view, grads[:3]), of_log_scale)
     return grads
 
 
