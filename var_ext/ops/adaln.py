@@ -15,7 +15,7 @@ from var_ext.ops._registry import differentiate, implement
 
 
 def _empty(like: Tensor) -> Tensor:
-    return torch.empty(like.shape, dtype=like.dtype, device=like.device)
+    return torch.empty_like(like, memory_format=torch.contiguous_format)
 
 
 def _native(x: Tensor, scale: Tensor, shift: Tensor, eps: float) -> Tensor:

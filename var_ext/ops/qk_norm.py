@@ -16,7 +16,7 @@ Cache = tuple[Tensor, Tensor]
 
 
 def _fake(qkv: Tensor, *_: object) -> Tensor:
-    return torch.empty((*qkv.shape[:2], *qkv.shape[3:]), dtype=qkv.dtype, device=qkv.device)
+    return torch.empty_like(qkv.select(2, 0), memory_format=torch.contiguous_format)
 
 
 def _native(
@@ -72,11 +72,11 @@ def _native_backward(
 def _fake_backward(
     grad_q: Tensor, grad_k: Tensor, grad_v: Tensor, qkv: Tensor, q_bias: Tensor, log_scale: Tensor | None
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    def empty(*size: int) -> Tensor:
-        return torch.empty(size, dtype=qkv.dtype, device=qkv.device)
+    def empty(like: Tensor) -> Tensor:
+        return torch.empty_like(like, memory_format=torch.contiguous_format)
 
-    scales = 0 if log_scale is None else log_scale.shape[0]
-    return empty(*qkv.shape), empty(*q_bias.shape), empty(*q_bias.shape), empty(scales)
+    of_log_scale = qkv.new_empty(0) if log_scale is None else empty(log_scale)
+    return empty(qkv), empty(q_bias), empty(q_bias), of_log_scale
 
 
 def _reference(
@@ -206,8 +206,9 @@ def qk_norm(
     check_together(op, qkv=qkv, k_cache=k_cache, v_cache=v_cache)
     room = k_cache.shape[1]
     require(0 <= offset <= room - length, op, f"offset must leave room for {length} tokens in {room}", offset)
-    qkv, q_bias, v_bias = qkv.detach(), q_bias.detach(), v_bias.detach()
-    log_scale = None if log_scale is None else log_scale.detach()
+    if torch.is_grad_enabled():
+        qkv, q_bias, v_bias = qkv.detach(), q_bias.detach(), v_bias.detach()
+        log_scale = None if log_scale is None else log_scale.detach()
     if backend.current() == "reference":
         return reference.qk_norm(qkv, q_bias, v_bias, log_scale, cache=cache, offset=offset)
     return torch.ops.var_ext.qk_norm_into_cache(qkv, q_bias, v_bias, log_scale, k_cache, v_cache, offset)
