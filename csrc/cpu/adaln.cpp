@@ -26,7 +26,7 @@ bool streams(const Params& p, std::initializer_list<const Rows*> outputs) {
     return bytes >= streaming_bytes;
 }
 
-// Calls body(chunk, number of the chunk, thread) for all chunks of all samples.
+// Calls body(chunk, number of the chunk) for all chunks of all samples.
 template <class Params, class Body>
 void for_chunks(const Params& p, const AdalnKernel& kernel, int64_t chunks,
                 std::initializer_list<const Rows*> outputs, const Body& body) {

@@ -28,13 +28,14 @@ void for_chunks(const Params& p, const QkNormKernel& kernel, const Heads (&outpu
     const int64_t size = kernel.scratch_size(p.heads, p.channels);
     const Buffer<float> scratch = allocate<float>(threads * size);
     bool stream = 3 * tokens * p.heads * p.channels * dtype_size(p.dtype) >= streaming_bytes;
-    for (const Heads& out : outputs)
+    for (const Heads& out : outputs) {
         stream = stream && begins_lines(out.data, p.dtype, {out.b, out.l, out.h});
+    }
     parallel_for(threads, chunks, [&](int64_t task, int thread) {
         const int64_t begin = task * chunk_tokens;
-        body(
-            QkNormChunk{begin, std::min(begin + chunk_tokens, tokens), stream, scratch.get() + thread * size},
-            task);
+        const QkNormChunk chunk = {begin, std::min(begin + chunk_tokens, tokens), stream,
+                                   scratch.get() + thread * size};
+        body(chunk, task);
     });
 }
 

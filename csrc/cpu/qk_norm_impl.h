@@ -57,14 +57,12 @@ inline V root(V v) {
 template <class S>
 inline void qk_norm_scales(const void* log_scale, int64_t stride, int64_t heads, float* scale) {
     for (int64_t h = 0; h < heads; ++h) {
-        float x;
-        widen(static_cast<const S*>(log_scale) + h * stride, 1, 0.0f, scale + h);  // pads with zeros behind
-        x = scale[h];
-        scale[h] = __builtin_expf(x > max_log_scale ? max_log_scale : x);
+        widen(static_cast<const S*>(log_scale) + h * stride, 1, 0.0f, scale + h);  // and zeros behind it
+        scale[h] = __builtin_expf(scale[h] > max_log_scale ? max_log_scale : scale[h]);
     }
 }
 
-inline int64_t qk_norm_scratch_size(int64_t heads, int64_t channels) {  // two biases, scales
+inline int64_t qk_norm_scratch_size(int64_t heads, int64_t channels) {  // two biases; scales and their zeros
     return 2 * heads * padded(channels) + 2 * padded(heads);
 }
 
