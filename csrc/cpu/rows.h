@@ -10,7 +10,8 @@
 
 namespace {
 
-// How much of a vector is there: all of it, or the first `count` elements at the end of a row.
+// How much of a vector is there: all of it, or the first `count` elements at the end of a row. What handles a
+// part is not inlined: it runs once a row at most, and would double the code of every loop.
 struct Whole {};
 struct Part {
     int64_t count;
@@ -21,7 +22,7 @@ inline __attribute__((always_inline)) V load_as(const S* p, Whole) {
     return load_as<V>(p);
 }
 template <class V, class S>
-inline __attribute__((always_inline)) V load_as(const S* p, Part part) {  // zero beyond the end
+__attribute__((noinline)) V load_as(const S* p, Part part) {  // zero beyond the end
     S values[sizeof(V) / 4] = {};
     __builtin_memcpy(values, p, part.count * sizeof(S));
     return load_as<V>(values);
@@ -36,7 +37,7 @@ inline __attribute__((always_inline)) void store_as(S* p, V v, Whole) {
     store_as(p, v);
 }
 template <class S, class V>
-inline __attribute__((always_inline)) void store_as(S* p, V v, Part part) {
+__attribute__((noinline)) void store_as(S* p, V v, Part part) {
     S values[sizeof(V) / 4];
     store_as(values, v, Whole{});
     __builtin_memcpy(p, values, part.count * sizeof(S));
@@ -78,7 +79,7 @@ inline __attribute__((always_inline)) V only(V v, Whole) {
     return v;
 }
 template <class V>
-inline __attribute__((always_inline)) V only(V v, Part part) {  // zero beyond the end
+__attribute__((noinline)) V only(V v, Part part) {  // zero beyond the end
     for (int i = 0; i < static_cast<int>(sizeof(V) / 4); ++i) v[i] = i < part.count ? v[i] : 0;
     return v;
 }
