@@ -1,31 +1,69 @@
-"""adaln at the width of d16, both halves of guidance, with and without the residual branch."""
+"""adaln at the width of d16, both halves of guidance, with and without the residual branch; sampling and training.
+
+"torch eager" is what a user would write, in the dtype of x; the reference computes in fp32 whatever x is.
+"""
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from functools import partial
+from typing import Any
+
 import torch
-from contest import Contest, compiled, nbytes
+from contest import Contest, agree, agree_by_largest, compiled, forward_backward, nbytes
+from torch import Tensor
+from torch.nn import functional as F
 
 from var_ext import ops, reference
 
-SHAPES = {
-    "2 x 680 x 1024": dict(batch=2, length=680, channels=1024, branch=False),
-    "2 x 680 x 1024, with branch": dict(batch=2, length=680, channels=1024, branch=True),
+FORMS = {
+    "": dict(branch=False, training=False),
+    ", with branch": dict(branch=True, training=False),
+    ", forward + backward": dict(branch=False, training=True),
+    ", with branch, forward + backward": dict(branch=True, training=True),
 }
-SMOKE = dict(batch=2, length=5, channels=16, branch=True)
-COMPETITORS = ("var_ext", "reference", "torch.compile")
+SHAPES = {
+    f"2 x 680 x 1024{form}{suffix}": dict(batch=2, length=680, channels=1024, dtype=dtype, **given)
+    for suffix, dtype in (("", "float32"), (", bf16", "bfloat16"))
+    for form, given in FORMS.items()
+}
+SMOKE = dict(batch=2, length=5, channels=16, branch=True, training=True, dtype="float32")
+COMPETITORS = ("var_ext", "reference", "torch eager", "torch.compile")
 
 
-def contest(batch: int, length: int, channels: int, branch: bool) -> Contest:
-    x, residual = torch.randn(2, batch, length, channels)
-    scale, shift, gate = torch.randn(3, batch, channels)
-    extra = dict(branch=residual, gate=gate) if branch else {}
+def eager(
+    x: Tensor, scale: Tensor, shift: Tensor, branch: Tensor | None = None, gate: Tensor | None = None
+) -> Any:
+    h = x if branch is None or gate is None else x + gate[:, None] * branch
+    y = F.layer_norm(h, h.shape[-1:], eps=1e-6) * (1 + scale[:, None]) + shift[:, None]
+    return y if branch is None else (h, y)
+
+
+def contest(batch: int, length: int, channels: int, branch: bool, training: bool, dtype: str) -> Contest:
+    kind = getattr(torch, dtype)
+    x, residual = torch.randn(2, batch, length, channels).to(kind)
+    scale, shift, gate = torch.randn(batch, 6, channels).to(kind)[:, :3].unbind(1)  # as the model has them
+    arguments = [x, scale, shift, *([residual, gate] if branch else [])]
+    grads = list(torch.randn(1 + branch, batch, length, channels).to(kind))
+
+    def positional(function: Callable[..., Any]) -> Callable[..., Any]:
+        if not branch:
+            return function
+        return lambda x, scale, shift, branch, gate: function(x, scale, shift, branch=branch, gate=gate)
+
+    def entrant(function: Callable[..., Any]) -> Callable[[], Any]:
+        return forward_backward(function, arguments, grads) if training else partial(function, *arguments)
+
+    passes = (3 if training else 0) + 2  # x, y; backward reads x and the gradient, and writes one
     return Contest(
         {
-            "var_ext": lambda: ops.adaln(x, scale, shift, **extra),
-            "reference": lambda: reference.adaln(x, scale, shift, **extra),
-            "torch.compile": compiled(reference.adaln, x, scale, shift, **extra),
+            "var_ext": entrant(positional(ops.adaln)),
+            "reference": entrant(positional(reference.adaln)),
+            "torch eager": entrant(positional(eager)),
+            "torch.compile": entrant(compiled(positional(reference.adaln))),
         },
-        bytes=nbytes(x) * (4 if branch else 2) + nbytes(scale, shift),
+        bytes=nbytes(x) * passes * (2 if branch else 1) + nbytes(scale, shift),
+        check=agree_by_largest if training or kind != torch.float32 else agree,
     )
 
 

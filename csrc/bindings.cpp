@@ -4,11 +4,13 @@
 
 #include "common/cpu_features.h"
 #include "common/tensor_view.h"
+#include "ops/adaln.h"
 #include "ops/area_downsample.h"
 #include "ops/bias_gelu.h"
 #include "ops/bicubic_upsample.h"
 #include "ops/group_norm_silu.h"
 #include "ops/nearest_code.h"
+#include "ops/qk_norm.h"
 #include "ops/sample_tokens.h"
 
 #if defined(VAR_EXT_CUDA_VERSION)
@@ -30,6 +32,52 @@ void def_resample(py::module_& m, const char* name, Resample cpu, const char* in
             cpu(resample_params(name, in, source, out, target));
         },
         py::arg(in), py::arg(out), py::call_guard<py::gil_scoped_release>(), doc);
+}
+
+using View = const TensorView&;
+using MaybeView = const TensorView*;  // None is null
+
+void def_adaln(py::module_& m) {
+    m.def(
+        "adaln",
+        [](View x, View scale, View shift, MaybeView branch, MaybeView gate, MaybeView h, View y,
+           double eps) { cpu::adaln(adaln_params(x, scale, shift, branch, gate, h, y, eps)); },
+        py::arg("x"), py::arg("scale"), py::arg("shift"), py::arg("branch"), py::arg("gate"), py::arg("h"),
+        py::arg("y"), py::arg("eps"), py::call_guard<py::gil_scoped_release>(),
+        "y = LayerNorm(h) * (1 + scale) + shift, h = x + gate * branch or x.");
+    m.def(
+        "adaln_backward",
+        [](View grad_y, View x, View scale, MaybeView grad_h, MaybeView branch, MaybeView gate, View grad_x,
+           View grad_scale, View grad_shift, MaybeView grad_branch, MaybeView grad_gate, double eps) {
+            cpu::adaln_backward(adaln_backward_params(grad_y, x, scale, grad_h, branch, gate, grad_x,
+                                                      grad_scale, grad_shift, grad_branch, grad_gate, eps));
+        },
+        py::arg("grad_y"), py::arg("x"), py::arg("scale"), py::arg("grad_h"), py::arg("branch"),
+        py::arg("gate"), py::arg("grad_x"), py::arg("grad_scale"), py::arg("grad_shift"),
+        py::arg("grad_branch"), py::arg("grad_gate"), py::arg("eps"),
+        py::call_guard<py::gil_scoped_release>(), "Gradients of adaln.");
+}
+
+void def_qk_norm(py::module_& m) {
+    m.def(
+        "qk_norm",
+        [](View qkv, View q_bias, View v_bias, MaybeView log_scale, View q, View k, View v, int64_t offset) {
+            cpu::qk_norm(qk_norm_params(qkv, q_bias, v_bias, log_scale, q, k, v, offset));
+        },
+        py::arg("qkv"), py::arg("q_bias"), py::arg("v_bias"), py::arg("log_scale"), py::arg("q"),
+        py::arg("k"), py::arg("v"), py::arg("offset"), py::call_guard<py::gil_scoped_release>(),
+        "(B, L, 3, H, D) -> q, and k and v from entry `offset` on: biases, L2 norm, scale.");
+    m.def(
+        "qk_norm_backward",
+        [](View grad_q, View grad_k, View grad_v, View qkv, View q_bias, MaybeView log_scale, View grad_qkv,
+           View grad_q_bias, View grad_v_bias, MaybeView grad_log_scale) {
+            cpu::qk_norm_backward(qk_norm_backward_params(grad_q, grad_k, grad_v, qkv, q_bias, log_scale,
+                                                          grad_qkv, grad_q_bias, grad_v_bias,
+                                                          grad_log_scale));
+        },
+        py::arg("grad_q"), py::arg("grad_k"), py::arg("grad_v"), py::arg("qkv"), py::arg("q_bias"),
+        py::arg("log_scale"), py::arg("grad_qkv"), py::arg("grad_q_bias"), py::arg("grad_v_bias"),
+        py::arg("grad_log_scale"), py::call_guard<py::gil_scoped_release>(), "Gradients of qk_norm.");
 }
 
 py::dict build_info() {
@@ -67,8 +115,8 @@ py::dict cpu_info() {
 
 py::dict kernels() {
     py::dict table;  // a fresh one: callers may change theirs
-    for (const char* op : {"area_downsample", "bias_gelu", "bicubic_upsample", "group_norm_silu", "nearest_code",
-                           "sample_tokens"}) {
+    for (const char* op : {"adaln", "area_downsample", "bias_gelu", "bicubic_upsample", "group_norm_silu",
+                           "nearest_code", "qk_norm", "sample_tokens"}) {
         table[op] = std::vector<std::string>{"cpu"};
     }
     return table;
@@ -101,6 +149,8 @@ PYBIND11_MODULE(_C, m) {
         py::arg("x"), py::arg("codebook"), py::arg("out"), py::arg("cosine"),
         py::call_guard<py::gil_scoped_release>(),
         "Index of the nearest codebook entry: (N, C), (V, C) -> (N,).");
+    def_adaln(m);
+    def_qk_norm(m);
     def_resample(m, "area_downsample", cpu::area_downsample, "x", "out",
                  "(B, C, H, W) -> (B, C, h, w): window means.");
     def_resample(m, "area_downsample_backward", cpu::area_downsample_backward, "grad_out", "grad_in",

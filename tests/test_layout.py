@@ -20,10 +20,8 @@ PACKAGE = ROOT / "var_ext"
 # Kernels still to be written. A CPU kernel brings its params header with it.
 OWED = {
     "cpu": {
-        "adaln",
         "block_causal_attention",
         "cached_attention",
-        "qk_norm",
         "residual_quantize",
         "residual_step",
     },
@@ -35,7 +33,7 @@ ALWAYS = ("var_ext/ops/{}.py", "var_ext/reference/{}.py", "tests/ops/test_{}.py"
 # Files beside those of the ops: code that several ops share, and benchmarks of more than an op.
 SHARED = {
     "csrc/ops": {"resample"},
-    "csrc/cpu": {"elementwise", "math", "resample", "select", "vec"},
+    "csrc/cpu": {"elementwise", "math", "resample", "rows", "select", "vec"},
     "csrc/cuda": {"ptx", "devices"},
     "var_ext/ops": {"__init__", "_checks", "_interpolation", "_native", "_registry"},
     "var_ext/reference": {"__init__"},

@@ -45,6 +45,66 @@ class CpuInfo(TypedDict):
 def nearest_code(x: TensorView, codebook: TensorView, out: TensorView, cosine: bool) -> None:
     """(N, C) float32, (V, C) float32 -> (N,) int64: argmin of squared L2 or argmax of cosine; ties: lowest index."""
 
+def adaln(
+    x: TensorView,
+    scale: TensorView,
+    shift: TensorView,
+    branch: TensorView | None,
+    gate: TensorView | None,
+    h: TensorView | None,
+    y: TensorView,
+    eps: float,
+) -> None:
+    """(B, L, C) -> (B, L, C): y = LayerNorm(h) * (1 + scale) + shift, h = x + gate * branch, or x without a branch.
+
+    Vectors are (B, C). float32, bfloat16, float16; any strides but for C, which is contiguous.
+    """
+
+def adaln_backward(
+    grad_y: TensorView,
+    x: TensorView,
+    scale: TensorView,
+    grad_h: TensorView | None,
+    branch: TensorView | None,
+    gate: TensorView | None,
+    grad_x: TensorView,
+    grad_scale: TensorView,
+    grad_shift: TensorView,
+    grad_branch: TensorView | None,
+    grad_gate: TensorView | None,
+    eps: float,
+) -> None:
+    """Gradients of `adaln`: (B, L, C) for x and branch, (B, C) for the vectors."""
+
+def qk_norm(
+    qkv: TensorView,
+    q_bias: TensorView,
+    v_bias: TensorView,
+    log_scale: TensorView | None,
+    q: TensorView,
+    k: TensorView,
+    v: TensorView,
+    offset: int,
+) -> None:
+    """(B, L, 3, H, D) -> q (B, L, H, D), and k and v (B, Lmax, H, D) from entry `offset` on: biases, L2 norm, scale.
+
+    Without log_scale only the biases. float32, bfloat16, float16; any strides but for D, which is contiguous.
+    """
+
+def qk_norm_backward(
+    grad_q: TensorView,
+    grad_k: TensorView,
+    grad_v: TensorView,
+    qkv: TensorView,
+    q_bias: TensorView,
+    log_scale: TensorView | None,
+    grad_qkv: TensorView,
+    grad_q_bias: TensorView,
+    grad_v_bias: TensorView,
+    grad_log_scale: TensorView | None,
+) -> None:
+    """Gradients of `qk_norm`: (B, L, 3, H, D), (H, D) twice, and (H,) where there is a log_scale."""
+
 def area_downsample(x: TensorView, out: TensorView) -> None:
     """(B, C, H, W) -> (B, C, h, w): means over windows. float32, float64, bfloat16, float16; any strides."""
 

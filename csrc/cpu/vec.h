@@ -100,8 +100,10 @@ inline __attribute__((always_inline)) void store_as(double* p, V v) {
 template <class V>
 inline __attribute__((always_inline)) V load_as(const BFloat16* p) {
     constexpr int n = sizeof(V) / 4;
-#if defined(__AVX512F__)  // GCC 12 converts in two halves
-    if constexpr (n == 16) return (V)(_mm512_maskz_cvtepu16_epi32(0xffff, load<__m256i>(p)) << 16);
+#if defined(__AVX512F__)
+    if constexpr (n == 16) {  // GCC 12 would convert halves and join them; maskz: the plain one warns there
+        return (V)((Vec<uint32_t, n>)_mm512_maskz_cvtepu16_epi32(0xffff, load<__m256i>(p)) << 16);
+    }
 #endif
     const auto bits = __builtin_convertvector(load<Vec<uint16_t, n>>(p), Vec<uint32_t, n>) << 16;
     return (V)bits;

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -109,3 +110,20 @@ def philox4x32(counter: Sequence[int], key: Sequence[int]) -> tuple[int, int, in
         c0, c1, c2, c3 = (second >> 32) ^ c1 ^ k0, second % 2**32, (first >> 32) ^ c3 ^ k1, first % 2**32
         k0, k1 = (k0 + 0x9E3779B9) % 2**32, (k1 + 0xBB67AE85) % 2**32
     return c0, c1, c2, c3
+
+
+def gradients(
+    function: Callable[..., Any], inputs: Sequence[Tensor], grads: Sequence[Tensor]
+) -> list[Tensor]:
+    """Gradients of the inputs, for fixed gradients of the outputs."""
+    leaves = [t.detach().clone(memory_format=torch.preserve_format).requires_grad_() for t in inputs]
+    outputs = function(*leaves)
+    outputs = outputs if isinstance(outputs, tuple | list) else (outputs,)
+    return list(
+        torch.autograd.grad(outputs, leaves, [g.to(o.dtype) for g, o in zip(grads, outputs, strict=True)])
+    )
+
+
+def unaligned(x: Tensor) -> Tensor:
+    """The same values one element off every vector's alignment."""
+    return torch.empty(x.numel() + 1, dtype=x.dtype)[1:].view(x.shape).copy_(x)

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from operator import index
+from typing import NoReturn
 
 import torch
 from torch import Tensor
 
 from var_ext import backend
 
+_DEVICES = (*backend.DEVICES, "meta")
 FLOATS = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
 
 
@@ -23,10 +25,12 @@ def check_shape(op: str, name: str, tensor: Tensor, letters: str, *sizes: int | 
     """`letters` names the axes, as in "(V, C)"; `sizes` gives their lengths, None where any length will do."""
     _check_tensor(op, name, tensor, letters)
     shape = tensor.shape
-    if len(shape) == len(sizes) and all(
-        want is None or want == have for want, have in zip(sizes, shape, strict=True)
-    ):
-        return
+    if len(shape) == len(sizes):
+        for want, have in zip(sizes, shape, strict=True):  # spelt out: a generator costs as much again
+            if want is not None and want != have:
+                break
+        else:
+            return
     known = ", ".join("*" if size is None else str(size) for size in sizes)
     raise ValueError(f"{op}: {name} must have shape {letters} = ({known}), got {tuple(shape)}")
 
@@ -52,19 +56,24 @@ def check_dtype(op: str, name: str, tensor: Tensor, allowed: Sequence[torch.dtyp
 
 def check_together(op: str, *, same_dtype: bool = True, **tensors: Tensor | None) -> None:
     """All tensors on one device that ops run on and, unless told otherwise, of one dtype."""
-    given = {name: tensor for name, tensor in tensors.items() if tensor is not None}
-    first = next(iter(given.values()))
-    if any(tensor.device != first.device for tensor in given.values()):
-        places = ", ".join(f"{name} on {tensor.device}" for name, tensor in given.items())
-        raise ValueError(f"{op}: all tensors must be on one device, got {places}")
-    if same_dtype and any(tensor.dtype != first.dtype for tensor in given.values()):
-        dtypes = ", ".join(f"{n} {str(t.dtype).removeprefix('torch.')}" for n, t in given.items())
-        raise TypeError(f"{op}: all tensors must have one dtype, got {dtypes}")
-    if backend.current() == "native" and first.device.type not in (*backend.DEVICES, "meta"):
+    given = [tensor for tensor in tensors.values() if tensor is not None]
+    device, dtype = given[0].device, given[0].dtype
+    for tensor in given:
+        if tensor.device != device or (same_dtype and tensor.dtype != dtype):
+            _tell_apart(op, {name: tensor for name, tensor in tensors.items() if tensor is not None})
+    if backend.current() == "native" and device.type not in _DEVICES:
         raise ValueError(
             f"{op}: tensors must be on {' or '.join(backend.DEVICES)} "
-            f"(VAR_EXT_BACKEND=reference runs anywhere), got {first.device}"
+            f"(VAR_EXT_BACKEND=reference runs anywhere), got {device}"
         )
+
+
+def _tell_apart(op: str, given: dict[str, Tensor]) -> NoReturn:
+    if len({tensor.device for tensor in given.values()}) > 1:
+        places = ", ".join(f"{name} on {tensor.device}" for name, tensor in given.items())
+        raise ValueError(f"{op}: all tensors must be on one device, got {places}")
+    dtypes = ", ".join(f"{n} {str(t.dtype).removeprefix('torch.')}" for n, t in given.items())
+    raise TypeError(f"{op}: all tensors must have one dtype, got {dtypes}")
 
 
 def as_size(op: str, size: int | Sequence[int]) -> tuple[int, int]:

@@ -39,3 +39,13 @@ def view(tensor: torch.Tensor) -> _C.TensorView:
         wanted = ", ".join(str(known).removeprefix("torch.") for known in dtypes)
         raise TypeError(f"native kernels take tensors of dtype {wanted}, got {tensor.dtype}")
     return tensor_view(tensor.data_ptr(), tensor.shape, tensor.stride(), dtype)
+
+
+def maybe_view(tensor: torch.Tensor | None) -> _C.TensorView | None:
+    """`view` of a tensor that need not be given."""
+    return None if tensor is None else view(tensor)
+
+
+def rows(tensor: torch.Tensor) -> torch.Tensor:
+    """`tensor`, or a copy of it if its last axis is not contiguous: for kernels that read rows."""
+    return tensor if tensor.stride(-1) == 1 else tensor.contiguous()

@@ -2,24 +2,146 @@
 
 from __future__ import annotations
 
-from typing import overload
+from collections.abc import Callable
+from typing import Any, overload
 
 import torch
 from torch import Tensor
 
 from var_ext import backend, reference
 from var_ext.ops._checks import FLOATS, check_dtype, check_shape, check_together
-from var_ext.ops._registry import compose
+from var_ext.ops._native import rows, view
+from var_ext.ops._registry import differentiate, implement
 
-compose(
+
+def _empty(like: Tensor) -> Tensor:
+    return torch.empty_like(like, memory_format=torch.contiguous_format)
+
+
+def _native(x: Tensor, scale: Tensor, shift: Tensor, eps: float) -> Tensor:
+    from var_ext import _C
+
+    x, scale, shift = rows(x), rows(scale), rows(shift)
+    y = _empty(x)
+    _C.adaln(view(x), view(scale), view(shift), None, None, None, view(y), eps)
+    return y
+
+
+def _native_residual(
+    x: Tensor, scale: Tensor, shift: Tensor, branch: Tensor, gate: Tensor, eps: float
+) -> tuple[Tensor, Tensor]:
+    from var_ext import _C
+
+    x, scale, shift, branch, gate = rows(x), rows(scale), rows(shift), rows(branch), rows(gate)
+    h, y = _empty(x), _empty(x)
+    _C.adaln(view(x), view(scale), view(shift), view(branch), view(gate), view(h), view(y), eps)
+    return h, y
+
+
+def _native_backward(grad_y: Tensor, x: Tensor, scale: Tensor, eps: float) -> tuple[Tensor, Tensor, Tensor]:
+    from var_ext import _C
+
+    grad_y, x, scale = rows(grad_y), rows(x), rows(scale)
+    grads = _empty(x), _empty(scale), _empty(scale)
+    kernel: Any = _C.adaln_backward
+    kernel(view(grad_y), view(x), view(scale), None, None, None, *map(view, grads), None, None, eps)
+    return grads
+
+
+def _native_residual_backward(
+    grad_h: Tensor, grad_y: Tensor, x: Tensor, scale: Tensor, branch: Tensor, gate: Tensor, eps: float
+) -> tuple[Tensor, ...]:
+    from var_ext import _C
+
+    given = rows(grad_y), rows(x), rows(scale), rows(grad_h), rows(branch), rows(gate)
+    grads = _empty(x), _empty(scale), _empty(scale), _empty(x), _empty(scale)
+    kernel: Any = _C.adaln_backward
+    kernel(*map(view, given), *map(view, grads), eps)
+    return grads
+
+
+def _reference_backward(grad_y: Tensor, x: Tensor, scale: Tensor, eps: float) -> tuple[Tensor, ...]:
+    def forward(x: Tensor, scale: Tensor, shift: Tensor) -> Tensor:
+        y = reference.adaln(x, scale, shift, eps=eps)
+        assert isinstance(y, Tensor)  # without a branch, y alone
+        return y
+
+    return _pull(forward, grad_y, x, scale, torch.zeros_like(scale))
+
+
+def _reference_residual_backward(
+    grad_h: Tensor, grad_y: Tensor, x: Tensor, scale: Tensor, branch: Tensor, gate: Tensor, eps: float
+) -> tuple[Tensor, ...]:
+    def forward(x: Tensor, scale: Tensor, shift: Tensor, branch: Tensor, gate: Tensor) -> Any:
+        return reference.adaln(x, scale, shift, branch=branch, gate=gate, eps=eps)
+
+    return _pull(forward, (grad_h, grad_y), x, scale, torch.zeros_like(scale), branch, gate)
+
+
+def _pull(forward: Callable[..., Any], grad: Any, *inputs: Tensor) -> tuple[Tensor, ...]:
+    pull: Any = torch.func.vjp(forward, *inputs)[1]
+    return tuple(_contiguous(g) for g in pull(grad))
+
+
+def _contiguous(x: Any) -> Any:
+    return x.contiguous()
+
+
+def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: Any) -> None:
+    x, scale, _, *branch_and_gate, ctx.eps = inputs
+    ctx.save_for_backward(x, scale, *branch_and_gate)
+
+
+implement(
+    "adaln",
     "adaln(Tensor x, Tensor scale, Tensor shift, float eps) -> Tensor",
-    lambda x, scale, shift, eps: reference.adaln(x, scale, shift, eps=eps),
+    native=_native,
+    fallback=lambda x, scale, shift, eps: _contiguous(reference.adaln(x, scale, shift, eps=eps)),
+    fake=lambda x, *_: _empty(x),
+    float64=False,
 )
-compose(
-    "adaln_residual(Tensor x, Tensor scale, Tensor shift, Tensor branch, Tensor gate, float eps) -> (Tensor, Tensor)",
-    lambda x, scale, shift, branch, gate, eps: reference.adaln(
-        x, scale, shift, branch=branch, gate=gate, eps=eps
+implement(
+    "adaln",
+    "adaln_residual(Tensor x, Tensor scale, Tensor shift, Tensor branch, Tensor gate, float eps)"
+    " -> (Tensor, Tensor)",
+    native=_native_residual,
+    fallback=lambda x, scale, shift, branch, gate, eps: tuple(
+        map(_contiguous, reference.adaln(x, scale, shift, branch=branch, gate=gate, eps=eps))
     ),
+    fake=lambda x, *_: (_empty(x), _empty(x)),
+    float64=False,
+)
+implement(
+    "adaln",
+    "adaln_backward(Tensor grad_y, Tensor x, Tensor scale, float eps) -> (Tensor, Tensor, Tensor)",
+    native=_native_backward,
+    fallback=_reference_backward,
+    fake=lambda grad_y, x, scale, eps: (_empty(x), _empty(scale), _empty(scale)),
+    float64=False,
+)
+implement(
+    "adaln",
+    "adaln_residual_backward(Tensor grad_h, Tensor grad_y, Tensor x, Tensor scale, Tensor branch, Tensor gate,"
+    " float eps) -> (Tensor, Tensor, Tensor, Tensor, Tensor)",
+    native=_native_residual_backward,
+    fallback=_reference_residual_backward,
+    fake=lambda grad_h, grad_y, x, scale, branch, gate, eps: (
+        _empty(x), _empty(scale), _empty(scale), _empty(x), _empty(scale),
+    ),
+    float64=False,
+)  # fmt: skip
+differentiate(
+    "adaln",
+    lambda ctx, grad_y: (*torch.ops.var_ext.adaln_backward(grad_y, *ctx.saved_tensors, ctx.eps), None),
+    _setup_context,
+)
+differentiate(
+    "adaln_residual",
+    lambda ctx, grad_h, grad_y: (
+        *torch.ops.var_ext.adaln_residual_backward(grad_h, grad_y, *ctx.saved_tensors, ctx.eps),
+        None,
+    ),
+    _setup_context,
 )
 
 

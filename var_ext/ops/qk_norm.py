@@ -2,19 +2,91 @@
 
 from __future__ import annotations
 
-from typing import overload
+from typing import Any, overload
 
 import torch
 from torch import Tensor
 
 from var_ext import backend, reference
 from var_ext.ops._checks import FLOATS, check_dtype, check_shape, check_together, require
-from var_ext.ops._registry import compose, implement
+from var_ext.ops._native import maybe_view, rows, view
+from var_ext.ops._registry import differentiate, implement
 
 Cache = tuple[Tensor, Tensor]
 
 
-def _into_cache(
+def _fake(qkv: Tensor, *_: object) -> Tensor:
+    return torch.empty_like(qkv.select(2, 0), memory_format=torch.contiguous_format)
+
+
+def _native(
+    qkv: Tensor, q_bias: Tensor, v_bias: Tensor, log_scale: Tensor | None
+) -> tuple[Tensor, Tensor, Tensor]:
+    k, v = _fake(qkv), _fake(qkv)
+    return _native_into_cache(qkv, q_bias, v_bias, log_scale, k, v, 0), k, v
+
+
+def _native_into_cache(
+    qkv: Tensor,
+    q_bias: Tensor,
+    v_bias: Tensor,
+    log_scale: Tensor | None,
+    k_cache: Tensor,
+    v_cache: Tensor,
+    offset: int,
+) -> Tensor:
+    from var_ext import _C
+
+    qkv, q_bias, v_bias, q = rows(qkv), rows(q_bias), rows(v_bias), _fake(qkv)
+    if k_cache.stride(-1) != 1 or v_cache.stride(-1) != 1:
+        k, v = _fake(qkv), _fake(qkv)
+        _C.qk_norm(view(qkv), view(q_bias), view(v_bias), maybe_view(log_scale), view(q), view(k), view(v), 0)
+        k_cache.narrow(1, offset, k.shape[1]).copy_(k)
+        v_cache.narrow(1, offset, v.shape[1]).copy_(v)
+        return q
+    _C.qk_norm(
+        view(qkv), view(q_bias), view(v_bias), maybe_view(log_scale),
+        view(q), view(k_cache), view(v_cache), offset,
+    )  # fmt: skip
+    return q
+
+
+def _native_backward(
+    grad_q: Tensor,
+    grad_k: Tensor,
+    grad_v: Tensor,
+    qkv: Tensor,
+    q_bias: Tensor,
+    log_scale: Tensor | None,
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    from var_ext import _C
+
+    given = rows(grad_q), rows(grad_k), rows(grad_v), rows(qkv), rows(q_bias)
+    grads = _fake_backward(grad_q, grad_k, grad_v, qkv, q_bias, log_scale)
+    of_log_scale = None if log_scale is None else view(grads[3])
+    kernel: Any = _C.qk_norm_backward
+    kernel(*map(view, given), maybe_view(log_scale), *map(view, grads[:3]), of_log_scale)
+    return grads
+
+
+def _fake_backward(
+    grad_q: Tensor, grad_k: Tensor, grad_v: Tensor, qkv: Tensor, q_bias: Tensor, log_scale: Tensor | None
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    def empty(like: Tensor) -> Tensor:
+        return torch.empty_like(like, memory_format=torch.contiguous_format)
+
+    of_log_scale = qkv.new_empty(0) if log_scale is None else empty(log_scale)
+    return empty(qkv), empty(q_bias), empty(q_bias), of_log_scale
+
+
+def _reference(
+    qkv: Tensor, q_bias: Tensor, v_bias: Tensor, log_scale: Tensor | None
+) -> tuple[Tensor, Tensor, Tensor]:
+    q, k, v = reference.qk_norm(qkv, q_bias, v_bias, log_scale)
+    return _fake(qkv).copy_(q), _fake(qkv).copy_(k), _fake(qkv).copy_(v)  # k may be a view of qkv
+
+
+def _reference_into_cache(
     qkv: Tensor,
     q_bias: Tensor,
     v_bias: Tensor,
@@ -25,25 +97,57 @@ def _into_cache(
 ) -> Tensor:
     q = reference.qk_norm(qkv, q_bias, v_bias, log_scale, cache=(k_cache, v_cache), offset=offset)
     assert isinstance(q, Tensor)  # with a cache, q alone
-    return q
+    return _fake(qkv).copy_(q)
 
 
-def _fake_into_cache(qkv: Tensor, *_: object) -> Tensor:
-    return qkv.new_empty(qkv.shape[0], qkv.shape[1], *qkv.shape[3:])
+def _reference_backward(
+    grad_q: Tensor, grad_k: Tensor, grad_v: Tensor, qkv: Tensor, q_bias: Tensor, log_scale: Tensor | None
+) -> tuple[Tensor, ...]:
+    v_bias = torch.zeros_like(q_bias)
+    inputs = (qkv, q_bias, v_bias) if log_scale is None else (qkv, q_bias, v_bias, log_scale)
+    pull: Any = torch.func.vjp(reference.qk_norm, *inputs)[1]
+    grads = [grad.contiguous() for grad in pull((grad_q, grad_k, grad_v))]
+    return (*grads, qkv.new_empty(0)) if log_scale is None else tuple(grads)
 
 
-compose(
+def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: Any) -> None:
+    qkv, q_bias, _, log_scale = inputs
+    ctx.save_for_backward(qkv, q_bias, log_scale)
+
+
+def _gradient(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
+    qkv, q_bias, log_scale = ctx.saved_tensors
+    *back, of_log_scale = torch.ops.var_ext.qk_norm_backward(*grads, qkv, q_bias, log_scale)
+    return (*back, None if log_scale is None else of_log_scale)
+
+
+implement(
+    "qk_norm",
     "qk_norm(Tensor qkv, Tensor q_bias, Tensor v_bias, Tensor? log_scale) -> (Tensor, Tensor, Tensor)",
-    reference.qk_norm,
+    native=_native,
+    fallback=_reference,
+    fake=lambda qkv, *_: (_fake(qkv), _fake(qkv), _fake(qkv)),
+    float64=False,
 )
 implement(
     "qk_norm",
     "qk_norm_into_cache(Tensor qkv, Tensor q_bias, Tensor v_bias, Tensor? log_scale, "
     "Tensor(a!) k_cache, Tensor(b!) v_cache, SymInt offset) -> Tensor",
-    native=None,
-    fallback=_into_cache,
-    fake=_fake_into_cache,
+    native=_native_into_cache,
+    fallback=_reference_into_cache,
+    fake=_fake,
+    float64=False,
 )
+implement(
+    "qk_norm",
+    "qk_norm_backward(Tensor grad_q, Tensor grad_k, Tensor grad_v, Tensor qkv, Tensor q_bias, Tensor? log_scale)"
+    " -> (Tensor, Tensor, Tensor, Tensor)",
+    native=_native_backward,
+    fallback=_reference_backward,
+    fake=_fake_backward,
+    float64=False,
+)
+differentiate("qk_norm", _gradient, _setup_context)
 
 
 @overload
@@ -102,8 +206,9 @@ def qk_norm(
     check_together(op, qkv=qkv, k_cache=k_cache, v_cache=v_cache)
     room = k_cache.shape[1]
     require(0 <= offset <= room - length, op, f"offset must leave room for {length} tokens in {room}", offset)
-    qkv, q_bias, v_bias = qkv.detach(), q_bias.detach(), v_bias.detach()
-    log_scale = None if log_scale is None else log_scale.detach()
+    if torch.is_grad_enabled():
+        qkv, q_bias, v_bias = qkv.detach(), q_bias.detach(), v_bias.detach()
+        log_scale = None if log_scale is None else log_scale.detach()
     if backend.current() == "reference":
         return reference.qk_norm(qkv, q_bias, v_bias, log_scale, cache=cache, offset=offset)
     return torch.ops.var_ext.qk_norm_into_cache(qkv, q_bias, v_bias, log_scale, k_cache, v_cache, offset)
