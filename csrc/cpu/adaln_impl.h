@@ -15,8 +15,6 @@ using var_ext::AdalnParams;
 using var_ext::ConstRows;
 using var_ext::cpu::AdalnChunk;
 
-using V = Vec<float, lanes_of<float>>;
-
 constexpr int most_rows = 2;  // at a time: they share what is read of scale, shift and gate
 
 template <class S, class Tensor>

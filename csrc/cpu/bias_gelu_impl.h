@@ -4,8 +4,7 @@
 #pragma once
 
 #include "cpu/bias_gelu.h"
-#include "cpu/elementwise.h"
-#include "cpu/math.h"
+#include "cpu/rows.h"
 
 namespace {
 
@@ -35,15 +34,15 @@ inline __attribute__((always_inline)) V gelu_slope(V u) {
 }
 
 void forward(const Params& p, int64_t begin, int64_t end) {
-    by_dtype(p.dtype, [&](auto type) {
+    with_type(p.dtype, [&](auto type) {
         using S = decltype(type);
         const S* bias = static_cast<const S*>(p.bias);
         for (int64_t row = begin; row < end; ++row) {
             const S* x = static_cast<const S*>(p.x) + row * p.x_stride;
             S* out = static_cast<S*>(p.out) + row * p.channels;
-            for_vectors(p.channels, [&](int64_t i, auto width) {
-                const V u = load_some<V>(x + i, width) + load_some<V>(bias + i, width);
-                store_some(out + i, gelu<S>(u), width);
+            for_vectors(p.channels, [&](int64_t i, auto part) {
+                const V u = load_as<V>(x + i, part) + load_as<V>(bias + i, part);
+                store_as(out + i, gelu<S>(u), part);
             });
         }
     });
@@ -51,17 +50,17 @@ void forward(const Params& p, int64_t begin, int64_t end) {
 
 void backward(const Params& p, int64_t begin, int64_t end, float* sums) {
     for (int64_t i = 0; i < p.channels; i += lanes) store(sums + i, V{});
-    by_dtype(p.dtype, [&](auto type) {
+    with_type(p.dtype, [&](auto type) {
         using S = decltype(type);
         const S* bias = static_cast<const S*>(p.bias);
         for (int64_t row = begin; row < end; ++row) {
             const S* x = static_cast<const S*>(p.x) + row * p.x_stride;
             const S* grad = static_cast<const S*>(p.grad) + row * p.grad_stride;
             S* out = static_cast<S*>(p.out) + row * p.channels;
-            for_vectors(p.channels, [&](int64_t i, auto width) {
-                const V u = load_some<V>(x + i, width) + load_some<V>(bias + i, width);
-                const V g = load_some<V>(grad + i, width) * gelu_slope<S>(u);
-                store_some(out + i, g, width);
+            for_vectors(p.channels, [&](int64_t i, auto part) {
+                const V u = load_as<V>(x + i, part) + load_as<V>(bias + i, part);
+                const V g = load_as<V>(grad + i, part) * gelu_slope<S>(u);
+                store_as(out + i, g, part);
                 store(sums + i, load<V>(sums + i) + g);
             });
         }
@@ -69,13 +68,13 @@ void backward(const Params& p, int64_t begin, int64_t end, float* sums) {
 }
 
 void add_up(const Params& p, const float* sums, int64_t chunks, int64_t padded) {
-    by_dtype(p.dtype, [&](auto type) {
+    with_type(p.dtype, [&](auto type) {
         using S = decltype(type);
         S* out = static_cast<S*>(p.grad_bias);
-        for_vectors(p.channels, [&](int64_t i, auto width) {
+        for_vectors(p.channels, [&](int64_t i, auto part) {
             V total = {};
             for (int64_t chunk = 0; chunk < chunks; ++chunk) total += load<V>(sums + chunk * padded + i);
-            store_some(out + i, total, width);
+            store_as(out + i, total, part);
         });
     });
 }

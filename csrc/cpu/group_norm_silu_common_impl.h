@@ -1,9 +1,8 @@
 // What the kernels of group_norm_silu for both memory formats share, compiled once for each variant.
 #pragma once
 
-#include "cpu/elementwise.h"
 #include "cpu/group_norm_silu.h"
-#include "cpu/math.h"
+#include "cpu/rows.h"
 
 namespace {
 

@@ -14,7 +14,7 @@ Moments moments_of(const S* x, int64_t n, double eps) {
     const int64_t samples = n < lanes ? 1 : smaller(n / lanes, sample), width = smaller(n, lanes);
     V total = {};
     for (int64_t i = 0; i < samples; ++i) {
-        total += load_some<V>(x + i * (n / lanes / samples) * lanes, width);
+        total += load_as<V>(x + i * (n / lanes / samples) * lanes, Part{width});
     }
     const float shift = reduce_add(total) / static_cast<float>(samples * width);
 
@@ -33,7 +33,7 @@ Moments moments_of(const S* x, int64_t n, double eps) {
         }
         for (; i < end; i += lanes) {
             const int64_t rest = smaller(end - i, lanes);
-            V d = load_some<V>(x + i, rest) - shift;
+            V d = load_as<V>(x + i, Part{rest}) - shift;
             for (int64_t l = rest; l < lanes; ++l) d[l] = 0;
             part_sum[0] += d;
             part_squares[0] += d * d;
@@ -47,7 +47,7 @@ Moments moments_of(const S* x, int64_t n, double eps) {
 }
 
 void groups_forward(const Params& p, const float* weight, const float* bias, int64_t begin, int64_t end) {
-    by_dtype(p.dtype, [&](auto type) {
+    with_type(p.dtype, [&](auto type) {
         using S = decltype(type);
         const int64_t per_group = p.channels / p.groups, n = per_group * p.pixels;
         for (int64_t group = begin; group < end; ++group) {
@@ -60,8 +60,8 @@ void groups_forward(const Params& p, const float* weight, const float* bias, int
                                       V{} + bias[first + c]};
                 const S* x = in + c * p.pixels;
                 S* out = static_cast<S*>(p.out) + group * n + c * p.pixels;
-                for_vectors(p.pixels, [&](int64_t i, auto width) {
-                    store_some(out + i, norm_silu<S>(load_some<V>(x + i, width), channel), width);
+                for_vectors(p.pixels, [&](int64_t i, auto part) {
+                    store_as(out + i, norm_silu<S>(load_as<V>(x + i, part), channel), part);
                 });
             }
         }
@@ -73,21 +73,21 @@ template <class S>
 void map_slopes(const S* x, const S* grad, int64_t n, const Channel& channel, double (&sums)[2]) {
     sums[0] = sums[1] = 0;
     for (int64_t begin = 0; begin < n; begin += block) {
-        V part[2] = {};
-        for_vectors(smaller(block, n - begin), [&](int64_t i, auto width) {
+        V total[2] = {};
+        for_vectors(smaller(block, n - begin), [&](int64_t i, auto part) {
             // lanes beyond the end have no gradient
             const Slope s =
-                slope<S>(load_some<V>(x + begin + i, width), load_some<V>(grad + begin + i, width), channel);
-            part[0] += s.slope * s.normed;
-            part[1] += s.slope;
+                slope<S>(load_as<V>(x + begin + i, part), load_as<V>(grad + begin + i, part), channel);
+            total[0] += s.slope * s.normed;
+            total[1] += s.slope;
         });
-        for (int k = 0; k < 2; ++k) sums[k] += reduce_add(part[k]);
+        for (int k = 0; k < 2; ++k) sums[k] += reduce_add(total[k]);
     }
 }
 
 void groups_backward(const Params& p, const float* weight, const float* bias, int64_t begin, int64_t end,
                      float* all_sums) {
-    by_dtype(p.dtype, [&](auto type) {
+    with_type(p.dtype, [&](auto type) {
         using S = decltype(type);
         const int64_t per_group = p.channels / p.groups, n = per_group * p.pixels;
         const int64_t padded = coef::padded_channels(p.channels);
@@ -115,10 +115,9 @@ void groups_backward(const Params& p, const float* weight, const float* bias, in
                 const Channel of = channel(c);
                 const S *x = in + c * p.pixels, *grad = grads + c * p.pixels;
                 S* out = static_cast<S*>(p.out) + group * n + c * p.pixels;
-                for_vectors(p.pixels, [&](int64_t i, auto width) {
-                    const Slope s = slope<S>(load_some<V>(x + i, width), load_some<V>(grad + i, width), of);
-                    store_some(out + i, (s.slope * of.weight - mean - s.normed * normed_mean) * of.rstd,
-                               width);
+                for_vectors(p.pixels, [&](int64_t i, auto part) {
+                    const Slope s = slope<S>(load_as<V>(x + i, part), load_as<V>(grad + i, part), of);
+                    store_as(out + i, (s.slope * of.weight - mean - s.normed * normed_mean) * of.rstd, part);
                 });
             }
         }

@@ -10,25 +10,23 @@
 
 namespace {
 
-void widen(DType dtype, const void* in, int64_t stride, int64_t n, float* out) {
-    by_dtype(dtype, [&](auto type) {
+void widen(var_ext::DType dtype, const void* in, int64_t stride, int64_t n, float* out) {
+    with_type(dtype, [&](auto type) {
         using S = decltype(type);
         const S* from = static_cast<const S*>(in);
         for (int64_t i = 0; stride != 1 && i < n; ++i) {
-            store_some(out + i, load_some<V>(from + i * stride, 1), 1);
+            store_as(out + i, load_as<V>(from + i * stride, Part{1}), Part{1});
         }
         if (stride != 1) return;
-        for_vectors(
-            n, [&](int64_t i, auto width) { store_some(out + i, load_some<V>(from + i, width), width); });
+        for_vectors(n, [&](int64_t i, auto part) { store_as(out + i, load_as<V>(from + i, part), part); });
     });
 }
 
-void narrow(DType dtype, const float* in, int64_t n, void* out) {
-    by_dtype(dtype, [&](auto type) {
+void narrow(var_ext::DType dtype, const float* in, int64_t n, void* out) {
+    with_type(dtype, [&](auto type) {
         using S = decltype(type);
         S* to = static_cast<S*>(out);
-        for_vectors(n,
-                    [&](int64_t i, auto width) { store_some(to + i, load_some<V>(in + i, width), width); });
+        for_vectors(n, [&](int64_t i, auto part) { store_as(to + i, load_as<V>(in + i, part), part); });
     });
 }
 

@@ -34,13 +34,13 @@ struct Rows {
 };
 
 void row_shift(const Params& p, int64_t image, float* shift) {
-    by_dtype(p.dtype, [&](auto type) {
+    with_type(p.dtype, [&](auto type) {
         using S = decltype(type);
         const Rows<S> rows(p, image);
         const int64_t samples = smaller(sample, p.pixels), step = p.pixels / samples * p.channels;
-        for_vectors(p.channels, [&](int64_t c, auto width) {
+        for_vectors(p.channels, [&](int64_t c, auto part) {
             V total = {};
-            for (int64_t i = 0; i < samples; ++i) total += load_some<V>(rows.x + i * step + c, width);
+            for (int64_t i = 0; i < samples; ++i) total += load_as<V>(rows.x + i * step + c, part);
             store(shift + c, total);
         });
     });
@@ -53,13 +53,13 @@ void row_shift(const Params& p, int64_t image, float* shift) {
     }
 }
 
-// Walks over rows [begin, end), so many together, and calls body(first row, last, channel, width).
+// Walks over rows [begin, end), so many together, and calls body(first row, last, channel, part).
 template <class Body>
 inline __attribute__((always_inline)) void for_blocks(int64_t begin, int64_t end, int64_t rows,
                                                       int64_t channels, const Body& body) {
     for (int64_t first = begin; first < end; first += rows) {
         const int64_t last = smaller(first + rows, end);
-        for_vectors(channels, [&](int64_t c, auto width) { body(first, last, c, width); });
+        for_vectors(channels, [&](int64_t c, auto part) { body(first, last, c, part); });
     }
 }
 
@@ -74,16 +74,16 @@ inline void add(float* sums, V a, V b, int64_t padded) {
 
 void row_moments(const Params& p, int64_t image, int64_t begin, int64_t end, const float* shift,
                  float* sums) {
-    by_dtype(p.dtype, [&](auto type) {
+    with_type(p.dtype, [&](auto type) {
         using S = decltype(type);
         const Rows<S> rows(p, image);
         clear(sums, rows.padded);
         for_blocks(begin, end, rows.together, rows.channels,
-                   [&](int64_t row, int64_t last, int64_t c, auto width) {
+                   [&](int64_t row, int64_t last, int64_t c, auto part) {
                        const V centre = load<V>(shift + c);
                        V sum = {}, squares = {};
                        for (; row < last; ++row) {
-                           const V d = load_some<V>(rows.x + row * rows.channels + c, width) - centre;
+                           const V d = load_as<V>(rows.x + row * rows.channels + c, part) - centre;
                            sum += d;
                            squares += d * d;
                        }
@@ -94,56 +94,56 @@ void row_moments(const Params& p, int64_t image, int64_t begin, int64_t end, con
 
 void row_slopes(const Params& p, int64_t image, int64_t begin, int64_t end, const float* coefficients,
                 float* sums) {
-    by_dtype(p.dtype, [&](auto type) {
+    with_type(p.dtype, [&](auto type) {
         using S = decltype(type);
         const Rows<S> rows(p, image);
         clear(sums, rows.padded);
-        for_blocks(begin, end, rows.together, rows.channels,
-                   [&](int64_t row, int64_t last, int64_t c, auto width) {
-                       const Channel channel = rows.channel(coefficients, c);
-                       V normed = {}, plain = {};
-                       for (; row < last; ++row) {
-                           const int64_t at = row * rows.channels + c;
-                           const Slope s = slope<S>(load_some<V>(rows.x + at, width),
-                                                    load_some<V>(rows.grad + at, width), channel);
-                           normed += s.slope * s.normed;
-                           plain += s.slope;
-                       }
-                       add(sums + c, normed, plain, rows.padded);
-                   });
+        for_blocks(
+            begin, end, rows.together, rows.channels, [&](int64_t row, int64_t last, int64_t c, auto part) {
+                const Channel channel = rows.channel(coefficients, c);
+                V normed = {}, plain = {};
+                for (; row < last; ++row) {
+                    const int64_t at = row * rows.channels + c;
+                    const Slope s =
+                        slope<S>(load_as<V>(rows.x + at, part), load_as<V>(rows.grad + at, part), channel);
+                    normed += s.slope * s.normed;
+                    plain += s.slope;
+                }
+                add(sums + c, normed, plain, rows.padded);
+            });
     });
 }
 
 void row_forward(const Params& p, int64_t image, int64_t begin, int64_t end, const float* coefficients) {
-    by_dtype(p.dtype, [&](auto type) {
+    with_type(p.dtype, [&](auto type) {
         using S = decltype(type);
         const Rows<S> rows(p, image);
         for_blocks(
-            begin, end, rows.together, rows.channels, [&](int64_t row, int64_t last, int64_t c, auto width) {
+            begin, end, rows.together, rows.channels, [&](int64_t row, int64_t last, int64_t c, auto part) {
                 const Channel channel = rows.channel(coefficients, c);
                 for (; row < last; ++row) {
                     const int64_t at = row * rows.channels + c;
-                    store_some(rows.out + at, norm_silu<S>(load_some<V>(rows.x + at, width), channel), width);
+                    store_as(rows.out + at, norm_silu<S>(load_as<V>(rows.x + at, part), channel), part);
                 }
             });
     });
 }
 
 void row_backward(const Params& p, int64_t image, int64_t begin, int64_t end, const float* coefficients) {
-    by_dtype(p.dtype, [&](auto type) {
+    with_type(p.dtype, [&](auto type) {
         using S = decltype(type);
         const Rows<S> rows(p, image);
         for_blocks(
-            begin, end, rows.together, rows.channels, [&](int64_t row, int64_t last, int64_t c, auto width) {
+            begin, end, rows.together, rows.channels, [&](int64_t row, int64_t last, int64_t c, auto part) {
                 const Channel of = rows.channel(coefficients, c);
                 const V mean = load<V>(coefficients + coef::slope_mean * rows.padded + c);
                 const V normed_mean = load<V>(coefficients + coef::slope_normed_mean * rows.padded + c);
                 for (; row < last; ++row) {
                     const int64_t at = row * rows.channels + c;
                     const Slope s =
-                        slope<S>(load_some<V>(rows.x + at, width), load_some<V>(rows.grad + at, width), of);
-                    store_some(rows.out + at, (s.slope * of.weight - mean - s.normed * normed_mean) * of.rstd,
-                               width);
+                        slope<S>(load_as<V>(rows.x + at, part), load_as<V>(rows.grad + at, part), of);
+                    store_as(rows.out + at, (s.slope * of.weight - mean - s.normed * normed_mean) * of.rstd,
+                             part);
                 }
             });
     });

@@ -14,9 +14,6 @@ using var_ext::QkNormBackwardParams;
 using var_ext::QkNormParams;
 using var_ext::cpu::QkNormChunk;
 
-constexpr int lanes = lanes_of<float>;
-using V = Vec<float, lanes>;
-
 constexpr float shortest = 1e-12f;                 // the floor that torch's normalize has
 constexpr float max_log_scale = 4.60517018598809;  // log 100
 

@@ -1,4 +1,4 @@
-// What kernels over rows of any length share: loops over whole vectors and a rest, and sums over rows.
+// What kernels over rows of any length and dtype share: loops over whole vectors and a rest, sums over rows.
 // For variant files only; the rules of vec.h hold here.
 #pragma once
 
@@ -9,6 +9,17 @@
 #include "cpu/vec.h"
 
 namespace {
+
+constexpr int lanes = lanes_of<float>;
+using V = Vec<float, lanes>;
+
+inline int64_t smaller(int64_t a, int64_t b) {
+    return a < b ? a : b;
+}
+
+// Whether a result stored as S may be computed to fewer digits than float32 has.
+template <class S>
+constexpr bool rough = sizeof(S) == 2;
 
 // How much of a vector is there: all of it, or the first `count` elements at the end of a row. What handles a
 // part is not inlined: it runs once a row at most, and would double the code of every loop.
@@ -82,20 +93,17 @@ __attribute__((noinline)) V only(V v, Part part) {  // zero beyond the end
 // Calls body(first element, Whole or Part) until `size` elements are covered.
 template <class Body>
 inline __attribute__((always_inline)) void for_vectors(int64_t size, const Body& body) {
-    constexpr int n = lanes_of<float>;
     int64_t i = 0;
-    for (; i + n <= size; i += n) body(i, Whole{});
+    for (; i + lanes <= size; i += lanes) body(i, Whole{});
     if (i < size) body(i, Part{size - i});
 }
 
 inline int64_t padded(int64_t size) {  // to whole vectors
-    constexpr int64_t n = lanes_of<float>;
-    return (size + n - 1) / n * n;
+    return (size + lanes - 1) / lanes * lanes;
 }
 
 template <class S>
 inline void widen(const S* from, int64_t size, float add, float* to) {
-    using V = Vec<float, lanes_of<float>>;
     for_vectors(size, [&](int64_t i, auto part) { store(to + i, load_as<V>(from + i, part) + add); });
 }
 
@@ -115,7 +123,6 @@ inline __attribute__((always_inline)) V reduce_add_each(V* rows) {
 // out = the sum of `count` rows that lie `stride` apart, added from the first to the last.
 template <class S>
 inline void add_rows(const float* rows, int64_t count, int64_t stride, int64_t size, S* out) {
-    using V = Vec<float, lanes_of<float>>;
     for_vectors(size, [&](int64_t i, auto part) {
         V sum{};
         for (int64_t row = 0; row < count; ++row) sum += load_as<V>(rows + row * stride + i, part);
