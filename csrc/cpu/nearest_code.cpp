@@ -13,30 +13,6 @@ namespace var_ext::cpu {
 
 namespace {
 
-// The codebook as (panels, C, L), L codes side by side, with the part of the score that does not depend on x.
-struct PackedCodebook {
-    int64_t panel_count;
-    Buffer<float> panels, bias;
-    float size = 0;  // the largest sum |e| over the codes; NaN if one holds a NaN
-};
-
-PackedCodebook pack_codebook(const NearestCodeParams& p, const NearestCodeKernel& kernel) {
-    const int64_t width = kernel.code_block;
-    PackedCodebook packed;
-    packed.panel_count = (p.v + width - 1) / width;
-    packed.panels = allocate<float>(packed.panel_count * p.c * width);
-    packed.bias = allocate<float>(packed.panel_count * width);
-    std::vector<float> sizes(packed.panel_count);
-    parallel_for(thread_count(packed.panel_count, width * p.c), packed.panel_count, [&](int64_t i, int) {
-        sizes[i] = kernel.pack(p, i * width, std::min(width, p.v - i * width),
-                               packed.panels.get() + i * p.c * width, packed.bias.get() + i * width);
-    });
-    for (float size : sizes) {
-        if (size > packed.size || std::isnan(size)) packed.size = size;
-    }
-    return packed;
-}
-
 // Row i of x into column r of (C, R), at unit length for cosine. Returns sum |x|.
 float pack_row(const NearestCodeParams& p, int64_t i, float* column, int64_t block) {
     const float* x = p.x + i * p.x_stride_n;
@@ -75,12 +51,29 @@ int64_t search_unusual(const NearestCodeParams& p, const PackedCodebook& packed,
 
 }  // namespace
 
-void nearest_code(const NearestCodeParams& p) {
-    if (p.n == 0) return;
+PackedCodebook pack_codebook(const NearestCodeParams& p) {
     const NearestCodeKernel& kernel = VAR_EXT_SELECT(nearest_code);
-    const int64_t block = kernel.row_block, width = kernel.code_block;
-    const PackedCodebook packed = pack_codebook(p, kernel);
+    const int64_t width = kernel.code_block;
+    PackedCodebook packed;
+    packed.kernel = &kernel;
+    packed.panel_count = (p.v + width - 1) / width;
+    packed.panels = allocate<float>(packed.panel_count * p.c * width);
+    packed.bias = allocate<float>(packed.panel_count * width);
+    std::vector<float> sizes(packed.panel_count);
+    parallel_for(thread_count(packed.panel_count, width * p.c), packed.panel_count, [&](int64_t i, int) {
+        sizes[i] = kernel.pack(p, i * width, std::min(width, p.v - i * width),
+                               packed.panels.get() + i * p.c * width, packed.bias.get() + i * width);
+    });
+    for (float size : sizes) {
+        if (size > packed.size || std::isnan(size)) packed.size = size;
+    }
+    return packed;
+}
 
+void nearest_code(const NearestCodeParams& p, const PackedCodebook& packed) {
+    if (p.n == 0) return;
+    const NearestCodeKernel& kernel = *packed.kernel;
+    const int64_t block = kernel.row_block, width = kernel.code_block;
     const int64_t blocks = (p.n + block - 1) / block;
     const int threads = thread_count(blocks, block * packed.panel_count * p.c);
     const Buffer<float> scratch = allocate<float>(threads * block * p.c);
@@ -102,6 +95,10 @@ void nearest_code(const NearestCodeParams& p) {
                 ordinary ? best[r] : search_unusual(p, packed, width, rows + r, block);
         }
     });
+}
+
+void nearest_code(const NearestCodeParams& p) {
+    if (p.n > 0) nearest_code(p, pack_codebook(p));
 }
 
 }  // namespace var_ext::cpu

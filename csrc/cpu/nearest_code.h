@@ -3,6 +3,7 @@
 
 #include <cstdint>
 
+#include "common/buffer.h"
 #include "ops/nearest_code.h"
 
 namespace var_ext::cpu {
@@ -23,5 +24,18 @@ struct NearestCodeKernel {
 };
 
 extern const NearestCodeKernel nearest_code_portable, nearest_code_avx2, nearest_code_avx512;
+
+// The codebook as (panels, C, L), L codes side by side, with the part of the score that does not depend on x.
+struct PackedCodebook {
+    const NearestCodeKernel* kernel;  // the variant whose blocks these are
+    int64_t panel_count;
+    Buffer<float> panels, bias;
+    float size = 0;  // the largest sum |e| over the codes; NaN if one holds a NaN
+};
+
+// nearest_code in two steps, for callers that search the same codebook several times. Packing reads only the
+// codebook of `p`.
+PackedCodebook pack_codebook(const NearestCodeParams& p);
+void nearest_code(const NearestCodeParams& p, const PackedCodebook& packed);
 
 }  // namespace var_ext::cpu
