@@ -7,6 +7,8 @@
 #include "ops/area_downsample.h"
 #include "ops/bicubic_upsample.h"
 #include "ops/nearest_code.h"
+#include "ops/residual_quantize.h"
+#include "ops/residual_step.h"
 
 #if defined(VAR_EXT_CUDA_VERSION)
 #include "cuda/devices.h"
@@ -64,7 +66,8 @@ py::dict cpu_info() {
 
 py::dict kernels() {
     py::dict table;  // a fresh one: callers may change theirs
-    for (const char* op : {"nearest_code", "area_downsample", "bicubic_upsample"}) {
+    for (const char* op :
+         {"nearest_code", "area_downsample", "bicubic_upsample", "residual_step", "residual_quantize"}) {
         table[op] = std::vector<std::string>{"cpu"};
     }
     return table;
@@ -105,6 +108,55 @@ PYBIND11_MODULE(_C, m) {
                  "(B, C, H, W) -> (B, C, h, w): cubic, a = -0.75.");
     def_resample(m, "bicubic_upsample_backward", cpu::bicubic_upsample_backward, "grad_out", "grad_in",
                  "The transposed map: (B, C, h, w) -> (B, C, H, W).");
+
+    m.def(
+        "residual_step",
+        [](const TensorView& f_hat, const TensorView& embedding, const TensorView& phi_weight,
+           const TensorView& phi_bias, double ratio, const TensorView& out, const TensorView* next) {
+            cpu::residual_step(
+                residual_step_params(f_hat, embedding, phi_weight, phi_bias, ratio, out, next));
+        },
+        py::arg("f_hat"), py::arg("embedding"), py::arg("phi_weight"), py::arg("phi_bias"), py::arg("ratio"),
+        py::arg("out"), py::arg("next"), py::call_guard<py::gil_scoped_release>(),
+        "out = f_hat + phi(bicubic(embedding)), next = area(out).");
+    m.def(
+        "residual_step_backward",
+        [](const TensorView& grad, const TensorView& embedding, const TensorView& phi_weight, double ratio,
+           const TensorView* grad_embedding, const TensorView* grad_weight, const TensorView* grad_bias) {
+            cpu::residual_step_backward(residual_step_backward_params(
+                grad, embedding, phi_weight, ratio, grad_embedding, grad_weight, grad_bias));
+        },
+        py::arg("grad"), py::arg("embedding"), py::arg("phi_weight"), py::arg("ratio"),
+        py::arg("grad_embedding"), py::arg("grad_weight"), py::arg("grad_bias"),
+        py::call_guard<py::gil_scoped_release>(), "The gradients of phi(bicubic(embedding)).");
+    m.def(
+        "residual_quantize",
+        [](const TensorView& features, const TensorView& codebook, const TensorView& phi_weight,
+           const TensorView& phi_bias, const std::vector<int64_t>& phi_index,
+           const std::vector<int64_t>& patch_nums, double ratio, bool cosine, const TensorView& tokens,
+           const TensorView& f_hat, const TensorView* scales) {
+            cpu::residual_quantize(residual_quantize_params(features, codebook, phi_weight, phi_bias,
+                                                            phi_index, patch_nums, ratio, cosine, tokens,
+                                                            f_hat, scales));
+        },
+        py::arg("features"), py::arg("codebook"), py::arg("phi_weight"), py::arg("phi_bias"),
+        py::arg("phi_index"), py::arg("patch_nums"), py::arg("ratio"), py::arg("cosine"), py::arg("tokens"),
+        py::arg("f_hat"), py::arg("scales"), py::call_guard<py::gil_scoped_release>(),
+        "All scales of the quantizer.");
+    m.def(
+        "residual_quantize_backward",
+        [](const TensorView& grad_scales, const TensorView& tokens, const TensorView& codebook,
+           const TensorView& phi_weight, const std::vector<int64_t>& phi_index,
+           const std::vector<int64_t>& patch_nums, double ratio, const TensorView& grad_codebook,
+           const TensorView& grad_weight, const TensorView& grad_bias) {
+            cpu::residual_quantize_backward(
+                residual_quantize_backward_params(grad_scales, tokens, codebook, phi_weight, phi_index,
+                                                  patch_nums, ratio, grad_codebook, grad_weight, grad_bias));
+        },
+        py::arg("grad_scales"), py::arg("tokens"), py::arg("codebook"), py::arg("phi_weight"),
+        py::arg("phi_index"), py::arg("patch_nums"), py::arg("ratio"), py::arg("grad_codebook"),
+        py::arg("grad_weight"), py::arg("grad_bias"), py::call_guard<py::gil_scoped_release>(),
+        "The gradients of `scales`.");
 
     m.def("build_info", build_info, "How this extension was built.");
     m.def("cpu_info", cpu_info, "Variants that run here, and the selected one.");

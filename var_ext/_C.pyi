@@ -57,6 +57,57 @@ def bicubic_upsample(x: TensorView, out: TensorView) -> None:
 def bicubic_upsample_backward(grad_out: TensorView, grad_in: TensorView) -> None:
     """(B, C, h, w) -> (B, C, H, W): the transpose of `bicubic_upsample`."""
 
+def residual_step(
+    f_hat: TensorView,
+    embedding: TensorView,
+    phi_weight: TensorView,
+    phi_bias: TensorView,
+    ratio: float,
+    out: TensorView,
+    next: TensorView | None,
+) -> None:
+    """out = f_hat + phi(bicubic_upsample(embedding)) and, if wanted, next = area_downsample(out). float32."""
+
+def residual_step_backward(
+    grad: TensorView,
+    embedding: TensorView,
+    phi_weight: TensorView,
+    ratio: float,
+    grad_embedding: TensorView | None,
+    grad_weight: TensorView | None,
+    grad_bias: TensorView | None,
+) -> None:
+    """Gradients of phi(bicubic_upsample(embedding)) for the gradient of its result; None: not wanted. float32."""
+
+def residual_quantize(
+    features: TensorView,
+    codebook: TensorView,
+    phi_weight: TensorView,
+    phi_bias: TensorView,
+    phi_index: Sequence[int],
+    patch_nums: Sequence[int],
+    ratio: float,
+    cosine: bool,
+    tokens: TensorView,
+    f_hat: TensorView,
+    scales: TensorView | None,
+) -> None:
+    """The whole quantizer, into tokens (B, L), f_hat (B, C, P, P) and scales (K, B, C, P, P). float32."""
+
+def residual_quantize_backward(
+    grad_scales: TensorView,
+    tokens: TensorView,
+    codebook: TensorView,
+    phi_weight: TensorView,
+    phi_index: Sequence[int],
+    patch_nums: Sequence[int],
+    ratio: float,
+    grad_codebook: TensorView,
+    grad_weight: TensorView,
+    grad_bias: TensorView,
+) -> None:
+    """Gradients of `scales`, with the tokens as they were found. float32, contiguous but for the codebook."""
+
 def build_info() -> BuildInfo:
     """How this extension was built; `cuda` is the toolkit's version, None in a CPU build."""
 
