@@ -9,92 +9,89 @@ namespace {
 using var_ext::cpu::PhiRows;
 using var_ext::cpu::PhiWeightRows;
 
-// Sums are taken as oneDNN takes them: 16 input channels at a time, tap by tap in one chain from zero, the
-// bias after the first chain. With FMA that is torch's rounding, bit for bit, which later scales of a
-// sampling with `more_smooth` would magnify a thousandfold. 16 channels of weights (18 KB at C = 32) also
-// stay in the L1 cache.
-constexpr int64_t phi_chain = 16;
-
+// Each output is one chain from zero, tap by tap and input channel by input channel, and the bias comes last:
+// the order in which oneDNN sums on channels-last tensors. With FMA that is torch's rounding, bit for bit;
+// later scales of a sampling with `more_smooth` would magnify another rounding a thousandfold.
 constexpr int phi_vectors = 2;  // of output channels at a time
 constexpr int phi_lanes = lanes_of<float>;
 
-// Packed weights: (groups of output channels, chains, 9, input channels of the chain, outputs of the group).
+inline int64_t phi_outputs(int64_t group, int64_t channels) {  // of a group that begins at channel `group`
+    const int64_t left = (channels - group + phi_lanes - 1) / phi_lanes * phi_lanes;
+    return left < phi_vectors * phi_lanes ? left : phi_vectors * phi_lanes;
+}
+
+// Packed weights: (groups of output channels, 9, C, outputs of the group).
 void phi_pack(const float* weight, int64_t channels, float* packed) {
     constexpr int n = phi_lanes;
     using V = Vec<float, n>;
     for (int64_t group = 0; group < channels; group += phi_vectors * n) {
-        const int64_t left = (channels - group + n - 1) / n * n;
-        const int64_t outputs = left < phi_vectors * n ? left : phi_vectors * n;
-        for (int64_t chain = 0; chain < channels; chain += phi_chain) {
-            const int64_t inputs = channels - chain < phi_chain ? channels - chain : phi_chain;
-            for (int64_t half = 0; half < outputs; half += n) {
-                const int64_t o = group + half;
-                const float* from = weight + (o * channels + chain) * 9;
-                int64_t i = 0;  // of inputs * 9 columns, a column being an input channel and a tap
-                for (; o + n <= channels && i + n <= inputs * 9; i += n) {
-                    V tile[n];
+        const int64_t outputs = phi_outputs(group, channels);
+        for (int64_t half = 0; half < outputs; half += n) {
+            const int64_t o = group + half, columns = channels * 9;  // a column: an input channel and a tap
+            const float* from = weight + o * columns;
+            int64_t i = 0;
+            for (; o + n <= channels && i + n <= columns; i += n) {
+                V tile[n];
 #pragma GCC unroll 16
-                    for (int l = 0; l < n; ++l) tile[l] = load<V>(from + l * channels * 9 + i);
-                    transpose<n / 2, n>(tile);
+                for (int l = 0; l < n; ++l) tile[l] = load<V>(from + l * columns + i);
+                transpose<n / 2, n>(tile);
 #pragma GCC unroll 16
-                    for (int l = 0; l < n; ++l) {
-                        const int64_t input = (i + l) / 9, tap = (i + l) % 9;
-                        store(packed + (tap * inputs + input) * outputs + half, tile[l]);
-                    }
-                }
-                for (; i < inputs * 9; ++i) {
-                    const int64_t input = i / 9, tap = i % 9;
-                    for (int l = 0; l < n; ++l) {
-                        packed[(tap * inputs + input) * outputs + half + l] =
-                            o + l < channels ? from[l * channels * 9 + i] : 0;
-                    }
+                for (int l = 0; l < n; ++l) {
+                    const int64_t input = (i + l) / 9, tap = (i + l) % 9;
+                    store(packed + (tap * channels + input) * outputs + half, tile[l]);
                 }
             }
-            packed += 9 * inputs * outputs;
+            for (; i < columns; ++i) {
+                const int64_t input = i / 9, tap = i % 9;
+                for (int l = 0; l < n; ++l) {
+                    packed[(tap * channels + input) * outputs + half + l] =
+                        o + l < channels ? from[l * columns + i] : 0;
+                }
+            }
         }
+        packed += 9 * channels * outputs;
     }
 }
 
-// R pixels of a row x N vectors of output channels, over one chain.
+// A row of taps for R pixels of row y x N vectors of output channels. The sums wait in scratch for the next
+// row of taps: three times a third of the weights, 12 KB at C = 32, stays in the L1 cache, which all would
+// not.
 template <int R, int N>
-inline __attribute__((always_inline)) void phi_pixels(const PhiRows& p, const float* weight, int64_t chain,
-                                                      int64_t inputs, int64_t group, int64_t y, int64_t x) {
+inline __attribute__((always_inline)) void phi_pixels(const PhiRows& p, const float* weight, int dy,
+                                                      int64_t group, int64_t y, int64_t x) {
     constexpr int n = phi_lanes;
     using V = Vec<float, n>;
-    const int64_t framed_row = (p.width + 2) * p.room;
-    const float* corner = p.x + y * framed_row + x * p.room;
+    const int64_t row = y - p.row_begin;
+    float* parked = p.sum + (row * p.width + x) * p.room + group;
     V sum[R][N];
 #pragma GCC unroll 16
     for (int r = 0; r < R; ++r) {
-        for (int j = 0; j < N; ++j) sum[r][j] = V{};
+        for (int j = 0; j < N; ++j) sum[r][j] = dy == 0 ? V{} : load<V>(parked + r * p.room + j * n);
     }
-    for (int dy = 0; dy < 3; ++dy) {
-        for (int dx = 0; dx < 3; ++dx) {
-            const float* at = corner + dy * framed_row + dx * p.room + chain;
-            for (int64_t i = 0; i < inputs; ++i, ++at, weight += N * n) {
-                V w[N];
-                for (int j = 0; j < N; ++j) w[j] = load<V>(weight + j * n);
+    // The three pixels' channels are one run of numbers if nothing fills up the last vector.
+    const float* line = p.x + ((y + dy) * (p.width + 2) + x) * p.room;
+    const int64_t runs = p.room == p.channels ? 1 : 3, run = 3 / runs * p.channels;
+    for (int64_t dx = 0; dx < runs; ++dx) {
+        const float* at = line + dx * p.room;
+        for (int64_t i = 0; i < run; ++i, ++at, weight += N * n) {
+            V w[N];
+            for (int j = 0; j < N; ++j) w[j] = load<V>(weight + j * n);
 #pragma GCC unroll 16
-                for (int r = 0; r < R; ++r) {
-                    for (int j = 0; j < N; ++j) sum[r][j] += at[r * p.room] * w[j];
-                }
+            for (int r = 0; r < R; ++r) {
+                for (int j = 0; j < N; ++j) sum[r][j] += at[r * p.room] * w[j];
             }
         }
     }
-    const bool last = chain + inputs == p.channels;
-    float* parked = p.sum + ((y - p.row_begin) * p.width + x) * p.room + group;
-    const float* centre = corner + framed_row + p.room + group;
-    const int64_t row = y - p.row_begin;
+    const float* centre = line - p.width * p.room - p.room + group;  // for dy = 2
 #pragma GCC unroll 16
     for (int r = 0; r < R; ++r) {
         for (int j = 0; j < N; ++j) {
-            const int64_t channel = group + j * n;
-            const V before = chain == 0 ? load<V>(p.bias + channel) : load<V>(parked + r * p.room + j * n);
-            const V convolved = before + sum[r][j];
-            if (!last) {
-                store(parked + r * p.room + j * n, convolved);
+            if (dy < 2) {
+                store(parked + r * p.room + j * n, sum[r][j]);
                 continue;
             }
+            const int64_t channel = group + j * n;
+            const V convolved = sum[r][j] + load<V>(p.bias + channel);
             V result = load<V>(centre + r * p.room + j * n) * (1 - p.ratio) + convolved * p.ratio;
             if (p.base) result += load<V>(p.base + row * p.base_row + (x + r) * p.base_pixel + channel);
             store(p.out + row * p.out_row + (x + r) * p.out_pixel + channel, result);
@@ -107,31 +104,27 @@ inline __attribute__((always_inline)) void phi_pixels(const PhiRows& p, const fl
 }
 
 template <int R, int N>
-void phi_line(const PhiRows& p, const float* weight, int64_t chain, int64_t inputs, int64_t group,
-              int64_t y) {
+void phi_line(const PhiRows& p, const float* weight, int dy, int64_t group, int64_t y) {
     int64_t x = 0;
-    for (; x + R <= p.width; x += R) phi_pixels<R, N>(p, weight, chain, inputs, group, y, x);
-    for (; x + 4 <= p.width; x += 4) phi_pixels<4, N>(p, weight, chain, inputs, group, y, x);
-    for (; x + 2 <= p.width; x += 2) phi_pixels<2, N>(p, weight, chain, inputs, group, y, x);
-    for (; x < p.width; ++x) phi_pixels<1, N>(p, weight, chain, inputs, group, y, x);
+    for (; x + R <= p.width; x += R) phi_pixels<R, N>(p, weight, dy, group, y, x);
+    for (; x + 4 <= p.width; x += 4) phi_pixels<4, N>(p, weight, dy, group, y, x);
+    for (; x + 2 <= p.width; x += 2) phi_pixels<2, N>(p, weight, dy, group, y, x);
+    for (; x < p.width; ++x) phi_pixels<1, N>(p, weight, dy, group, y, x);
 }
 
 template <int R>
 void phi_rows(const PhiRows& p) {
-    constexpr int n = phi_lanes;
     const float* weight = p.weight;
-    for (int64_t group = 0; group < p.room; group += phi_vectors * n) {
-        const int64_t outputs = p.room - group < phi_vectors * n ? p.room - group : phi_vectors * n;
-        for (int64_t chain = 0; chain < p.channels; chain += phi_chain) {
-            const int64_t inputs = p.channels - chain < phi_chain ? p.channels - chain : phi_chain;
+    for (int64_t group = 0; group < p.room; group += phi_vectors * phi_lanes) {
+        const int64_t outputs = phi_outputs(group, p.channels);
+        for (int dy = 0; dy < 3; ++dy, weight += 3 * p.channels * outputs) {
             for (int64_t y = p.row_begin; y < p.row_end; ++y) {
-                if (outputs == phi_vectors * n) {
-                    phi_line<R, phi_vectors>(p, weight, chain, inputs, group, y);
+                if (outputs == phi_vectors * phi_lanes) {
+                    phi_line<R, phi_vectors>(p, weight, dy, group, y);
                 } else {
-                    phi_line<R, 1>(p, weight, chain, inputs, group, y);
+                    phi_line<R, 1>(p, weight, dy, group, y);
                 }
             }
-            weight += 9 * inputs * outputs;
         }
     }
 }
