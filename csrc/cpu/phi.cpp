@@ -132,7 +132,8 @@ void phi_step(const PhiStep& step) {
     if (shape.batch * shape.channels * shape.height * shape.width == 0) return;
     const int64_t room = shape.room(), row = shape.width * room;
     const Buffer<float> weight = allocate<float>(9 * shape.channels * room);
-    shape.kernel->pack(step.weight, shape.channels, weight.get());
+    const int64_t chain = step.channels_last ? shape.channels : std::min<int64_t>(16, shape.channels);
+    shape.kernel->pack(step.weight, shape.channels, chain, weight.get());
     const Buffer<float> bias = padded_bias(step.bias, shape);
     const Framer framer(shape, step.codes, step.codes_height, step.codes_width);
 
@@ -156,6 +157,7 @@ void phi_step(const PhiStep& step) {
         rows.channels = shape.channels;
         rows.room = room;
         rows.width = shape.width;
+        rows.chain = chain;
         rows.row_begin = begin;
         rows.row_end = end;
         rows.x = frame;

@@ -15,6 +15,7 @@ namespace var_ext::cpu {
 // Rows of an image through the convolution, on one thread.
 struct PhiRows {
     int64_t channels, room, width;
+    int64_t chain;  // input channels that are summed in one chain: see phi_impl.h
     int64_t row_begin, row_end;
     const float* x;       // framed
     const float* weight;  // packed by PhiKernel::pack
@@ -43,7 +44,7 @@ struct PhiKernel {
     int64_t input_block;  // of a part of the weight gradient
 
     // (C, C, 3, 3), contiguous, into the order in which `rows` reads it: 9 C room floats.
-    void (*pack)(const float* weight, int64_t channels, float* packed);
+    void (*pack)(const float* weight, int64_t channels, int64_t chain, float* packed);
     void (*rows)(const PhiRows& p);
     void (*weight_rows)(const PhiWeightRows& p);
     // Rows of a strided image (strides of C, H, W) into pixels and back.
@@ -81,6 +82,7 @@ struct PhiStep {
     float ratio;
     Grid base;  // out = base + phi(codes)
     Grid out;
+    bool channels_last = true;      // whether torch would keep the upsampled codes so: the order of summation
     const float* target = nullptr;  // by pixel; with it, residual = target - out is written too
     float* residual = nullptr;
 };

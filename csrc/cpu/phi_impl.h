@@ -9,9 +9,6 @@ namespace {
 using var_ext::cpu::PhiRows;
 using var_ext::cpu::PhiWeightRows;
 
-// Each output is one chain from zero, tap by tap and input channel by input channel, and the bias comes last:
-// the order in which oneDNN sums on channels-last tensors. With FMA that is torch's rounding, bit for bit;
-// later scales of a sampling with `more_smooth` would magnify another rounding a thousandfold.
 constexpr int phi_vectors = 2;  // of output channels at a time
 constexpr int phi_lanes = lanes_of<float>;
 
@@ -20,14 +17,20 @@ inline int64_t phi_outputs(int64_t group, int64_t channels) {  // of a group tha
     return left < phi_vectors * phi_lanes ? left : phi_vectors * phi_lanes;
 }
 
-// Packed weights: (groups of output channels, 9, C, outputs of the group).
-void phi_pack(const float* weight, int64_t channels, float* packed) {
+// Packed weights: (groups of output channels, chains, 9, input channels of the chain, outputs of the group).
+void phi_pack(const float* weight, int64_t channels, int64_t chain, float* packed) {
     constexpr int n = phi_lanes;
     using V = Vec<float, n>;
+    const int64_t columns = channels * 9;  // a column: an input channel and a tap
     for (int64_t group = 0; group < channels; group += phi_vectors * n) {
         const int64_t outputs = phi_outputs(group, channels);
+        const auto place = [=](int64_t column) {
+            const int64_t input = column / 9, tap = column % 9, first = input / chain * chain;
+            const int64_t inputs = channels - first < chain ? channels - first : chain;
+            return packed + (9 * first + tap * inputs + input - first) * outputs;
+        };
         for (int64_t half = 0; half < outputs; half += n) {
-            const int64_t o = group + half, columns = channels * 9;  // a column: an input channel and a tap
+            const int64_t o = group + half;
             const float* from = weight + o * columns;
             int64_t i = 0;
             for (; o + n <= channels && i + n <= columns; i += n) {
@@ -36,95 +39,134 @@ void phi_pack(const float* weight, int64_t channels, float* packed) {
                 for (int l = 0; l < n; ++l) tile[l] = load<V>(from + l * columns + i);
                 transpose<n / 2, n>(tile);
 #pragma GCC unroll 16
-                for (int l = 0; l < n; ++l) {
-                    const int64_t input = (i + l) / 9, tap = (i + l) % 9;
-                    store(packed + (tap * channels + input) * outputs + half, tile[l]);
-                }
+                for (int l = 0; l < n; ++l) store(place(i + l) + half, tile[l]);
             }
             for (; i < columns; ++i) {
-                const int64_t input = i / 9, tap = i % 9;
                 for (int l = 0; l < n; ++l) {
-                    packed[(tap * channels + input) * outputs + half + l] =
-                        o + l < channels ? from[l * columns + i] : 0;
+                    place(i)[half + l] = o + l < channels ? from[l * columns + i] : 0;
                 }
             }
         }
-        packed += 9 * channels * outputs;
+        packed += columns * outputs;
     }
 }
 
-// A row of taps for R pixels of row y x N vectors of output channels. The sums wait in scratch for the next
-// row of taps: three times a third of the weights, 12 KB at C = 32, stays in the L1 cache, which all would
-// not.
+// What is done in one go over the rows: part of the taps or of the input channels, so that the weights stay
+// in the L1 cache (12 or 18 KB of 36 at C = 32). In between the sums wait in scratch.
+struct PhiPass {
+    const float* weight;
+    int64_t group;          // the first output channel
+    int64_t input, inputs;  // channels
+    int dy, rows;           // of taps
+    bool goes_on;           // the chain of additions begins with what waits in scratch, not with zero
+    bool adds_bias, adds_waiting;
+    bool last;
+};
+
+// R pixels of row y x N vectors of output channels.
 template <int R, int N>
-inline __attribute__((always_inline)) void phi_pixels(const PhiRows& p, const float* weight, int dy,
-                                                      int64_t group, int64_t y, int64_t x) {
+inline __attribute__((always_inline)) void phi_pixels(const PhiRows& p, const PhiPass& pass, int64_t y,
+                                                      int64_t x) {
     constexpr int n = phi_lanes;
     using V = Vec<float, n>;
-    const int64_t row = y - p.row_begin;
-    float* parked = p.sum + (row * p.width + x) * p.room + group;
+    const int64_t row = y - p.row_begin, framed_row = (p.width + 2) * p.room;
+    const float* corner = p.x + y * framed_row + x * p.room;
+    float* waiting = p.sum + (row * p.width + x) * p.room + pass.group;
     V sum[R][N];
+    if (pass.goes_on) {
 #pragma GCC unroll 16
-    for (int r = 0; r < R; ++r) {
-        for (int j = 0; j < N; ++j) sum[r][j] = dy == 0 ? V{} : load<V>(parked + r * p.room + j * n);
+        for (int r = 0; r < R; ++r) {
+            for (int j = 0; j < N; ++j) sum[r][j] = load<V>(waiting + r * p.room + j * n);
+        }
+    } else {
+#pragma GCC unroll 16
+        for (int r = 0; r < R; ++r) {
+            for (int j = 0; j < N; ++j) sum[r][j] = V{};
+        }
     }
-    // The three pixels' channels are one run of numbers if nothing fills up the last vector.
-    const float* line = p.x + ((y + dy) * (p.width + 2) + x) * p.room;
-    const int64_t runs = p.room == p.channels ? 1 : 3, run = 3 / runs * p.channels;
-    for (int64_t dx = 0; dx < runs; ++dx) {
-        const float* at = line + dx * p.room;
-        for (int64_t i = 0; i < run; ++i, ++at, weight += N * n) {
-            V w[N];
-            for (int j = 0; j < N; ++j) w[j] = load<V>(weight + j * n);
+    // The channels of three pixels are one run of numbers if all are wanted and nothing fills up the last
+    // vector.
+    const int64_t runs = p.room == pass.inputs ? 1 : 3, run = 3 / runs * pass.inputs;
+    const float* weight = pass.weight;
+    for (int dy = pass.dy; dy < pass.dy + pass.rows; ++dy) {
+        for (int64_t dx = 0; dx < runs; ++dx) {
+            const float* at = corner + dy * framed_row + dx * p.room + pass.input;
+            for (int64_t i = 0; i < run; ++i, ++at, weight += N * n) {
+                V w[N];
+                for (int j = 0; j < N; ++j) w[j] = load<V>(weight + j * n);
 #pragma GCC unroll 16
-            for (int r = 0; r < R; ++r) {
-                for (int j = 0; j < N; ++j) sum[r][j] += at[r * p.room] * w[j];
+                for (int r = 0; r < R; ++r) {
+                    for (int j = 0; j < N; ++j) sum[r][j] += at[r * p.room] * w[j];
+                }
             }
         }
     }
-    const float* centre = line - p.width * p.room - p.room + group;  // for dy = 2
+    if (!pass.last && !pass.adds_bias && !pass.adds_waiting) {
+#pragma GCC unroll 16
+        for (int r = 0; r < R; ++r) {
+            for (int j = 0; j < N; ++j) store(waiting + r * p.room + j * n, sum[r][j]);
+        }
+        return;
+    }
+    const float* centre = corner + framed_row + p.room + pass.group;
+    const float* base = p.base ? p.base + row * p.base_row + x * p.base_pixel + pass.group : nullptr;
+    float* out = p.out + row * p.out_row + x * p.out_pixel + pass.group;
+    const int64_t place = (y * p.width + x) * p.room + pass.group;
 #pragma GCC unroll 16
     for (int r = 0; r < R; ++r) {
+#pragma GCC unroll 2
         for (int j = 0; j < N; ++j) {
-            if (dy < 2) {
-                store(parked + r * p.room + j * n, sum[r][j]);
+            V convolved = sum[r][j];
+            if (pass.adds_bias) convolved += load<V>(p.bias + pass.group + j * n);
+            if (pass.adds_waiting) convolved += load<V>(waiting + r * p.room + j * n);
+            if (!pass.last) {
+                store(waiting + r * p.room + j * n, convolved);
                 continue;
             }
-            const int64_t channel = group + j * n;
-            const V convolved = sum[r][j] + load<V>(p.bias + channel);
             V result = load<V>(centre + r * p.room + j * n) * (1 - p.ratio) + convolved * p.ratio;
-            if (p.base) result += load<V>(p.base + row * p.base_row + (x + r) * p.base_pixel + channel);
-            store(p.out + row * p.out_row + (x + r) * p.out_pixel + channel, result);
+            if (base) result += load<V>(base + r * p.base_pixel + j * n);
+            store(out + r * p.out_pixel + j * n, result);
             if (p.target) {
-                const int64_t place = (y * p.width + x + r) * p.room + channel;
-                store(p.residual + place, load<V>(p.target + place) - result);
+                const int64_t at = place + r * p.room + j * n;
+                store(p.residual + at, load<V>(p.target + at) - result);
             }
         }
     }
 }
 
 template <int R, int N>
-void phi_line(const PhiRows& p, const float* weight, int dy, int64_t group, int64_t y) {
-    int64_t x = 0;
-    for (; x + R <= p.width; x += R) phi_pixels<R, N>(p, weight, dy, group, y, x);
-    for (; x + 4 <= p.width; x += 4) phi_pixels<4, N>(p, weight, dy, group, y, x);
-    for (; x + 2 <= p.width; x += 2) phi_pixels<2, N>(p, weight, dy, group, y, x);
-    for (; x < p.width; ++x) phi_pixels<1, N>(p, weight, dy, group, y, x);
+void phi_pass(const PhiRows& p, const PhiPass& pass) {
+    for (int64_t y = p.row_begin; y < p.row_end; ++y) {
+        int64_t x = 0;
+        for (; x + R <= p.width; x += R) phi_pixels<R, N>(p, pass, y, x);
+        for (; x + 4 <= p.width; x += 4) phi_pixels<4, N>(p, pass, y, x);
+        for (; x + 2 <= p.width; x += 2) phi_pixels<2, N>(p, pass, y, x);
+        for (; x < p.width; ++x) phi_pixels<1, N>(p, pass, y, x);
+    }
 }
 
+// The sums are taken as oneDNN takes them, tap by tap. On channels-last tensors each output is one chain over
+// all input channels, and the bias comes last. On others 16 input channels are a chain, the bias follows the
+// first, and then the other chains are added. With FMA that is torch's rounding, bit for bit; later scales of
+// a sampling with `more_smooth` would magnify another rounding a thousandfold.
 template <int R>
 void phi_rows(const PhiRows& p) {
     const float* weight = p.weight;
     for (int64_t group = 0; group < p.room; group += phi_vectors * phi_lanes) {
         const int64_t outputs = phi_outputs(group, p.channels);
-        for (int dy = 0; dy < 3; ++dy, weight += 3 * p.channels * outputs) {
-            for (int64_t y = p.row_begin; y < p.row_end; ++y) {
-                if (outputs == phi_vectors * phi_lanes) {
-                    phi_line<R, phi_vectors>(p, weight, dy, group, y);
-                } else {
-                    phi_line<R, 1>(p, weight, dy, group, y);
-                }
+        const auto run = [&](const PhiPass& pass) {
+            outputs == phi_lanes ? phi_pass<R, 1>(p, pass) : phi_pass<R, phi_vectors>(p, pass);
+            weight += pass.rows * 3 * pass.inputs * outputs;
+        };
+        if (p.chain == p.channels) {
+            for (int dy = 0; dy < 3; ++dy) {
+                run({weight, group, 0, p.channels, dy, 1, dy > 0, dy == 2, false, dy == 2});
             }
+            continue;
+        }
+        for (int64_t input = 0; input < p.channels; input += p.chain) {
+            const int64_t left = p.channels - input, inputs = left < p.chain ? left : p.chain;
+            run({weight, group, input, inputs, 0, 3, false, input == 0, input > 0, left == inputs});
         }
     }
 }
