@@ -133,11 +133,12 @@ def _native_backward(
 ) -> tuple[Tensor, Tensor, Tensor]:
     from var_ext import _C
 
-    grad_scales, phi_weight = grad_scales.contiguous(), phi_weight.contiguous()
+    grad_scales, tokens = grad_scales.contiguous(), tokens.contiguous()
+    phi_weight = phi_weight.contiguous()
     outputs = _fake_backward(grad_scales, tokens, codebook, phi_weight, phi_index, patch_nums, ratio)
     _C.residual_quantize_backward(
         view(grad_scales),
-        view(tokens.contiguous()),
+        view(tokens),
         view(codebook),
         view(phi_weight),
         phi_index,
