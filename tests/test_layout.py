@@ -35,7 +35,7 @@ ALWAYS = ("var_ext/ops/{}.py", "var_ext/reference/{}.py", "tests/ops/test_{}.py"
 # Files beside those of the ops: code that several ops share, and benchmarks of more than an op.
 SHARED = {
     "csrc/ops": {"resample"},
-    "csrc/cpu": {"math", "phi", "planes", "resample", "vec"},
+    "csrc/cpu": {"frames", "math", "phi", "phi_backward", "planes", "resample", "vec"},
     "csrc/cuda": {"ptx", "devices"},
     "var_ext/ops": {"__init__", "_checks", "_interpolation", "_native", "_registry"},
     "var_ext/reference": {"__init__"},

@@ -33,8 +33,8 @@ struct PhiRows {
 // A part of the convolution's weight gradient, over some images: taps x (input channels begin .. end) x all.
 struct PhiWeightRows {
     int64_t channels, room, height, width, images;
-    const float *x,
-        *grad;  // (images, H + 2, W + 2, room), framed; `grad` follows `x`, which is read a little beyond
+    const float* x;  // (images, H + 2, W + 2, room), framed; followed by `grad`: it is read a little beyond
+    const float* grad;   // likewise
     int64_t tap, begin;  // at most `input_block` channels from `begin` on
     float* sum;          // (9, C, room), added to
 };
@@ -68,6 +68,7 @@ struct PhiShape {
     int64_t batch, channels, height, width;
 
     int64_t room() const { return (channels + kernel->lanes - 1) / kernel->lanes * kernel->lanes; }
+    int64_t row_cost() const { return 9 * width * channels * room() / kernel->lanes; }  // for thread_count
     int64_t image() const { return height * width * room(); }  // floats of an image, by pixel
     Grid pixels(float* data) const { return {data, {image(), 1, width * room(), room()}, true}; }
 };
