@@ -27,7 +27,7 @@ struct PhiRows {
     int64_t out_pixel, out_row;
     const float* target;  // null, or (H, W, room) like residual ...
     float* residual;      // ... where target - out goes
-    float* sum;           // scratch: (rows, W, room)
+    float* sum;           // scratch, where there is more than a chain: (rows, W, room)
 };
 
 // A part of the convolution's weight gradient, over some images: taps x (input channels begin .. end) x all.

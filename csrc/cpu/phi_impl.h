@@ -51,16 +51,12 @@ void phi_pack(const float* weight, int64_t channels, int64_t chain, float* packe
     }
 }
 
-// What is done in one go over the rows: part of the taps or of the input channels, so that the weights stay
-// in the L1 cache (12 or 18 KB of 36 at C = 32). In between the sums wait in scratch.
+// One chain of additions to each output of a group.
 struct PhiPass {
     const float* weight;
     int64_t group;          // the first output channel
     int64_t input, inputs;  // channels
-    int dy, rows;           // of taps
-    bool goes_on;           // the chain of additions begins with what waits in scratch, not with zero
-    bool adds_bias, adds_waiting;
-    bool last;
+    bool first, last;       // among the chains of these outputs; in between their sum waits in scratch
 };
 
 // R pixels of row y x N vectors of output channels.
@@ -73,22 +69,15 @@ inline __attribute__((always_inline)) void phi_pixels(const PhiRows& p, const Ph
     const float* corner = p.x + y * framed_row + x * p.room;
     float* waiting = p.sum + (row * p.width + x) * p.room + pass.group;
     V sum[R][N];
-    if (pass.goes_on) {
 #pragma GCC unroll 16
-        for (int r = 0; r < R; ++r) {
-            for (int j = 0; j < N; ++j) sum[r][j] = load<V>(waiting + r * p.room + j * n);
-        }
-    } else {
-#pragma GCC unroll 16
-        for (int r = 0; r < R; ++r) {
-            for (int j = 0; j < N; ++j) sum[r][j] = V{};
-        }
+    for (int r = 0; r < R; ++r) {
+        for (int j = 0; j < N; ++j) sum[r][j] = V{};
     }
     // The channels of three pixels are one run of numbers if all are wanted and nothing fills up the last
     // vector.
     const int64_t runs = p.room == pass.inputs ? 1 : 3, run = 3 / runs * pass.inputs;
     const float* weight = pass.weight;
-    for (int dy = pass.dy; dy < pass.dy + pass.rows; ++dy) {
+    for (int dy = 0; dy < 3; ++dy) {
         for (int64_t dx = 0; dx < runs; ++dx) {
             const float* at = corner + dy * framed_row + dx * p.room + pass.input;
             for (int64_t i = 0; i < run; ++i, ++at, weight += N * n) {
@@ -101,13 +90,6 @@ inline __attribute__((always_inline)) void phi_pixels(const PhiRows& p, const Ph
             }
         }
     }
-    if (!pass.last && !pass.adds_bias && !pass.adds_waiting) {
-#pragma GCC unroll 16
-        for (int r = 0; r < R; ++r) {
-            for (int j = 0; j < N; ++j) store(waiting + r * p.room + j * n, sum[r][j]);
-        }
-        return;
-    }
     const float* centre = corner + framed_row + p.room + pass.group;
     const float* base = p.base ? p.base + row * p.base_row + x * p.base_pixel + pass.group : nullptr;
     float* out = p.out + row * p.out_row + x * p.out_pixel + pass.group;
@@ -116,9 +98,8 @@ inline __attribute__((always_inline)) void phi_pixels(const PhiRows& p, const Ph
     for (int r = 0; r < R; ++r) {
 #pragma GCC unroll 2
         for (int j = 0; j < N; ++j) {
-            V convolved = sum[r][j];
-            if (pass.adds_bias) convolved += load<V>(p.bias + pass.group + j * n);
-            if (pass.adds_waiting) convolved += load<V>(waiting + r * p.room + j * n);
+            const float* before = pass.first ? p.bias + pass.group + j * n : waiting + r * p.room + j * n;
+            const V convolved = load<V>(before) + sum[r][j];
             if (!pass.last) {
                 store(waiting + r * p.room + j * n, convolved);
                 continue;
@@ -154,19 +135,11 @@ void phi_rows(const PhiRows& p) {
     const float* weight = p.weight;
     for (int64_t group = 0; group < p.room; group += phi_vectors * phi_lanes) {
         const int64_t outputs = phi_outputs(group, p.channels);
-        const auto run = [&](const PhiPass& pass) {
-            outputs == phi_lanes ? phi_pass<R, 1>(p, pass) : phi_pass<R, phi_vectors>(p, pass);
-            weight += pass.rows * 3 * pass.inputs * outputs;
-        };
-        if (p.chain == p.channels) {
-            for (int dy = 0; dy < 3; ++dy) {
-                run({weight, group, 0, p.channels, dy, 1, dy > 0, dy == 2, false, dy == 2});
-            }
-            continue;
-        }
         for (int64_t input = 0; input < p.channels; input += p.chain) {
             const int64_t left = p.channels - input, inputs = left < p.chain ? left : p.chain;
-            run({weight, group, input, inputs, 0, 3, false, input == 0, input > 0, left == inputs});
+            const PhiPass pass = {weight, group, input, inputs, input == 0, left == inputs};
+            outputs == phi_lanes ? phi_pass<R, 1>(p, pass) : phi_pass<R, phi_vectors>(p, pass);
+            weight += 9 * inputs * outputs;
         }
     }
 }
