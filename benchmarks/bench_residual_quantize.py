@@ -1,6 +1,9 @@
-"""residual_quantize: features of eight 256 px images to tokens, with the published codebook's size."""
+"""residual_quantize: features of 256 px images to tokens, with the published codebook's size; and its gradients."""
 
 from __future__ import annotations
+
+from functools import partial
+from typing import Any
 
 import torch
 from contest import Contest, agree, nbytes
@@ -10,10 +13,12 @@ from var_ext import ScaleSchedule, ops, reference
 from var_ext.schedule import SCALES_256
 
 SHAPES = {
-    f"{batch} x 32 x 16 x 16, 4096 codes": dict(batch=batch, channels=32, codes=4096, patch_nums=SCALES_256)
-    for batch in (1, 8)
+    f"{batch} x 32 x 16 x 16, 4096 codes{', forward + backward' if backward_pass else ''}": dict(
+        batch=batch, channels=32, codes=4096, patch_nums=SCALES_256, backward_pass=backward_pass
+    )
+    for batch, backward_pass in ((1, False), (8, False), (8, True))
 }
-SMOKE = dict(batch=1, channels=4, codes=16, patch_nums=(1, 2, 3))
+SMOKE = dict(batch=1, channels=4, codes=16, patch_nums=(1, 2, 3), backward_pass=True)
 COMPETITORS = ("var_ext", "reference")
 LAPS = 3  # slow enough to be steady
 
@@ -27,22 +32,42 @@ def mostly_equal(result: tuple[Tensor, ...], expected: tuple[Tensor, ...]) -> No
     agree(result[1][whole], expected[1][whole])
 
 
-def contest(batch: int, channels: int, codes: int, patch_nums: tuple[int, ...]) -> Contest:
+def first_two(quantize: Any, *arguments: Any) -> tuple[Tensor, ...]:
+    return quantize(*arguments)[:2]
+
+
+def with_gradients(quantize: Any, features: Tensor, *rest: Any) -> tuple[Tensor, ...]:
+    """As in training the tokenizer: f_hat after each scale is drawn to the features; gradients at the end."""
+    tokens, f_hat, scales = quantize(features, *rest, per_scale=True)
+    loss = (scales - features.detach()).square().mean()
+    grads = torch.autograd.grad((loss, f_hat), (features, *rest[:3]), (None, torch.ones_like(f_hat)))
+    return tokens, f_hat, *grads
+
+
+def contest(
+    batch: int, channels: int, codes: int, patch_nums: tuple[int, ...], backward_pass: bool
+) -> Contest:
     schedule = ScaleSchedule(patch_nums)
     side = schedule.side
     features, codebook = torch.randn(batch, channels, side, side), torch.randn(codes, channels)
     weight, bias = torch.randn(4, channels, channels, 3, 3) * 0.05, torch.randn(4, channels) * 0.05
     phi_index = [k * 4 // len(schedule) for k in range(len(schedule))]
+    for tensor in (features, codebook, weight, bias):
+        tensor.requires_grad_(backward_pass)
     arguments = (features, codebook, weight, bias, phi_index, schedule)
+    functions = {"var_ext": ops.residual_quantize, "reference": reference.residual_quantize}
     search = 2 * batch * schedule.num_tokens * codes * channels
     convolutions = 2 * batch * len(schedule) * side * side * channels * channels * 9
+    scales = len(schedule) * nbytes(features) if backward_pass else 0  # written, and their gradients read
     return Contest(
         {
-            "var_ext": lambda: ops.residual_quantize(*arguments)[:2],
-            "reference": lambda: reference.residual_quantize(*arguments)[:2],
+            name: partial(with_gradients, function, *arguments)
+            if backward_pass
+            else partial(first_two, function, *arguments)
+            for name, function in functions.items()
         },
-        bytes=nbytes(features, features, codebook, weight) + batch * schedule.num_tokens * 8,
-        flops=search + convolutions,
+        bytes=nbytes(features, features, codebook, weight) + batch * schedule.num_tokens * 8 + 2 * scales,
+        flops=search + convolutions * (3 if backward_pass else 1),
         check=mostly_equal,
     )
 

@@ -1,33 +1,59 @@
-"""residual_step of eight 256 px images: a coarse scale, a fine one, and the last."""
+"""residual_step of eight 256 px images: a coarse scale, a fine one, and the last; forward, and with its gradients."""
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from functools import partial
+from typing import Any
+
 import torch
 from contest import Contest, compiled, nbytes
+from torch import Tensor
 
 from var_ext import ops, reference
 
 SHAPES = {
-    "8 x 32 x 16 x 16, scale 2 -> 3": dict(batch=8, channels=32, side=16, scale=2, following=3),
-    "8 x 32 x 16 x 16, scale 13 -> 16": dict(batch=8, channels=32, side=16, scale=13, following=16),
-    "8 x 32 x 16 x 16, last": dict(batch=8, channels=32, side=16, scale=16, following=None),
+    f"{batch} x 32 x 16 x 16, {name}{', forward + backward' if backward_pass else ''}": dict(
+        batch=batch, channels=32, side=16, scale=scale, following=following, backward_pass=backward_pass
+    )
+    for batch, backward_pass in ((8, False), (1, False), (8, True))
+    for name, scale, following in (("scale 2 -> 3", 2, 3), ("scale 13 -> 16", 13, 16), ("last", 16, None))
 }
-SMOKE = dict(batch=1, channels=4, side=5, scale=2, following=3)
+SHAPES["10 x 16 x 8 x 8, scale 3 -> 4"] = dict(
+    batch=10, channels=16, side=8, scale=3, following=4, backward_pass=False
+)
+SMOKE = dict(batch=1, channels=4, side=5, scale=2, following=3, backward_pass=True)
 COMPETITORS = ("var_ext", "reference", "torch.compile")
 
 
-def contest(batch: int, channels: int, side: int, scale: int, following: int | None) -> Contest:
-    f_hat, embedding = torch.randn(batch, channels, side, side), torch.randn(batch, channels, scale, scale)
+def with_gradients(step: Callable[[], tuple[Tensor, Tensor]], given: list[Tensor]) -> tuple[Tensor, ...]:
+    new, pooled = step()
+    outputs = [new] if pooled is new else [new, pooled]
+    return torch.autograd.grad(outputs, given, [torch.full_like(t, 0.1) for t in outputs])
+
+
+def contest(
+    batch: int, channels: int, side: int, scale: int, following: int | None, backward_pass: bool
+) -> Contest:
+    f_hat = torch.randn(batch, channels, side, side)
+    embedding = torch.randn(batch, scale, scale, channels).permute(0, 3, 1, 2)  # as codes come: channels last
     weight, bias = torch.randn(channels, channels, 3, 3) * 0.05, torch.randn(channels) * 0.05
-    arguments = (f_hat, embedding, weight, bias)
+    given = [t.requires_grad_(backward_pass) for t in (f_hat, embedding, weight, bias)]
+    calls: dict[str, Callable[[], Any]] = {
+        "var_ext": partial(ops.residual_step, *given, next_size=following),
+        "reference": partial(reference.residual_step, *given, next_size=following),
+        "torch.compile": compiled(reference.residual_step, *given, next_size=following),
+    }
+    if backward_pass:
+        calls = {name: partial(with_gradients, call, given) for name, call in calls.items()}
+    passes = (
+        3 if backward_pass else 1
+    )  # a gradient of the codes and one of the weights, each as dear as forward
     return Contest(
-        {
-            "var_ext": lambda: ops.residual_step(*arguments, next_size=following),
-            "reference": lambda: reference.residual_step(*arguments, next_size=following),
-            "torch.compile": compiled(reference.residual_step, *arguments, next_size=following),
-        },
-        bytes=nbytes(*arguments, f_hat) + (batch * channels * following * following * 4 if following else 0),
-        flops=2 * batch * side * side * channels * channels * 9,
+        calls,
+        bytes=passes * nbytes(*given, f_hat)
+        + (batch * channels * following * following * 4 if following else 0),
+        flops=passes * 2 * batch * side * side * channels * channels * 9,
     )
 
 

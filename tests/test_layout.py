@@ -22,8 +22,6 @@ OWED = {
     "cpu": {
         "block_causal_attention",
         "cached_attention",
-        "residual_quantize",
-        "residual_step",
     },
     "cuda": set(backend.CATALOGUE),
 }
@@ -33,7 +31,7 @@ ALWAYS = ("var_ext/ops/{}.py", "var_ext/reference/{}.py", "tests/ops/test_{}.py"
 # Files beside those of the ops: code that several ops share, and benchmarks of more than an op.
 SHARED = {
     "csrc/ops": {"resample"},
-    "csrc/cpu": {"math", "resample", "rows", "select", "vec"},
+    "csrc/cpu": {"frames", "math", "phi", "planes", "resample", "rows", "select", "vec"},
     "csrc/cuda": {"ptx", "devices"},
     "var_ext/ops": {"__init__", "_checks", "_interpolation", "_native", "_registry"},
     "var_ext/reference": {"__init__"},

@@ -162,6 +162,56 @@ def bias_gelu_backward(
     grad: TensorView, x: TensorView, bias: TensorView, grad_x: TensorView, grad_bias: TensorView
 ) -> None:
     """From the gradient of the output, (..., C), those of x and bias."""
+def residual_step(
+    f_hat: TensorView,
+    embedding: TensorView,
+    phi_weight: TensorView,
+    phi_bias: TensorView,
+    ratio: float,
+    out: TensorView,
+    next: TensorView | None,
+) -> None:
+    """out = f_hat + phi(bicubic_upsample(embedding)) and, if wanted, next = area_downsample(out). float32."""
+
+def residual_step_backward(
+    grad: TensorView,
+    embedding: TensorView,
+    phi_weight: TensorView,
+    ratio: float,
+    grad_embedding: TensorView | None,
+    grad_weight: TensorView | None,
+    grad_bias: TensorView | None,
+) -> None:
+    """Gradients of phi(bicubic_upsample(embedding)) for the gradient of its result; None: not wanted. float32."""
+
+def residual_quantize(
+    features: TensorView,
+    codebook: TensorView,
+    phi_weight: TensorView,
+    phi_bias: TensorView,
+    phi_index: Sequence[int],
+    patch_nums: Sequence[int],
+    ratio: float,
+    cosine: bool,
+    tokens: TensorView,
+    f_hat: TensorView,
+    scales: TensorView | None,
+) -> None:
+    """The whole quantizer, into tokens (B, L), f_hat (B, C, P, P) and scales (K, B, C, P, P). float32."""
+
+def residual_quantize_backward(
+    grad_scales: TensorView,
+    tokens: TensorView,
+    codebook: TensorView,
+    phi_weight: TensorView,
+    phi_index: Sequence[int],
+    patch_nums: Sequence[int],
+    ratio: float,
+    grad_codebook: TensorView,
+    grad_weight: TensorView,
+    grad_bias: TensorView,
+) -> None:
+    """Gradients of `scales`, with the tokens as they were found. float32, contiguous but for the codebook."""
 
 def build_info() -> BuildInfo:
     """How this extension was built; `cuda` is the toolkit's version, None in a CPU build."""

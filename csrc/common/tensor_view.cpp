@@ -113,6 +113,17 @@ void check_shape(const char* op, const char* name, const TensorView& view,
     contract_error(op, std::string(name) + " must have shape (" + text + "), got " + view.shape_text());
 }
 
+void check_contiguous(const char* op, const char* name, const TensorView& view) {
+    int64_t stride = 1;
+    for (size_t axis = view.shape.size(); axis-- > 0;) {
+        if (view.shape[axis] > 1 && view.strides[axis] != stride && view.numel() > 0) {
+            contract_error(op, std::string(name) + " must be contiguous, got shape " + view.shape_text() +
+                                   " with strides " + tuple_text(view.strides));
+        }
+        stride *= view.shape[axis];
+    }
+}
+
 void check_output(const char* op, const char* name, const TensorView& view) {
     std::vector<std::pair<int64_t, int64_t>> axes;  // (stride, size), smallest stride first
     for (size_t axis = 0; axis < view.shape.size(); ++axis) {

@@ -34,6 +34,7 @@ struct Dim {
 };
 constexpr int64_t any_size = -1;
 void check_shape(const char* op, const char* name, const TensorView& view, std::initializer_list<Dim> wanted);
+void check_contiguous(const char* op, const char* name, const TensorView& view);
 // Two elements of an output must not share memory, or threads would race for it.
 void check_output(const char* op, const char* name, const TensorView& view);
 

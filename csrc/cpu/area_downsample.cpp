@@ -9,6 +9,9 @@ namespace {
 template <class T>
 AxisTable<T> area_axis(int64_t n_in, int64_t n_out) {
     AxisTable<T> table;
+    table.first.reserve(n_out + 1);
+    table.index.reserve(n_in + 2 * n_out);
+    table.weight.reserve(n_in + 2 * n_out);
     for (int64_t i = 0; i < n_out; ++i) {
         const int64_t begin = i * n_in / n_out;
         const int64_t end = ((i + 1) * n_in + n_out - 1) / n_out;

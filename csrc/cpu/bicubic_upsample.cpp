@@ -25,8 +25,11 @@ T cubic_far(T d) {
 // enlarging, that is torch's rounding for fp32 and fp64, bit for bit: later scales of a sampling with
 // `more_smooth` magnify a last-bit difference a thousandfold. Elsewhere the last bits differ.
 template <class T>
-AxisTable<T> bicubic_axis(int64_t n_in, int64_t n_out) {
+AxisTable<T> cubic_axis(int64_t n_in, int64_t n_out) {
     AxisTable<T> table;
+    table.first.reserve(n_out + 1);
+    table.index.reserve(4 * n_out);
+    table.weight.reserve(4 * n_out);
     const T step = static_cast<T>(n_in) / static_cast<T>(n_out);
     for (int64_t i = 0; i < n_out; ++i) {
         const T position = step * (static_cast<T>(i) + T(0.5)) - T(0.5);
@@ -44,12 +47,16 @@ AxisTable<T> bicubic_axis(int64_t n_in, int64_t n_out) {
 
 }  // namespace
 
+AxisTable<float> bicubic_axis(int64_t n_in, int64_t n_out) {
+    return cubic_axis<float>(n_in, n_out);
+}
+
 void bicubic_upsample(const ResampleParams& p) {
-    resample(p, bicubic_axis<float>, bicubic_axis<double>, Pass::weighted);
+    resample(p, cubic_axis<float>, cubic_axis<double>, Pass::weighted);
 }
 
 void bicubic_upsample_backward(const ResampleParams& p) {
-    resample(p, bicubic_axis<float>, bicubic_axis<double>, Pass::transposed);
+    resample(p, cubic_axis<float>, cubic_axis<double>, Pass::transposed);
 }
 
 }  // namespace var_ext::cpu

@@ -13,48 +13,10 @@ namespace var_ext::cpu {
 
 namespace {
 
-// The codebook as (panels, C, L), L codes side by side, with the part of the score that does not depend on x.
-struct PackedCodebook {
-    int64_t panel_count;
-    Buffer<float> panels, bias;
-    float size = 0;        // the largest sum |e| over the codes; NaN if one holds a NaN
-    Buffer<uint32_t> low;  // the panels of the filter, if it is used
-    NearestCodeFilter filter = {};
-};
-
 // The filter costs a second copy of the codebook: some rows and panels must make up for it.
-bool use_filter(const NearestCodeParams& p, const NearestCodeKernel& kernel) {
-    return kernel.search_filtered != nullptr && p.n >= 4 * kernel.row_block && p.v >= 8 * kernel.code_block &&
-           p.c >= 8 && p.c <= 4096;
-}
-
-PackedCodebook pack_codebook(const NearestCodeParams& p, const NearestCodeKernel& kernel) {
-    const int64_t width = kernel.code_block;
-    PackedCodebook packed;
-    packed.panel_count = (p.v + width - 1) / width;
-    packed.panels = allocate<float>(packed.panel_count * p.c * width);
-    packed.bias = allocate<float>(packed.panel_count * width);
-    const int64_t low_size = (p.c + 1) / 2 * width;  // of a panel
-    const bool filtered = use_filter(p, kernel);
-    if (filtered) packed.low = allocate<uint32_t>(packed.panel_count * low_size);
-    std::vector<float> sizes(packed.panel_count), norms(2 * packed.panel_count);
-    parallel_for(thread_count(packed.panel_count, width * p.c), packed.panel_count, [&](int64_t i, int) {
-        sizes[i] = kernel.pack(p, i * width, std::min(width, p.v - i * width),
-                               packed.panels.get() + i * p.c * width, packed.bias.get() + i * width);
-        if (filtered) {
-            kernel.pack_filter(packed.panels.get() + i * p.c * width, p.c, packed.low.get() + i * low_size,
-                               &norms[2 * i]);
-        }
-    });
-    for (float size : sizes) {
-        if (size > packed.size || std::isnan(size)) packed.size = size;
-    }
-    for (int64_t i = 0; filtered && i < 2 * packed.panel_count; ++i) {
-        packed.filter.norms[i % 2] = std::max(packed.filter.norms[i % 2], norms[i]);
-    }
-    packed.filter.panels = packed.low.get();
-    packed.filter.largest_bias = p.cosine ? 0 : packed.filter.norms[0] * packed.filter.norms[0];
-    return packed;
+bool use_filter(const NearestCodeParams& p, int64_t rows, const NearestCodeKernel& kernel) {
+    return kernel.search_filtered != nullptr && rows >= 4 * kernel.row_block &&
+           p.v >= 8 * kernel.code_block && p.c >= 8 && p.c <= 4096;
 }
 
 // Row i of x into column r of (C, R), at unit length for cosine. Returns sum |x|.
@@ -95,12 +57,41 @@ int64_t search_unusual(const NearestCodeParams& p, const PackedCodebook& packed,
 
 }  // namespace
 
-void nearest_code(const NearestCodeParams& p) {
-    if (p.n == 0) return;
+PackedCodebook pack_codebook(const NearestCodeParams& p, int64_t rows) {
     const NearestCodeKernel& kernel = VAR_EXT_SELECT_BF16(nearest_code);
-    const int64_t block = kernel.row_block, width = kernel.code_block;
-    const PackedCodebook packed = pack_codebook(p, kernel);
+    const int64_t width = kernel.code_block;
+    PackedCodebook packed;
+    packed.kernel = &kernel;
+    packed.panel_count = (p.v + width - 1) / width;
+    packed.panels = allocate<float>(packed.panel_count * p.c * width);
+    packed.bias = allocate<float>(packed.panel_count * width);
+    const int64_t low_size = (p.c + 1) / 2 * width;  // of a panel
+    const bool filtered = use_filter(p, rows, kernel);
+    if (filtered) packed.low = allocate<uint32_t>(packed.panel_count * low_size);
+    std::vector<float> sizes(packed.panel_count), norms(2 * packed.panel_count);
+    parallel_for(thread_count(packed.panel_count, width * p.c), packed.panel_count, [&](int64_t i, int) {
+        sizes[i] = kernel.pack(p, i * width, std::min(width, p.v - i * width),
+                               packed.panels.get() + i * p.c * width, packed.bias.get() + i * width);
+        if (filtered) {
+            kernel.pack_filter(packed.panels.get() + i * p.c * width, p.c, packed.low.get() + i * low_size,
+                               &norms[2 * i]);
+        }
+    });
+    for (float size : sizes) {
+        if (size > packed.size || std::isnan(size)) packed.size = size;
+    }
+    for (int64_t i = 0; filtered && i < 2 * packed.panel_count; ++i) {
+        packed.filter.norms[i % 2] = std::max(packed.filter.norms[i % 2], norms[i]);
+    }
+    packed.filter.panels = packed.low.get();
+    packed.filter.largest_bias = p.cosine ? 0 : packed.filter.norms[0] * packed.filter.norms[0];
+    return packed;
+}
 
+void nearest_code(const NearestCodeParams& p, const PackedCodebook& packed) {
+    if (p.n == 0) return;
+    const NearestCodeKernel& kernel = *packed.kernel;
+    const int64_t block = kernel.row_block, width = kernel.code_block;
     const int64_t blocks = (p.n + block - 1) / block;
     const int threads = thread_count(blocks, block * packed.panel_count * p.c);
     const Buffer<float> scratch = allocate<float>(threads * block * p.c);
@@ -134,6 +125,10 @@ void nearest_code(const NearestCodeParams& p) {
                 ordinary ? best[r] : search_unusual(p, packed, width, rows + r, block);
         }
     });
+}
+
+void nearest_code(const NearestCodeParams& p) {
+    if (p.n > 0) nearest_code(p, pack_codebook(p, p.n));
 }
 
 }  // namespace var_ext::cpu

@@ -3,6 +3,7 @@
 
 #include <cstdint>
 
+#include "common/buffer.h"
 #include "ops/nearest_code.h"
 
 namespace var_ext::cpu {
@@ -39,5 +40,20 @@ struct NearestCodeKernel {
 
 extern const NearestCodeKernel nearest_code_portable, nearest_code_avx2, nearest_code_avx512,
     nearest_code_avx512_bf16;
+
+// The codebook as (panels, C, L), L codes side by side, with the part of the score that does not depend on x.
+struct PackedCodebook {
+    const NearestCodeKernel* kernel;  // the variant whose blocks these are
+    int64_t panel_count;
+    Buffer<float> panels, bias;
+    float size = 0;        // the largest sum |e| over the codes; NaN if one holds a NaN
+    Buffer<uint32_t> low;  // the panels of the filter, if it is used
+    NearestCodeFilter filter = {};
+};
+
+// nearest_code in two steps, for callers that search the same codebook several times, `rows` rows in all.
+// Packing reads only the codebook of `p`.
+PackedCodebook pack_codebook(const NearestCodeParams& p, int64_t rows);
+void nearest_code(const NearestCodeParams& p, const PackedCodebook& packed);
 
 }  // namespace var_ext::cpu

@@ -23,14 +23,14 @@ AxisTable<T> AxisTable<T>::transposed(int64_t n_in) const {
     return result;
 }
 
-namespace {
-
 template <class T>
 AxisView<T> view(const AxisTable<T>& table) {
     return {table.first.data(), table.index.data(), table.weight.data()};
 }
+template AxisView<float> view(const AxisTable<float>&);
 
-// Input rows [in_begin, in_end) that output rows [row_begin, row_end) draw on.
+namespace {
+
 template <class T>
 void rows_needed(const AxisTable<T>& y, ResampleStrip<T>& strip) {
     const auto begin = y.index.begin() + y.first[strip.row_begin],
@@ -103,6 +103,10 @@ void copy(const ResampleParams& p) {
 }
 
 }  // namespace
+
+void set_input_rows(const AxisTable<float>& y, ResampleStrip<float>& strip) {
+    rows_needed(y, strip);
+}
 
 void resample(const ResampleParams& p, MakeAxis<float> make_f32, MakeAxis<double> make_f64, Pass pass) {
     if (p.batch * p.channels == 0) return;

@@ -34,6 +34,8 @@ enum class Pass {
 };
 void resample(const ResampleParams& p, MakeAxis<float> make_f32, MakeAxis<double> make_f64, Pass pass);
 
+AxisTable<float> bicubic_axis(int64_t n_in, int64_t n_out);  // the weights of bicubic_upsample along an axis
+
 // What a variant of the kernel sees: plain pointers, one block of planes and one strip of output rows a call.
 // No methods here: compiled with the flags of a variant, the linker could choose them for every other one.
 template <class T>
@@ -42,6 +44,9 @@ struct AxisView {
     const int64_t* index;
     const T* weight;
 };
+
+template <class T>
+AxisView<T> view(const AxisTable<T>& table);  // float and double
 
 template <class T>
 struct ResampleStrip {
@@ -55,6 +60,9 @@ struct ResampleStrip {
     T* wide;                           // scratch: (in rows, out_w, lanes)
     T* done;                           // scratch: (out rows, out_w, lanes)
 };
+
+// Sets in_begin and in_end to the input rows that output rows [row_begin, row_end) draw on.
+void set_input_rows(const AxisTable<float>& y, ResampleStrip<float>& strip);
 
 struct ResampleKernel {
     int64_t lanes_f32, lanes_f64;

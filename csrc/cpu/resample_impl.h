@@ -4,79 +4,14 @@
 
 #include <type_traits>
 
+#include "cpu/planes.h"
 #include "cpu/resample.h"
-#include "cpu/vec.h"
 
 namespace {
 
 using var_ext::cpu::AxisView;
 using var_ext::cpu::Pass;
 using var_ext::cpu::ResampleStrip;
-
-// Where the lanes of a block begin in a tensor; a lane beyond the last plane repeats the first one.
-template <int L>
-struct Lanes {
-    int64_t offset[L];
-    bool adjacent = true;  // lane l stands l elements after lane 0: channels-last
-
-    Lanes(const int64_t* strides, int64_t channels, int64_t begin, int64_t count) {
-        for (int l = 0; l < L; ++l) {
-            const int64_t plane = begin + (l < count ? l : 0);
-            offset[l] = plane / channels * strides[0] + plane % channels * strides[1];
-            if (offset[l] != offset[0] + l) adjacent = false;
-        }
-    }
-};
-
-// n pixels, `step` elements apart, into (n, L).
-template <int L, class S, class T>
-void pack(const S* in, const Lanes<L>& lanes, int64_t n, int64_t step, T* out) {
-    using V = Vec<T, L>;
-    int64_t i = 0;
-    if (lanes.adjacent) {
-        for (; i < n; ++i) store(out + i * L, load_as<V>(in + lanes.offset[0] + i * step));
-        return;
-    }
-    for (; step == 1 && i + L <= n; i += L) {
-        V tile[L];
-#pragma GCC unroll 16
-        for (int l = 0; l < L; ++l) tile[l] = load_as<V>(in + lanes.offset[l] + i);
-        transpose<L / 2, L>(tile);
-#pragma GCC unroll 16
-        for (int l = 0; l < L; ++l) store(out + (i + l) * L, tile[l]);
-    }
-    for (; i < n; ++i) {
-        S pixel[L];
-        for (int l = 0; l < L; ++l) pixel[l] = in[lanes.offset[l] + i * step];
-        store(out + i * L, load_as<V>(pixel));
-    }
-}
-
-// (n, L) into n pixels of `count` planes.
-template <int L, class S, class T>
-void unpack(const T* in, const Lanes<L>& lanes, int64_t count, int64_t n, int64_t step, S* out) {
-    using V = Vec<T, L>;
-    int64_t i = 0;
-    if (lanes.adjacent) {
-        for (; i < n; ++i) store_as(out + lanes.offset[0] + i * step, load<V>(in + i * L));
-        return;
-    }
-    for (; step == 1 && i + L <= n; i += L) {
-        V tile[L];
-#pragma GCC unroll 16
-        for (int l = 0; l < L; ++l) tile[l] = load<V>(in + (i + l) * L);
-        transpose<L / 2, L>(tile);
-#pragma GCC unroll 16
-        for (int l = 0; l < L; ++l) {
-            if (l < count) store_as(out + lanes.offset[l] + i, tile[l]);
-        }
-    }
-    for (; i < n; ++i) {
-        S pixel[L];
-        store_as(pixel, load<V>(in + i * L));
-        for (int l = 0; l < count; ++l) out[lanes.offset[l] + i * step] = pixel[l];
-    }
-}
 
 // R rows of pixels `in_step` apart -> (out_w, L).
 template <int L, int R, class T>
@@ -119,16 +54,6 @@ void mean_pixels(const T* in, int64_t begin, int64_t in_row, int64_t in_step, co
             for (int64_t j = x.first[i]; j < x.first[i + 1]; ++j) sum += load<V>(line + x.index[j] * in_step);
         }
         store(out + i * step, sum / rows / static_cast<T>(x.first[i + 1] - x.first[i]));
-    }
-}
-
-// Calls body(first row, pixels): once for all rows where they follow each other in memory, else row by row.
-template <class Body>
-void for_segments(int64_t rows, int64_t width, const int64_t* strides, const Body& body) {
-    if (strides[2] == width * strides[3]) {
-        body(int64_t(0), rows * width);
-    } else {
-        for (int64_t r = 0; r < rows; ++r) body(r, width);
     }
 }
 

@@ -1,13 +1,17 @@
 from __future__ import annotations
 
+import sys
 from typing import Any, NamedTuple
 
 import pytest
 import torch
 from torch import Tensor
 
+import var_ext
 from tests.ops import oracle
-from var_ext import ScaleSchedule, ops
+from tests.threads import threads
+from var_ext import _C, ScaleSchedule, backend, ops, reference
+from var_ext.ops._native import view
 
 SCHEDULES = [
     (1,),
@@ -148,6 +152,162 @@ def test_scales_pass_theirs_to_codebook_and_phi(either_backend: str) -> None:
     for gradient, truth in zip(mine[1:], truths, strict=True):
         # sums over up to 54 places and 3 scales of terms of order one
         torch.testing.assert_close(gradient, truth, rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize(("sides", "batch", "channels"), [
+    ((1,), 3, 1),
+    ((1, 2, 5), 2, 20),
+    ((2, 3, 16), 2, 32),
+    ((1, 1, 1, 2), 1, 33),
+])  # fmt: skip
+def test_each_variant(each_isa: str, sides: tuple[int, ...], batch: int, channels: int) -> None:
+    given = inputs(sides, batch=batch, channels=channels, codes=151)
+    given.phi_weight.mul_(3 * channels**-0.5)
+    for tensor in given[1:4]:
+        tensor.requires_grad_()
+    tokens, f_hat, scales = ops.residual_quantize(*given, per_scale=True)
+    true_tokens, true_scales = exact(given)
+    assert torch.equal(tokens, true_tokens)
+    oracle.assert_equal_up_to_rounding(f_hat, true_scales[-1])
+    push = torch.randn(scales.shape)
+    mine = torch.autograd.grad(scales, given[1:4], push)
+    truths = torch.autograd.grad((true_scales * push).sum(), given[1:4])
+    for gradient, truth in zip(mine, truths, strict=True):
+        torch.testing.assert_close(gradient, truth, rtol=1e-4, atol=2e-4)
+
+
+def test_torchs_rounding() -> None:
+    """f_hat is the reference's, bit for bit, where torch runs oneDNN's AVX-512 kernels."""
+    given = inputs((1, 2, 3, 5, 8, 16), channels=32, codes=151)
+    mine, torchs = (m.residual_quantize(*given, per_scale=True) for m in (ops, reference))
+    assert torch.equal(mine[0], torchs[0])
+    if _C.isa().startswith("avx512") and torch.backends.cpu.get_cpu_capability() == "AVX512":
+        assert torch.equal(mine[1], torchs[1])
+        assert torch.equal(mine[2], torchs[2])
+
+
+def test_ties_go_to_the_lowest_index(either_backend: str) -> None:
+    given = inputs((1, 2, 5), codes=8)
+    once = ops.residual_quantize(*given)[0]
+    often = ops.residual_quantize(*given._replace(codebook=given.codebook.repeat(9, 1)))[0]
+    assert torch.equal(once, often)
+
+
+def test_thread_count_changes_nothing() -> None:
+    for batch in (1, 3):
+        given = inputs((1, 2, 5, 16), batch=batch, channels=32, codes=301)
+        for tensor in given[1:4]:
+            tensor.requires_grad_()
+        results = []
+        for count in (1, 2, 3):
+            with threads(count):
+                tokens, f_hat, scales = ops.residual_quantize(*given, per_scale=True)
+                results.append([tokens, f_hat, *torch.autograd.grad(scales.square().sum(), given[1:4])])
+        for other in results[1:]:
+            assert all(torch.equal(a, b) for a, b in zip(results[0], other, strict=True))
+
+
+def test_features_that_are_not_numbers(either_backend: str) -> None:
+    given = inputs((1, 3))
+    given.features[0, 2, 1, 1] = float("nan")
+    given.features[1, 1, 0, 2] = float("inf")
+    tokens, f_hat, _ = ops.residual_quantize(*given)
+    expected = reference.residual_quantize(*given)
+    assert torch.equal(tokens, expected[0])
+    assert torch.equal(f_hat.isnan(), expected[1].isnan())
+
+
+def test_what_needs_no_gradient_has_none(either_backend: str) -> None:
+    given = inputs((1, 2, 3))
+    given.codebook.requires_grad_()
+    tokens, f_hat, scales = ops.residual_quantize(*given, per_scale=True)
+    assert (tokens.requires_grad, f_hat.requires_grad, scales.requires_grad) == (False, False, True)
+    given = given._replace(features=given.features.requires_grad_(), codebook=given.codebook.detach())
+    tokens, f_hat, scales = ops.residual_quantize(*given, per_scale=True)
+    assert (tokens.requires_grad, f_hat.requires_grad, scales.requires_grad) == (False, True, False)
+
+
+def test_the_kernel_runs_when_the_backend_is_native(monkeypatch: pytest.MonkeyPatch) -> None:
+    calls = []
+    for name in ("residual_quantize", "residual_quantize_backward"):
+        kernel = getattr(var_ext._C, name)
+        monkeypatch.setattr(var_ext._C, name, lambda *a, n=name, k=kernel: (calls.append(n), k(*a)))
+    given = inputs((1, 2, 3))
+    given.codebook.requires_grad_()
+    with backend.force("native"):
+        ops.residual_quantize(*given, per_scale=True)[2].sum().backward()
+    assert calls == ["residual_quantize", "residual_quantize_backward"]
+
+
+def test_the_kernel_checks_what_it_is_given() -> None:
+    given = inputs((1, 2))
+    plan = dict(phi_index=[0, 1], patch_nums=[1, 2], ratio=0.5)
+    call = {
+        **dict(zip(("features", "codebook", "phi_weight", "phi_bias"), given[:4], strict=True)),
+        "tokens": torch.zeros(2, 5, dtype=torch.int64),
+        "f_hat": torch.empty(2, 4, 2, 2),
+    }
+    for change, message in (
+        (
+            dict(features=given.features[:, :3]),
+            r"features must have shape \(2, 4, 2, 2\), got \(2, 3, 2, 2\)",
+        ),
+        (dict(codebook=given.codebook[:0]), "codebook must have 1 to"),
+        (dict(phi_weight=given.phi_weight.mT), "phi_weight must be contiguous"),
+        (dict(phi_bias=given.phi_bias[:1]), r"phi_bias must have shape \(2, 4\), got \(1, 4\)"),
+        (dict(tokens=call["tokens"][:, :4]), r"tokens must have shape \(B, 5\), got \(2, 4\)"),
+        (dict(tokens=torch.zeros(2, 5)), "tokens must be int64, got float32"),
+        (dict(f_hat=torch.empty(2, 4, 2, 3)), r"f_hat must have shape \(2, 4, 2, 2\), got \(2, 4, 2, 3\)"),
+    ):
+        views = {name: view(t) for name, t in {**call, **change}.items()}
+        with pytest.raises(ValueError, match=f"residual_quantize: {message}"):
+            _C.residual_quantize(**views, **plan, cosine=False, scales=None)
+    views = {name: view(t) for name, t in call.items()}
+    for change, message in (
+        (dict(phi_index=[0, 2]), "phi_index must name one of 2 convolutions, got 2"),
+        (dict(phi_index=[0]), "phi_index and patch_nums must have one entry for each scale, got 1 and 2"),
+        (dict(patch_nums=[3, 2]), "patch_nums must lie between 1 and the last one, got 3"),
+    ):
+        with pytest.raises(ValueError, match=f"residual_quantize: {message}"):
+            _C.residual_quantize(**views, **{**plan, **change}, cosine=False, scales=None)
+    backward = {
+        "grad_scales": torch.zeros(2, 2, 4, 2, 2),
+        "tokens": torch.full((2, 5), 37),
+        "codebook": given.codebook,
+        "phi_weight": given.phi_weight,
+        "grad_codebook": torch.empty(37, 4),
+        "grad_weight": torch.empty(2, 4, 4, 3, 3),
+        "grad_bias": torch.empty(2, 4),
+    }
+    with pytest.raises(ValueError, match=r"residual_quantize_backward: tokens must lie in 0 \.\. 36, got 37"):
+        _C.residual_quantize_backward(**{name: view(t) for name, t in backward.items()}, **plan)
+
+
+def test_registration_of_backward() -> None:
+    given = inputs((1, 2))
+    tokens = torch.randint(37, (2, 5))
+    torch.library.opcheck(
+        torch.ops.var_ext.residual_quantize_backward,
+        (torch.randn(2, 2, 4, 2, 2), tokens, given.codebook, given.phi_weight, [0, 1], [1, 2], 0.5),
+    )
+
+
+def test_the_composed_gradient_is_the_same() -> None:
+    """The gradient in plain PyTorch, which runs where there is no kernel."""
+    given = inputs((1, 2, 4))
+    tokens = torch.randint(37, (2, 21))
+    arguments = (
+        torch.randn(3, 2, 4, 4, 4),
+        tokens,
+        given.codebook,
+        given.phi_weight,
+        [0, 1, 1],
+        [1, 2, 4],
+        0.5,
+    )
+    mine = torch.ops.var_ext.residual_quantize_backward(*arguments)
+    composed = sys.modules["var_ext.ops.residual_quantize"]._composed_backward(*arguments)
+    torch.testing.assert_close(mine, composed, rtol=1e-5, atol=1e-5)
 
 
 @pytest.mark.parametrize("per_scale", [False, True])

@@ -6,8 +6,11 @@ import pytest
 import torch
 from torch import Tensor
 
+import var_ext
 from tests.ops import oracle
-from var_ext import ops
+from tests.threads import threads
+from var_ext import _C, backend, ops, reference
+from var_ext.ops._native import view
 
 SIZES = [  # batch, channels, f_hat, codes, next
     (2, 4, (16, 16), (1, 1), 2),
@@ -93,6 +96,141 @@ def test_strided_views(either_backend: str) -> None:
 def test_gradients(either_backend: str, following: Any) -> None:
     given = [t.requires_grad_() for t in inputs(1, 2, (4, 5), (2, 3), torch.float64)]
     assert torch.autograd.gradcheck(lambda *g: ops.residual_step(*g, next_size=following, ratio=0.3), given)
+
+
+def channels_last(x: Tensor) -> Tensor:
+    return x.contiguous(memory_format=torch.channels_last)
+
+
+@pytest.mark.parametrize(("batch", "channels", "size", "codes"), [
+    (2, 1, (1, 1), (1, 1)),
+    (3, 16, (8, 8), (3, 3)),
+    (2, 20, (5, 9), (2, 4)),
+    (1, 33, (7, 3), (7, 3)),
+    (1, 64, (6, 13), (5, 5)),
+    (5, 32, (16, 16), (13, 13)),
+])  # fmt: skip
+def test_each_variant(
+    each_isa: str, batch: int, channels: int, size: tuple[int, int], codes: tuple[int, int]
+) -> None:
+    """Channels below, at and beyond a vector and a group of vectors, widths of no round number; and gradients."""
+    for layout in (torch.Tensor.contiguous, channels_last):
+        given = inputs(batch, channels, size, codes)
+        given[1], given[2] = layout(given[1]), given[2] * (9 * channels) ** -0.5
+        given = [t.requires_grad_() for t in given]
+        results = ops.residual_step(*given, next_size=(2, 1), ratio=0.3)
+        truths = exact(*given, (2, 1), 0.3)
+        for mine, truth in zip(results, truths, strict=True):
+            oracle.assert_equal_up_to_rounding(mine, truth)
+        pushes = [layout(torch.randn(r.shape)) for r in results]
+        grads = torch.autograd.grad(results, given, pushes)
+        wide = [t.detach().double().requires_grad_() for t in given]
+        exact_grads = torch.autograd.grad(exact(*wide, (2, 1), 0.3), wide, [p.double() for p in pushes])
+        for grad, truth in zip(grads, exact_grads, strict=True):
+            # sums over up to 5 * 256 places of terms of order one
+            torch.testing.assert_close(grad.double(), truth, rtol=1e-5, atol=1e-4)
+
+
+@pytest.mark.parametrize("channels", [16, 32])
+@pytest.mark.parametrize("layout", [torch.Tensor.contiguous, channels_last])
+def test_torchs_rounding(channels: int, layout: Any) -> None:
+    """Bit for bit what torch gives where it runs oneDNN's AVX-512 kernels: `more_smooth` shows the last bits."""
+    for size, codes in ((16, 16), (16, 13), (16, 1), (8, 3), (32, 24)):
+        given = inputs(2, channels, (size, size), (codes, codes))
+        given[1] = layout(given[1])
+        mine = ops.residual_step(*given, next_size=size // 2 + 1)
+        torchs = reference.residual_step(*given, next_size=size // 2 + 1)
+        fused = _C.isa().startswith("avx512") and torch.backends.cpu.get_cpu_capability() == "AVX512"
+        for one, other in zip(mine, torchs, strict=True):
+            torch.testing.assert_close(one, other, rtol=0 if fused else 1e-5, atol=0 if fused else 1e-5)
+
+
+def test_only_the_gradients_that_are_wanted(either_backend: str) -> None:
+    full = [t.requires_grad_() for t in inputs(2, 3, (5, 4), (2, 2))]
+    push = torch.randn(2, 3, 5, 4)
+    all_four = torch.autograd.grad(ops.residual_step(*full)[0], full, push)
+    for i in range(4):
+        some = [t.detach().requires_grad_(i == j) for j, t in enumerate(full)]
+        (grad,) = torch.autograd.grad(ops.residual_step(*some)[0], some[i], push)
+        torch.testing.assert_close(grad, all_four[i], rtol=1e-5, atol=1e-5)
+
+
+def test_thread_count_changes_nothing() -> None:
+    for batch, size in ((1, (16, 16)), (3, (16, 16)), (1, (65, 40))):
+        given = [t.requires_grad_() for t in inputs(batch, 32, size, (5, 5))]
+        results = []
+        for count in (1, 2, 3):
+            with threads(count):
+                new, pooled = ops.residual_step(*given, next_size=3)
+                grads = torch.autograd.grad(new.square().sum() + pooled.sum(), given)
+                results.append([new, pooled, *grads])
+        for other in results[1:]:
+            assert all(torch.equal(a, b) for a, b in zip(results[0], other, strict=True))
+
+
+def test_unaligned_views() -> None:
+    given = inputs(2, 16, (5, 5), (3, 3))
+    shifted = [torch.empty(t.numel() + 1)[1:].view(t.shape).copy_(t) for t in given]
+    for mine, same in zip(
+        ops.residual_step(*shifted, next_size=2), ops.residual_step(*given, next_size=2), strict=True
+    ):
+        assert torch.equal(mine, same)
+
+
+def test_nan_stays_where_it_is_used(each_isa: str) -> None:
+    f_hat, embedding, weight, bias = inputs(1, 20, (9, 9), (9, 9))
+    embedding[0, 3, 4, 4] = float("nan")
+    f_hat[0, 5, 0, 8] = float("inf")
+    new, _ = ops.residual_step(f_hat, embedding, weight, bias)
+    expected = reference.residual_step(f_hat, embedding, weight, bias)[0]
+    assert torch.equal(new.isnan(), expected.isnan())
+    assert torch.equal(new.isinf(), expected.isinf())
+
+
+def test_the_kernel_runs_when_the_backend_is_native(monkeypatch: pytest.MonkeyPatch) -> None:
+    calls = []
+    for name in ("residual_step", "residual_step_backward"):
+        kernel = getattr(var_ext._C, name)
+        monkeypatch.setattr(var_ext._C, name, lambda *a, n=name, k=kernel: (calls.append(n), k(*a)))
+    given = [t.requires_grad_() for t in inputs(1, 2, (4, 4), (2, 2))]
+    with backend.force("native"):
+        ops.residual_step(*given)[0].sum().backward()
+    assert calls == ["residual_step", "residual_step_backward"]
+
+
+def test_the_kernel_checks_what_it_is_given() -> None:
+    f_hat, embedding, weight, bias = inputs(1, 4, (6, 6), (2, 2))
+    call = dict(f_hat=f_hat, embedding=embedding, phi_weight=weight, phi_bias=bias, out=f_hat.clone())
+    for change, message in (
+        (dict(f_hat=f_hat.double()), "f_hat must be float32, got float64"),
+        (dict(f_hat=f_hat[0]), r"f_hat must have shape \(B, C, H, W\), got \(4, 6, 6\)"),
+        (dict(embedding=embedding[:, :3]), r"embedding must have shape \(1, 4, H, W\), got \(1, 3, 2, 2\)"),
+        (dict(embedding=embedding[:, :, :0]), "embedding must have at least one pixel"),
+        (dict(phi_weight=weight.mT), "phi_weight must be contiguous"),
+        (dict(phi_bias=bias[:3]), r"phi_bias must have shape \(4,\), got \(3,\)"),
+        (dict(out=f_hat[:, :, :5]), r"out must have shape \(1, 4, 6, 6\), got \(1, 4, 5, 6\)"),
+        (dict(out=f_hat[:, :1].expand(1, 4, 6, 6)), "out must not overlap itself"),
+    ):
+        views = {name: view(t) for name, t in {**call, **change}.items()}
+        with pytest.raises(ValueError, match=f"residual_step: {message}"):
+            _C.residual_step(**views, ratio=0.5, next=None)
+    views = {name: view(call[name]) for name in ("embedding", "phi_weight")}
+    nothing = dict(grad_embedding=None, grad_weight=None, grad_bias=None)
+    for name, tensor, message in (
+        ("grad_embedding", f_hat, r"grad_embedding must have shape \(1, 4, 2, 2\)"),
+        ("grad_weight", weight.mT, "grad_weight must be contiguous"),
+        ("grad_bias", bias.double(), "grad_bias must be float32"),
+    ):
+        with pytest.raises(ValueError, match=f"residual_step_backward: {message}"):
+            _C.residual_step_backward(grad=view(f_hat), **views, ratio=0.5, **{**nothing, name: view(tensor)})
+
+
+def test_registration_of_backward() -> None:
+    f_hat, embedding, weight, _ = inputs(2, 3, (4, 4), (2, 2))
+    for wanted in ((True, True), (True, False), (False, True)):
+        torch.library.opcheck(
+            torch.ops.var_ext.residual_step_backward, (f_hat, embedding, weight, 0.5, *wanted)
+        )
 
 
 def test_registration() -> None:

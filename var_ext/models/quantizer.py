@@ -38,18 +38,23 @@ class PhiBank(nn.Module):
         # NumPy's rounding decides: with ten scales and four phi, scales 2 and 7 lie midway between two ticks
         self.ticks = np.linspace(margin, 1 - margin, count).tolist()
 
+    def convolutions(self) -> list[tuple[Tensor, Tensor]]:
+        """Weight (C, C, 3, 3) and bias (C,) of each convolution."""
+        convs = [m for m in self.modules() if isinstance(m, nn.Conv2d)]
+        return [(conv.weight, conv.bias) for conv in convs if conv.bias is not None]
+
     def stacked(self) -> tuple[Tensor, Tensor]:
         """Weights (N, C, C, 3, 3) and biases (N, C) of all convolutions."""
-        convs = [m for m in self.modules() if isinstance(m, nn.Conv2d)]
-        biases = [conv.bias for conv in convs if conv.bias is not None]
-        return torch.stack([conv.weight for conv in convs]), torch.stack(biases)
+        weights, biases = zip(*self.convolutions(), strict=True)
+        return torch.stack(weights), torch.stack(biases)
+
+    def index_of(self, ratio: float) -> int:
+        """Which convolution scale k takes: the one whose tick is nearest to ratio = k / (K - 1)."""
+        return min(range(len(self.ticks)), key=lambda n: abs(self.ticks[n] - ratio))
 
     def index(self, schedule: ScaleSchedule) -> list[int]:
-        """Which convolution each scale takes: the one whose tick is nearest to k / (K - 1)."""
-        return [
-            min(range(len(self.ticks)), key=lambda n: abs(self.ticks[n] - schedule.ratio(k)))
-            for k in range(len(schedule))
-        ]
+        """`index_of` for each scale."""
+        return [self.index_of(schedule.ratio(k)) for k in range(len(schedule))]
 
 
 class MultiScaleQuantizer(nn.Module):
@@ -234,13 +239,19 @@ class MultiScaleQuantizer(nn.Module):
         return self.embedding(idx_Bl).transpose(1, 2).unflatten(2, (side, side))
 
     def _step(self, k: int, f_hat: Tensor, codes: Tensor, *, next_side: int | None) -> tuple[Tensor, Tensor]:
-        weight, bias, index = self.phi(self.schedule)
+        if (
+            self.phi_ratio > 1e-6
+        ):  # the one that is needed: stacking all of them would take as long as the step
+            bank = self.quant_resi
+            weight, bias = bank.convolutions()[bank.index_of(self.schedule.ratio(k))]
+        else:
+            weight, bias = (t[0] for t in self.phi(self.schedule)[:2])
         with torch.autocast(f_hat.device.type, enabled=False):
             return ops.residual_step(
                 f_hat,
                 codes.to(f_hat.dtype),
-                weight[index[k]],
-                bias[index[k]],
+                weight.float(),
+                bias.float(),
                 next_size=next_side,
                 ratio=self.phi_ratio,
             )

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import Tensor
 
 from var_ext import backend, reference
 from var_ext.ops._checks import FLOATS, as_size, check_dtype, check_shape, check_together, require
-from var_ext.ops._registry import compose
+from var_ext.ops._native import view
+from var_ext.ops._registry import differentiate, implement
 
 
 def _composed(
@@ -19,14 +22,131 @@ def _composed(
     new, pooled = reference.residual_step(
         f_hat, embedding, phi_weight, phi_bias, next_size=size, ratio=ratio, primitives=ops
     )
-    return new, pooled if next_size else f_hat.new_empty(0)  # outputs of an op must not alias
+    outputs = _fake(f_hat, embedding, phi_weight, phi_bias, next_size, ratio)
+    return outputs[0].copy_(new), outputs[1].copy_(pooled) if next_size else outputs[1]
 
 
-compose(
+def _native(
+    f_hat: Tensor, embedding: Tensor, phi_weight: Tensor, phi_bias: Tensor, next_size: list[int], ratio: float
+) -> tuple[Tensor, Tensor]:
+    if f_hat.dtype != torch.float32:  # the quantizer works in full precision; others have no kernel
+        return _composed(f_hat, embedding, phi_weight, phi_bias, next_size, ratio)
+    from var_ext import _C
+
+    phi_weight, phi_bias = phi_weight.contiguous(), phi_bias.contiguous()
+    new, pooled = _fake(f_hat, embedding, phi_weight, phi_bias, next_size, ratio)
+    _C.residual_step(
+        view(f_hat),
+        view(embedding),
+        view(phi_weight),
+        view(phi_bias),
+        ratio,
+        view(new),
+        view(pooled) if next_size else None,
+    )
+    return new, pooled
+
+
+def _fake(
+    f_hat: Tensor, embedding: Tensor, phi_weight: Tensor, phi_bias: Tensor, next_size: list[int], ratio: float
+) -> tuple[Tensor, Tensor]:
+    new = f_hat.new_empty(f_hat.shape)
+    return new, f_hat.new_empty((*f_hat.shape[:2], *next_size) if next_size else 0)
+
+
+def _composed_backward(
+    grad: Tensor, embedding: Tensor, phi_weight: Tensor, ratio: float, codes: bool, phi: bool
+) -> tuple[Tensor, Tensor, Tensor]:
+    from var_ext import ops
+
+    (height, width), (h, w) = grad.shape[2:], embedding.shape[2:]
+    same = (h, w) == (height, width)
+    outputs = _fake_backward(grad, embedding, phi_weight, ratio, codes, phi)
+    grads = torch.ops.aten.convolution_backward(
+        grad * ratio,
+        embedding if same else ops.bicubic_upsample(embedding, (height, width)),
+        phi_weight,
+        [phi_weight.shape[0]],
+        *([1, 1], [1, 1], [1, 1]),  # stride, padding, dilation
+        *(False, [0, 0], 1),  # not transposed, in one group
+        [codes, phi, phi],
+    )
+    if codes:
+        wide = grad * (1 - ratio) + grads[0]
+        outputs[0].copy_(wide if same else torch.ops.var_ext.bicubic_upsample_backward(wide, h, w))
+    if phi:
+        outputs[1].copy_(grads[1])
+        outputs[2].copy_(grads[2])
+    return outputs
+
+
+def _native_backward(
+    grad: Tensor, embedding: Tensor, phi_weight: Tensor, ratio: float, codes: bool, phi: bool
+) -> tuple[Tensor, Tensor, Tensor]:
+    if grad.dtype != torch.float32:
+        return _composed_backward(grad, embedding, phi_weight, ratio, codes, phi)
+    from var_ext import _C
+
+    phi_weight = phi_weight.contiguous()
+    outputs = _fake_backward(grad, embedding, phi_weight, ratio, codes, phi)
+    wanted = (codes, phi, phi)
+    targets = [view(output) if want else None for output, want in zip(outputs, wanted, strict=True)]
+    _C.residual_step_backward(view(grad), view(embedding), view(phi_weight), ratio, *targets)
+    return outputs
+
+
+def _fake_backward(
+    grad: Tensor, embedding: Tensor, phi_weight: Tensor, ratio: float, codes: bool, phi: bool
+) -> tuple[Tensor, Tensor, Tensor]:
+    return (
+        grad.new_empty(embedding.shape if codes else 0),
+        grad.new_empty(phi_weight.shape if phi else 0),
+        grad.new_empty(phi_weight.shape[0] if phi else 0),
+    )
+
+
+def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:
+    _, embedding, phi_weight, _, next_size, ratio = inputs
+    ctx.save_for_backward(embedding, phi_weight)
+    ctx.has_next, ctx.ratio = len(next_size) > 0, ratio
+
+
+def _gradient(ctx: Any, grad: Tensor, grad_next: Tensor) -> tuple[Tensor | None, ...]:
+    embedding, phi_weight = ctx.saved_tensors
+    if ctx.has_next:
+        grad = grad + torch.ops.var_ext.area_downsample_backward(grad_next, *grad.shape[2:])
+    codes, phi = ctx.needs_input_grad[1], ctx.needs_input_grad[2] or ctx.needs_input_grad[3]
+    if not (codes or phi):
+        return grad, None, None, None, None, None
+    grads = torch.ops.var_ext.residual_step_backward(grad, embedding, phi_weight, ctx.ratio, codes, phi)
+    grad_codes, grad_weight, grad_bias = grads
+    return (
+        grad,
+        grad_codes if codes else None,
+        grad_weight if phi else None,
+        grad_bias if phi else None,
+        None,
+        None,
+    )
+
+
+implement(
+    "residual_step",
     "residual_step(Tensor f_hat, Tensor embedding, Tensor phi_weight, Tensor phi_bias, "
     "SymInt[] next_size, float ratio) -> (Tensor, Tensor)",
-    _composed,
+    native=_native,
+    fallback=_composed,
+    fake=_fake,
 )
+implement(
+    "residual_step",
+    "residual_step_backward(Tensor grad, Tensor embedding, Tensor phi_weight, float ratio, bool codes, "
+    "bool phi) -> (Tensor, Tensor, Tensor)",
+    native=_native_backward,
+    fallback=_composed_backward,
+    fake=_fake_backward,
+)
+differentiate("residual_step", _gradient, _setup_context)
 
 
 def residual_step(
