@@ -6,6 +6,8 @@
 #include "common/tensor_view.h"
 #include "ops/area_downsample.h"
 #include "ops/bicubic_upsample.h"
+#include "ops/block_causal_attention.h"
+#include "ops/cached_attention.h"
 #include "ops/nearest_code.h"
 
 #if defined(VAR_EXT_CUDA_VERSION)
@@ -64,7 +66,7 @@ py::dict cpu_info() {
 
 py::dict kernels() {
     py::dict table;  // a fresh one: callers may change theirs
-    for (const char* op : {"nearest_code", "area_downsample", "bicubic_upsample"}) {
+    for (const char* op : {"nearest_code", "area_downsample", "bicubic_upsample", "block_causal_attention", "cached_attention"}) {
         table[op] = std::vector<std::string>{"cpu"};
     }
     return table;
@@ -105,6 +107,36 @@ PYBIND11_MODULE(_C, m) {
                  "(B, C, H, W) -> (B, C, h, w): cubic, a = -0.75.");
     def_resample(m, "bicubic_upsample_backward", cpu::bicubic_upsample_backward, "grad_out", "grad_in",
                  "The transposed map: (B, C, h, w) -> (B, C, H, W).");
+
+    m.def(
+        "block_causal_attention",
+        [](const TensorView& q, const TensorView& k, const TensorView& v, const TensorView& out,
+           const TensorView& lse, const std::vector<int64_t>& patch_nums, float scale) {
+            cpu::block_causal_attention(block_causal_attention_params(q, k, v, out, lse, patch_nums, scale));
+        },
+        py::arg("q"), py::arg("k"), py::arg("v"), py::arg("out"), py::arg("lse"), py::arg("patch_nums"),
+        py::arg("scale"), py::call_guard<py::gil_scoped_release>(),
+        "(B, L, H, D) each -> (B, L, H, D) and the log-sum-exp (B, H, L).");
+    m.def(
+        "block_causal_attention_backward",
+        [](const TensorView& grad_out, const TensorView& q, const TensorView& k, const TensorView& v,
+           const TensorView& out, const TensorView& lse, const TensorView& dq, const TensorView& dk,
+           const TensorView& dv, const std::vector<int64_t>& patch_nums, float scale) {
+            cpu::block_causal_attention_backward(block_causal_attention_backward_params(
+                grad_out, q, k, v, out, lse, dq, dk, dv, patch_nums, scale));
+        },
+        py::arg("grad_out"), py::arg("q"), py::arg("k"), py::arg("v"), py::arg("out"), py::arg("lse"),
+        py::arg("dq"), py::arg("dk"), py::arg("dv"), py::arg("patch_nums"), py::arg("scale"),
+        py::call_guard<py::gil_scoped_release>(), "Gradients of q, k and v, (B, L, H, D) each.");
+    m.def(
+        "cached_attention",
+        [](const TensorView& q, const TensorView& k_cache, const TensorView& v_cache, const TensorView& out,
+           int64_t length, float scale) {
+            cpu::cached_attention(cached_attention_params(q, k_cache, v_cache, out, length, scale));
+        },
+        py::arg("q"), py::arg("k_cache"), py::arg("v_cache"), py::arg("out"), py::arg("length"),
+        py::arg("scale"), py::call_guard<py::gil_scoped_release>(),
+        "(B, Lq, H, D) against the first `length` of (B, Lmax, H, D) -> (B, Lq, H, D).");
 
     m.def("build_info", build_info, "How this extension was built.");
     m.def("cpu_info", cpu_info, "Variants that run here, and the selected one.");

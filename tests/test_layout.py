@@ -21,8 +21,6 @@ PACKAGE = ROOT / "var_ext"
 OWED = {
     "cpu": {
         "adaln",
-        "block_causal_attention",
-        "cached_attention",
         "group_norm_silu",
         "qk_norm",
         "residual_quantize",
@@ -36,8 +34,17 @@ ALWAYS = ("var_ext/ops/{}.py", "var_ext/reference/{}.py", "tests/ops/test_{}.py"
 
 # Files beside those of the ops: code that several ops share, and benchmarks of more than an op.
 SHARED = {
-    "csrc/ops": {"resample"},
-    "csrc/cpu": {"math", "resample", "vec"},
+    "csrc/ops": {"attention", "resample"},
+    "csrc/cpu": {
+        "attention",
+        "attention_backward",
+        "attention_forward",
+        "attention_operands",
+        "attention_product",
+        "math",
+        "resample",
+        "vec",
+    },
     "csrc/cuda": {"ptx", "devices"},
     "var_ext/ops": {"__init__", "_checks", "_interpolation", "_native", "_registry"},
     "var_ext/reference": {"__init__"},

@@ -28,6 +28,23 @@ inline __attribute__((always_inline)) V exp(V x) {
     return x < -86.6f ? V{} : result;
 }
 
+// 2^x for x below 127, to 2 units in the last place. Below -126.5 it is 0; NaN stays NaN.
+template <class V>
+inline __attribute__((always_inline)) V exp2(V x) {
+    constexpr int n = sizeof(V) / 4;
+    using I = Vec<int32_t, n>;
+    const V bounded = x < -127.0f ? V{} - 127.0f : x;
+    // x = k + r, |r| <= 1/2: adding 1.5 * 2^23 + 127 leaves k + 127, the exponent of 2^k, in the low bits
+    const V shifted = bounded + 12583039.0f;
+    const V r = bounded - (shifted - 12583039.0f);
+    V p = r * 1.3276472e-3f + 9.6755416e-3f;
+    p = p * r + 5.5507133e-2f;
+    p = p * r + 2.4022120e-1f;
+    p = p * r + 6.9314697e-1f;
+    p = p * r + 1.0000001f;
+    return p * (V)((I)shifted << 23);
+}
+
 // Sums and maxima over the lanes, always in the same order: halves, quarters, ...
 template <int Shift, int... I, class V>
 inline __attribute__((always_inline)) V rotated(V v, std::integer_sequence<int, I...>) {
