@@ -1,7 +1,7 @@
 // The bodies of the attention kernels, compiled once for each variant.
 #pragma once
 
-#include "cpu/attention_forward.h"
+#include "cpu/attention_backward.h"
 
 namespace {
 
@@ -22,6 +22,15 @@ void forward(const var_ext::cpu::AttentionTask& task) {
     }
 }
 
-void backward(const var_ext::cpu::AttentionTask&) {}
+void backward(const var_ext::cpu::AttentionTask& task) {
+    switch (task.p->dtype) {
+        case var_ext::DType::bfloat16:
+            return attention_backward<BFloat16Kind, BFloat16>(task);
+        case var_ext::DType::float16:
+            return attention_backward<Floats, Float16>(task);
+        default:
+            return attention_backward<Floats, float>(task);
+    }
+}
 
 }  // namespace

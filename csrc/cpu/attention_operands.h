@@ -35,6 +35,9 @@ struct BFloat16Pairs {
     }
 };
 
+inline __attribute__((always_inline)) Vec<uint16_t, lanes> round(F x) {
+    return (Vec<uint16_t, lanes>)_mm512_cvtneps_pbh((__m512)x);
+}
 // Lane by lane: a in the lower, b in the upper half.
 inline __attribute__((always_inline)) U pair(F a, F b) {
     const auto both = (Vec<uint16_t, 32>)_mm512_cvtne2ps_pbh((__m512)b, (__m512)a);
@@ -149,6 +152,15 @@ void unpack_transposed(const float* from, const float* factors, int64_t rows, in
             for (int i = 0; i < lanes && row + i < rows; ++i) {
                 store_numbers(to + (row + i) * stride + d, square[i], dim - d);
             }
+        }
+    }
+}
+
+template <class T>
+void unpack_rows(const float* from, float factor, int64_t rows, int64_t dim, T* to, int64_t stride) {
+    for (int64_t row = 0; row < rows; ++row, to += stride) {
+        for (int64_t d = 0; d < dim; d += lanes, from += lanes) {
+            store_numbers(to + d, load<F>(from) * factor, dim - d);
         }
     }
 }
