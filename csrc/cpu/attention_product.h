@@ -66,7 +66,7 @@ inline __attribute__((always_inline)) void multiply_block(const Product<Kind>& p
         for (int j = 0; j < Vectors; ++j) right[j] = load<Operand>(b + j * lanes);
 #pragma GCC unroll 16
         for (int i = 0; i < Rows; ++i) {
-            const Operand left = Operand{} + a[side == Side::rows ? i * stride : i];
+            const Operand left = a[side == Side::rows ? i * stride : i] - Operand{};  // + would turn -0 into 0
 #pragma GCC unroll 4
             for (int j = 0; j < Vectors; ++j) sum[i][j] = Kind::multiply_add(sum[i][j], left, right[j]);
         }

@@ -33,7 +33,7 @@ template <class V>
 inline __attribute__((always_inline)) V exp2(V x) {
     constexpr int n = sizeof(V) / 4;
     using I = Vec<int32_t, n>;
-    const V bounded = x < -127.0f ? V{} - 127.0f : x;
+    const V least = V{} - 127.0f, bounded = least > x ? least : x;
     // x = k + r, |r| <= 1/2: adding 1.5 * 2^23 + 127 leaves k + 127, the exponent of 2^k, in the low bits
     const V shifted = bounded + 12583039.0f;
     const V r = bounded - (shifted - 12583039.0f);
