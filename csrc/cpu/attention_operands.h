@@ -76,10 +76,21 @@ inline __attribute__((always_inline)) void store_numbers(T* p, F numbers, int64_
     __builtin_memcpy(p, some, count * sizeof(T));
 }
 
+// Rows of a head lie a few KB apart, too far for the processor to see a pattern: asked for before their turn.
+template <class T>
+inline __attribute__((always_inline)) void prefetch_row(const T* from, int64_t stride, int64_t row,
+                                                        int64_t rows, int64_t dim) {
+    constexpr int64_t ahead = 12;
+    if (row + ahead >= rows) return;
+    const char* p = reinterpret_cast<const char*>(from + ahead * stride);
+    for (int64_t i = 0; i < dim * static_cast<int64_t>(sizeof(T)); i += 64) __builtin_prefetch(p + i);
+}
+
 // (rows, D) as it is, elements along D: to[row * whole_vectors(elements) + element].
 template <class Kind, class T>
 void pack_rows(const T* from, int64_t stride, int64_t rows, int64_t dim, typename Kind::Element* to) {
     for (int64_t row = 0; row < rows; ++row, from += stride) {
+        prefetch_row(from, stride, row, rows, dim);
         for (int64_t d = 0; d < dim; d += lanes * Kind::depth, to += lanes) {
             store(to, load_elements<Kind>(from + d, dim - d));
         }
@@ -94,6 +105,8 @@ void pack_columns(const T* from, int64_t stride, int64_t rows, int64_t dim, type
     } else {
         using Half = Vec<uint16_t, lanes>;
         for (int64_t row = 0; row < rows; row += 2, from += 2 * stride) {
+            prefetch_row(from, stride, row, rows, dim);
+            prefetch_row(from + stride, stride, row + 1, rows, dim);
             for (int64_t d = 0; d < dim; d += lanes, to += lanes) {
                 Half two[2] = {};
                 const int64_t bytes = (dim - d < lanes ? dim - d : lanes) * 2;
