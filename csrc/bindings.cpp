@@ -66,7 +66,8 @@ py::dict cpu_info() {
 
 py::dict kernels() {
     py::dict table;  // a fresh one: callers may change theirs
-    for (const char* op : {"nearest_code", "area_downsample", "bicubic_upsample", "block_causal_attention", "cached_attention"}) {
+    for (const char* op : {"nearest_code", "area_downsample", "bicubic_upsample", "block_causal_attention",
+                           "cached_attention"}) {
         table[op] = std::vector<std::string>{"cpu"};
     }
     return table;

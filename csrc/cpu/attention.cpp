@@ -48,8 +48,8 @@ void attention(const AttentionParams& p, const std::vector<AttentionTile>& tiles
     const AttentionKernel& kernel = VAR_EXT_SELECT_BF16(attention);
     const int64_t cost = head_cost(tiles, p.dim);
     int threads = thread_count(heads * tile_count, cost / tile_count + 1);
-    // A task is a head, whose keys and values are packed once. With few heads they are divided: each part packs
-    // them anew. A tile is computed in the same way wherever it lands.
+    // A task is a head, whose keys and values are packed once. With few heads they are divided: each part
+    // packs them anew. A tile is computed in the same way wherever it lands.
     const int64_t parts = threads == 1 ? 1 : std::clamp<int64_t>(4 * threads / heads, 1, tile_count);
 
     const int64_t scratch_size = forward_scratch(most_keys(tiles), p.dim);

@@ -19,7 +19,7 @@ inline float dot(const T* a, const T* b, int64_t count) {
 struct GradientBlock {
     int64_t width;
     I limit[var_ext::cpu::attention_tile / lanes];
-    float *lse, *delta;  // (tile,), lse to base 2
+    float *lse, *delta;     // (tile,), lse to base 2
     float *scores, *grads;  // (block, tile): scores and dO V^T, then P and dS; dS in elements along the keys
     float *p_rows, *ds_rows;  // (block, tile): P and dS in elements along the queries
 };
@@ -80,9 +80,10 @@ void attention_backward(const var_ext::cpu::AttentionTask& task) {
         return taken;
     };
     float *dk = take(keys, row), *dv = take(keys, row);
-    Element *k = (Element*)take(keys, row), *v = (Element*)take(keys, row);  // (keys, D)
+    Element *k = (Element*)take(keys, row), *v = (Element*)take(keys, row);     // (keys, D)
     Element* k_columns = Kind::depth == 1 ? k : (Element*)take(keys + 1, row);  // elements along the keys
-    Element *q = (Element*)take(row, attention_tile), *grad = (Element*)take(row, attention_tile);  // (D, tile)
+    Element *q = (Element*)take(row, attention_tile),
+            *grad = (Element*)take(row, attention_tile);       // (D, tile)
     Element* q_columns = (Element*)take(attention_tile, row);  // (tile, D), elements along the queries
     Element* grad_columns = (Element*)take(attention_tile, row);
     float* dq = take(row, attention_tile);  // (D, tile)
@@ -116,8 +117,8 @@ void attention_backward(const var_ext::cpu::AttentionTask& task) {
         for (int64_t r = 0; r < width; ++r) {
             const bool real = r < tile.rows;  // the others have weights of 0
             block.lse[r] = real ? lse[tile.first + r] * log2_of_e : __builtin_inff();
-            block.delta[r] = real ? dot(grad_rows + r * g.grad_out.stride_l,
-                                        at(p.out, tile.first + r), dim) : 0;
+            block.delta[r] =
+                real ? dot(grad_rows + r * g.grad_out.stride_l, at(p.out, tile.first + r), dim) : 0;
         }
 
         for (int64_t first = 0; first < tile.keys; first += attention_block) {

@@ -26,9 +26,9 @@ inline void set_limits(const var_ext::cpu::AttentionTask& task, const var_ext::c
     __builtin_memcpy(limit, limits, sizeof(limits));
 }
 
-// One block of scores (keys, width), times `unit` logarithms to base 2, becomes weights 2^(score - maximum) in
-// place; pairs of keys share a row where Kind has pairs. Maxima, sums and the factor for what was summed before
-// follow.
+// One block of scores (keys, width), times `unit` logarithms to base 2, becomes weights 2^(score - maximum)
+// in place; pairs of keys share a row where Kind has pairs. Maxima, sums and the factor for what was summed
+// before follow.
 template <class Kind, bool mixed>
 void weigh(float* scores, int64_t first_key, int64_t keys, float unit, TileState& tile) {
     const int64_t width = tile.width;
@@ -38,7 +38,8 @@ void weigh(float* scores, int64_t first_key, int64_t keys, float unit, TileState
         F top = F{} - __builtin_inff();
         for (int64_t key = 0; key < keys; ++key) {
             F x = load<F>(score + key * width);
-            if constexpr (mixed) x = static_cast<int32_t>(first_key + key) < limit ? x : F{} - __builtin_inff();
+            if constexpr (mixed)
+                x = static_cast<int32_t>(first_key + key) < limit ? x : F{} - __builtin_inff();
             top = top > x ? top : x;
         }
         const F before = load<F>(tile.top + lane);
@@ -87,9 +88,9 @@ void attention_forward(const var_ext::cpu::AttentionTask& task) {
         const int64_t seen = task.tiles[i * task.tile_step].keys;
         keys = keys > seen ? keys : seen;
     }
-    float* k = task.scratch;                    // (keys, D)
-    float* v = k + keys * k_row;                // (keys, D), elements along the keys
-    float* scores = v + (keys + 1) * row;       // (block, tile)
+    float* k = task.scratch;                               // (keys, D)
+    float* v = k + keys * k_row;                           // (keys, D), elements along the keys
+    float* scores = v + (keys + 1) * row;                  // (block, tile)
     float* q = scores + attention_block * attention_tile;  // (D, tile)
     float* out = q + row * attention_tile;                 // (D, tile)
     TileState state;

@@ -18,7 +18,8 @@ enum class Side {
     columns,  // a(row, step) = a[step * a_stride + row]
 };
 
-// c(row, lane) = [c(row, lane) * factor(lane) or c(row, lane) or 0] + sum over steps of a(row, step) b(step, lane)
+// c(row, lane) = [c(row, lane) * factor(lane) or c(row, lane) or 0] + sum over steps of a(row, step) b(step,
+// lane)
 template <class Kind>
 struct Product {
     int64_t rows, width, steps;  // width: a multiple of the lanes
@@ -66,7 +67,8 @@ inline __attribute__((always_inline)) void multiply_block(const Product<Kind>& p
         for (int j = 0; j < Vectors; ++j) right[j] = load<Operand>(b + j * lanes);
 #pragma GCC unroll 16
         for (int i = 0; i < Rows; ++i) {
-            const Operand left = a[side == Side::rows ? i * stride : i] - Operand{};  // + would turn -0 into 0
+            const Operand left =
+                a[side == Side::rows ? i * stride : i] - Operand{};  // + would turn -0 into 0
 #pragma GCC unroll 4
             for (int j = 0; j < Vectors; ++j) sum[i][j] = Kind::multiply_add(sum[i][j], left, right[j]);
         }

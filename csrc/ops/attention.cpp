@@ -7,8 +7,8 @@ AttentionHeads attention_heads(const char* op, const char* name, const TensorVie
         contract_error(op, std::string(name) + " must have D of at least 1, got shape " + view.shape_text());
     }
     if (view.shape[3] > 1 && view.strides[3] != 1) {
-        contract_error(op, std::string(name) + " must have stride 1 along D, got " +
-                               std::to_string(view.strides[3]));
+        contract_error(
+            op, std::string(name) + " must have stride 1 along D, got " + std::to_string(view.strides[3]));
     }
     return {view.data, view.strides[0], view.strides[1], view.strides[2]};
 }

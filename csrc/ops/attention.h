@@ -14,14 +14,15 @@ struct AttentionHeads {  // (B, L, H, D)
 
 struct AttentionParams {
     AttentionHeads q, k, v, out;
-    float* lse;  // (B, H, L) contiguous: log of the sum of e^score of each query; null where nobody asks for it
+    float*
+        lse;  // (B, H, L) contiguous: log of the sum of e^score of each query; null where nobody asks for it
     int64_t batch, queries, keys, heads, dim;
     float scale;
     DType dtype;  // of q, k, v and out: float32, bfloat16 or float16
 };
 
 struct AttentionGradients {
-    AttentionHeads grad_out;      // in
+    AttentionHeads grad_out;    // in
     AttentionHeads dq, dk, dv;  // out
 };
 

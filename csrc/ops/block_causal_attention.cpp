@@ -6,8 +6,7 @@ namespace {
 
 void check_like(const char* op, const char* name, const TensorView& view, const TensorView& q) {
     check_dtype(op, name, view, {q.dtype});
-    check_shape(op, name, view,
-                {{"B", q.shape[0]}, {"L", q.shape[1]}, {"H", q.shape[2]}, {"D", q.shape[3]}});
+    check_shape(op, name, view, {{"B", q.shape[0]}, {"L", q.shape[1]}, {"H", q.shape[2]}, {"D", q.shape[3]}});
 }
 
 BlockCausalAttentionParams checked(const char* op, const TensorView& q, const TensorView& k,

@@ -1,7 +1,8 @@
-// block_causal_attention: softmax(scale q k^T + mask) v, where a token sees its own scale and all coarser ones.
+// block_causal_attention: softmax(scale q k^T + mask) v, where a token sees its own scale and all coarser
+// ones.
 //
-// Sums in fp32. bfloat16 rounds the weights (and, in the backward pass, the gradients of the scores) to bfloat16
-// where the processor multiplies such numbers; everything else is widened to fp32.
+// Sums in fp32. bfloat16 rounds the weights (and, in the backward pass, the gradients of the scores) to
+// bfloat16 where the processor multiplies such numbers; everything else is widened to fp32.
 #pragma once
 
 #include <vector>

@@ -36,10 +36,22 @@ def _native_backward(
 ) -> tuple[Tensor, Tensor, Tensor]:
     from var_ext import _C
 
-    given = _dense(grad), _dense(q), _dense(k), _dense(v), out, lse
-    grads = _fake_backward(grad, q, k, v, out, lse, patch_nums, scale)
-    _C.block_causal_attention_backward(*map(view, given), *map(view, grads), patch_nums, scale)
-    return grads
+    grad, q, k, v = _dense(grad), _dense(q), _dense(k), _dense(v)
+    dq, dk, dv = _fake_backward(grad, q, k, v, out, lse, patch_nums, scale)
+    _C.block_causal_attention_backward(
+        view(grad),
+        view(q),
+        view(k),
+        view(v),
+        view(out),
+        view(lse),
+        view(dq),
+        view(dk),
+        view(dv),
+        patch_nums,
+        scale,
+    )
+    return dq, dk, dv
 
 
 def _dense(x: Tensor) -> Tensor:
@@ -47,12 +59,14 @@ def _dense(x: Tensor) -> Tensor:
     return x if x.stride(-1) == 1 else x.contiguous()
 
 
+def _scores(q: Tensor, k: Tensor, patch_nums: list[int], scale: float) -> Tensor:
+    seen = block_causal_mask(ScaleSchedule(patch_nums), q.device)
+    return (torch.einsum("blhd,bmhd->bhlm", q, k) * scale).masked_fill(~seen, -torch.inf)
+
+
 def _fallback(q: Tensor, k: Tensor, v: Tensor, patch_nums: list[int], scale: float) -> tuple[Tensor, Tensor]:
-    schedule = ScaleSchedule(patch_nums)
-    out = reference.block_causal_attention(q, k, v, schedule, scale=scale)
-    scores = torch.einsum("blhd,bmhd->bhlm", q, k) * scale
-    seen = block_causal_mask(schedule, q.device)
-    return out, scores.masked_fill(~seen, -torch.inf).logsumexp(dim=-1).float()
+    out = reference.block_causal_attention(q, k, v, ScaleSchedule(patch_nums), scale=scale)
+    return out, _scores(q, k, patch_nums, scale).logsumexp(dim=-1).float()
 
 
 def _fallback_backward(
@@ -65,10 +79,12 @@ def _fallback_backward(
     patch_nums: list[int],
     scale: float,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    leaves = [t.detach().requires_grad_() for t in (q, k, v)]
-    with torch.enable_grad():
-        again = reference.block_causal_attention(*leaves, ScaleSchedule(patch_nums), scale=scale)
-    dq, dk, dv = torch.autograd.grad(again, leaves, grad)
+    weights = _scores(q, k, patch_nums, scale).softmax(dim=-1)
+    pull = torch.einsum("blhd,bmhd->bhlm", grad, v)
+    pull = scale * weights * (pull - (weights * pull).sum(dim=-1, keepdim=True))
+    dq = torch.einsum("bhlm,bmhd->blhd", pull, k)
+    dk = torch.einsum("bhlm,blhd->bmhd", pull, q)
+    dv = torch.einsum("bhlm,blhd->bmhd", weights, grad)
     return dq.contiguous(), dk.contiguous(), dv.contiguous()
 
 
