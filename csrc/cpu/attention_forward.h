@@ -98,38 +98,55 @@ void attention_forward(const var_ext::cpu::AttentionTask& task) {
     state.sum = state.top + attention_tile;
     state.factor = state.sum + attention_tile;
 
-    pack_rows<Kind>(head_of<const T>(p.k, task.b, task.h), p.k.stride_l, keys, dim, (Element*)k);
-    pack_columns<Kind>(head_of<const T>(p.v, task.b, task.h), p.v.stride_l, keys, dim, (Element*)v);
+    const auto at = [&](const var_ext::AttentionHeads& heads, int64_t first) {
+        return head_of<T>(heads, task.b, task.h) + first * heads.stride_l;
+    };
+    const auto ahead = [&](const var_ext::AttentionHeads& heads, int64_t first, int64_t rows) {
+        constexpr int64_t size = sizeof(T);
+        return Ahead{reinterpret_cast<const char*>(at(heads, first)), heads.stride_l * size, rows, dim * size};
+    };
     const float unit = __builtin_fabsf(p.scale) * log2_of_e;
+    int64_t packed = 0;  // keys and values: whole blocks, or all
 
     for (int64_t i = 0; i < task.tile_count; ++i) {
         const AttentionTile& tile = task.tiles[i * task.tile_step];
         const int64_t width = state.width = whole_vectors(tile.rows);
-        pack_transposed<Kind>(head_of<const T>(p.q, task.b, task.h) + tile.first * p.q.stride_l, p.q.stride_l,
-                              tile.rows, dim, (Element*)q);
+        pack_transposed<Kind>(at(p.q, tile.first), p.q.stride_l, tile.rows, dim, (Element*)q);
         if (p.scale < 0) negate<Kind>((Element*)q, elements_of<Kind>(dim) * width);
         set_limits(task, tile, state.limit);
         for (int64_t lane = 0; lane < width; lane += lanes) store(state.top + lane, F{} - __builtin_inff());
 
         for (int64_t first = 0; first < tile.keys; first += attention_block) {
             const int64_t count = tile.keys - first < attention_block ? tile.keys - first : attention_block;
-            multiply<Kind, Side::rows>({count, width, elements_of<Kind>(dim), (Element*)k + first * k_row,
-                                        k_row, (Element*)q, width, scores, width, false, nullptr});
+            Element* const k_block = (Element*)k + first * k_row;
+            Element* const v_block = (Element*)v + first / Kind::depth * row;
+            Ahead next_k, next_v;
+            if (packed <= first) {
+                packed = keys - first < attention_block ? keys : first + attention_block;
+                pack_rows<Kind>(at(p.k, first), p.k.stride_l, packed - first, dim, k_block);
+                pack_columns<Kind>(at(p.v, first), p.v.stride_l, packed - first, dim, v_block);
+                const int64_t rest = keys - packed < attention_block ? keys - packed : attention_block;
+                next_k = ahead(p.k, packed, rest);
+                next_v = ahead(p.v, packed, rest);
+            } else if (first + count == tile.keys && i + 1 < task.tile_count) {
+                const AttentionTile& next = task.tiles[(i + 1) * task.tile_step];
+                next_k = ahead(p.q, next.first, next.rows);
+            }
+            multiply<Kind, Side::rows>({count, width, elements_of<Kind>(dim), k_block, k_row, (Element*)q, width,
+                                        scores, width, false, nullptr, next_k});
             if (tile.mixed) {
                 weigh<Kind, true>(scores, first, count, unit, state);
             } else {
                 weigh<Kind, false>(scores, first, count, unit, state);
             }
-            multiply<Kind, Side::columns>({dim, width, elements_of<Kind>(count),
-                                           (Element*)v + first / Kind::depth * row, row, (Element*)scores,
-                                           width, out, width, first > 0, state.factor});
+            multiply<Kind, Side::columns>({dim, width, elements_of<Kind>(count), v_block, row, (Element*)scores,
+                                           width, out, width, first > 0, state.factor, next_v});
         }
 
         for (int64_t lane = 0; lane < width; lane += lanes) {
             store(state.factor + lane, 1.0f / load<F>(state.sum + lane));
         }
-        unpack_transposed(out, state.factor, tile.rows, dim,
-                          head_of<T>(p.out, task.b, task.h) + tile.first * p.out.stride_l, p.out.stride_l);
+        unpack_transposed(out, state.factor, tile.rows, dim, at(p.out, tile.first), p.out.stride_l);
         if (p.lse == nullptr) continue;
         float* lse = p.lse + (task.b * p.heads + task.h) * p.queries + tile.first;
         for (int64_t r = 0; r < tile.rows; ++r) {

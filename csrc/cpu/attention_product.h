@@ -18,6 +18,12 @@ enum class Side {
     columns,  // a(row, step) = a[step * a_stride + row]
 };
 
+// Rows that will be packed after the product: fetched bit by bit, one for each row of it.
+struct Ahead {
+    const char* first = nullptr;
+    int64_t stride = 0, rows = 0, bytes = 0;  // in bytes
+};
+
 // c(row, lane) = [c(row, lane) * factor(lane) or c(row, lane) or 0] + sum over steps of a(row, step) b(step,
 // lane)
 template <class Kind>
@@ -31,11 +37,18 @@ struct Product {
     int64_t c_stride;
     bool add;             // to what stands in c
     const float* factor;  // null: 1
+    Ahead ahead = {};
 };
 
 template <class Kind, Side side, int Rows, int Vectors>
 inline __attribute__((always_inline)) void multiply_block(const Product<Kind>& p, int64_t row, int64_t lane) {
     using Operand = typename Kind::Operand;
+    if (lane == 0) {
+        for (int64_t i = row; i < row + Rows && i < p.ahead.rows; ++i) {
+            const char* const from = p.ahead.first + i * p.ahead.stride;
+            for (int64_t byte = 0; byte < p.ahead.bytes; byte += 64) __builtin_prefetch(from + byte);
+        }
+    }
     F sum[Rows][Vectors];
     float* c = p.c + row * p.c_stride + lane;
     if (p.add) {
