@@ -9,7 +9,7 @@
 namespace var_ext::cpu {
 
 constexpr int64_t attention_tile = 64;   // queries at a time, most
-constexpr int64_t attention_block = 64;  // keys at a time, most
+constexpr int64_t attention_block = 96;  // keys at a time, most
 
 struct AttentionTile {
     int64_t first, rows;  // queries

@@ -40,10 +40,10 @@ void weigh(float* scores, int64_t first_key, int64_t keys, float unit, TileState
             F x = load<F>(score + key * width);
             if constexpr (mixed)
                 x = static_cast<int32_t>(first_key + key) < limit ? x : F{} - __builtin_inff();
-            top = top > x ? top : x;
+            top = larger(top, x);
         }
         const F before = load<F>(tile.top + lane);
-        top = top > before ? top : before;
+        top = larger(top, before);
         // where all scores are -inf so far, any finite number will do
         const F shift = top > -3e38f ? top * unit : F{};
         F sum = {};
@@ -103,7 +103,8 @@ void attention_forward(const var_ext::cpu::AttentionTask& task) {
     };
     const auto ahead = [&](const var_ext::AttentionHeads& heads, int64_t first, int64_t rows) {
         constexpr int64_t size = sizeof(T);
-        return Ahead{reinterpret_cast<const char*>(at(heads, first)), heads.stride_l * size, rows, dim * size};
+        return Ahead{reinterpret_cast<const char*>(at(heads, first)), heads.stride_l * size, rows,
+                     dim * size};
     };
     const float unit = __builtin_fabsf(p.scale) * log2_of_e;
     int64_t packed = 0;  // keys and values: whole blocks, or all
@@ -132,15 +133,16 @@ void attention_forward(const var_ext::cpu::AttentionTask& task) {
                 const AttentionTile& next = task.tiles[(i + 1) * task.tile_step];
                 next_k = ahead(p.q, next.first, next.rows);
             }
-            multiply<Kind, Side::rows>({count, width, elements_of<Kind>(dim), k_block, k_row, (Element*)q, width,
-                                        scores, width, false, nullptr, next_k});
+            multiply<Kind, Side::rows>({count, width, elements_of<Kind>(dim), k_block, k_row, (Element*)q,
+                                        width, scores, width, false, nullptr, next_k});
             if (tile.mixed) {
                 weigh<Kind, true>(scores, first, count, unit, state);
             } else {
                 weigh<Kind, false>(scores, first, count, unit, state);
             }
-            multiply<Kind, Side::columns>({dim, width, elements_of<Kind>(count), v_block, row, (Element*)scores,
-                                           width, out, width, first > 0, state.factor, next_v});
+            multiply<Kind, Side::columns>({dim, width, elements_of<Kind>(count), v_block, row,
+                                           (Element*)scores, width, out, width, first > 0, state.factor,
+                                           next_v});
         }
 
         for (int64_t lane = 0; lane < width; lane += lanes) {

@@ -117,6 +117,16 @@ def test_nan_is_not_lost(each_isa: str, dtype: torch.dtype) -> None:
         assert hit[:, 1].tolist() == [which > 0 or query == 3 for query in range(20)]
 
 
+def test_infinite_scores(each_isa: str) -> None:
+    """A score of -inf weighs nothing, even if the first hundreds are so; without any other, torch has NaN."""
+    q, keys, values = inputs(1, 5, 450, 1, 8)
+    q[..., 0], keys[..., 0] = 1, 0
+    keys[:, :300, :, 0] = -torch.inf
+    result = ops.cached_attention(q, keys, values, 450)
+    torch.testing.assert_close(result, ops.cached_attention(q, keys[:, 300:], values[:, 300:], 150))
+    assert ops.cached_attention(q, keys, values, 300).isnan().all()
+
+
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float64])
 def test_registration(dtype: torch.dtype) -> None:
     torch.library.opcheck(torch.ops.var_ext.cached_attention, (*inputs(2, 4, 9, 2, 8, dtype), 7, 1.0))
