@@ -41,9 +41,9 @@ inline __attribute__((always_inline)) Vec<uint16_t, lanes> round(F x) {
 // Lane by lane: a in the lower, b in the upper half.
 inline __attribute__((always_inline)) U pair(F a, F b) {
     const auto both = (Vec<uint16_t, 32>)_mm512_cvtne2ps_pbh((__m512)b, (__m512)a);
-    return (U)__builtin_shuffle(
-        both, Vec<uint16_t, 32>{0, 16, 1, 17, 2,  18, 3,  19, 4,  20, 5,  21, 6,  22, 7,  23,
-                                8, 24, 9, 25, 10, 26, 11, 27, 12, 28, 13, 29, 14, 30, 15, 31});
+    using Interleaved = std::integer_sequence<int, 0, 16, 1, 17, 2, 18, 3, 19, 4, 20, 5, 21, 6, 22, 7, 23, 8,
+                                              24, 9, 25, 10, 26, 11, 27, 12, 28, 13, 29, 14, 30, 15, 31>;
+    return (U)shuffle(both, both, Interleaved{});
 }
 #endif
 

@@ -24,8 +24,7 @@ struct Ahead {
     int64_t stride = 0, rows = 0, bytes = 0;  // in bytes
 };
 
-// c(row, lane) = [c(row, lane) * factor(lane) or c(row, lane) or 0] + sum over steps of a(row, step) b(step,
-// lane)
+// c(row, lane) = start + sum over steps of a(row, step) b(step, lane)
 template <class Kind>
 struct Product {
     int64_t rows, width, steps;  // width: a multiple of the lanes
@@ -35,7 +34,7 @@ struct Product {
     int64_t b_stride;
     float* c;
     int64_t c_stride;
-    bool add;             // to what stands in c
+    bool add;             // start with c(row, lane) * factor(lane), not with 0
     const float* factor;  // null: 1
     Ahead ahead = {};
 };
