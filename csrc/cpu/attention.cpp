@@ -20,11 +20,13 @@ int64_t most_keys(const std::vector<AttentionTile>& tiles) {
     return most;
 }
 
-// Products of a head in units of thread_count: a few elements each.
+// The work on a head in units of thread_count: products, a few at a time, and what packing a tile comes to.
 int64_t head_cost(const std::vector<AttentionTile>& tiles, int64_t dim) {
-    int64_t pairs = 0;
-    for (const AttentionTile& tile : tiles) pairs += tile.rows * tile.keys;
-    return pairs * (dim / 8 + 1);
+    int64_t cost = 0;
+    for (const AttentionTile& tile : tiles) {
+        cost += whole_vectors(tile.rows) * tile.keys * (dim / 8 + 1) + 64 * dim;
+    }
+    return cost;
 }
 
 // Scratch of a thread, in floats: what the kernels carve from it, with rows of whole vectors.
