@@ -79,7 +79,7 @@ class Results:
             rows.append(
                 [
                     shape,
-                    *(duration(t) for t in times.values()),
+                    *(duration(times[name]) if name in times else "" for name in competitors),
                     f"{times['reference'] / mine:.2f}",
                     f"{min(others) / mine:.2f}",
                     f"{info['bytes'] / mine / 1e9:.2f}",

@@ -8,6 +8,8 @@
 #include "ops/area_downsample.h"
 #include "ops/bias_gelu.h"
 #include "ops/bicubic_upsample.h"
+#include "ops/block_causal_attention.h"
+#include "ops/cached_attention.h"
 #include "ops/group_norm_silu.h"
 #include "ops/nearest_code.h"
 #include "ops/qk_norm.h"
@@ -80,9 +82,9 @@ py::dict cpu_info() {
 
 py::dict kernels() {
     py::dict table;  // a fresh one: callers may change theirs
-    for (const char* op :
-         {"adaln", "area_downsample", "bias_gelu", "bicubic_upsample", "group_norm_silu", "nearest_code",
-          "qk_norm", "residual_quantize", "residual_step", "sample_tokens"}) {
+    for (const char* op : {"adaln", "area_downsample", "bias_gelu", "bicubic_upsample",
+                           "block_causal_attention", "cached_attention", "group_norm_silu", "nearest_code",
+                           "qk_norm", "residual_quantize", "residual_step", "sample_tokens"}) {
         table[op] = std::vector<std::string>{"cpu"};
     }
     return table;
@@ -107,6 +109,15 @@ void def_kernels(py::module_& m) {
                  "(B, C, H, W) -> (B, C, h, w): cubic, a = -0.75.");
     def_resample(m, "bicubic_upsample_backward", cpu::bicubic_upsample_backward, "grad_out", "grad_in",
                  "The transposed map: (B, C, h, w) -> (B, C, H, W).");
+    def(m, "block_causal_attention", block_causal_attention_params, cpu::block_causal_attention,
+        "(B, L, H, D) each -> (B, L, H, D) and the log-sum-exp (B, H, L).", "q", "k", "v", "out", "lse",
+        "patch_nums", "scale");
+    def(m, "block_causal_attention_backward", block_causal_attention_backward_params,
+        cpu::block_causal_attention_backward, "Gradients of q, k and v, (B, L, H, D) each.", "grad_out", "q",
+        "k", "v", "out", "lse", "dq", "dk", "dv", "patch_nums", "scale");
+    def(m, "cached_attention", cached_attention_params, cpu::cached_attention,
+        "(B, Lq, H, D) against the first `length` of (B, Lmax, H, D) -> (B, Lq, H, D).", "q", "k_cache",
+        "v_cache", "out", "length", "scale");
     def(m, "group_norm_silu", group_norm_silu_params, cpu::group_norm_silu,
         "SiLU(GroupNorm(x)): (B, C, H, W) -> (B, C, H, W).", "x", "weight", "bias", "out", "groups", "eps");
     def(m, "group_norm_silu_backward", group_norm_silu_backward_params, cpu::group_norm_silu_backward,

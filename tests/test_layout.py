@@ -18,20 +18,14 @@ ROOT = Path(__file__).resolve().parent.parent
 PACKAGE = ROOT / "var_ext"
 
 # Kernels still to be written. A CPU kernel brings its params header with it.
-OWED = {
-    "cpu": {
-        "block_causal_attention",
-        "cached_attention",
-    },
-    "cuda": set(backend.CATALOGUE),
-}
+OWED = {"cpu": set(), "cuda": set(backend.CATALOGUE)}
 KERNELS = {"cpu": "csrc/cpu/{}.cpp", "cuda": "csrc/cuda/{}.cu"}
 ALWAYS = ("var_ext/ops/{}.py", "var_ext/reference/{}.py", "tests/ops/test_{}.py", "benchmarks/bench_{}.py")
 
 # Files beside those of the ops: code that several ops share, and benchmarks of more than an op.
 SHARED = {
-    "csrc/ops": {"resample"},
-    "csrc/cpu": {"frames", "math", "phi", "planes", "resample", "rows", "select", "vec"},
+    "csrc/ops": {"attention", "resample"},
+    "csrc/cpu": {"attention", "frames", "math", "phi", "planes", "resample", "rows", "select", "vec"},
     "csrc/cuda": {"ptx", "devices"},
     "var_ext/ops": {"__init__", "_checks", "_interpolation", "_native", "_registry"},
     "var_ext/reference": {"__init__"},

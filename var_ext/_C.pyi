@@ -212,6 +212,36 @@ def residual_quantize_backward(
     grad_bias: TensorView,
 ) -> None:
     """Gradients of `scales`, with the tokens as they were found. float32, contiguous but for the codebook."""
+def block_causal_attention(
+    q: TensorView,
+    k: TensorView,
+    v: TensorView,
+    out: TensorView,
+    lse: TensorView,
+    patch_nums: Sequence[int],
+    scale: float,
+) -> None:
+    """(B, L, H, D) each -> (B, L, H, D) and the log-sum-exp (B, H, L) float32. float32, bfloat16, float16."""
+
+def block_causal_attention_backward(
+    grad_out: TensorView,
+    q: TensorView,
+    k: TensorView,
+    v: TensorView,
+    out: TensorView,
+    lse: TensorView,
+    dq: TensorView,
+    dk: TensorView,
+    dv: TensorView,
+    patch_nums: Sequence[int],
+    scale: float,
+) -> None:
+    """Gradients dq, dk, dv, (B, L, H, D) each, from what `block_causal_attention` gave."""
+
+def cached_attention(
+    q: TensorView, k_cache: TensorView, v_cache: TensorView, out: TensorView, length: int, scale: float
+) -> None:
+    """(B, Lq, H, D) against the first `length` keys of (B, Lmax, H, D). float32, bfloat16, float16."""
 
 def build_info() -> BuildInfo:
     """How this extension was built; `cuda` is the toolkit's version, None in a CPU build."""

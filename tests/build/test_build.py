@@ -12,7 +12,7 @@ import pytest
 from tests.build.tools import ROOT, python, tool
 from var_ext import _C, backend
 
-VARIANTS = ["portable", "avx2", "avx512"]
+VARIANTS = ["portable", "avx2", "avx512", "avx512_bf16"]
 
 
 @pytest.fixture
@@ -107,14 +107,23 @@ print(torchs - before, count() - torchs, len(runtimes))
     assert two == ["1", "0", "1"]
 
 
-@pytest.mark.parametrize("variant", ["avx2", "avx512"])
+def variant_flags(variant: str) -> list[str]:
+    """The instruction sets of a variant's files, each on top of the one before, as CMakeLists.txt has them."""
+    text = (ROOT / "CMakeLists.txt").read_text(encoding="utf-8")
+    flags: list[str] = []
+    for name in VARIANTS[1 : VARIANTS.index(variant) + 1]:
+        (own,) = re.findall(rf"set\({name}_flags (?:\${{\w+}} )?(.*)\)", text)
+        flags += own.split()
+    return flags
+
+
+@pytest.mark.parametrize("variant", VARIANTS[1:])
 def test_variants_share_no_code(variant: str, tmp_path: Path) -> None:
     """A function that the linker may merge with that of another file would carry AVX onto every processor."""
     if _C.cpu_info()["isa"] == ["portable"]:
         assert not list((ROOT / "csrc/cpu").glob("*_sve.cpp"))  # other processors have one variant only
         return
-    (flags,) = re.findall(r"set\(avx512_flags \${avx2_flags} (.*)\)", (ROOT / "CMakeLists.txt").read_text())
-    isa = ["-mavx2", "-mfma", "-mf16c", *(flags.split() if variant == "avx512" else [])]
+    isa = variant_flags(variant)
     sources = sorted((ROOT / "csrc/cpu").glob(f"*_{variant}.cpp"))
     assert sources
     objects = [tmp_path / f"{source.stem}.o" for source in sources]

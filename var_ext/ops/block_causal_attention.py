@@ -2,22 +2,141 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import Tensor
 
 from var_ext import backend, reference
 from var_ext.ops._checks import FLOATS, check_dtype, check_shape, check_together, require
-from var_ext.ops._registry import compose
+from var_ext.ops._native import view
+from var_ext.ops._registry import differentiate, implement
+from var_ext.reference.block_causal_attention import block_causal_mask
 from var_ext.schedule import ScaleSchedule
 
 
-def _composed(q: Tensor, k: Tensor, v: Tensor, patch_nums: list[int], scale: float) -> Tensor:
-    return reference.block_causal_attention(q, k, v, ScaleSchedule(patch_nums), scale=scale)
+def _native(q: Tensor, k: Tensor, v: Tensor, patch_nums: list[int], scale: float) -> tuple[Tensor, Tensor]:
+    from var_ext import _C
+
+    q, k, v = _dense(q), _dense(k), _dense(v)
+    out, lse = _fake(q, k, v, patch_nums, scale)
+    _C.block_causal_attention(view(q), view(k), view(v), view(out), view(lse), patch_nums, scale)
+    return out, lse
 
 
-compose(
-    "block_causal_attention(Tensor q, Tensor k, Tensor v, int[] patch_nums, float scale) -> Tensor", _composed
+def _native_backward(
+    grad: Tensor,
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    out: Tensor,
+    lse: Tensor,
+    patch_nums: list[int],
+    scale: float,
+) -> tuple[Tensor, Tensor, Tensor]:
+    from var_ext import _C
+
+    grad, q, k, v = _dense(grad), _dense(q), _dense(k), _dense(v)
+    dq, dk, dv = _fake_backward(grad, q, k, v, out, lse, patch_nums, scale)
+    _C.block_causal_attention_backward(
+        view(grad),
+        view(q),
+        view(k),
+        view(v),
+        view(out),
+        view(lse),
+        view(dq),
+        view(dk),
+        view(dv),
+        patch_nums,
+        scale,
+    )
+    return dq, dk, dv
+
+
+def _dense(x: Tensor) -> Tensor:
+    """The kernels read any strides but that of D."""
+    return x if x.stride(-1) == 1 else x.contiguous()
+
+
+def _scores(q: Tensor, k: Tensor, patch_nums: list[int], scale: float) -> Tensor:
+    seen = block_causal_mask(ScaleSchedule(patch_nums), q.device)
+    return (torch.einsum("blhd,bmhd->bhlm", q, k) * scale).masked_fill(~seen, -torch.inf)
+
+
+def _fallback(q: Tensor, k: Tensor, v: Tensor, patch_nums: list[int], scale: float) -> tuple[Tensor, Tensor]:
+    out = reference.block_causal_attention(q, k, v, ScaleSchedule(patch_nums), scale=scale)
+    return out, _scores(q, k, patch_nums, scale).logsumexp(dim=-1).float()
+
+
+def _fallback_backward(
+    grad: Tensor,
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    out: Tensor,
+    lse: Tensor,
+    patch_nums: list[int],
+    scale: float,
+) -> tuple[Tensor, Tensor, Tensor]:
+    weights = _scores(q, k, patch_nums, scale).softmax(dim=-1)
+    pull = torch.einsum("blhd,bmhd->bhlm", grad, v)
+    pull = scale * weights * (pull - (weights * pull).sum(dim=-1, keepdim=True))
+    dq = torch.einsum("bhlm,bmhd->blhd", pull, k)
+    dk = torch.einsum("bhlm,blhd->bmhd", pull, q)
+    dv = torch.einsum("bhlm,blhd->bmhd", weights, grad)
+    return dq.contiguous(), dk.contiguous(), dv.contiguous()
+
+
+def _fake(q: Tensor, k: Tensor, v: Tensor, patch_nums: list[int], scale: float) -> tuple[Tensor, Tensor]:
+    batch, length, heads, _ = q.shape
+    out = torch.empty(q.shape, dtype=q.dtype, device=q.device)
+    return out, torch.empty((batch, heads, length), dtype=torch.float32, device=q.device)
+
+
+def _fake_backward(
+    grad: Tensor,
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    out: Tensor,
+    lse: Tensor,
+    patch_nums: list[int],
+    scale: float,
+) -> tuple[Tensor, Tensor, Tensor]:
+    dq, dk, dv = (torch.empty(t.shape, dtype=t.dtype, device=t.device) for t in (q, k, v))
+    return dq, dk, dv
+
+
+def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:
+    q, k, v, ctx.patch_nums, ctx.scale = inputs
+    ctx.save_for_backward(q, k, v, *output)
+    ctx.mark_non_differentiable(output[1])
+
+
+def _backward(ctx: Any, grad: Tensor, grad_lse: Tensor) -> tuple[Tensor | None, ...]:
+    gradient = torch.ops.var_ext.block_causal_attention_backward
+    return *gradient(grad, *ctx.saved_tensors, ctx.patch_nums, ctx.scale), None, None
+
+
+implement(
+    "block_causal_attention",
+    "block_causal_attention(Tensor q, Tensor k, Tensor v, int[] patch_nums, float scale) -> (Tensor, Tensor)",
+    native=_native,
+    fallback=_fallback,
+    fake=_fake,
+    float64=False,
 )
+implement(
+    "block_causal_attention",
+    "block_causal_attention_backward(Tensor grad, Tensor q, Tensor k, Tensor v, Tensor out, Tensor lse, "
+    "int[] patch_nums, float scale) -> (Tensor, Tensor, Tensor)",
+    native=_native_backward,
+    fallback=_fallback_backward,
+    fake=_fake_backward,
+    float64=False,
+)
+differentiate("block_causal_attention", _backward, _setup_context)
 
 
 def block_causal_attention(
@@ -51,4 +170,5 @@ def block_causal_attention(
     check_together(op, q=q, k=k, v=v)
     if backend.current() == "reference":
         return reference.block_causal_attention(q, k, v, schedule, scale=scale)
-    return torch.ops.var_ext.block_causal_attention(q, k, v, schedule.patch_nums, scale)
+    out, _ = torch.ops.var_ext.block_causal_attention(q, k, v, schedule.patch_nums, scale)
+    return out

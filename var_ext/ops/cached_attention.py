@@ -7,7 +7,17 @@ from torch import Tensor
 
 from var_ext import backend, reference
 from var_ext.ops._checks import FLOATS, check_dtype, check_shape, check_together, require
+from var_ext.ops._native import view
 from var_ext.ops._registry import implement
+
+
+def _native(q: Tensor, k_cache: Tensor, v_cache: Tensor, length: int, scale: float) -> Tensor:
+    from var_ext import _C
+
+    q, k_cache, v_cache = (t if t.stride(-1) == 1 else t.contiguous() for t in (q, k_cache, v_cache))
+    out = torch.empty(q.shape, dtype=q.dtype)
+    _C.cached_attention(view(q), view(k_cache), view(v_cache), view(out), length, scale)
+    return out
 
 
 def _fallback(q: Tensor, k_cache: Tensor, v_cache: Tensor, length: int, scale: float) -> Tensor:
@@ -17,9 +27,10 @@ def _fallback(q: Tensor, k_cache: Tensor, v_cache: Tensor, length: int, scale: f
 implement(
     "cached_attention",
     "cached_attention(Tensor q, Tensor k_cache, Tensor v_cache, SymInt length, float scale) -> Tensor",
-    native=None,
+    native=_native,
     fallback=_fallback,
     fake=lambda q, k_cache, v_cache, length, scale: q.new_empty(q.shape),
+    float64=False,
 )
 
 
