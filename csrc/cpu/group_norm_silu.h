@@ -12,8 +12,8 @@ namespace var_ext::cpu {
 // * slope and of weight * slope * normed x.
 enum Coefficient { mean, rstd, weight, bias, slope_mean, slope_normed_mean, coefficients };
 
-// Channels are padded to whole vectors of any variant.
-inline constexpr int64_t padded_channels(int64_t channels) {
+// Channels are padded to whole vectors of any variant. Static: each variant compiles its own.
+static constexpr int64_t padded_channels(int64_t channels) noexcept {
     return (channels + 15) / 16 * 16;
 }
 
