@@ -162,6 +162,7 @@ def bias_gelu_backward(
     grad: TensorView, x: TensorView, bias: TensorView, grad_x: TensorView, grad_bias: TensorView
 ) -> None:
     """From the gradient of the output, (..., C), those of x and bias."""
+
 def residual_step(
     f_hat: TensorView,
     embedding: TensorView,
@@ -212,6 +213,7 @@ def residual_quantize_backward(
     grad_bias: TensorView,
 ) -> None:
     """Gradients of `scales`, with the tokens as they were found. float32, contiguous but for the codebook."""
+
 def block_causal_attention(
     q: TensorView,
     k: TensorView,

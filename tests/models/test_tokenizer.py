@@ -104,7 +104,7 @@ def test_wrong_arguments_are_named():
 
 
 def test_upsampling_is_nearest_then_a_convolution() -> None:
-    """Four small convolutions in float64, values and gradients, against the two steps of the definition."""
+    """One transposed convolution in float64, values and gradients, against the two steps of the definition."""
     up = Upsample(5).double()
     x = torch.randn(2, 5, 4, 7, dtype=torch.float64, requires_grad=True)
     expected = up.conv(F.interpolate(x, scale_factor=2, mode="nearest"))

@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from var_ext import ops
+from var_ext.models.drop import Dropout, DropPath
 from var_ext.models.vqvae import VQVAE
 from var_ext.reference.block_causal_attention import block_causal_mask
 from var_ext.reference.sample_tokens import keep_top
@@ -56,23 +57,6 @@ class Stream(NamedTuple):
         return ops.adaln(self.x, scale, shift, branch=self.branch, gate=self.gate, eps=eps)
 
 
-class DropPath(nn.Module):
-    """Stochastic depth: drops the residual branch of whole samples by zeroing its gate (B, C)."""
-
-    def __init__(self, rate: float) -> None:
-        super().__init__()
-        self.rate = rate
-
-    def forward(self, gate: Tensor) -> Tensor:
-        if self.rate == 0.0 or not self.training:
-            return gate
-        kept = gate.new_empty(gate.shape[0], 1).bernoulli_(1 - self.rate)
-        return gate * kept / (1 - self.rate)
-
-    def extra_repr(self) -> str:
-        return f"rate={self.rate:g}"
-
-
 class SelfAttention(nn.Module):
     """Multi-head self-attention: block-causal over a whole sequence, or one scale against the cache of those before."""
 
@@ -91,7 +75,7 @@ class SelfAttention(nn.Module):
         # in every published checkpoint; never used
         self.register_buffer("zero_k_bias", torch.zeros(embed_dim))
         self.proj = nn.Linear(embed_dim, embed_dim)
-        self.proj_drop = nn.Dropout(proj_drop)
+        self.proj_drop = Dropout(proj_drop)
 
     def forward(self, x: Tensor, context: ScaleSchedule | KVCache) -> Tensor:
         qkv = self.mat_qkv(x).unflatten(-1, (3, self.num_heads, self.head_dim))  # (B, L, 3, H, D)
@@ -119,7 +103,7 @@ class FFN(nn.Module):
         super().__init__()
         self.fc1 = nn.Linear(embed_dim, hidden)
         self.fc2 = nn.Linear(hidden, embed_dim)
-        self.drop = nn.Dropout(drop)
+        self.drop = Dropout(drop)
 
     def forward(self, x: Tensor) -> Tensor:
         h = F.linear(x, self.fc1.weight)  # its bias goes with the activation
@@ -324,7 +308,7 @@ class VAR(nn.Module):
         stream, shared = Stream(x.to(dtype)), self.shared_ada_lin(cond)
         for block in self.blocks:
             stream = block(stream, block.modulation(shared, dtype), schedule)
-        return self._logits(stream, cond)
+        return self._logits(stream, self._head_modulation(cond))
 
     def _check_inputs(self, labels: Tensor, x: Tensor | None) -> None:
         if labels.ndim != 1 or labels.dtype != torch.int64:
@@ -348,12 +332,15 @@ class VAR(nn.Module):
         with torch.autocast(x.device.type, enabled=False):
             return self.word_embed(x.to(self.word_embed.weight.dtype))
 
-    def _logits(self, stream: Stream, cond: Tensor) -> Tensor:
-        """Head, in the dtype of the weights, autocast or not: (B, L, C) -> (B, L, V) float32."""
+    def _head_modulation(self, cond: Tensor) -> Modulation:
+        """Of the norm before the head, in the dtype of the weights, autocast or not."""
         with torch.autocast(cond.device.type, enabled=False):
-            dtype = self.head.weight.dtype
-            stream = stream.to(dtype)
-            return self.head(self.head_nm(stream, self.head_nm.modulation(cond, dtype))).float()
+            return self.head_nm.modulation(cond, self.head.weight.dtype)
+
+    def _logits(self, stream: Stream, modulation: Modulation) -> Tensor:
+        """Head, in the dtype of the weights, autocast or not: (B, L, C) -> (B, L, V) float32."""
+        with torch.autocast(stream.x.device.type, enabled=False):
+            return self.head(self.head_nm(stream.to(self.head.weight.dtype), modulation)).float()
 
     # ------------------------------------------------------------------ sampling
 
@@ -382,6 +369,7 @@ class VAR(nn.Module):
         shared = self.shared_ada_lin(cond)
         # once an image, not once a scale
         modulations = [block.modulation(shared, dtype) for block in self.blocks]
+        head_modulation = self._head_modulation(cond)
         shape = (len(cond), self.L, self.num_heads, self.C // self.num_heads)
         caches = [
             KVCache(x.new_empty(shape, dtype=dtype), x.new_empty(shape, dtype=dtype)) for _ in self.blocks
@@ -391,7 +379,7 @@ class VAR(nn.Module):
             stream = Stream(x.to(dtype))
             for block, modulation, cache in zip(self.blocks, modulations, caches, strict=True):
                 stream = block(stream, modulation, cache)
-            codes = choose(self._logits(stream, cond), k)  # (B, l, Cvae)
+            codes = choose(self._logits(stream, head_modulation), k)  # (B, l, Cvae)
             grid = codes.transpose(1, 2).reshape(len(labels), self.Cvae, side, side)
             f_hat, pooled = quantize.get_next_autoregressive_input(k, len(schedule), f_hat, grid)
             if k + 1 < len(schedule):
