@@ -21,9 +21,15 @@ from var_ext.models import VAR, VQVAE
 CASES = ("base256", "plain256", "shared512")
 FLOAT_TOLERANCE = 1e-4  # relative to the largest value: float32 noise through the whole network
 NORM_TOLERANCE = 1e-3  # gradients of norms add up more of it
-# `more_smooth` divides by temperatures down to 0.005, so it shows the last bits of every product. Where torch runs the
-# instructions the answers were made with, ours are the same bits; elsewhere the official code is off as much.
-SMOOTH_TOLERANCE = FLOAT_TOLERANCE if torch.backends.cpu.get_cpu_capability() == "AVX512" else 2e-2
+# `more_smooth` divides by temperatures down to 0.005, so it shows the last bits of every product. Plain PyTorch on the
+# instructions that the answers were made with gives the same bits. Sums in another order do not, the official code's
+# neither: with torch held to AVX2 or to one thread, it is off by 4e-4 to 4.9e-3 itself (native kernels: 8e-4 to 1.7e-3).
+SMOOTH_TOLERANCE = 1e-2
+
+
+def smooth_tolerance() -> float:
+    same_bits = torch.backends.cpu.get_cpu_capability() == "AVX512" and backend.current() == "reference"
+    return FLOAT_TOLERANCE if same_bits else SMOOTH_TOLERANCE
 
 
 @lru_cache(maxsize=1)
@@ -154,4 +160,4 @@ def test_sampling(golden, name, seed, cfg, top_k, top_p, smooth):
         return_tokens=True,
     )
     assert torch.equal(tokens, torch.from_numpy(answers[f"{name}_tokens"]).long())
-    same_image(images, answers, f"{name}_image", SMOOTH_TOLERANCE if smooth else FLOAT_TOLERANCE)
+    same_image(images, answers, f"{name}_image", smooth_tolerance() if smooth else FLOAT_TOLERANCE)
