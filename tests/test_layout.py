@@ -29,7 +29,7 @@ SHARED = {
     "csrc/cuda": {"ptx", "devices"},
     "var_ext/ops": {"__init__", "_checks", "_interpolation", "_native", "_registry"},
     "var_ext/reference": {"__init__"},
-    "tests/ops": {"__init__", "interpolation", "oracle", "test_isa_variants"},
+    "tests/ops": {"__init__", "interpolation", "oracle", "test_isa_variants", "test_registry"},
     "benchmarks": {
         "conftest",
         "contest",

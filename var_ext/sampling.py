@@ -132,9 +132,8 @@ class Sampler:
         side = self.image_size
         images = [torch.empty(0, 3, side, side)] if decode else []
         tokens = [torch.empty(0, self.var.L, dtype=torch.int64)]
-        with (
-            torch.inference_mode()
-        ):  # cheaper calls than no_grad; what leaves is copied into ordinary tensors
+        # calls are cheaper in inference mode than under no_grad; what leaves it is copied into ordinary tensors
+        with torch.inference_mode():
             for label, seed in zip(*(t.to(self.device).split(batch_size) for t in pairs), strict=True):
                 if not len(label):
                     continue

@@ -6,7 +6,7 @@ AttentionHeads attention_heads(const char* op, const char* name, const TensorVie
     if (view.shape[3] < 1) {
         contract_error(op, std::string(name) + " must have D of at least 1, got shape " + view.shape_text());
     }
-    if (view.shape[3] > 1 && view.strides[3] != 1) {
+    if (view.shape[3] > 1 && view.strides[3] != 1 && view.numel() > 0) {
         contract_error(
             op, std::string(name) + " must have stride 1 along D, got " + std::to_string(view.strides[3]));
     }

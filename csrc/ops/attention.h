@@ -14,8 +14,8 @@ struct AttentionHeads {  // (B, L, H, D)
 
 struct AttentionParams {
     AttentionHeads q, k, v, out;
-    float*
-        lse;  // (B, H, L) contiguous: log of the sum of e^score of each query; null where nobody asks for it
+    // (B, H, L) contiguous: log of the sum of e^score of each query; null where nobody asks for it
+    float* lse;
     int64_t batch, queries, keys, heads, dim;
     float scale;
     DType dtype;  // of q, k, v and out: float32, bfloat16 or float16

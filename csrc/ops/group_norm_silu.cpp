@@ -20,8 +20,11 @@ bool dense(const TensorView& view, std::initializer_list<size_t> outer_to_inner)
 void check_layout(const char* op, const char* name, const TensorView& view, bool channels_last) {
     if (view.numel() == 0) return;
     if (channels_last ? dense(view, {0, 2, 3, 1}) : dense(view, {0, 1, 2, 3})) return;
+    const bool is_x = name == std::string("x");
     contract_error(op, std::string(name) + " must be " +
-                           (channels_last ? "contiguous or channels-last, as x" : "contiguous, as x is") +
+                           (is_x            ? "contiguous or channels-last"
+                            : channels_last ? "channels-last, as x is"
+                                            : "contiguous, as x is") +
                            ", got shape " + view.shape_text() + " of other strides");
 }
 

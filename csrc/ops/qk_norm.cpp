@@ -23,7 +23,7 @@ struct Checker {
     }
     void contiguous(const char* name, const TensorView& view) const {
         check_dtype(op, name, view, {dtype});
-        if (view.strides.back() != 1 && view.shape.back() > 1) {
+        if (view.strides.back() != 1 && view.shape.back() > 1 && view.numel() > 0) {
             contract_error(op, std::string(name) + " must have contiguous channels, got stride " +
                                    std::to_string(view.strides.back()));
         }

@@ -23,7 +23,8 @@ FLOAT_TOLERANCE = 1e-4  # relative to the largest value: float32 noise through t
 NORM_TOLERANCE = 1e-3  # gradients of norms add up more of it
 # `more_smooth` divides by temperatures down to 0.005, so it shows the last bits of every product. Plain PyTorch on the
 # instructions that the answers were made with gives the same bits. Sums in another order do not, the official code's
-# neither: with torch held to AVX2 or to one thread, it is off by 4e-4 to 4.9e-3 itself (native kernels: 8e-4 to 1.7e-3).
+# neither: with torch held to AVX2 or to one thread, it is off by 4e-4 to 4.9e-3 itself (native kernels: 8e-4 to
+# 1.7e-3).
 SMOOTH_TOLERANCE = 1e-2
 
 

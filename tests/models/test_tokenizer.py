@@ -118,3 +118,12 @@ def test_upsampling_is_nearest_then_a_convolution() -> None:
         strict=True,
     ):
         torch.testing.assert_close(mine, torchs)
+
+
+def test_hooks_on_the_upsampling_convolution_are_called() -> None:
+    up, seen = Upsample(4), []
+    x = torch.randn(1, 4, 3, 3)
+    plain = up(x)
+    up.conv.register_forward_hook(lambda *_: seen.append(1))
+    torch.testing.assert_close(up(x), plain)  # two ways to the same sums
+    assert seen == [1]

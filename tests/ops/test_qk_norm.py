@@ -338,3 +338,15 @@ def test_bad_input(
     )
     with pytest.raises(error, match=f"qk_norm: .*{message}"):
         ops.qk_norm(**{**given, **change})
+
+
+def test_autograd_sees_that_a_cache_was_written(either_backend: str) -> None:
+    k_cache, v_cache = torch.randn(2, 1, 4, 2, 8)
+    weight = torch.randn_like(k_cache, requires_grad=True)
+    product = (k_cache * weight).sum()  # keeps the cache for its gradient
+    qkv, bias = torch.randn(1, 2, 3, 2, 8), torch.zeros(2, 8)
+    ops.qk_norm(qkv, bias, bias, cache=(k_cache, v_cache), offset=0)
+    with pytest.raises(RuntimeError, match="modified by an inplace operation"):
+        product.backward()
+    with pytest.raises(ValueError, match="caches must not require a gradient"):
+        ops.qk_norm(qkv, bias, bias, cache=(k_cache.requires_grad_(), v_cache), offset=0)

@@ -7,6 +7,7 @@ code, P side of the feature grid, p side of a token map, K scales, L tokens, V c
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import cast
 
 import numpy as np
 import torch
@@ -41,7 +42,7 @@ class PhiBank(nn.Module):
     def convolutions(self) -> list[tuple[Tensor, Tensor]]:
         """Weight (C, C, 3, 3) and bias (C,) of each convolution."""
         convs = [m for m in self.modules() if isinstance(m, nn.Conv2d)]
-        return [(conv.weight, conv.bias) for conv in convs if conv.bias is not None]
+        return [(conv.weight, cast(Tensor, conv.bias)) for conv in convs]
 
     def stacked(self) -> tuple[Tensor, Tensor]:
         """Weights (N, C, C, 3, 3) and biases (N, C) of all convolutions."""
@@ -239,9 +240,8 @@ class MultiScaleQuantizer(nn.Module):
         return self.embedding(idx_Bl).transpose(1, 2).unflatten(2, (side, side))
 
     def _step(self, k: int, f_hat: Tensor, codes: Tensor, *, next_side: int | None) -> tuple[Tensor, Tensor]:
-        if (
-            self.phi_ratio > 1e-6
-        ):  # the one that is needed: stacking all of them would take as long as the step
+        # one convolution is needed: stacking all of them would take as long as the step
+        if self.phi_ratio > 1e-6:
             bank = self.quant_resi
             weight, bias = bank.convolutions()[bank.index_of(self.schedule.ratio(k))]
         else:

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from var_ext import ops
-from var_ext.models.drop import Dropout, DropPath
+from var_ext.models.modules import Dropout, DropPath, is_plain
 from var_ext.models.vqvae import VQVAE
 from var_ext.reference.block_causal_attention import block_causal_mask
 from var_ext.reference.sample_tokens import keep_top
@@ -106,8 +106,12 @@ class FFN(nn.Module):
         self.drop = Dropout(drop)
 
     def forward(self, x: Tensor) -> Tensor:
-        h = F.linear(x, self.fc1.weight)  # its bias goes with the activation
-        return self.drop(self.fc2(ops.bias_gelu(h, self.fc1.bias.to(h.dtype))))
+        if is_plain(self.fc1, nn.Linear) and self.fc1.bias is not None:  # its bias goes with the activation
+            h = F.linear(x, self.fc1.weight)
+            h = ops.bias_gelu(h, self.fc1.bias.to(h.dtype))
+        else:
+            h = F.gelu(self.fc1(x), approximate="tanh")
+        return self.drop(self.fc2(h))
 
 
 class AdaLNSelfAttn(nn.Module):
@@ -145,6 +149,7 @@ class AdaLNSelfAttn(nn.Module):
         return (six + self.ada_gss[0] if self.shared_aln else six).to(dtype).unbind(1)
 
     def forward(self, stream: Stream, modulation: Modulation, context: ScaleSchedule | KVCache) -> Stream:
+        stream = Stream(*stream)  # checkpointing hands over a plain tuple
         gamma1, gamma2, scale1, scale2, shift1, shift2 = modulation
         x, h = stream.normed(scale1, shift1, self.norm_eps)
         stream = Stream(x, self.attn(h, context), self.drop_path(gamma1))

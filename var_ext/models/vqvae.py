@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from var_ext import ops
+from var_ext.models.modules import is_plain
 from var_ext.models.quantizer import MultiScaleQuantizer
 from var_ext.schedule import SCALES_256
 
@@ -93,6 +94,8 @@ class Upsample(nn.Module):
         self.conv = nn.Conv2d(channels, channels, 3, padding=1)
 
     def forward(self, x: Tensor) -> Tensor:
+        if not is_plain(self.conv, nn.Conv2d):
+            return self.conv(F.interpolate(x, scale_factor=2, mode="nearest"))
         weight = _spread_taps(_spread_taps(self.conv.weight, 2), 3).transpose(0, 1)  # (C_in, C_out, 4, 4)
         return F.conv_transpose2d(x, weight, self.conv.bias, stride=2, padding=1)
 

@@ -2,27 +2,25 @@
 
 from __future__ import annotations
 
-from functools import cache
-from typing import TYPE_CHECKING
+import threading
 
 import torch
 
-if TYPE_CHECKING:
+try:
     from var_ext import _C
-
-
-@cache
-def _bridge() -> tuple[type[_C.TensorView], dict[torch.dtype, _C.DType]]:
-    """The view class and the dtypes it takes; on first use, since the reference backend runs without _C."""
-    from var_ext import _C
-
-    return _C.TensorView, {
+except ImportError:  # `var_ext.backend` has told already, unless the reference backend is in force
+    _DTYPES: dict[torch.dtype, _C.DType] = {}
+else:
+    _DTYPES = {
         torch.float32: _C.DType.float32,
         torch.float64: _C.DType.float64,
         torch.bfloat16: _C.DType.bfloat16,
         torch.float16: _C.DType.float16,
         torch.int64: _C.DType.int64,
     }
+
+
+_thread = threading.local()
 
 
 def view(tensor: torch.Tensor) -> _C.TensorView:
@@ -33,12 +31,15 @@ def view(tensor: torch.Tensor) -> _C.TensorView:
     Raises:
         TypeError: the dtype has no kernel.
     """
-    tensor_view, dtypes = _bridge()
-    dtype = dtypes.get(tensor.dtype)
+    if not hasattr(
+        _thread, "counted"
+    ):  # a new thread has another number of OpenMP threads until torch sets its own
+        _thread.counted = torch.get_num_threads()
+    dtype = _DTYPES.get(tensor.dtype)
     if dtype is None:
-        wanted = ", ".join(str(known).removeprefix("torch.") for known in dtypes)
+        wanted = ", ".join(str(known).removeprefix("torch.") for known in _DTYPES)
         raise TypeError(f"native kernels take tensors of dtype {wanted}, got {tensor.dtype}")
-    return tensor_view(tensor.data_ptr(), tensor.shape, tensor.stride(), dtype)
+    return _C.TensorView(tensor.data_ptr(), tensor.shape, tensor.stride(), dtype)
 
 
 def maybe_view(tensor: torch.Tensor | None) -> _C.TensorView | None:

@@ -1,8 +1,7 @@
 """Registration of ops with `torch.library`: schema, implementation for each device, fake, autograd.
 
-An op is registered in one of two ways. With `implement`, as an opaque call with a fake: CPU and CUDA get the native
-kernel where this build has one, else the fallback in plain PyTorch. With `compose`, as its reference, through
-which autograd and compilers see: the way of a differentiable op whose kernels are still owed.
+Each op is an opaque call with a fake: CPU and CUDA get the native kernel where this build has one, else a fallback in
+plain PyTorch.
 """
 
 from __future__ import annotations
@@ -11,18 +10,13 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
+from torch.autograd import forward_ad
 from torch.autograd.function import once_differentiable
 
 from var_ext import backend
 
 _LIBRARY = torch.library.Library("var_ext", "DEF")
 Body = Callable[..., Any]
-
-
-def compose(schema: str, body: Body) -> None:
-    """Register an op whose body is plain PyTorch all the way down."""
-    _LIBRARY.define(schema)
-    _LIBRARY.impl(_name(schema), body, "CompositeImplicitAutograd")
 
 
 def implement(
@@ -81,7 +75,10 @@ def differentiate(name: str, backward: Body, setup_context: Body, *, twice: bool
     )
 
     def call(*inputs: Any) -> Any:
-        if torch.is_grad_enabled() and torch._C._any_requires_grad(*inputs):
+        # a node has no forward mode and says so; without one, tangents would be lost in silence
+        if (
+            torch.is_grad_enabled() and torch._C._any_requires_grad(*inputs)
+        ) or forward_ad._current_level >= 0:
             return node.apply(*inputs)
         with torch._C._AutoDispatchBelowAutograd():
             return op(*inputs)

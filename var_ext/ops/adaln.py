@@ -132,13 +132,16 @@ implement(
 )  # fmt: skip
 differentiate(
     "adaln",
-    lambda ctx, grad_y: (*torch.ops.var_ext.adaln_backward(grad_y, *ctx.saved_tensors, ctx.eps), None),
+    lambda ctx, grad_y: (
+        *torch.ops.var_ext.adaln_backward.default(grad_y, *ctx.saved_tensors, ctx.eps),
+        None,
+    ),
     _setup_context,
 )
 differentiate(
     "adaln_residual",
     lambda ctx, grad_h, grad_y: (
-        *torch.ops.var_ext.adaln_residual_backward(grad_h, grad_y, *ctx.saved_tensors, ctx.eps),
+        *torch.ops.var_ext.adaln_residual_backward.default(grad_h, grad_y, *ctx.saved_tensors, ctx.eps),
         None,
     ),
     _setup_context,
@@ -192,5 +195,5 @@ def adaln(
     if backend.current() == "reference":
         return reference.adaln(x, scale, shift, branch=branch, gate=gate, eps=eps)
     if branch is None:
-        return torch.ops.var_ext.adaln(x, scale, shift, eps)
-    return torch.ops.var_ext.adaln_residual(x, scale, shift, branch, gate, eps)
+        return torch.ops.var_ext.adaln.default(x, scale, shift, eps)
+    return torch.ops.var_ext.adaln_residual.default(x, scale, shift, branch, gate, eps)

@@ -31,4 +31,4 @@ def area_downsample(x: Tensor, size: int | tuple[int, int]) -> Tensor:
     h, w = checked_size("area_downsample", x, size)
     if backend.current() == "reference":
         return reference.area_downsample(x, (h, w))
-    return torch.ops.var_ext.area_downsample(x, h, w)
+    return torch.ops.var_ext.area_downsample.default(x, h, w)

@@ -60,7 +60,7 @@ def _setup_context(ctx: Any, inputs: tuple[Tensor, Tensor], output: Tensor) -> N
 
 
 def _gradient(ctx: Any, grad: Tensor) -> tuple[Tensor, Tensor]:
-    return torch.ops.var_ext.bias_gelu_backward(grad, *ctx.saved_tensors)
+    return torch.ops.var_ext.bias_gelu_backward.default(grad, *ctx.saved_tensors)
 
 
 implement(
@@ -102,4 +102,4 @@ def bias_gelu(x: Tensor, bias: Tensor) -> Tensor:
     check_together("bias_gelu", x=x, bias=bias)
     if backend.current() == "reference":
         return reference.bias_gelu(x, bias)
-    return torch.ops.var_ext.bias_gelu(x, bias)
+    return torch.ops.var_ext.bias_gelu.default(x, bias)

@@ -31,4 +31,4 @@ def bicubic_upsample(x: Tensor, size: int | tuple[int, int]) -> Tensor:
     h, w = checked_size("bicubic_upsample", x, size)
     if backend.current() == "reference":
         return reference.bicubic_upsample(x, (h, w))
-    return torch.ops.var_ext.bicubic_upsample(x, h, w)
+    return torch.ops.var_ext.bicubic_upsample.default(x, h, w)

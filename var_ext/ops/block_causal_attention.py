@@ -9,7 +9,7 @@ from torch import Tensor
 
 from var_ext import backend, reference
 from var_ext.ops._checks import FLOATS, check_dtype, check_shape, check_together, require
-from var_ext.ops._native import view
+from var_ext.ops._native import rows, view
 from var_ext.ops._registry import differentiate, implement
 from var_ext.reference.block_causal_attention import block_causal_mask
 from var_ext.schedule import ScaleSchedule
@@ -18,7 +18,7 @@ from var_ext.schedule import ScaleSchedule
 def _native(q: Tensor, k: Tensor, v: Tensor, patch_nums: list[int], scale: float) -> tuple[Tensor, Tensor]:
     from var_ext import _C
 
-    q, k, v = _dense(q), _dense(k), _dense(v)
+    q, k, v = rows(q), rows(k), rows(v)
     out, lse = _fake(q, k, v, patch_nums, scale)
     _C.block_causal_attention(view(q), view(k), view(v), view(out), view(lse), patch_nums, scale)
     return out, lse
@@ -36,7 +36,7 @@ def _native_backward(
 ) -> tuple[Tensor, Tensor, Tensor]:
     from var_ext import _C
 
-    grad, q, k, v = _dense(grad), _dense(q), _dense(k), _dense(v)
+    grad, q, k, v = rows(grad), rows(q), rows(k), rows(v)
     dq, dk, dv = _fake_backward(grad, q, k, v, out, lse, patch_nums, scale)
     _C.block_causal_attention_backward(
         view(grad),
@@ -54,19 +54,9 @@ def _native_backward(
     return dq, dk, dv
 
 
-def _dense(x: Tensor) -> Tensor:
-    """The kernels read any strides but that of D."""
-    return x if x.stride(-1) == 1 else x.contiguous()
-
-
-def _scores(q: Tensor, k: Tensor, patch_nums: list[int], scale: float) -> Tensor:
-    seen = block_causal_mask(ScaleSchedule(patch_nums), q.device)
-    return (torch.einsum("blhd,bmhd->bhlm", q, k) * scale).masked_fill(~seen, -torch.inf)
-
-
 def _fallback(q: Tensor, k: Tensor, v: Tensor, patch_nums: list[int], scale: float) -> tuple[Tensor, Tensor]:
     out = reference.block_causal_attention(q, k, v, ScaleSchedule(patch_nums), scale=scale)
-    return out, _scores(q, k, patch_nums, scale).logsumexp(dim=-1).float()
+    return out, _empty_lse(q)
 
 
 def _fallback_backward(
@@ -79,19 +69,30 @@ def _fallback_backward(
     patch_nums: list[int],
     scale: float,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    weights = _scores(q, k, patch_nums, scale).softmax(dim=-1)
+    # spelt out, in float32 or float64: torch's fused attention cannot be differentiated below autograd
+    dtype, wide = q.dtype, torch.promote_types(q.dtype, torch.float32)
+    grad, q, k, v = (t.to(wide) for t in (grad, q, k, v))
+    scores = torch.einsum("blhd,bmhd->bhlm", q, k) * scale
+    seen = block_causal_mask(ScaleSchedule(patch_nums), q.device)
+    weights = scores.masked_fill(~seen, -torch.inf).softmax(dim=-1)  # (B, H, L, L)
     pull = torch.einsum("blhd,bmhd->bhlm", grad, v)
     pull = scale * weights * (pull - (weights * pull).sum(dim=-1, keepdim=True))
     dq = torch.einsum("bhlm,bmhd->blhd", pull, k)
     dk = torch.einsum("bhlm,blhd->bmhd", pull, q)
     dv = torch.einsum("bhlm,blhd->bmhd", weights, grad)
-    return dq.contiguous(), dk.contiguous(), dv.contiguous()
+    dq, dk, dv = (t.to(dtype).contiguous() for t in (dq, dk, dv))
+    return dq, dk, dv
+
+
+def _empty_lse(q: Tensor) -> Tensor:
+    """Room for the log-sum-exp (B, H, L) of a kernel; none for the fallback, whose backward has no use for it."""
+    native = backend.use_native("block_causal_attention", q.device.type) and q.dtype != torch.float64
+    shape = (q.shape[0], q.shape[2], q.shape[1]) if native else (0,)
+    return torch.empty(shape, dtype=torch.float32, device=q.device)
 
 
 def _fake(q: Tensor, k: Tensor, v: Tensor, patch_nums: list[int], scale: float) -> tuple[Tensor, Tensor]:
-    batch, length, heads, _ = q.shape
-    out = torch.empty(q.shape, dtype=q.dtype, device=q.device)
-    return out, torch.empty((batch, heads, length), dtype=torch.float32, device=q.device)
+    return torch.empty(q.shape, dtype=q.dtype, device=q.device), _empty_lse(q)
 
 
 def _fake_backward(
@@ -115,7 +116,7 @@ def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tens
 
 
 def _backward(ctx: Any, grad: Tensor, grad_lse: Tensor) -> tuple[Tensor | None, ...]:
-    gradient = torch.ops.var_ext.block_causal_attention_backward
+    gradient = torch.ops.var_ext.block_causal_attention_backward.default
     return *gradient(grad, *ctx.saved_tensors, ctx.patch_nums, ctx.scale), None, None
 
 
@@ -170,5 +171,5 @@ def block_causal_attention(
     check_together(op, q=q, k=k, v=v)
     if backend.current() == "reference":
         return reference.block_causal_attention(q, k, v, schedule, scale=scale)
-    out, _ = torch.ops.var_ext.block_causal_attention(q, k, v, schedule.patch_nums, scale)
+    out, _ = torch.ops.var_ext.block_causal_attention.default(q, k, v, schedule.patch_nums, scale)
     return out

@@ -75,7 +75,7 @@ def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
 
 def _gradient(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
     given = (*ctx.saved_tensors, *ctx.options)
-    return *torch.ops.var_ext.group_norm_silu_backward(grad, *given), None, None
+    return *torch.ops.var_ext.group_norm_silu_backward.default(grad, *given), None, None
 
 
 implement(
@@ -126,4 +126,4 @@ def group_norm_silu(
     check_together(op, x=x, weight=weight, bias=bias)
     if backend.current() == "reference":
         return reference.group_norm_silu(x, weight, bias, groups=groups, eps=eps)
-    return torch.ops.var_ext.group_norm_silu(x, weight, bias, groups, eps)
+    return torch.ops.var_ext.group_norm_silu.default(x, weight, bias, groups, eps)

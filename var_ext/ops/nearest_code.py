@@ -55,5 +55,5 @@ def nearest_code(x: Tensor, codebook: Tensor, *, cosine: bool = False) -> Tensor
     x, codebook = x.detach(), codebook.detach()
     if backend.current() == "reference":
         return reference.nearest_code(x, codebook, cosine=cosine)
-    index = torch.ops.var_ext.nearest_code(x.reshape(-1, x.shape[-1]), codebook, cosine)
+    index = torch.ops.var_ext.nearest_code.default(x.reshape(-1, x.shape[-1]), codebook, cosine)
     return index.view(x.shape[:-1])

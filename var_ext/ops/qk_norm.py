@@ -48,6 +48,8 @@ def _native_into_cache(
         view(qkv), view(q_bias), view(v_bias), maybe_view(log_scale),
         view(q), view(k_cache), view(v_cache), offset,
     )  # fmt: skip
+    if not k_cache.is_inference():  # autograd has to see the change
+        torch.autograd.graph.increment_version((k_cache, v_cache))
     return q
 
 
@@ -117,7 +119,7 @@ def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: Any) -> None:
 
 def _gradient(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
     qkv, q_bias, log_scale = ctx.saved_tensors
-    *back, of_log_scale = torch.ops.var_ext.qk_norm_backward(*grads, qkv, q_bias, log_scale)
+    *back, of_log_scale = torch.ops.var_ext.qk_norm_backward.default(*grads, qkv, q_bias, log_scale)
     return (*back, None if log_scale is None else of_log_scale)
 
 
@@ -198,7 +200,7 @@ def qk_norm(
     if cache is None:
         if backend.current() == "reference":
             return reference.qk_norm(qkv, q_bias, v_bias, log_scale)
-        return torch.ops.var_ext.qk_norm(qkv, q_bias, v_bias, log_scale)
+        return torch.ops.var_ext.qk_norm.default(qkv, q_bias, v_bias, log_scale)
 
     k_cache, v_cache = cache
     check_shape(op, "k_cache", k_cache, "(B, Lmax, H, D)", batch, None, heads, channels)
@@ -207,8 +209,12 @@ def qk_norm(
     room = k_cache.shape[1]
     require(0 <= offset <= room - length, op, f"offset must leave room for {length} tokens in {room}", offset)
     if torch.is_grad_enabled():
+        if k_cache.requires_grad or v_cache.requires_grad:
+            raise ValueError(f"{op}: caches must not require a gradient: nothing flows back through them")
         qkv, q_bias, v_bias = qkv.detach(), q_bias.detach(), v_bias.detach()
         log_scale = None if log_scale is None else log_scale.detach()
     if backend.current() == "reference":
         return reference.qk_norm(qkv, q_bias, v_bias, log_scale, cache=cache, offset=offset)
-    return torch.ops.var_ext.qk_norm_into_cache(qkv, q_bias, v_bias, log_scale, k_cache, v_cache, offset)
+    return torch.ops.var_ext.qk_norm_into_cache.default(
+        qkv, q_bias, v_bias, log_scale, k_cache, v_cache, offset
+    )

@@ -115,7 +115,9 @@ def _composed_backward(
         grad = grad + grad_scales[k]
         index, n, p = tokens[:, schedule.slices[k]], phi_index[k], patch_nums[k]
         codes = F.embedding(index, codebook).transpose(1, 2).unflatten(2, (p, p))  # (B, C, p, p)
-        parts = torch.ops.var_ext.residual_step_backward(grad, codes, phi_weight[n], ratio, True, True)
+        parts = torch.ops.var_ext.residual_step_backward.default(
+            grad, codes, phi_weight[n], ratio, True, True
+        )
         grads[0].index_add_(0, index.flatten(), parts[0].permute(0, 2, 3, 1).flatten(0, 2))
         grads[1][n] += parts[1]
         grads[2][n] += parts[2]
@@ -184,7 +186,9 @@ def _gradient(
 ) -> tuple[Tensor | None, ...]:
     grads: tuple[Tensor | None, ...] = (None, None, None)
     if grad_scales is not None and grad_scales.numel() and any(ctx.needs_input_grad[1:4]):
-        grads = torch.ops.var_ext.residual_quantize_backward(grad_scales, *ctx.saved_tensors, *ctx.plan)
+        grads = torch.ops.var_ext.residual_quantize_backward.default(
+            grad_scales, *ctx.saved_tensors, *ctx.plan
+        )
     return grad_f_hat, *grads, None, None, None, None, None
 
 
@@ -269,7 +273,7 @@ def residual_quantize(
             cosine=cosine,
             per_scale=per_scale,
         )
-    tokens, f_hat, scales = torch.ops.var_ext.residual_quantize(
+    tokens, f_hat, scales = torch.ops.var_ext.residual_quantize.default(
         features, codebook, phi_weight, phi_bias, index, schedule.patch_nums, ratio, cosine, per_scale
     )
     return tokens, f_hat, scales if per_scale else None

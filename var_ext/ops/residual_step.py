@@ -73,7 +73,7 @@ def _composed_backward(
     )
     if codes:
         wide = grad * (1 - ratio) + grads[0]
-        outputs[0].copy_(wide if same else torch.ops.var_ext.bicubic_upsample_backward(wide, h, w))
+        outputs[0].copy_(wide if same else torch.ops.var_ext.bicubic_upsample_backward.default(wide, h, w))
     if phi:
         outputs[1].copy_(grads[1])
         outputs[2].copy_(grads[2])
@@ -114,11 +114,13 @@ def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tens
 def _gradient(ctx: Any, grad: Tensor, grad_next: Tensor) -> tuple[Tensor | None, ...]:
     embedding, phi_weight = ctx.saved_tensors
     if ctx.has_next:
-        grad = grad + torch.ops.var_ext.area_downsample_backward(grad_next, *grad.shape[2:])
+        grad = grad + torch.ops.var_ext.area_downsample_backward.default(grad_next, *grad.shape[2:])
     codes, phi = ctx.needs_input_grad[1], ctx.needs_input_grad[2] or ctx.needs_input_grad[3]
     if not (codes or phi):
         return grad, None, None, None, None, None
-    grads = torch.ops.var_ext.residual_step_backward(grad, embedding, phi_weight, ctx.ratio, codes, phi)
+    grads = torch.ops.var_ext.residual_step_backward.default(
+        grad, embedding, phi_weight, ctx.ratio, codes, phi
+    )
     grad_codes, grad_weight, grad_bias = grads
     return (
         grad,
@@ -163,7 +165,8 @@ def residual_step(
     phi(x) = (1 - ratio) x + ratio conv3x3(x). Codes that have the size of f_hat already are not resampled.
 
     Args:
-        f_hat: (B, C, H, W), the sum of the scales so far; not changed. float32 (float64, bfloat16, float16).
+        f_hat: (B, C, H, W), the sum of the scales so far; not changed. float32; float64, bfloat16 and
+            float16 have no kernel and run as plain PyTorch.
         embedding: (B, C, h, w), codes of this scale, or mixtures of codes.
         phi_weight, phi_bias: (C, C, 3, 3) and (C,).
         next_size: side or (h, w) of the next scale; None at the last one.
@@ -190,5 +193,7 @@ def residual_step(
     size = None if next_size is None else as_size(op, next_size)
     if backend.current() == "reference":
         return reference.residual_step(f_hat, embedding, phi_weight, phi_bias, next_size=size, ratio=ratio)
-    new, pooled = torch.ops.var_ext.residual_step(f_hat, embedding, phi_weight, phi_bias, size or (), ratio)
+    new, pooled = torch.ops.var_ext.residual_step.default(
+        f_hat, embedding, phi_weight, phi_bias, size or (), ratio
+    )
     return new, new if size is None else pooled

@@ -88,4 +88,4 @@ def sample_tokens(
     logits = logits.detach()
     if backend.current() == "reference":
         return _fallback(logits, seeds, scale_index, cfg, top_k, top_p)
-    return torch.ops.var_ext.sample_tokens(logits, seeds, scale_index, cfg, top_k, top_p)
+    return torch.ops.var_ext.sample_tokens.default(logits, seeds, scale_index, cfg, top_k, top_p)

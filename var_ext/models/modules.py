@@ -1,9 +1,21 @@
-"""What training leaves out at random: elements of a branch, and whole branches."""
+"""Small modules of both models, and the question whether a module may be computed in another way."""
 
 from __future__ import annotations
 
 import torch
 from torch import Tensor, nn
+
+
+def is_plain(module: nn.Module, kind: type[nn.Module]) -> bool:
+    """Whether a call of `module` does what its class says and nothing else: no subclass (an adapter, a quantized layer)
+    and no hooks. Only then may its parameters be used without calling it."""
+    hooks = (
+        module._forward_hooks,
+        module._forward_pre_hooks,
+        module._backward_hooks,
+        module._backward_pre_hooks,
+    )
+    return type(module) is kind and not any(hooks)
 
 
 class Dropout(nn.Dropout):
@@ -14,7 +26,8 @@ class Dropout(nn.Dropout):
 
     def forward(self, x: Tensor) -> Tensor:
         kept = round((1 - self.p) * 2**16)  # of 2^16
-        if not self.training or x.device.type != "cpu" or kept in (0, 2**16):
+        traced = torch.compiler.is_compiling() or torch._C._are_functorch_transforms_active()
+        if not self.training or self.inplace or x.device.type != "cpu" or kept in (0, 2**16) or traced:
             return super().forward(x)
         bits = torch.empty(-(-x.numel() // 4), dtype=torch.int64).random_(-(2**63), None)
         mask = bits.view(torch.int16)[: x.numel()].view(x.shape) < kept - 2**15
