@@ -258,7 +258,7 @@ def kernels() -> dict[str, list[str]]:
     """Ops of this build and the device types that they run on, e.g. {"nearest_code": ["cpu"]}."""
 
 def isa() -> str:
-    """The selected variant: "portable", "avx2" or "avx512" (the variable VAR_EXT_ISA picks one at import)."""
+    """The selected variant: "portable", "avx2", "avx512" or "avx512_bf16"; VAR_EXT_ISA picks one at import."""
 
 def set_isa(name: str) -> None:
     """Force a variant in this process. ValueError names the supported ones."""

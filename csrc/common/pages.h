@@ -16,8 +16,8 @@ namespace var_ext {
 inline void prefer_huge_pages(void* begin, int64_t bytes) {
 #if defined(__linux__) && defined(MADV_HUGEPAGE)
     constexpr uintptr_t page = 2 * 1024 * 1024;
-    constexpr int64_t least =
-        32 * 1024 * 1024;  // smaller blocks come from the heap, whose pages are there already
+    // smaller blocks come from the heap, whose pages are there already
+    constexpr int64_t least = 32 * 1024 * 1024;
     if (bytes < least) return;
     const uintptr_t address = reinterpret_cast<uintptr_t>(begin);
     const uintptr_t first = (address + page - 1) / page * page;

@@ -31,9 +31,8 @@ def view(tensor: torch.Tensor) -> _C.TensorView:
     Raises:
         TypeError: the dtype has no kernel.
     """
-    if not hasattr(
-        _thread, "counted"
-    ):  # a new thread has another number of OpenMP threads until torch sets its own
+    # a new thread has another number of OpenMP threads until torch sets its own
+    if not hasattr(_thread, "counted"):
         _thread.counted = torch.get_num_threads()
     dtype = _DTYPES.get(tensor.dtype)
     if dtype is None:

@@ -51,8 +51,11 @@ def _fake_backward(grad: Tensor, x: Tensor, bias: Tensor) -> tuple[Tensor, Tenso
 
 
 def _reference_backward(grad: Tensor, x: Tensor, bias: Tensor) -> tuple[Tensor, Tensor]:
-    grad_x = torch.ops.aten.gelu_backward(grad, x + bias, approximate="tanh").contiguous()
-    return grad_x, grad_x.flatten(0, -2).sum(0) if x.ndim > 1 else grad_x.clone()
+    wide = torch.promote_types(x.dtype, torch.float32)
+    u = x.to(wide) + bias.to(wide)
+    grad_x = torch.ops.aten.gelu_backward(grad.to(wide), u, approximate="tanh")
+    grad_bias = grad_x.flatten(0, -2).sum(0) if x.ndim > 1 else grad_x
+    return _empty(x).copy_(grad_x), _empty(bias).copy_(grad_bias)
 
 
 def _setup_context(ctx: Any, inputs: tuple[Tensor, Tensor], output: Tensor) -> None:
