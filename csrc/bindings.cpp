@@ -18,6 +18,7 @@
 #include "ops/sample_tokens.h"
 
 #if defined(VAR_EXT_CUDA_VERSION)
+#include "cuda/bindings.h"
 #include "cuda/devices.h"
 #endif
 
@@ -87,6 +88,9 @@ py::dict kernels() {
                            "qk_norm", "residual_quantize", "residual_step", "sample_tokens"}) {
         table[op] = std::vector<std::string>{"cpu"};
     }
+#if defined(VAR_EXT_CUDA_VERSION)
+    for (const char* op : cuda_kernels) table[op].cast<py::list>().append("cuda");
+#endif
     return table;
 }
 
@@ -114,7 +118,7 @@ void def_kernels(py::module_& m) {
         "patch_nums", "scale");
     def(m, "block_causal_attention_backward", block_causal_attention_backward_params,
         cpu::block_causal_attention_backward, "Gradients of q, k and v, (B, L, H, D) each.", "grad_out", "q",
-        "k", "v", "out", "lse", "dq", "dk", "dv", "patch_nums", "scale");
+        "k", "v", "out", "lse", "dq", "dk", "dv", "delta", "patch_nums", "scale");
     def(m, "cached_attention", cached_attention_params, cpu::cached_attention,
         "(B, Lq, H, D) against the first `length` of (B, Lmax, H, D) -> (B, Lq, H, D).", "q", "k_cache",
         "v_cache", "out", "length", "scale");
@@ -130,7 +134,7 @@ void def_kernels(py::module_& m) {
         "v_bias", "log_scale", "q", "k", "v", "offset");
     def(m, "qk_norm_backward", qk_norm_backward_params, cpu::qk_norm_backward, "Gradients of qk_norm.",
         "grad_q", "grad_k", "grad_v", "qkv", "q_bias", "log_scale", "grad_qkv", "grad_q_bias", "grad_v_bias",
-        "grad_log_scale");
+        "grad_log_scale", "scratch");
     def(m, "residual_quantize", residual_quantize_params, cpu::residual_quantize,
         "All scales of the quantizer.", "features", "codebook", "phi_weight", "phi_bias", "phi_index",
         "patch_nums", "ratio", "cosine", "tokens", "f_hat", "scales");
@@ -163,11 +167,16 @@ PYBIND11_MODULE(_C, m) {
     py::class_<TensorView>(m, "TensorView", "A borrowed strided tensor; strides are in elements.")
         .def(py::init<uintptr_t, std::vector<int64_t>, std::vector<int64_t>, DType>(), py::arg("ptr"),
              py::arg("shape"), py::arg("strides"), py::arg("dtype"))
+        .def_property_readonly("ptr",
+                               [](const TensorView& view) { return reinterpret_cast<uintptr_t>(view.data); })
         .def_readonly("shape", &TensorView::shape)
         .def_readonly("strides", &TensorView::strides)
         .def_readonly("dtype", &TensorView::dtype);
 
     def_kernels(m);
+#if defined(VAR_EXT_CUDA_VERSION)
+    def_cuda_kernels(m);
+#endif
 
     m.def("build_info", build_info, "How this extension was built.");
     m.def("cpu_info", cpu_info, "Variants that run here, and the selected one.");

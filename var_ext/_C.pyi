@@ -25,6 +25,8 @@ class TensorView:
 
     def __init__(self, ptr: int, shape: Sequence[int], strides: Sequence[int], dtype: DType) -> None: ...
     @property
+    def ptr(self) -> int: ...
+    @property
     def shape(self) -> list[int]: ...
     @property
     def strides(self) -> list[int]: ...
@@ -102,6 +104,7 @@ def qk_norm_backward(
     grad_q_bias: TensorView,
     grad_v_bias: TensorView,
     grad_log_scale: TensorView | None,
+    scratch: TensorView | None,
 ) -> None:
     """Gradients of `qk_norm`: (B, L, 3, H, D), (H, D) twice, and (H,) where there is a log_scale."""
 
@@ -235,6 +238,7 @@ def block_causal_attention_backward(
     dq: TensorView,
     dk: TensorView,
     dv: TensorView,
+    delta: TensorView | None,
     patch_nums: Sequence[int],
     scale: float,
 ) -> None:
@@ -262,3 +266,17 @@ def isa() -> str:
 
 def set_isa(name: str) -> None:
     """Force a variant in this process. ValueError names the supported ones."""
+
+class CudaStream:
+    """A stream of a GPU, with the kernels written for GPUs as methods that launch there and do not wait.
+
+    In builds with CUDA alone. They take the arguments of the functions of the same names, plus scratch memory
+    (`delta`, `scratch`), and raise RuntimeError where CUDA reports an error.
+    """
+
+    def __init__(self, device: int, handle: int) -> None: ...
+    block_causal_attention = block_causal_attention
+    block_causal_attention_backward = block_causal_attention_backward
+    cached_attention = cached_attention
+    qk_norm = qk_norm
+    qk_norm_backward = qk_norm_backward

@@ -13,13 +13,13 @@ AttentionHeads attention_heads(const char* op, const char* name, const TensorVie
     return {view.data, view.strides[0], view.strides[1], view.strides[2]};
 }
 
-void check_lse(const char* op, const TensorView& lse, const TensorView& q) {
+void check_per_query(const char* op, const char* name, const TensorView& view, const TensorView& q) {
     const int64_t b = q.shape[0], l = q.shape[1], h = q.shape[2];
-    check_dtype(op, "lse", lse, {DType::float32});
-    check_shape(op, "lse", lse, {{"B", b}, {"H", h}, {"L", l}});
-    if (lse.numel() > 0 && ((b > 1 && lse.strides[0] != h * l) || (h > 1 && lse.strides[1] != l) ||
-                            (l > 1 && lse.strides[2] != 1))) {
-        contract_error(op, "lse must be contiguous");
+    check_dtype(op, name, view, {DType::float32});
+    check_shape(op, name, view, {{"B", b}, {"H", h}, {"L", l}});
+    if (view.numel() > 0 && ((b > 1 && view.strides[0] != h * l) || (h > 1 && view.strides[1] != l) ||
+                             (l > 1 && view.strides[2] != 1))) {
+        contract_error(op, std::string(name) + " must be contiguous");
     }
 }
 

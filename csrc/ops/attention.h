@@ -24,10 +24,12 @@ struct AttentionParams {
 struct AttentionGradients {
     AttentionHeads grad_out;    // in
     AttentionHeads dq, dk, dv;  // out
+    float* delta;               // (B, H, L) contiguous: scratch of the CUDA kernels, null for others
 };
 
 // Parts of the checks of the ops; they throw std::invalid_argument.
 AttentionHeads attention_heads(const char* op, const char* name, const TensorView& view);
-void check_lse(const char* op, const TensorView& lse, const TensorView& q);
+void check_per_query(const char* op, const char* name, const TensorView& view,
+                     const TensorView& q);  // (B, H, L)
 
 }  // namespace var_ext

@@ -17,7 +17,7 @@ BlockCausalAttentionParams checked(const char* op, const TensorView& q, const Te
     check_like(op, "k", k, q);
     check_like(op, "v", v, q);
     check_like(op, "out", out, q);
-    check_lse(op, lse, q);
+    check_per_query(op, "lse", lse, q);
 
     BlockCausalAttentionParams p;
     int64_t total = 0;
@@ -63,7 +63,7 @@ BlockCausalAttentionParams block_causal_attention_params(const TensorView& q, co
 BlockCausalAttentionBackwardParams block_causal_attention_backward_params(
     const TensorView& grad_out, const TensorView& q, const TensorView& k, const TensorView& v,
     const TensorView& out, const TensorView& lse, const TensorView& dq, const TensorView& dk,
-    const TensorView& dv, const std::vector<int64_t>& patch_nums, float scale) {
+    const TensorView& dv, const TensorView* delta, const std::vector<int64_t>& patch_nums, float scale) {
     const char* op = "block_causal_attention_backward";
     BlockCausalAttentionBackwardParams p;
     p.forward = checked(op, q, k, v, out, lse, patch_nums, scale);
@@ -78,6 +78,8 @@ BlockCausalAttentionBackwardParams block_causal_attention_backward_params(
         check_output(op, names[i], *outputs[i]);
         *heads[i] = attention_heads(op, names[i], *outputs[i]);
     }
+    if (delta != nullptr) check_per_query(op, "delta", *delta, q);
+    p.gradients.delta = delta ? static_cast<float*>(delta->data) : nullptr;
     return p;
 }
 

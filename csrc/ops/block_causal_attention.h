@@ -7,6 +7,7 @@
 
 #include <vector>
 
+#include "cuda/stream.h"
 #include "ops/attention.h"
 
 namespace var_ext {
@@ -30,11 +31,16 @@ struct BlockCausalAttentionBackwardParams {
 BlockCausalAttentionBackwardParams block_causal_attention_backward_params(
     const TensorView& grad_out, const TensorView& q, const TensorView& k, const TensorView& v,
     const TensorView& out, const TensorView& lse, const TensorView& dq, const TensorView& dk,
-    const TensorView& dv, const std::vector<int64_t>& patch_nums, float scale);
+    const TensorView& dv, const TensorView* delta, const std::vector<int64_t>& patch_nums, float scale);
 
 namespace cpu {
 void block_causal_attention(const BlockCausalAttentionParams& p);
 void block_causal_attention_backward(const BlockCausalAttentionBackwardParams& p);
 }  // namespace cpu
+
+namespace cuda {  // D is 32, 64 or 128, rows begin at multiples of 16 bytes
+void block_causal_attention(const BlockCausalAttentionParams& p, const CudaStream& stream);
+void block_causal_attention_backward(const BlockCausalAttentionBackwardParams& p, const CudaStream& stream);
+}  // namespace cuda
 
 }  // namespace var_ext

@@ -1,6 +1,7 @@
 // cached_attention: softmax(scale q k^T) v over the first `length` keys of a cache. Sums in fp32.
 #pragma once
 
+#include "cuda/stream.h"
 #include "ops/attention.h"
 
 namespace var_ext {
@@ -12,6 +13,9 @@ AttentionParams cached_attention_params(const TensorView& q, const TensorView& k
 
 namespace cpu {
 void cached_attention(const AttentionParams& p);
+}
+namespace cuda {  // D is 32, 64 or 128, rows begin at multiples of 16 bytes
+void cached_attention(const AttentionParams& p, const CudaStream& stream);
 }
 
 }  // namespace var_ext

@@ -95,8 +95,8 @@ QkNormBackwardParams qk_norm_backward_params(const TensorView& grad_q, const Ten
                                              const TensorView& grad_v, const TensorView& qkv,
                                              const TensorView& q_bias, const TensorView* log_scale,
                                              const TensorView& grad_qkv, const TensorView& grad_q_bias,
-                                             const TensorView& grad_v_bias,
-                                             const TensorView* grad_log_scale) {
+                                             const TensorView& grad_v_bias, const TensorView* grad_log_scale,
+                                             const TensorView* scratch) {
     const Checker checked(qkv);
     checked.bias("q_bias", q_bias);
     checked.scale("log_scale", log_scale);
@@ -128,6 +128,16 @@ QkNormBackwardParams qk_norm_backward_params(const TensorView& grad_q, const Ten
     p.grad_v_bias = {grad_v_bias.data, 0, 0, grad_v_bias.strides[0]};
     p.grad_log_scale = grad_log_scale ? grad_log_scale->data : nullptr;
     p.grad_log_scale_stride = grad_log_scale ? grad_log_scale->strides[0] : 0;
+    p.scratch = nullptr;
+    p.partials = 0;
+    if (scratch != nullptr) {
+        check_dtype(op, "scratch", *scratch, {DType::float32});
+        check_shape(op, "scratch", *scratch,
+                    {{"P", any_size}, {"H", p.heads}, {"2 D + 1", 2 * p.channels + 1}});
+        check_contiguous(op, "scratch", *scratch);
+        p.scratch = static_cast<float*>(scratch->data);
+        p.partials = scratch->shape[0];
+    }
     return p;
 }
 

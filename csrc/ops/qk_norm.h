@@ -9,6 +9,7 @@
 #include <cstdint>
 
 #include "common/tensor_view.h"
+#include "cuda/stream.h"
 
 namespace var_ext {
 
@@ -43,6 +44,9 @@ struct QkNormBackwardParams {
     Heads grad_q_bias, grad_v_bias;
     void* grad_log_scale;  // null where log_scale is
     int64_t grad_log_scale_stride;
+    // (partials, H, 2 D + 1) contiguous: scratch of the CUDA kernels for sums over tokens; null for others
+    float* scratch;
+    int64_t partials;
 };
 
 // These check the contract; they throw std::invalid_argument. In the first, k and v may be longer than qkv:
@@ -54,11 +58,16 @@ QkNormBackwardParams qk_norm_backward_params(const TensorView& grad_q, const Ten
                                              const TensorView& grad_v, const TensorView& qkv,
                                              const TensorView& q_bias, const TensorView* log_scale,
                                              const TensorView& grad_qkv, const TensorView& grad_q_bias,
-                                             const TensorView& grad_v_bias, const TensorView* grad_log_scale);
+                                             const TensorView& grad_v_bias, const TensorView* grad_log_scale,
+                                             const TensorView* scratch);
 
 namespace cpu {
 void qk_norm(const QkNormParams& p);
 void qk_norm_backward(const QkNormBackwardParams& p);
 }  // namespace cpu
+namespace cuda {
+void qk_norm(const QkNormParams& p, const CudaStream& stream);
+void qk_norm_backward(const QkNormBackwardParams& p, const CudaStream& stream);
+}  // namespace cuda
 
 }  // namespace var_ext

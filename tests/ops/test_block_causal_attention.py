@@ -250,7 +250,7 @@ def test_the_kernels_refuse(change: dict[str, Any], message: str) -> None:
         _C.block_causal_attention(**given)
     like = {name: given["q"] for name in ("grad_out", "dq", "dk", "dv")}
     with pytest.raises(ValueError, match=f"^block_causal_attention_backward: {message}"):
-        _C.block_causal_attention_backward(**like, **given)
+        _C.block_causal_attention_backward(**like, delta=None, **given)
 
 
 def test_the_kernels_refuse_outputs_that_overlap() -> None:
@@ -259,7 +259,7 @@ def test_the_kernels_refuse_outputs_that_overlap() -> None:
     with pytest.raises(ValueError, match="out must not overlap itself"):
         _C.block_causal_attention(one, one, one, same, lse, [1, 2], 1.0)
     with pytest.raises(ValueError, match="dk must not overlap itself"):
-        _C.block_causal_attention_backward(one, one, one, one, one, lse, one, same, one, [1, 2], 1.0)
+        _C.block_causal_attention_backward(one, one, one, one, one, lse, one, same, one, None, [1, 2], 1.0)
 
 
 @pytest.mark.parametrize(

@@ -270,7 +270,7 @@ def test_the_kernel_checks_its_tensors() -> None:
             _C.qk_norm(*map(maybe_view, tensors), offset)  # type: ignore[arg-type]
     grads = [q, q, q, plain["qkv"], bias, torch.zeros(2), plain["qkv"], bias, bias]
     with pytest.raises(ValueError, match="log_scale and its gradient must be given together"):
-        _C.qk_norm_backward(*map(view, grads), None)  # type: ignore[arg-type]
+        _C.qk_norm_backward(*map(view, grads), None, None)  # type: ignore[arg-type]
 
 
 def test_the_cache_form_has_no_gradient(either_backend: str) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+from typing import Any
 
 import torch
 
@@ -46,6 +47,46 @@ def maybe_view(tensor: torch.Tensor | None) -> _C.TensorView | None:
     return None if tensor is None else view(tensor)
 
 
+def is_gpu(tensor: torch.Tensor) -> bool:
+    """Whether the CUDA kernels run on `tensor`."""
+    return tensor.is_cuda
+
+
+def kernels(tensor: torch.Tensor) -> Any:
+    """The kernels for the device of `tensor`, by name: `_C`, or a stream of the GPU with the same methods.
+
+    On a GPU they are launched on the current stream of the tensor's device and not waited for.
+    """
+    from var_ext import _C
+
+    return gpu_stream(tensor) if is_gpu(tensor) else _C
+
+
+def gpu_stream(tensor: torch.Tensor) -> _C.CudaStream:
+    """The current stream of the device that `tensor` lies on."""
+    from var_ext import _C
+
+    device = tensor.get_device()
+    return _C.CudaStream(device, torch._C._cuda_getCurrentRawStream(device))
+
+
 def rows(tensor: torch.Tensor) -> torch.Tensor:
-    """`tensor`, or a copy of it if its last axis is not contiguous: for kernels that read rows."""
+    """`tensor`, or a copy that kernels can read by rows: a contiguous last axis, on a GPU rows aligned to 16 bytes."""
+    if is_gpu(tensor):
+        return tensor if has_aligned_rows(tensor) else tensor.clone(memory_format=torch.contiguous_format)
     return tensor if tensor.stride(-1) == 1 else tensor.contiguous()
+
+
+def scratch(like: torch.Tensor, *shape: int) -> torch.Tensor | None:
+    """float32 memory for a kernel on the GPU of `like`, which may not allocate; None on the CPU, where kernels do."""
+    return torch.empty(shape, dtype=torch.float32, device=like.device) if is_gpu(like) else None
+
+
+def has_aligned_rows(tensor: torch.Tensor) -> bool:
+    """Whether rows along the last axis are contiguous and begin at multiples of 16 bytes."""
+    *outer, last = tensor.stride()
+    bits = tensor.data_ptr()
+    for stride, size in zip(outer, tensor.shape, strict=False):
+        if size > 1:
+            bits |= stride * tensor.element_size()
+    return (last == 1 or tensor.shape[-1] == 1) and bits % 16 == 0

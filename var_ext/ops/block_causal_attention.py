@@ -9,18 +9,16 @@ from torch import Tensor
 
 from var_ext import backend, reference
 from var_ext.ops._checks import FLOATS, check_dtype, check_shape, check_together, require
-from var_ext.ops._native import rows, view
+from var_ext.ops._native import kernels, maybe_view, rows, scratch, view
 from var_ext.ops._registry import differentiate, implement
 from var_ext.reference.block_causal_attention import block_causal_mask
 from var_ext.schedule import ScaleSchedule
 
 
 def _native(q: Tensor, k: Tensor, v: Tensor, patch_nums: list[int], scale: float) -> tuple[Tensor, Tensor]:
-    from var_ext import _C
-
     q, k, v = rows(q), rows(k), rows(v)
     out, lse = _fake(q, k, v, patch_nums, scale)
-    _C.block_causal_attention(view(q), view(k), view(v), view(out), view(lse), patch_nums, scale)
+    kernels(q).block_causal_attention(view(q), view(k), view(v), view(out), view(lse), patch_nums, scale)
     return out, lse
 
 
@@ -34,11 +32,10 @@ def _native_backward(
     patch_nums: list[int],
     scale: float,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    from var_ext import _C
-
     grad, q, k, v = rows(grad), rows(q), rows(k), rows(v)
     dq, dk, dv = _fake_backward(grad, q, k, v, out, lse, patch_nums, scale)
-    _C.block_causal_attention_backward(
+    delta = scratch(q, *lse.shape)
+    kernels(q).block_causal_attention_backward(
         view(grad),
         view(q),
         view(k),
@@ -48,6 +45,7 @@ def _native_backward(
         view(dq),
         view(dk),
         view(dv),
+        maybe_view(delta),
         patch_nums,
         scale,
     )

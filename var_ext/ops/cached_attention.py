@@ -7,16 +7,14 @@ from torch import Tensor
 
 from var_ext import backend, reference
 from var_ext.ops._checks import FLOATS, check_dtype, check_shape, check_together, require
-from var_ext.ops._native import rows, view
+from var_ext.ops._native import kernels, rows, view
 from var_ext.ops._registry import implement
 
 
 def _native(q: Tensor, k_cache: Tensor, v_cache: Tensor, length: int, scale: float) -> Tensor:
-    from var_ext import _C
-
     q, k_cache, v_cache = rows(q), rows(k_cache), rows(v_cache)
-    out = torch.empty(q.shape, dtype=q.dtype)
-    _C.cached_attention(view(q), view(k_cache), view(v_cache), view(out), length, scale)
+    out = torch.empty(q.shape, dtype=q.dtype, device=q.device)
+    kernels(q).cached_attention(view(q), view(k_cache), view(v_cache), view(out), length, scale)
     return out
 
 

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from var_ext import backend, reference
 from var_ext.ops._checks import FLOATS, check_dtype, check_shape, check_together, require
-from var_ext.ops._native import maybe_view, rows, view
+from var_ext.ops._native import kernels, maybe_view, rows, scratch, view
 from var_ext.ops._registry import differentiate, implement
 
 Cache = tuple[Tensor, Tensor]
@@ -35,16 +35,15 @@ def _native_into_cache(
     v_cache: Tensor,
     offset: int,
 ) -> Tensor:
-    from var_ext import _C
-
+    run = kernels(qkv).qk_norm
     qkv, q_bias, v_bias, q = rows(qkv), rows(q_bias), rows(v_bias), _fake(qkv)
     if k_cache.stride(-1) != 1 or v_cache.stride(-1) != 1:
         k, v = _fake(qkv), _fake(qkv)
-        _C.qk_norm(view(qkv), view(q_bias), view(v_bias), maybe_view(log_scale), view(q), view(k), view(v), 0)
+        run(view(qkv), view(q_bias), view(v_bias), maybe_view(log_scale), view(q), view(k), view(v), 0)
         k_cache.narrow(1, offset, k.shape[1]).copy_(k)
         v_cache.narrow(1, offset, v.shape[1]).copy_(v)
         return q
-    _C.qk_norm(
+    run(
         view(qkv), view(q_bias), view(v_bias), maybe_view(log_scale),
         view(q), view(k_cache), view(v_cache), offset,
     )  # fmt: skip
@@ -61,14 +60,23 @@ def _native_backward(
     q_bias: Tensor,
     log_scale: Tensor | None,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    from var_ext import _C
-
     given = rows(grad_q), rows(grad_k), rows(grad_v), rows(qkv), rows(q_bias)
     grads = _fake_backward(grad_q, grad_k, grad_v, qkv, q_bias, log_scale)
     of_log_scale = None if log_scale is None else view(grads[3])
-    kernel: Any = _C.qk_norm_backward
-    kernel(*map(view, given), maybe_view(log_scale), *map(view, grads[:3]), of_log_scale)
+    batch, length, _, heads, channels = qkv.shape
+    sums = scratch(qkv, _partials(batch * length, heads), heads, 2 * channels + 1)
+    kernel: Any = kernels(qkv).qk_norm_backward
+    kernel(*map(view, given), maybe_view(log_scale), *map(view, grads[:3]), of_log_scale, maybe_view(sums))
     return grads
+
+
+def _partials(tokens: int, heads: int) -> int:
+    """How many chunks of tokens the CUDA kernel sums up one by one: gradients depend on it, so it knows no chip.
+
+    Four heads a block, as in bfloat16 with 64 channels, make 16 blocks for each of 132 multiprocessors; but a chunk of
+    fewer than 16 tokens would cost more than it computes.
+    """
+    return max(1, min(-(-tokens // 16), 2112 * 4 // max(heads, 4)))
 
 
 def _fake_backward(

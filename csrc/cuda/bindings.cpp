@@ -1,0 +1,46 @@
+#include "cuda/bindings.h"
+
+#include <pybind11/stl.h>
+
+#include "ops/block_causal_attention.h"
+#include "ops/cached_attention.h"
+#include "ops/qk_norm.h"
+
+namespace py = pybind11;
+
+namespace var_ext {
+
+namespace {
+
+using Stream = py::class_<CudaStream>;
+
+// A kernel as a method: `params` checks the arguments, called `names`, and `run` launches.
+template <class Params, class... Args, class... Names>
+void def(Stream& s, const char* name, Params (*params)(Args...),
+         void (*run)(const Params&, const CudaStream&), const Names&... names) {
+    s.def(
+        name, [=](const CudaStream& stream, Args... args) { run(params(args...), stream); },
+        py::arg(names)..., py::call_guard<py::gil_scoped_release>(),
+        "Launches what the function of the same name computes on the CPU.");
+}
+
+}  // namespace
+
+void def_cuda_kernels(py::module_& m) {
+    // local to the module: the emulator has a class of this name beside that of the extension
+    Stream s(m, "CudaStream", py::module_local(), "Launches kernels on a stream of a device; does not wait.");
+    s.def(py::init<int, uintptr_t>(), py::arg("device"), py::arg("handle"));
+    def(s, "block_causal_attention", block_causal_attention_params, cuda::block_causal_attention, "q", "k",
+        "v", "out", "lse", "patch_nums", "scale");
+    def(s, "block_causal_attention_backward", block_causal_attention_backward_params,
+        cuda::block_causal_attention_backward, "grad_out", "q", "k", "v", "out", "lse", "dq", "dk", "dv",
+        "delta", "patch_nums", "scale");
+    def(s, "cached_attention", cached_attention_params, cuda::cached_attention, "q", "k_cache", "v_cache",
+        "out", "length", "scale");
+    def(s, "qk_norm", qk_norm_params, cuda::qk_norm, "qkv", "q_bias", "v_bias", "log_scale", "q", "k", "v",
+        "offset");
+    def(s, "qk_norm_backward", qk_norm_backward_params, cuda::qk_norm_backward, "grad_q", "grad_k", "grad_v",
+        "qkv", "q_bias", "log_scale", "grad_qkv", "grad_q_bias", "grad_v_bias", "grad_log_scale", "scratch");
+}
+
+}  // namespace var_ext

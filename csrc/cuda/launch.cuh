@@ -1,0 +1,62 @@
+// Launching kernels: on the caller's stream and its device, without waiting; errors name the op.
+#pragma once
+
+#include <cuda_runtime.h>
+
+#include <cstdint>
+#include <stdexcept>
+#include <string>
+
+#include "cuda/stream.h"
+
+namespace var_ext::cuda {
+
+inline void check(const char* op, cudaError_t status) {
+    if (status == cudaSuccess) return;
+    std::string message = std::string(op) + ": CUDA error: " + cudaGetErrorString(status);
+    if (status == cudaErrorNoKernelImageForDevice)
+        message += "; the kernels need compute capability 8.0 or newer";
+    throw std::runtime_error(message);
+}
+
+// Makes a device current and puts the former one back.
+class OnDevice {
+  public:
+    OnDevice(const char* op, int device) {
+        check(op, cudaGetDevice(&before_));
+        if (before_ == device) return;
+        check(op, cudaSetDevice(device));
+        changed_ = true;
+    }
+    ~OnDevice() {
+        if (changed_) static_cast<void>(cudaSetDevice(before_));
+    }
+    OnDevice(const OnDevice&) = delete;
+    OnDevice& operator=(const OnDevice&) = delete;
+
+  private:
+    int before_ = 0;
+    bool changed_ = false;
+};
+
+// `shared_bytes` of dynamic shared memory a block. Nothing is allocated or waited for, so a launch can be
+// captured in a CUDA graph.
+template <class... Params, class... Args>
+void launch(const char* op, const CudaStream& where, dim3 grid, unsigned threads, size_t shared_bytes,
+            void (*kernel)(Params...), Args... args) {
+    const OnDevice guard(op, where.device);
+    constexpr size_t granted = 48 * 1024;  // a block gets more only where it was asked for
+    if (shared_bytes > granted) {
+        check(op, cudaFuncSetAttribute(reinterpret_cast<const void*>(kernel),
+                                       cudaFuncAttributeMaxDynamicSharedMemorySize,
+                                       static_cast<int>(shared_bytes)));
+    }
+    cudaLaunchConfig_t config = {};
+    config.gridDim = grid;
+    config.blockDim = dim3(threads);
+    config.dynamicSmemBytes = shared_bytes;
+    config.stream = reinterpret_cast<cudaStream_t>(where.handle);
+    check(op, cudaLaunchKernelEx(&config, kernel, args...));
+}
+
+}  // namespace var_ext::cuda

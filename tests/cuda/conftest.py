@@ -1,0 +1,67 @@
+"""Where the tests of the CUDA kernels run: in the emulator, and on a GPU where one is at hand."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import pytest
+import torch
+from torch import Tensor
+
+from tests.emulator import emulation
+from var_ext import _C, backend
+from var_ext.ops import _native
+
+
+@dataclass(frozen=True)
+class Gpu:
+    """Calls move a tensor there, with its strides. In the emulator that is where it lies already."""
+
+    level: str
+
+    def __call__(self, tensor: Tensor) -> Tensor:
+        if self.level == "emulated":
+            return tensor
+        memory = tensor.untyped_storage().cuda()
+        placed = torch.empty(0, dtype=tensor.dtype, device="cuda")
+        return placed.set_(memory, tensor.storage_offset(), tensor.shape, tensor.stride())
+
+    def conflicts(self) -> list[tuple[str, int, int]]:
+        """Bank conflicts since the test began, (source line, ways, times); the emulator counts them."""
+        return emulation.emulator().conflicts()
+
+
+def levels() -> list[str]:
+    """VAR_EXT_GPU_TESTS chooses "emulated" or "hardware"; without it the second where it can run, beside the first."""
+    chosen = os.environ.get("VAR_EXT_GPU_TESTS")
+    if chosen not in (None, "", "emulated", "hardware"):
+        raise ValueError(f"VAR_EXT_GPU_TESTS must be emulated or hardware, got {chosen!r}")
+    if chosen:
+        return [chosen]
+    there = torch.cuda.is_available() and _C.build_info()["cuda"] is not None
+    return ["emulated", "hardware"] if there else ["emulated"]
+
+
+@pytest.fixture(params=levels())
+def gpu(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Iterator[Gpu]:
+    """The native backend on CUDA kernels."""
+    with backend.force("native"):
+        if request.param == "emulated":
+            emulation.emulator().seed(0)
+            monkeypatch.setattr(_native, "is_gpu", lambda tensor: True)
+            monkeypatch.setattr(_native, "gpu_stream", lambda tensor: emulation.Stream())
+        else:
+            assert torch.cuda.is_available(), "VAR_EXT_GPU_TESTS=hardware, but torch sees no GPU"
+        yield Gpu(request.param)
+
+
+@pytest.fixture
+def traced(gpu: Gpu) -> Iterator[Gpu]:
+    """`gpu` with a count of bank conflicts; in the emulator alone."""
+    if gpu.level != "emulated":
+        pytest.skip("bank conflicts are counted by the emulator")
+    emulation.emulator().trace(True)
+    yield gpu
+    emulation.emulator().trace(False)
