@@ -1,0 +1,107 @@
+// Tiles of 16-bit elements in shared memory, and the operands of matrix instructions that come from them.
+#pragma once
+
+#include "cuda/numeric.cuh"
+#include "cuda/ptx.cuh"
+#include "ops/attention.h"
+
+namespace var_ext::cuda {
+
+// Rows of D elements in pieces of 16 bytes, turned so that eight neighbouring rows hold the same piece in
+// eight different groups of banks: what a matrix load reads at once.
+template <int D>
+__device__ constexpr int piece_at(int row, int piece) {
+    constexpr int pieces = D / 8;
+    static_assert(pieces == 4 || pieces == 8 || pieces == 16);
+    return row * pieces + (piece ^ (pieces == 4 ? row / 2 % 4 : row % 8));
+}
+template <int D, class T>
+__device__ T* element_at(T* tile, int row, int piece) {
+    return tile + piece_at<D>(row, piece) * 8;
+}
+
+// One head of a (B, L, H, D) tensor: row l begins at data + l * stride.
+template <class T>
+struct Rows {
+    T* data;
+    int64_t stride;
+    __device__ T* operator[](int64_t row) const { return data + row * stride; }
+};
+template <class T>
+__device__ Rows<T> rows_of(const AttentionHeads& heads, uint32_t b, uint32_t h) {
+    return {static_cast<T*>(heads.data) + b * heads.stride_b + h * heads.stride_h, heads.stride_l};
+}
+
+// All threads start to copy rows [first, first + rows) into a tile; those from `end` on become zeros, unread.
+template <int D, int rows, int threads, class T>
+__device__ void start_copy(T* tile, Rows<const T> from, int32_t first, int32_t end) {
+    constexpr int pieces = D / 8;
+    static_assert(rows * pieces % threads == 0);
+#pragma unroll
+    for (int i = 0; i < rows * pieces / threads; ++i) {
+        const int n = i * threads + static_cast<int>(threadIdx.x), row = n / pieces, piece = n % pieces;
+        const bool inside = first + row < end;  // mask
+        ptx::cp_async_16(element_at<D>(tile, row, piece), from[first + row] + piece * 8, inside);
+    }
+}
+
+// A: rows [row, row + 16), elements [16 k, 16 k + 16).
+template <int D, class T>
+__device__ void load_a(uint32_t (&a)[4], const T* tile, int row, int k) {
+    const int lane = static_cast<int>(threadIdx.x % 32);
+    ptx::ldmatrix_x4(a, element_at<D>(tile, row + lane % 16, 2 * k + lane / 16));
+}
+// B of two products: columns are rows [row, row + 8) and [row + 8, row + 16) of the tile, the sum runs over
+// elements [16 k, 16 k + 16). The first takes b[0], b[1], the second b[2], b[3].
+template <int D, class T>
+__device__ void load_b(uint32_t (&b)[4], const T* tile, int row, int k) {
+    const int lane = static_cast<int>(threadIdx.x % 32);
+    ptx::ldmatrix_x4(b, element_at<D>(tile, row + lane % 8 + lane / 16 * 8, 2 * k + lane / 8 % 2));
+}
+// B of two products, transposed: the sum runs over rows [row, row + 16) of the tile, columns are elements
+// [16 n, 16 n + 8) and [16 n + 8, 16 n + 16).
+template <int D, class T>
+__device__ void load_b_transposed(uint32_t (&b)[4], const T* tile, int row, int n) {
+    const int lane = static_cast<int>(threadIdx.x % 32);
+    ptx::ldmatrix_x4_trans(b, element_at<D>(tile, row + lane % 16, 2 * n + lane / 16));
+}
+
+// 16 rows by 16 columns of sums, two products side by side, become an A: rounded to T.
+template <class T>
+__device__ void as_a(uint32_t (&a)[4], const float (&left)[4], const float (&right)[4]) {
+    a[0] = pack<T>(left[0], left[1]);
+    a[1] = pack<T>(left[2], left[3]);
+    a[2] = pack<T>(right[0], right[1]);
+    a[3] = pack<T>(right[2], right[3]);
+}
+
+// A warp puts 16 rows of D sums, times a factor for rows lane / 4 and lane / 4 + 8, into its rows of a tile.
+template <int D, class T>
+__device__ void store_sums_16(T* tile, int row, const float (&sums)[D / 8][4], float upper, float lower) {
+    const int lane = static_cast<int>(threadIdx.x % 32), g = lane / 4, t = lane % 4;
+#pragma unroll
+    for (int n = 0; n < D / 8; ++n) {
+        const uint32_t pairs[2] = {pack<T>(sums[n][0] * upper, sums[n][1] * upper),
+                                   pack<T>(sums[n][2] * lower, sums[n][3] * lower)};
+        for (int i = 0; i < 2; ++i) {
+            *reinterpret_cast<uint32_t*>(element_at<D>(tile, row + g + 8 * i, n) + 2 * t) = pairs[i];
+        }
+    }
+}
+
+// A warp copies rows [row, row + rows) of a tile to `to`, where they are rows [first, first + rows); those
+// from `end` on stay.
+template <int D, int rows, class T>
+__device__ void write_rows(Rows<T> to, const T* tile, int row, int32_t first, int32_t end) {
+    constexpr int pieces = D / 8;
+    const int lane = static_cast<int>(threadIdx.x % 32);
+#pragma unroll
+    for (int i = 0; i < rows * pieces / 32; ++i) {
+        const int n = i * 32 + lane, r = n / pieces, piece = n % pieces;
+        if (first + r < end) {  // mask
+            ptx::store_16(to[first + r] + piece * 8, ptx::load_16(element_at<D>(tile, row + r, piece)));
+        }
+    }
+}
+
+}  // namespace var_ext::cuda
