@@ -39,6 +39,12 @@ class OnDevice {
     bool changed_ = false;
 };
 
+inline int multiprocessors(const char* op, const CudaStream& where) {
+    int count = 0;
+    check(op, cudaDeviceGetAttribute(&count, cudaDevAttrMultiProcessorCount, where.device));
+    return count;
+}
+
 // `shared_bytes` of dynamic shared memory a block. Nothing is allocated or waited for, so a launch can be
 // captured in a CUDA graph.
 template <class... Params, class... Args>

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 
 import pytest
@@ -28,6 +29,24 @@ class Gpu:
         placed = torch.empty(0, dtype=tensor.dtype, device="cuda")
         return placed.set_(memory, tensor.storage_offset(), tensor.shape, tensor.stride())
 
+    @contextmanager
+    def sampled(self, blocks: int) -> Iterator[None]:
+        """Runs only so many blocks of each launch, the first and the last among them; on hardware all."""
+        if self.level == "emulated":
+            emulation.emulator().sample(blocks)
+        yield
+        if self.level == "emulated":
+            emulation.emulator().sample(0)
+
+    @contextmanager
+    def of_one_multiprocessor(self) -> Iterator[None]:
+        """Kernels take the chip for a small one, which few blocks fill; hardware is what it is."""
+        if self.level == "emulated":
+            emulation.emulator().multiprocessors(1)
+        yield
+        if self.level == "emulated":
+            emulation.emulator().multiprocessors(108)
+
     def conflicts(self) -> list[tuple[str, int, int]]:
         """Bank conflicts since the test began, (source line, ways, times); the emulator counts them."""
         return emulation.emulator().conflicts()
@@ -50,6 +69,8 @@ def gpu(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Iter
     with backend.force("native"):
         if request.param == "emulated":
             emulation.emulator().seed(0)
+            emulation.emulator().sample(0)
+            emulation.emulator().multiprocessors(108)
             monkeypatch.setattr(_native, "is_gpu", lambda tensor: True)
             monkeypatch.setattr(_native, "gpu_stream", lambda tensor: emulation.Stream())
         else:

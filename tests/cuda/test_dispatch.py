@@ -45,7 +45,9 @@ def test_fakes_on_cuda() -> None:
         q, k, v = ops.qk_norm(qkv, bias, bias, scale)
         out, lse = torch.ops.var_ext.block_causal_attention(q, k, v, [1, 2], 1.0)
         cache = qkv.new_empty(2, 9, 4, 64)
-        cached = ops.cached_attention(ops.qk_norm(qkv, bias, bias, cache=(cache, cache), offset=2), cache, cache, 7)
+        cached = ops.cached_attention(
+            ops.qk_norm(qkv, bias, bias, cache=(cache, cache), offset=2), cache, cache, 7
+        )
         for tensor in (q, k, v, out, cached):
             assert tensor.device.type == "cuda"
             assert tensor.dtype == torch.bfloat16
@@ -72,7 +74,7 @@ def test_a_cuda_error_names_the_op() -> None:
 
 def test_an_unknown_device_is_an_error() -> None:
     q = torch.zeros(1, 5, 2, 64)
-    with pytest.raises(RuntimeError, match="^cached_attention: CUDA error: invalid argument"):
+    with pytest.raises(RuntimeError, match=r"^cached_attention: CUDA error: invalid argument"):
         emulator().CudaStream(1, 0).cached_attention(view(q), view(q), view(q), view(q.clone()), 5, 1.0)
 
 

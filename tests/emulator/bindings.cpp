@@ -41,6 +41,12 @@ PYBIND11_MODULE(_emulated, m) {
             return found;
         },
         "(where, ways, times) of each instruction that had some; forgets them.");
+    m.def(
+        "sample", [](uint64_t blocks) { machine.sample = blocks; },
+        "Runs only so many blocks of each launch, the first and the last among them; 0: all.");
+    m.def(
+        "multiprocessors", [](int count) { machine.multiprocessors = count; },
+        "How many multiprocessors the chip pretends to have; 108 to begin with.");
     m.def("launches", [] { return machine.launches; }, "Kernels launched so far.");
     m.def("run", run_kernel, py::arg("name"), py::arg("data"), py::arg("count"),
           "Launches one of kernels/broken.cu on floats.");

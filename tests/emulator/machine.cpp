@@ -236,6 +236,10 @@ void warp_barrier(unsigned mask, Site site) {
     warp_collective("__syncwarp", mask, site, nullptr, nullptr);
 }
 
+int multiprocessors() {
+    return machine.multiprocessors;
+}
+
 void grant_shared_memory(const void* kernel, size_t bytes) {
     granted[kernel] = std::max(granted[kernel], bytes);
 }
@@ -264,8 +268,10 @@ bool launch(const Launch& launch, void (*call)(void*), void* arguments) {
     uint64_t stride = blocks / 2 + machine.random() % 64 + 1;
     while (std::gcd(stride, blocks) != 1) ++stride;
     uint64_t id = machine.random() % blocks;
+    const bool sampled = machine.sample != 0 && machine.sample < blocks;
     try {
-        for (uint64_t i = 0; i < blocks; ++i, id = (id + stride) % blocks) {
+        for (uint64_t i = 0; i < (sampled ? machine.sample : blocks); ++i, id = (id + stride) % blocks) {
+            if (sampled && i < 2) id = i == 0 ? 0 : blocks - 1;  // the first, the last, and others
             machine.block_id = {static_cast<unsigned>(id % grid.x),
                                 static_cast<unsigned>(id / grid.x % grid.y),
                                 static_cast<unsigned>(id / grid.x / grid.y)};

@@ -79,5 +79,6 @@ struct Launch {
 };
 bool launch(const Launch& launch, void (*call)(void*), void* closure);
 void grant_shared_memory(const void* kernel, size_t bytes);
+int multiprocessors();
 
 }  // namespace emulator

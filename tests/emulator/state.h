@@ -68,6 +68,8 @@ struct Machine {
     std::mt19937 random;
     std::vector<Range> allowed;  // device memory
     bool trace = false;          // collect accesses
+    uint64_t sample = 0;         // blocks of a launch that are run, if not all
+    int multiprocessors = 108;   // what kernels are told of the chip
     uint64_t launches = 0;
 };
 extern Machine machine;

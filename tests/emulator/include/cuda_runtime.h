@@ -195,8 +195,8 @@ inline cudaError_t cudaSetDevice(int device) {
     return device == 0 ? cudaSuccess : cudaErrorInvalidValue;
 }
 inline cudaError_t cudaDeviceGetAttribute(int* value, cudaDeviceAttr attribute, int device) {
-    *value =
-        attribute == cudaDevAttrMultiProcessorCount ? 108 : static_cast<int>(emulator::most_shared_bytes);
+    *value = attribute == cudaDevAttrMultiProcessorCount ? emulator::multiprocessors()
+                                                         : static_cast<int>(emulator::most_shared_bytes);
     return device == 0 ? cudaSuccess : cudaErrorInvalidValue;
 }
 inline cudaError_t cudaFuncSetAttribute(const void* kernel, cudaFuncAttribute, int bytes) {

@@ -1,0 +1,72 @@
+// Launching attention forward: what the kernels take, and which of them takes it.
+#pragma once
+
+#include <type_traits>
+
+#include "cuda/attention_forward.cuh"
+#include "cuda/launch.cuh"
+
+namespace var_ext::cuda {
+
+// Rows are read 16 bytes at a time.
+inline void check_rows(const char* op, const char* name, const AttentionHeads& heads, DType dtype) {
+    const int64_t step = 16 / dtype_size(dtype);
+    if (reinterpret_cast<uintptr_t>(heads.data) % 16 != 0 || heads.stride_b % step != 0 ||
+        heads.stride_l % step != 0 || heads.stride_h % step != 0) {
+        contract_error(op, std::string(name) + " must have rows that begin at multiples of 16 bytes on CUDA");
+    }
+}
+
+inline void check_attention(const char* op, const AttentionParams& p) {
+    if (p.dim != 32 && p.dim != 64 && p.dim != 128) {
+        contract_error(op, "q must have a D of 32, 64 or 128 on CUDA, got " + std::to_string(p.dim) +
+                               "; VAR_EXT_BACKEND=reference takes any");
+    }
+    if (p.queries > INT32_MAX || p.keys > INT32_MAX) {
+        contract_error(op, "queries and keys must be below 2^31 on CUDA, got " + std::to_string(p.queries) +
+                               " and " + std::to_string(p.keys));
+    }
+    check_rows(op, "q", p.q, p.dtype);
+    check_rows(op, "k", p.k, p.dtype);
+    check_rows(op, "v", p.v, p.dtype);
+    check_rows(op, "out", p.out, p.dtype);
+}
+
+// Calls body(T{}, std::integral_constant<int, D>{}) for a 16-bit dtype and a head size that kernels have.
+template <class Body>
+void for_heads(const AttentionParams& p, const Body& body) {
+    const auto for_dim = [&](auto element) {
+        switch (p.dim) {
+            case 32:
+                return body(element, std::integral_constant<int, 32>{});
+            case 64:
+                return body(element, std::integral_constant<int, 64>{});
+            default:
+                return body(element, std::integral_constant<int, 128>{});
+        }
+    };
+    p.dtype == DType::bfloat16 ? for_dim(__nv_bfloat16{}) : for_dim(__half{});
+}
+
+// `tiles_of(rows)` makes tiles of up to so many rows.
+template <class T, int D, class MakeTiles>
+void launch_attention_forward(const char* op, const AttentionParams& p, const CudaStream& stream,
+                              const MakeTiles& tiles_of) {
+    const auto run = [&](auto parts) {
+        constexpr int M = decltype(parts)::value;
+        using Shape = AttentionForward<D, M>;
+        const auto tiles = tiles_of(Shape::rows);
+        const BlockOrder order = make_order(op, p, tiles.count());
+        if (order.blocks() == 0) return;
+        launch(op, stream, dim3(order.blocks()), attention_threads, Shape::shared_elements * sizeof(T),
+               attention_forward_kernel<T, D, M, std::decay_t<decltype(tiles)>>, p, tiles, order);
+    };
+    // Large tiles cost less, small ones spread over more of the chip; rows come out the same in either.
+    if constexpr (D <= 64) {
+        const int64_t large = (p.queries + 127) / 128 * p.batch * p.heads;
+        if (large >= 2 * multiprocessors(op, stream)) return run(std::integral_constant<int, 2>{});
+    }
+    run(std::integral_constant<int, 1>{});
+}
+
+}  // namespace var_ext::cuda

@@ -1,0 +1,210 @@
+// Attention forward for 16-bit elements: products on the tensor cores, softmax in float32 with its maximum
+// and sum carried from one tile of keys to the next.
+//
+// Four warps, each with M times 16 query rows in registers. Two of them (M = 2) halve what is read from
+// shared memory for a product, which would otherwise take as long as the product itself; one (M = 1) leaves
+// more blocks to spread over the chip.
+#pragma once
+
+#include <cfloat>
+
+#include "cuda/attention_operands.cuh"
+#include "cuda/attention_tiles.cuh"
+
+namespace var_ext::cuda {
+
+constexpr int attention_threads = 128;
+constexpr float log2_e = 1.4426950408889634f, ln_2 = 0.6931471805599453f;
+
+template <int D, int M>
+struct AttentionForward {
+    static constexpr int rows_of_warp = 16 * M, rows = attention_threads / 32 * rows_of_warp, keys = 64;
+    static constexpr int shared_elements = (rows + 4 * keys) * D;  // queries, and keys and values twice
+    static constexpr int blocks = M == 2 || D == 128 ? 2 : 3;      // on a multiprocessor
+};
+
+// What a warp carries along: for each of its 16-row parts, rows lane / 4 and lane / 4 + 8.
+template <int D, int M>
+struct Softmax {
+    float out[M][D / 8][4] = {};
+    float max[M][2], sum[M][2] = {};
+
+    __device__ Softmax() {
+        for (int m = 0; m < M; ++m) max[m][0] = max[m][1] = -INFINITY;
+    }
+
+    // Takes on the scores of 64 keys and turns them into weights; `scale` in units of log 2.
+    __device__ void add_scores(float (&s)[M][8][4], float scale) {
+#pragma unroll
+        for (int m = 0; m < M; ++m) {
+#pragma unroll
+            for (int r = 0; r < 2; ++r) {
+                float top = max[m][r];
+                for (int n = 0; n < 8; ++n) top = fmaxf(top, fmaxf(s[m][n][2 * r], s[m][n][2 * r + 1]));
+                top = fmaxf(top, __shfl_xor_sync(0xffffffff, top, 1));
+                top = fmaxf(top, __shfl_xor_sync(0xffffffff, top, 2));
+                // scores of -inf alone so far: they weigh nothing, and nothing is taken off them
+                const float base = top == -INFINITY ? 0.0f : top * scale;
+                const float decay = ptx::exp2_approx(max[m][r] * scale - base);
+                max[m][r] = top;
+                sum[m][r] *= decay;
+                for (int n = 0; n < D / 8; ++n) {
+                    out[m][n][2 * r] *= decay;
+                    out[m][n][2 * r + 1] *= decay;
+                }
+                for (int n = 0; n < 8; ++n) {
+                    for (int i = 2 * r; i < 2 * r + 2; ++i) {
+                        s[m][n][i] = ptx::exp2_approx(s[m][n][i] * scale - base);
+                        sum[m][r] += s[m][n][i];
+                    }
+                }
+            }
+        }
+    }
+};
+
+// Scores of 64 keys, their weights, and the sum of values. On the edge a row sees the first `limit` of the
+// keys only, and none of the warp's rows more than `end`.
+template <bool edge, class T, int D, int M>
+__device__ void attend(Softmax<D, M>& state, const uint32_t (&q)[M][D / 16][4], const T* keys,
+                       const T* values, float scale, const int (&limit)[M][2], int end) {
+    float s[M][8][4] = {};
+#pragma unroll
+    for (int n = 0; n < 4; ++n) {
+        if (edge && 16 * n >= end) break;
+#pragma unroll
+        for (int k = 0; k < D / 16; ++k) {
+            uint32_t b[4];
+            load_b<D>(b, keys, 16 * n, k);
+            for (int m = 0; m < M; ++m) {
+                ptx::mma_16816<T>(s[m][2 * n], q[m][k], b[0], b[1]);
+                ptx::mma_16816<T>(s[m][2 * n + 1], q[m][k], b[2], b[3]);
+            }
+        }
+    }
+    if constexpr (edge) {
+        const int column = 2 * static_cast<int>(threadIdx.x % 4);
+#pragma unroll
+        for (int m = 0; m < M; ++m) {
+            for (int n = 0; n < 8; ++n) {
+                for (int i = 0; i < 4; ++i) {
+                    const bool seen = 8 * n + column + i % 2 < limit[m][i / 2];  // mask
+                    if (!seen) s[m][n][i] = -INFINITY;
+                }
+            }
+        }
+    }
+    state.add_scores(s, scale);
+#pragma unroll
+    for (int k = 0; k < 4; ++k) {
+        if (edge && 16 * k >= end) break;
+        uint32_t weights[M][4];
+        for (int m = 0; m < M; ++m) as_a<T>(weights[m], s[m][2 * k], s[m][2 * k + 1]);
+#pragma unroll
+        for (int n = 0; n < D / 16; ++n) {
+            uint32_t b[4];
+            load_b_transposed<D>(b, values, 16 * k, n);
+            for (int m = 0; m < M; ++m) {
+                ptx::mma_16816<T>(state.out[m][2 * n], weights[m], b[0], b[1]);
+                ptx::mma_16816<T>(state.out[m][2 * n + 1], weights[m], b[2], b[3]);
+            }
+        }
+    }
+}
+
+// The other tile of keys and values is on its way while one is in use: one barrier a tile.
+template <class T, int D, int M, class Tiles>
+__global__ void __launch_bounds__(attention_threads, AttentionForward<D, M>::blocks)
+    attention_forward_kernel(const __grid_constant__ AttentionParams p, const __grid_constant__ Tiles tiles,
+                             const BlockOrder order) {
+    using Shape = AttentionForward<D, M>;
+    const BlockOrder::Place place = order.place(blockIdx.x);
+    const Tile tile = tiles.tile(tiles.count() - 1 - static_cast<int32_t>(place.rank));
+    const uint32_t heads = static_cast<uint32_t>(p.heads), b = place.head / heads, h = place.head % heads;
+    const int lane = static_cast<int>(threadIdx.x % 32), warp = static_cast<int>(threadIdx.x / 32);
+    const int row = warp * Shape::rows_of_warp;  // the warp's first, in the tile
+    const int32_t first = tile.first + row, end = tile.first + tile.rows;
+
+    T* const q_tile = reinterpret_cast<T*>(ptx::shared_memory());
+    T* const kv_tiles = q_tile + Shape::rows * D;
+    const Rows<const T> k_rows = rows_of<const T>(p.k, b, h), v_rows = rows_of<const T>(p.v, b, h);
+    const auto copy_keys = [&](int32_t at, int stage) {
+        T* const k_tile = kv_tiles + stage * 2 * Shape::keys * D;
+        start_copy<D, Shape::keys, attention_threads>(k_tile, k_rows, at, tile.keys);
+        start_copy<D, Shape::keys, attention_threads>(k_tile + Shape::keys * D, v_rows, at, tile.keys);
+        ptx::cp_async_commit();
+    };
+    start_copy<D, Shape::rows, attention_threads>(q_tile, rows_of<const T>(p.q, b, h), tile.first, end);
+    copy_keys(0, 0);
+
+    // keys that the thread's rows see, and those of the first and the last row of the warp
+    int32_t limit[M][2];
+    for (int m = 0; m < M; ++m) {
+        for (int r = 0; r < 2; ++r) {
+            limit[m][r] = tile.keys;
+            if (tile.mixed) limit[m][r] = tiles.end_of_scale(min(first + 16 * m + 8 * r + lane / 4, end - 1));
+        }
+    }
+    int32_t least = first < end ? tile.keys : 0, most = least;  // a warp without rows has nothing to do
+    if (tile.mixed && first < end) {
+        least = tiles.end_of_scale(first);
+        most = tiles.end_of_scale(min(first + Shape::rows_of_warp, end) - 1);
+    }
+    const float scale = fmaxf(fabsf(p.scale) * log2_e, FLT_MIN);  // not 0: that times -inf is no number
+
+    ptx::cp_async_wait<0>();
+    __syncthreads();
+    uint32_t q[M][D / 16][4];
+    const uint32_t sign =
+        p.scale < 0.0f ? 0x80008000u : 0u;  // the largest score must have the largest product
+#pragma unroll
+    for (int m = 0; m < M; ++m) {
+        for (int k = 0; k < D / 16; ++k) {
+            load_a<D>(q[m][k], q_tile, row + 16 * m, k);
+            for (int i = 0; i < 4; ++i) q[m][k][i] ^= sign;
+        }
+    }
+    Softmax<D, M> state;
+    int stage = 0;
+#pragma unroll 1
+    for (int32_t at = 0; at < tile.keys; at += Shape::keys) {
+        if (at + Shape::keys < tile.keys) copy_keys(at + Shape::keys, 1 - stage);
+        const T* const k_tile = kv_tiles + stage * 2 * Shape::keys * D;
+        const T* const v_tile = k_tile + Shape::keys * D;
+        if (at + Shape::keys <= least) {
+            attend<false>(state, q, k_tile, v_tile, scale, limit, Shape::keys);
+        } else if (at < most) {
+            int within[M][2];
+            for (int m = 0; m < M; ++m) {
+                for (int r = 0; r < 2; ++r) within[m][r] = limit[m][r] - at;
+            }
+            attend<true>(state, q, k_tile, v_tile, scale, within, most - at);
+        }
+        ptx::cp_async_wait<0>();
+        __syncthreads();
+        stage = 1 - stage;
+    }
+
+#pragma unroll
+    for (int m = 0; m < M; ++m) {
+        float factor[2];
+        for (int r = 0; r < 2; ++r) {
+            float sum = state.sum[m][r];
+            sum += __shfl_xor_sync(0xffffffff, sum, 1);
+            sum += __shfl_xor_sync(0xffffffff, sum, 2);
+            factor[r] = 1.0f / sum;
+            const int32_t query = first + 16 * m + 8 * r + lane / 4;
+            const bool stores = p.lse != nullptr && lane % 4 == 0 && query < end;  // mask
+            if (stores) {
+                p.lse[static_cast<int64_t>(place.head) * p.queries + query] =
+                    (state.max[m][r] * scale + log2f(sum)) * ln_2;
+            }
+        }
+        store_sums_16<D>(q_tile, row + 16 * m, state.out[m], factor[0],
+                         factor[1]);  // queries are in registers
+    }
+    __syncwarp();
+    write_rows<D, Shape::rows_of_warp>(rows_of<T>(p.out, b, h), q_tile, row, first, end);
+}
+
+}  // namespace var_ext::cuda
