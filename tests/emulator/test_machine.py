@@ -91,3 +91,16 @@ def test_bank_conflicts() -> None:
         assert [ways for _, ways, _ in emulator().conflicts()] == [8]
     finally:
         emulator().trace(False)
+
+
+def test_a_sample_of_the_blocks() -> None:
+    """The first and the last are among them."""
+    data = torch.zeros(1000)
+    emulator().begin("count_blocks", [(data.data_ptr(), data.nbytes)])
+    emulator().sample(5)
+    try:
+        emulator().run("count_blocks", data.data_ptr(), 1000)
+    finally:
+        emulator().sample(0)
+    assert data[0] == data[999] == 1
+    assert 2 < data.sum() <= 5

@@ -208,12 +208,17 @@ __global__ void matrix_rows_in_line(float* data, int) {  // rows of 128 bytes: e
     data[threadIdx.x] = static_cast<float>(r[0]);
 }
 
+__global__ void count_blocks(float* data, int) {
+    if (threadIdx.x == 0) data[blockIdx.x] = 1.0f;
+}
+
 __global__ void nothing(float*, int) {}
 
 struct Case {
     void (*kernel)(float*, int);
     unsigned threads = 64;
     size_t shared_bytes = 8192;
+    unsigned blocks = 1;
 };
 
 const std::map<std::string, Case> cases = {
@@ -245,6 +250,7 @@ const std::map<std::string, Case> cases = {
     {"atomic_and_plain", {atomic_and_plain}},
     {"strided", {strided}},
     {"matrix_rows_in_line", {matrix_rows_in_line}},
+    {"count_blocks", {count_blocks, 64, 0, 1000}},
     {"too_many_threads", {nothing, 1056}},
     {"part_of_a_warp", {nothing, 48}},
     {"too_much_shared_memory", {nothing, 64, 200 * 1024}},
@@ -255,7 +261,7 @@ const std::map<std::string, Case> cases = {
 void run_kernel(const std::string& name, uintptr_t data, int count) {
     const auto found = cases.find(name);
     if (found == cases.end()) throw std::invalid_argument("no kernel of this name: " + name);
-    const auto& [kernel, threads, shared_bytes] = found->second;
-    cuda::launch(name.c_str(), {0, 0}, dim3(1), threads, shared_bytes, kernel, reinterpret_cast<float*>(data),
-                 count);
+    const auto& [kernel, threads, shared_bytes, blocks] = found->second;
+    cuda::launch(name.c_str(), {0, 0}, dim3(blocks), threads, shared_bytes, kernel,
+                 reinterpret_cast<float*>(data), count);
 }
