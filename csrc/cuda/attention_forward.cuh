@@ -113,6 +113,12 @@ __device__ void attend(Softmax<D, M>& state, const uint32_t (&q)[M][D / 16][4], 
 }
 
 // The other tile of keys and values is on its way while one is in use: one barrier a tile.
+// budget <32, 1>: registers <= 128, shared <= 20480, blocks >= 3
+// budget <64, 1>: registers <= 168, shared <= 40960, blocks >= 3
+// budget <32, 2>: registers <= 208, shared <= 24576, blocks >= 2
+// budget <64, 2>: registers <= 255, shared <= 49152, blocks >= 2
+// budget <128, 1>: registers <= 255, shared <= 81920, blocks >= 2
+// sass: HMMA, LDSM, LDGSTS, MUFU.EX2, STG.E.128
 template <class T, int D, int M, class Tiles>
 __global__ void __launch_bounds__(attention_threads, AttentionForward<D, M>::blocks)
     attention_forward_kernel(const __grid_constant__ AttentionParams p, const __grid_constant__ Tiles tiles,
@@ -137,14 +143,7 @@ __global__ void __launch_bounds__(attention_threads, AttentionForward<D, M>::blo
     start_copy<D, Shape::rows, attention_threads>(q_tile, rows_of<const T>(p.q, b, h), tile.first, end);
     copy_keys(0, 0);
 
-    // keys that the thread's rows see, and those of the first and the last row of the warp
-    int32_t limit[M][2];
-    for (int m = 0; m < M; ++m) {
-        for (int r = 0; r < 2; ++r) {
-            limit[m][r] = tile.keys;
-            if (tile.mixed) limit[m][r] = tiles.end_of_scale(min(first + 16 * m + 8 * r + lane / 4, end - 1));
-        }
-    }
+    // keys that the first and the last row of the warp see
     int32_t least = first < end ? tile.keys : 0, most = least;  // a warp without rows has nothing to do
     if (tile.mixed && first < end) {
         least = tiles.end_of_scale(first);
@@ -171,14 +170,17 @@ __global__ void __launch_bounds__(attention_threads, AttentionForward<D, M>::blo
         if (at + Shape::keys < tile.keys) copy_keys(at + Shape::keys, 1 - stage);
         const T* const k_tile = kv_tiles + stage * 2 * Shape::keys * D;
         const T* const v_tile = k_tile + Shape::keys * D;
+        int limit[M][2] = {};  // made where it is needed, which is rare: registers are dear
         if (at + Shape::keys <= least) {
             attend<false>(state, q, k_tile, v_tile, scale, limit, Shape::keys);
         } else if (at < most) {
-            int within[M][2];
             for (int m = 0; m < M; ++m) {
-                for (int r = 0; r < 2; ++r) within[m][r] = limit[m][r] - at;
+                for (int r = 0; r < 2; ++r) {
+                    const int32_t query = min(first + 16 * m + 8 * r + lane / 4, end - 1);
+                    limit[m][r] = (tile.mixed ? tiles.end_of_scale(query) : tile.keys) - at;
+                }
             }
-            attend<true>(state, q, k_tile, v_tile, scale, within, most - at);
+            attend<true>(state, q, k_tile, v_tile, scale, limit, most - at);
         }
         ptx::cp_async_wait<0>();
         __syncthreads();

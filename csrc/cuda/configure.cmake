@@ -57,9 +57,13 @@ elseif(problem)
   return()
 endif()
 
-# sm_80 is the baseline, sm_90a has wgmma and TMA, PTX serves newer chips. A visible GPU changes nothing.
+# sm_80 is the baseline, sm_90a the chip tuned for, PTX serves newer ones. A visible GPU changes nothing; whoever names
+# CMAKE_CUDA_ARCHITECTURES gets those.
+set(VAR_EXT_TARGETS 80-real 90a-real 90-virtual)
 set(CMAKE_CUDA_COMPILER "${nvcc}")
-set(CMAKE_CUDA_ARCHITECTURES 80-real 90a-real 90-virtual)
+if(NOT CMAKE_CUDA_ARCHITECTURES)
+  set(CMAKE_CUDA_ARCHITECTURES ${VAR_EXT_TARGETS})
+endif()
 set(CMAKE_CUDA_STANDARD 17)
 set(CMAKE_CUDA_STANDARD_REQUIRED ON)
 set(CMAKE_CUDA_RUNTIME_LIBRARY Static)  # the module imports where no CUDA library is installed
@@ -67,4 +71,4 @@ enable_language(CUDA)
 file(GLOB cuda_sources CONFIGURE_DEPENDS csrc/cuda/*.cu csrc/cuda/*.cpp)
 add_compile_definitions(VAR_EXT_CUDA_VERSION="${CMAKE_CUDA_COMPILER_VERSION}")
 message(STATUS "var_ext: VAR_EXT_CUDA=${VAR_EXT_CUDA}: CUDA on, nvcc ${CMAKE_CUDA_COMPILER_VERSION} "
-  "(${CMAKE_CUDA_COMPILER}), targets sm_80, sm_90a, PTX 90")
+  "(${CMAKE_CUDA_COMPILER}), targets ${CMAKE_CUDA_ARCHITECTURES}")

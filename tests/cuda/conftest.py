@@ -11,6 +11,7 @@ import pytest
 import torch
 from torch import Tensor
 
+from tests.cuda import compiled
 from tests.emulator import emulation
 from var_ext import _C, backend
 from var_ext.ops import _native
@@ -76,6 +77,22 @@ def gpu(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Iter
         else:
             assert torch.cuda.is_available(), "VAR_EXT_GPU_TESTS=hardware, but torch sees no GPU"
         yield Gpu(request.param)
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _launches_keep_to_their_budgets() -> Iterator[None]:
+    """What the compiler cannot know: threads and shared memory that launches ask for."""
+    yield
+    wrong = []
+    if emulation.emulator.cache_info().currsize:
+        for signature, threads, shared in emulation.emulator().usage():
+            name, arguments = compiled.split_name(signature)
+            fitting = [b for b in compiled.budgets().get(name, []) if b.fits(arguments)]
+            if fitting and (threads > fitting[0].threads or shared > fitting[0].shared):
+                wrong.append(
+                    f"{name}<{arguments}>: {threads} threads, {shared} bytes; the budget: {fitting[0]}"
+                )
+    assert not wrong, "\n".join(wrong)
 
 
 @pytest.fixture

@@ -47,6 +47,15 @@ PYBIND11_MODULE(_emulated, m) {
     m.def(
         "multiprocessors", [](int count) { machine.multiprocessors = count; },
         "How many multiprocessors the chip pretends to have; 108 to begin with.");
+    m.def(
+        "usage",
+        [] {
+            std::vector<std::tuple<std::string, unsigned, size_t>> found;
+            for (const auto& [kernel, usage] : machine.usage)
+                found.emplace_back(function_at(kernel), usage.threads, usage.shared_bytes);
+            return found;
+        },
+        "(signature, threads, bytes of shared memory) of each kernel launched so far.");
     m.def("launches", [] { return machine.launches; }, "Kernels launched so far.");
     m.def("run", run_kernel, py::arg("name"), py::arg("data"), py::arg("count"),
           "Launches one of kernels/broken.cu on floats.");

@@ -262,6 +262,9 @@ bool launch(const Launch& launch, void (*call)(void*), void* arguments) {
     machine.shared_bytes = shared_bytes;
     machine.error.clear();
     ++machine.launches;
+    Usage& usage = machine.usage[kernel];
+    usage.threads = std::max(usage.threads, machine.threads);
+    usage.shared_bytes = std::max(usage.shared_bytes, shared_bytes);
     call_kernel = call;
     closure = arguments;
     // blocks in an order of no use to anyone: a stride without a common divisor, from a random start

@@ -3,6 +3,7 @@
 #include <link.h>
 #include <stdio.h>
 
+#include <algorithm>
 #include <cstring>
 #include <set>
 
@@ -296,6 +297,25 @@ void wait_copies(unsigned pending) {
 
 static std::set<std::string> sites;
 
+// What the tool of that name says of an address, line by line.
+static std::vector<std::string> addr2line(const char* options, const void* address, unsigned back) {
+    Dl_info info;
+    if (dladdr(address, &info) == 0 || info.dli_fname == nullptr) return {};
+    const uintptr_t offset = address_of(address) - address_of(info.dli_fbase) - back;
+    const std::string command =
+        std::string("addr2line ") + options + " -e '" + info.dli_fname + "' " + hex(offset) + " 2>&1";
+    std::vector<std::string> lines;
+    if (FILE* pipe = popen(command.c_str(), "r")) {
+        char line[4096];
+        while (fgets(line, sizeof(line), pipe) != nullptr) {
+            lines.emplace_back(line);
+            lines.back().erase(std::min(lines.back().find('\n'), lines.back().size()));
+        }
+        pclose(pipe);
+    }
+    return lines;
+}
+
 const void* pc_of(Site site) {
     return &*sites.insert(text(site)).first;
 }
@@ -304,22 +324,17 @@ std::string source_of(const void* pc) {
     for (const std::string& site : sites) {
         if (&site == pc) return site;
     }
-    Dl_info info;
-    if (dladdr(pc, &info) == 0 || info.dli_fname == nullptr) return hex(address_of(pc));
-    const uintptr_t offset = address_of(pc) - address_of(info.dli_fbase) - 1;  // inside the call
-    const std::string command =
-        "addr2line -s -i -e '" + std::string(info.dli_fname) + "' " + hex(offset) + " 2>&1";
     std::string found;
-    if (FILE* pipe = popen(command.c_str(), "r")) {
-        char line[512];
-        while (fgets(line, sizeof(line), pipe) != nullptr) {
-            std::string place = line;
-            place.erase(place.find_first_of(" \n"));
-            found += (found.empty() ? "" : " < ") + place;
-        }
-        pclose(pipe);
+    for (std::string place : addr2line("-s -i", pc, 1)) {  // inside the call
+        place.erase(std::min(place.find(' '), place.size()));
+        found += (found.empty() ? "" : " < ") + place;
     }
     return found.empty() ? hex(address_of(pc)) : found;
+}
+
+std::string function_at(const void* address) {
+    const std::vector<std::string> lines = addr2line("-f -C", address, 0);
+    return lines.empty() ? hex(address_of(address)) : lines.front();
 }
 
 }  // namespace emulator

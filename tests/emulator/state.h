@@ -4,6 +4,7 @@
 #include <setjmp.h>
 
 #include <deque>
+#include <map>
 #include <random>
 #include <stdexcept>
 #include <string>
@@ -55,6 +56,11 @@ struct Range {
     uintptr_t begin, end;
 };
 
+struct Usage {
+    unsigned threads = 0;
+    size_t shared_bytes = 0;  // the most that a launch asked for
+};
+
 struct Machine {
     Fiber fibers[most_threads];
     Fiber* current = nullptr;
@@ -71,6 +77,7 @@ struct Machine {
     uint64_t sample = 0;         // blocks of a launch that are run, if not all
     int multiprocessors = 108;   // what kernels are told of the chip
     uint64_t launches = 0;
+    std::map<const void*, Usage> usage;  // of each kernel launched
 };
 extern Machine machine;
 
@@ -79,7 +86,8 @@ extern Machine machine;
 [[noreturn]] void fail(const std::string& what, Site site);
 std::string text(Site site);
 std::string source_of(const void* pc);  // "file.cu:12", as far as debug information tells
-const void* pc_of(Site site);           // stands for an instruction that has no single address
+std::string function_at(const void* address);
+const void* pc_of(Site site);  // stands for an instruction that has no single address
 std::string kernel_at(Triple block, unsigned thread);
 
 void reset_memory();  // for a new block

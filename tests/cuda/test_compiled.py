@@ -1,0 +1,153 @@
+"""The compile gate: nvcc takes every kernel for every chip without a warning, within the budget beside it, made of the
+instructions that its plan names."""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+
+import pytest
+
+from tests.build.tools import SEARCH
+from tests.cuda import compiled
+from tests.cuda.compiled import Budget, Kernel
+
+with_nvcc = pytest.mark.skipif(
+    not (shutil.which("nvcc", path=SEARCH) or Path("/usr/local/cuda/bin/nvcc").exists()),
+    reason="there is no nvcc: install the CUDA toolkit",
+)
+
+
+def complaints(kernel: Kernel, budget: Budget | None, target: str) -> list[str]:
+    if budget is None:
+        return [f"{kernel}: no budget"]
+    wrong = []
+    if kernel.registers > budget.registers:
+        wrong.append(f"{kernel.registers} registers, {budget.registers} allowed")
+    if kernel.spills or kernel.stack:
+        wrong.append(f"{kernel.spills} bytes of spills, a stack frame of {kernel.stack}")
+    if kernel.shared:
+        wrong.append(f"{kernel.shared} bytes of static shared memory; all of it is to be dynamic")
+    blocks = compiled.resident_blocks(budget.threads, kernel.registers, budget.shared, target)
+    if blocks < budget.blocks:
+        wrong.append(f"{blocks} blocks on a multiprocessor, {budget.blocks} planned")
+    return [f"{kernel} on sm_{target}: {what}" for what in wrong]
+
+
+@with_nvcc
+def test_budgets() -> None:
+    wrong, seen = [], set()
+    for result in compiled.compile_all():
+        for kernel in result.kernels:
+            budget = compiled.budget_for(kernel)
+            seen.add(budget)
+            wrong += complaints(kernel, budget, result.target)
+    assert not wrong, "\n".join(wrong)
+    unused = [b for budgets in compiled.budgets().values() for b in budgets if b not in seen]
+    assert not unused, f"budgets of no kernel: {unused}"
+
+
+@with_nvcc
+def test_instructions() -> None:
+    wrong = []
+    for result in compiled.compile_all():
+        code = compiled.instructions(result.cubin)
+        for kernel in result.kernels:
+            there = code[kernel.symbol]
+            assert "EXIT" in there, f"{kernel}: the disassembly cannot be read"
+            budget = compiled.budget_for(kernel)
+            wanted = budget.sass if budget else ()
+            wrong += [
+                f"{kernel} on sm_{result.target}: no {name}"
+                for name in wanted
+                if not any(f".{name}." in f".{instruction}." for instruction in there)
+            ]
+            local = [name for name in there if name.split(".")[0] in ("LDL", "STL")]
+            wrong += [f"{kernel} on sm_{result.target}: {name}, local memory" for name in local]
+    assert not wrong, "\n".join(wrong)
+
+
+REPORT = """\
+ptxas info    : 0 bytes gmem
+ptxas info    : Compiling entry function '_Z1kI6__halfLi64EEvPT_' for 'sm_80'
+ptxas info    : Function properties for _Z1kI6__halfLi64EEvPT_
+    {stack} bytes stack frame, {spills} bytes spill stores, {spills} bytes spill loads
+ptxas info    : Used {registers} registers, used 1 barriers, {shared} bytes smem, 360 bytes cmem[0]
+"""
+BUDGET = Budget("k", "", 128, 128, 32768, 4, ())
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (dict(registers=129), "129 registers, 128 allowed"),
+        (dict(spills=8), "16 bytes of spills"),
+        (dict(stack=16), "a stack frame of 16"),
+        (dict(shared=64), "64 bytes of static shared memory"),
+    ],
+)
+def test_a_kernel_over_budget_is_found(change: dict[str, int], message: str) -> None:
+    text = REPORT.format(**{**dict(stack=0, spills=0, registers=128, shared=0), **change})
+    (kernel,) = compiled.read_report(text)
+    assert (kernel.name, kernel.arguments) == ("k", "__half, 64")
+    assert message in "\n".join(complaints(kernel, BUDGET, "80"))
+
+
+def test_a_kernel_within_budget_passes() -> None:
+    (kernel,) = compiled.read_report(REPORT.format(stack=0, spills=0, registers=128, shared=0))
+    assert complaints(kernel, BUDGET, "80") == []
+    assert complaints(kernel, None, "80") == ["k<__half, 64>: no budget"]
+
+
+@pytest.mark.parametrize(
+    ("threads", "registers", "shared", "blocks"),
+    [(128, 255, 0, 2), (128, 168, 0, 3), (128, 128, 0, 4), (256, 80, 0, 3), (512, 32, 0, 4), (128, 64, 81 * 1024, 2),
+     (128, 64, 82 * 1024, 1), (32, 16, 0, 32)],
+)  # fmt: skip
+def test_resident_blocks(threads: int, registers: int, shared: int, blocks: int) -> None:
+    assert compiled.resident_blocks(threads, registers, shared, "80") == blocks
+
+
+SOURCE = """\
+constexpr unsigned few = 64;
+// Adds.
+// budget <float, 32>: registers <= 40, shared <= 0, blocks >= 6
+// budget: registers <= 80, shared <= 512, blocks >= 3
+// sass: HMMA, LDG.E.128
+// sass <float, 32>: FFMA
+template <class T, int D>
+__global__ void __launch_bounds__(few, D == 32 ? 6 : 3)
+    add_kernel(T* data) {}
+"""
+
+
+def test_reading_of_budgets() -> None:
+    narrow, wide = compiled.budgets_of(SOURCE)
+    assert narrow == Budget("add_kernel", "float, 32", 64, 40, 0, 6, ("HMMA", "LDG.E.128", "FFMA"))
+    assert wide == Budget("add_kernel", "", 64, 80, 512, 3, ("HMMA", "LDG.E.128"))
+    assert narrow.fits("float, 32")
+    assert narrow.fits("float, 32, Tiles")
+    assert not narrow.fits("float, 320")
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "message"),
+    [
+        ("// budget", "// nothing", "add_kernel: no line `// budget"),
+        ("registers <= 80", "registers < 80", "cannot read the budget"),
+        ("few = 64", "few = some", "few is no constant"),
+        ("__launch_bounds__(few, D == 32 ? 6 : 3)", "", "a kernel must read"),
+    ],
+)
+def test_budgets_that_cannot_be_read(old: str, new: str, message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        compiled.budgets_of(SOURCE.replace(old, new))
+
+
+def test_names() -> None:
+    name = "void var_ext::cuda::forward_kernel<__half, 64, 2, var_ext::cuda::FullTiles>(var_ext::Params, unsigned int)"
+    assert compiled.split_name(name) == ("forward_kernel", "__half, 64, 2, FullTiles")
+    assert compiled.split_name("var_ext::cuda::(anonymous namespace)::plain_kernel(int)") == (
+        "plain_kernel",
+        "",
+    )
