@@ -17,6 +17,9 @@ export PIP_CONSTRAINT := constraints.txt
 export PIP_BUILD_CONSTRAINT := constraints.txt
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
+# A process a core; tests that share a costly fixture stay together.
+PARALLEL := -n auto --dist loadgroup
+
 .PHONY: help demo test sanitize bench lint format clean
 
 help:  ## this list
@@ -26,7 +29,7 @@ demo: $(STAMP)  ## environment, build, and a picture drawn by the bundled model
 	$(BIN)/var-ext sample
 
 test: $(STAMP)  ## environment, build, tests
-	$(BIN)/python -m pytest -q $(TESTS)
+	$(BIN)/python -m pytest -q $(PARALLEL) $(TESTS)
 
 # A tree and an interpreter of their own, with the packages of $(VENV) but not its build of var_ext. The interpreter
 # itself is not instrumented, so the runtimes are loaded first, and what it never frees is no leak of ours.
@@ -41,7 +44,7 @@ sanitize: $(STAMP)  ## op tests under the address and undefined-behaviour saniti
 	$(BIN)/python -c 'import sysconfig; print(sysconfig.get_path("purelib"))' \
 	  > $$($(SANITIZED)/venv/bin/python -c 'import sysconfig; print(sysconfig.get_path("purelib"))')/shared.pth
 	cd $(SANITIZED) && LD_PRELOAD=$(RUNTIMES) ASAN_OPTIONS=detect_leaks=0 UBSAN_OPTIONS=print_stacktrace=1 \
-	  venv/bin/python -m pytest -q tests/ops
+	  venv/bin/python -m pytest -q $(PARALLEL) tests/ops
 
 bench: $(STAMP)  ## all benchmarks; writes benchmarks/RESULTS.md
 	$(BIN)/python -m pytest -q benchmarks/bench_*.py --benchmark-only --benchmark-quiet --benchmark-json=benchmarks/latest.json

@@ -12,6 +12,7 @@ from tests.build.tools import SEARCH
 from tests.cuda import compiled
 from tests.cuda.compiled import Budget, Kernel
 
+pytestmark = pytest.mark.xdist_group("nvcc")  # one process compiles for all
 with_nvcc = pytest.mark.skipif(
     not (shutil.which("nvcc", path=SEARCH) or Path("/usr/local/cuda/bin/nvcc").exists()),
     reason="there is no nvcc: install the CUDA toolkit",

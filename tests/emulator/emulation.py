@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import fcntl
 import importlib.util
 import os
 import subprocess
@@ -19,6 +20,13 @@ BUILD = ROOT / "build" / "emulated"
 
 def build(folder: Path = BUILD, sources: Path = ROOT / "csrc") -> Path:
     """Compile the kernels of `sources` for the emulator, as far as they changed, and return the module's file."""
+    folder.mkdir(parents=True, exist_ok=True)
+    with (folder / "lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)  # tests run in several processes
+        return _build(folder, sources)
+
+
+def _build(folder: Path, sources: Path) -> Path:
     import pybind11
 
     environment = {**os.environ, "PATH": SEARCH}
