@@ -111,28 +111,31 @@ __device__ inline bool planes_last(const int64_t (&strides)[4]) {
     return strides[1] < strides[3];
 }
 
-// Elements from one plane to the next in shared memory: odd, so that planes begin in different banks.
-__host__ __device__ inline int plane_step(int height, int width) {
-    return height * width | 1;
+// Elements from one row or plane to the next in shared memory: odd, so that they begin in different banks.
+__host__ __device__ inline int row_step(int width) {
+    return width | 1;
+}
+__host__ __device__ inline int plane_step(int height, int row) {
+    return height * row | 1;
 }
 
 // Reads a block's planes into shared memory, (planes, pixels); zeros stand for planes beyond the last.
 template <class T, class S>
 __device__ void read_planes(const ResampleParams& p, int64_t first, S* to) {
     const int width = static_cast<int>(p.in_w), pixels = static_cast<int>(p.in_h) * width;
-    const int step = plane_step(static_cast<int>(p.in_h), width);
+    const int step = plane_step(static_cast<int>(p.in_h), row_step(width));
     const bool last = planes_last(p.in_strides);
     for (int i = static_cast<int>(threadIdx.x); i < resample_planes * pixels; i += resample_threads) {
         const Item item = item_at(i, resample_planes, pixels, last);
         const bool here = first + item.plane < p.batch * p.channels;  // mask
+        const int row = item.pixel / width, column = item.pixel - row * width;
         S value = 0;
         if (here) {
-            const int row = item.pixel / width;
             value =
                 widen(static_cast<const T*>(p.in)[plane_offset(p.in_strides, first + item.plane, p.channels) +
-                                                  pixel_offset(p.in_strides, row, item.pixel - row * width)]);
+                                                  pixel_offset(p.in_strides, row, column)]);
         }
-        to[item.plane * step + item.pixel] = value;
+        to[item.plane * step + row * row_step(width) + column] = value;
     }
 }
 
@@ -157,8 +160,8 @@ __global__ void __launch_bounds__(resample_threads, 2) resample_grid_kernel(cons
     using S = typename SumOf<T>::Type;
     const int in_h = static_cast<int>(p.in_h), in_w = static_cast<int>(p.in_w);
     const int out_h = static_cast<int>(p.out_h), out_w = static_cast<int>(p.out_w);
-    const int step = plane_step(in_h, in_w), wide_step = plane_step(in_h, out_w);
-    S* const packed = reinterpret_cast<S*>(ptx::shared_memory());  // (planes, in_h, in_w)
+    const int pitch = row_step(in_w), step = plane_step(in_h, pitch), wide_step = plane_step(in_h, out_w);
+    S* const packed = reinterpret_cast<S*>(ptx::shared_memory());  // (planes, in_h, pitch)
     S* const wide = packed + resample_planes * step;               // (planes, in_h, out_w)
     const int64_t first = static_cast<int64_t>(blockIdx.x) * resample_planes;
 
@@ -167,7 +170,7 @@ __global__ void __launch_bounds__(resample_threads, 2) resample_grid_kernel(cons
     S sums[resample_planes];
     for (int i = static_cast<int>(threadIdx.x); i < in_h * out_w; i += resample_threads) {
         const int row = i / out_w;
-        sum_taps<Map>(i - row * out_w, in_w, out_w, packed + row * in_w, 1, step, sums);
+        sum_taps<Map>(i - row * out_w, in_w, out_w, packed + row * pitch, 1, step, sums);
 #pragma unroll
         for (int k = 0; k < resample_planes; ++k) wide[k * wide_step + i] = sums[k];
     }
@@ -191,8 +194,8 @@ __global__ void __launch_bounds__(resample_threads, 2) resample_grid_mean_kernel
     using S = typename SumOf<T>::Type;
     const int in_h = static_cast<int>(p.in_h), in_w = static_cast<int>(p.in_w);
     const int out_h = static_cast<int>(p.out_h), out_w = static_cast<int>(p.out_w), pixels = out_h * out_w;
-    const int step = plane_step(in_h, in_w);
-    S* const packed = reinterpret_cast<S*>(ptx::shared_memory());  // (planes, in_h, in_w)
+    const int pitch = row_step(in_w), step = plane_step(in_h, pitch);
+    S* const packed = reinterpret_cast<S*>(ptx::shared_memory());  // (planes, in_h, pitch)
     const int64_t first = static_cast<int64_t>(blockIdx.x) * resample_planes;
 
     read_planes<T>(p, first, packed);
@@ -205,7 +208,7 @@ __global__ void __launch_bounds__(resample_threads, 2) resample_grid_mean_kernel
         const int row = item.pixel / out_w, column = item.pixel - row * out_w;
         const S* const from = packed + item.plane * step;
         const S mean = mean_of<S>(area_window(row, in_h, out_h), area_window(column, in_w, out_w),
-                                  [&](int r, int c) { return from[r * in_w + c]; });
+                                  [&](int r, int c) { return from[r * pitch + c]; });
         static_cast<T*>(p.out)[plane_offset(p.out_strides, first + item.plane, p.channels) +
                                pixel_offset(p.out_strides, row, column)] = rounded<T>(mean);
     }

@@ -31,7 +31,8 @@ void resample(const char* op, const ResampleParams& p, const CudaStream& stream)
     constexpr bool mean = std::is_same<Map, Mean>::value;
     for_resample_element(p.dtype, [&](auto element) {
         using T = decltype(element);
-        const int64_t kept = p.in_h * p.in_w + (mean ? 0 : p.in_h * p.out_w) + 2;
+        const int64_t height = p.in_h, wide = mean ? 0 : p.out_w;
+        const int64_t kept = height * ((p.in_w | 1) + wide) + 2;  // at least what plane_step says of both
         const size_t bytes = static_cast<size_t>(resample_planes * kept) * sizeof(typename SumOf<T>::Type);
         if (copies) {
             launch(op, stream, pixel_blocks, resample_threads, 0, resample_pixel_kernel<Copy, T>, p, items);
