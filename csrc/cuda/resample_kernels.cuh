@@ -3,6 +3,7 @@
 #pragma once
 
 #include <cstdint>
+#include <type_traits>
 
 #include "cuda/numeric.cuh"
 #include "cuda/ptx.cuh"
