@@ -1,4 +1,8 @@
-"""area_downsample from the 16 x 16 grid to each token map of 256 px, forward and backward."""
+"""area_downsample from the 16 x 16 grid to each token map of 256 px, forward and backward.
+
+On CUDA one launch each way, and every byte moves once: B C (H W + h w) elements. At 3.0 TB/s of an H100 that is 0.15 us
+for 16 -> 13 in float32 with B = 8, C = 32 (435 KB: the launch decides), and 6.8 us for 32 -> 24 with B = 100 (20.5 MB).
+"""
 
 from __future__ import annotations
 

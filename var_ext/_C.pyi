@@ -275,6 +275,10 @@ class CudaStream:
     """
 
     def __init__(self, device: int, handle: int) -> None: ...
+    area_downsample = area_downsample
+    area_downsample_backward = area_downsample_backward
+    bicubic_upsample = bicubic_upsample
+    bicubic_upsample_backward = bicubic_upsample_backward
     block_causal_attention = block_causal_attention
     block_causal_attention_backward = block_causal_attention_backward
     cached_attention = cached_attention

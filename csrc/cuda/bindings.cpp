@@ -2,6 +2,8 @@
 
 #include <pybind11/stl.h>
 
+#include "ops/area_downsample.h"
+#include "ops/bicubic_upsample.h"
 #include "ops/block_causal_attention.h"
 #include "ops/cached_attention.h"
 #include "ops/qk_norm.h"
@@ -24,12 +26,27 @@ void def(Stream& s, const char* name, Params (*params)(Args...),
         "Launches what the function of the same name computes on the CPU.");
 }
 
+void def_resample(Stream& s, const char* name, void (*run)(const ResampleParams&, const CudaStream&),
+                  const char* in, const char* out) {
+    s.def(
+        name,
+        [=](const CudaStream& stream, const TensorView& source, const TensorView& target) {
+            run(resample_params(name, in, source, out, target), stream);
+        },
+        py::arg(in), py::arg(out), py::call_guard<py::gil_scoped_release>(),
+        "Launches what the function of the same name computes on the CPU.");
+}
+
 }  // namespace
 
 void def_cuda_kernels(py::module_& m) {
     // local to the module: the emulator has a class of this name beside that of the extension
     Stream s(m, "CudaStream", py::module_local(), "Launches kernels on a stream of a device; does not wait.");
     s.def(py::init<int, uintptr_t>(), py::arg("device"), py::arg("handle"));
+    def_resample(s, "area_downsample", cuda::area_downsample, "x", "out");
+    def_resample(s, "area_downsample_backward", cuda::area_downsample_backward, "grad_out", "grad_in");
+    def_resample(s, "bicubic_upsample", cuda::bicubic_upsample, "x", "out");
+    def_resample(s, "bicubic_upsample_backward", cuda::bicubic_upsample_backward, "grad_out", "grad_in");
     def(s, "block_causal_attention", block_causal_attention_params, cuda::block_causal_attention, "q", "k",
         "v", "out", "lse", "patch_nums", "scale");
     def(s, "block_causal_attention_backward", block_causal_attention_backward_params,

@@ -3,6 +3,7 @@
 // is the transposed map, as a gather: each input gradient is summed by one thread in a fixed order.
 #pragma once
 
+#include "cuda/stream.h"
 #include "ops/resample.h"
 
 namespace var_ext::cpu {
@@ -11,3 +12,10 @@ void area_downsample(const ResampleParams& p);
 void area_downsample_backward(const ResampleParams& p);  // in: grad_out, out: grad_in
 
 }  // namespace var_ext::cpu
+
+namespace var_ext::cuda {
+
+void area_downsample(const ResampleParams& p, const CudaStream& stream);
+void area_downsample_backward(const ResampleParams& p, const CudaStream& stream);
+
+}  // namespace var_ext::cuda

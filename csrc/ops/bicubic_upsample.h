@@ -4,6 +4,7 @@
 // order.
 #pragma once
 
+#include "cuda/stream.h"
 #include "ops/resample.h"
 
 namespace var_ext::cpu {
@@ -12,3 +13,10 @@ void bicubic_upsample(const ResampleParams& p);
 void bicubic_upsample_backward(const ResampleParams& p);  // in: grad_out, out: grad_in
 
 }  // namespace var_ext::cpu
+
+namespace var_ext::cuda {
+
+void bicubic_upsample(const ResampleParams& p, const CudaStream& stream);
+void bicubic_upsample_backward(const ResampleParams& p, const CudaStream& stream);
+
+}  // namespace var_ext::cuda

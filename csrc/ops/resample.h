@@ -13,7 +13,7 @@ struct ResampleParams {
     void* out;       // (B, C, out_h, out_w), every element is written
     DType dtype;     // of both: float32, float64, bfloat16, float16; sums are fp32 (fp64 for float64)
     int64_t batch, channels;
-    int64_t in_h, in_w, out_h, out_w;
+    int64_t in_h, in_w, out_h, out_w;       // on CUDA at most 16384 each
     int64_t in_strides[4], out_strides[4];  // in elements
 };
 

@@ -68,6 +68,8 @@ def suites_of(file: str) -> list[str]:
     exact = max(own, key=len, default=None)
     if exact is not None:
         return [exact]
+    if file.startswith("resample"):
+        return ["test_area_downsample.py", "test_bicubic_upsample.py"]
     shared = [test for test in tests if "attention" in test]
     return [test for test in shared if "backward" in test] if "backward" in file else shared
 

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from var_ext.ops._checks import FLOATS, as_size, check_dtype, check_shape, check_together
-from var_ext.ops._native import view
+from var_ext.ops._native import kernels, view
 from var_ext.ops._registry import differentiate, implement
 
 
@@ -17,17 +17,13 @@ def register_interpolation(op: str, reference: Callable[[Tensor, tuple[int, int]
     """Register `op(x, h, w)` and `op_backward(grad, height, width)`; outputs are channels-last where inputs are."""
 
     def forward(x: Tensor, h: int, w: int) -> Tensor:
-        from var_ext import _C
-
         out = fake(x, h, w)
-        getattr(_C, op)(view(x), view(out))
+        getattr(kernels(x), op)(view(x), view(out))
         return out
 
     def backward(grad: Tensor, height: int, width: int) -> Tensor:
-        from var_ext import _C
-
         grad_in = fake(grad, height, width)
-        getattr(_C, f"{op}_backward")(view(grad), view(grad_in))
+        getattr(kernels(grad), f"{op}_backward")(view(grad), view(grad_in))
         return grad_in
 
     def fake(x: Tensor, h: int, w: int) -> Tensor:

@@ -25,7 +25,7 @@ def area_downsample(x: Tensor, size: int | tuple[int, int]) -> Tensor:
         (float64 for float64).
 
     Raises:
-        ValueError: x is not four-dimensional, or a size is below 1.
+        ValueError: x is not four-dimensional, or a size is below 1, or above 16384 on CUDA.
         TypeError: dtype not supported.
     """
     h, w = checked_size("area_downsample", x, size)
