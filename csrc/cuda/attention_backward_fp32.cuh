@@ -1,5 +1,5 @@
-// Attention backward in float32, in two launches: gradients of queries by tiles of queries, then those of keys
-// and values by tiles of keys. Each sum has one owner and one order.
+// Attention backward in float32, in two launches: gradients of queries by tiles of queries, then those of
+// keys and values by tiles of keys. Each sum has one owner and one order.
 #pragma once
 
 #include "cuda/attention_fp32.cuh"
@@ -28,7 +28,7 @@ __device__ float delta_of(Rows<const float> grad, Rows<const float> out, int32_t
 
 // Writes g.delta as well, for the kernel after it. Keys are on their way while values are in use, and the
 // other way round.
-// budget: registers <= 128, shared <= 147456, blocks >= 1
+// budget: registers <= 168, shared <= 148480, blocks >= 1
 template <int D>
 __global__ void __launch_bounds__(fp32::threads, D == 128 ? 1 : 2)
     attention_backward_q_fp32_kernel(const __grid_constant__ AttentionParams p,
@@ -44,32 +44,30 @@ __global__ void __launch_bounds__(fp32::threads, D == 128 ? 1 : 2)
     float* const k_tile = grad_tile + tile_floats<D>;
     float* const v_tile = k_tile + tile_floats<D>;
     float* const weights = v_tile + tile_floats<D>;
-    const Rows<const float> k_rows = rows_of<const float>(p.k, b, h), v_rows = rows_of<const float>(p.v, b, h);
+    const Rows<const float> k_rows = rows_of<const float>(p.k, b, h),
+                            v_rows = rows_of<const float>(p.v, b, h);
     const Rows<const float> grad_rows = rows_of<const float>(g.grad_out, b, h);
     start_copy<D>(q_tile, rows_of<const float>(p.q, b, h), tile.first, tile.first + tile.rows);
     start_copy<D>(grad_tile, grad_rows, tile.first, tile.first + tile.rows);
     start_copy<D>(v_tile, v_rows, 0, tile.keys);
 
-    // keys that the thread's rows see, and those of the first and the last row of the warp
+    // keys that the first and the last row of the warp see
     const int row = row_of_thread(), last = tile.rows - 1;
-    int32_t limit[4] = {tile.keys, tile.keys, tile.keys, tile.keys};
     int32_t least = row_of_warp() <= last ? tile.keys : 0, most = least;  // a warp without rows has no work
     if (tile.mixed && most > 0) {
-        for (int i = 0; i < 4; ++i) limit[i] = tiles.end_of_scale(tile.first + min(row + i, last));
         least = tiles.end_of_scale(tile.first + row_of_warp());
         most = tiles.end_of_scale(tile.first + min(row_of_warp() + 7, last));
     }
-    float delta[4], lse[4] = {};  // lse in units of log 2
+    float delta[4], lse[4] = {};
     for (int i = 0; i < 4; ++i) {
         const int64_t query = static_cast<int64_t>(place.head) * p.queries + tile.first + row + i;
         const bool inside = row + i < tile.rows;  // mask
         delta[i] = delta_of<D>(grad_rows, rows_of<const float>(p.out, b, h), tile.first + row + i, inside);
         if (inside) {
-            lse[i] = p.lse[query] * log2_e;
+            lse[i] = p.lse[query];
             if (column_of_thread() == 0) g.delta[query] = delta[i];
         }
     }
-    const float scale = p.scale * log2_e;
 
     float dq[4][columns<D>] = {};
 #pragma unroll 1
@@ -86,13 +84,15 @@ __global__ void __launch_bounds__(fp32::threads, D == 128 ? 1 : 2)
             multiply_rows<D>(s, q_tile, k_tile);
             for (int i = 0; i < 4; ++i) {
                 for (int j = 0; j < 4; ++j) {
-                    s[i][j] = exp2f(s[i][j] * scale - lse[i]) * (pull[i][j] - delta[i]);
+                    s[i][j] = exp2f((s[i][j] * p.scale - lse[i]) * log2_e) * (pull[i][j] - delta[i]);
                 }
             }
             if (at + tile_rows > least) {
                 for (int i = 0; i < 4; ++i) {
+                    int32_t end = tile.keys;
+                    if (tile.mixed) end = tiles.end_of_scale(tile.first + min(row + i, last));
                     for (int j = 0; j < 4; ++j) {
-                        const bool seen = at + column_of_thread() + 16 * j < limit[i];  // mask
+                        const bool seen = at + column_of_thread() + 16 * j < end;  // mask
                         if (!seen) s[i][j] = 0.0f;
                     }
                 }
@@ -108,7 +108,7 @@ __global__ void __launch_bounds__(fp32::threads, D == 128 ? 1 : 2)
 
 // Rows of products are keys here, columns queries. Queries are on their way while grad_out is in use, and the
 // other way round.
-// budget: registers <= 168, shared <= 147456, blocks >= 1
+// budget: registers <= 168, shared <= 148480, blocks >= 1
 template <int D>
 __global__ void __launch_bounds__(fp32::threads, D == 128 ? 1 : 2)
     attention_backward_kv_fp32_kernel(const __grid_constant__ AttentionParams p,
@@ -132,16 +132,14 @@ __global__ void __launch_bounds__(fp32::threads, D == 128 ? 1 : 2)
     start_copy<D>(v_tile, rows_of<const float>(p.v, b, h), tile.first, tile.first + tile.rows);
     start_copy<D>(grad_tile, grad_rows, begin, end);
 
-    // the first queries that see the thread's rows, and that of the first and the last row of the warp
+    // the first queries that see the first and the last row of the warp
     const int row = row_of_thread(), last = tile.rows - 1;
     const bool works = row_of_warp() <= last;
-    int32_t start[4] = {begin, begin, begin, begin}, least = begin, most = begin;
+    int32_t least = begin, most = begin;
     if (tile.mixed && works) {
-        for (int i = 0; i < 4; ++i) start[i] = tiles.start_of_scale(tile.first + min(row + i, last));
         least = tiles.start_of_scale(tile.first + row_of_warp());
         most = tiles.start_of_scale(tile.first + min(row_of_warp() + 7, last));
     }
-    const float scale = p.scale * log2_e;
     const float* const all_lse = p.lse + static_cast<int64_t>(place.head) * p.queries;
     const float* const all_delta = g.delta + static_cast<int64_t>(place.head) * p.queries;
 
@@ -161,21 +159,23 @@ __global__ void __launch_bounds__(fp32::threads, D == 128 ? 1 : 2)
             multiply_rows<D>(s, k_tile, q_tile);
             for (int j = 0; j < 4; ++j) {
                 const int32_t query = at + column_of_thread() + 16 * j;
-                float lse = 0.0f, delta = 0.0f;  // lse in units of log 2
-                if (query < end) {               // mask
-                    lse = all_lse[query] * log2_e;
+                float lse = 0.0f, delta = 0.0f;
+                if (query < end) {  // mask
+                    lse = all_lse[query];
                     delta = all_delta[query];
                 }
                 for (int i = 0; i < 4; ++i) {
-                    s[i][j] = exp2f(s[i][j] * scale - lse);
+                    s[i][j] = exp2f((s[i][j] * p.scale - lse) * log2_e);
                     pull[i][j] = s[i][j] * (pull[i][j] - delta);
                 }
             }
             if (at < most || at + tile_rows > end) {
                 for (int i = 0; i < 4; ++i) {
+                    int32_t start = begin;
+                    if (tile.mixed) start = tiles.start_of_scale(tile.first + min(row + i, last));
                     for (int j = 0; j < 4; ++j) {
                         const int32_t query = at + column_of_thread() + 16 * j;
-                        const bool seen = query >= start[i] && query < end;  // mask
+                        const bool seen = query >= start && query < end;  // mask
                         if (!seen) s[i][j] = pull[i][j] = 0.0f;
                     }
                 }
@@ -205,8 +205,8 @@ void launch_attention_backward_fp32(const BlockCausalAttentionBackwardParams& p,
     const BlockOrder order = make_order(op, attention, tiles.count());
     if (order.blocks() == 0) return;
     for (const auto kernel : {attention_backward_q_fp32_kernel<D>, attention_backward_kv_fp32_kernel<D>}) {
-        launch(op, stream, dim3(order.blocks()), fp32::threads, fp32::backward_floats<D> * sizeof(float), kernel,
-               attention, p.gradients, tiles, order);
+        launch(op, stream, dim3(order.blocks()), fp32::threads, fp32::backward_floats<D> * sizeof(float),
+               kernel, attention, p.gradients, tiles, order);
     }
 }
 

@@ -11,13 +11,13 @@ namespace fp32 {
 template <int D>
 constexpr int forward_floats = 3 * tile_floats<D> + weight_floats;  // q, k, v and weights
 
-// What a thread carries along for its four rows: maxima in units of log 2, its own columns' part of the sums.
+// What a thread carries along for its four rows: the maximum, its own columns' part of the sum.
 template <int D>
 struct Softmax {
     float out[4][columns<D>] = {};
     float max[4] = {-INFINITY, -INFINITY, -INFINITY, -INFINITY}, sum[4] = {};
 
-    // Takes on scores, in units of log 2, and turns them into weights.
+    // Takes on scores and turns them into weights.
     __device__ void add_scores(float (&s)[4][4]) {
         for (int i = 0; i < 4; ++i) {
             float top = max[i];
@@ -25,12 +25,12 @@ struct Softmax {
             top = max_row(top);
             // scores of -inf alone so far: they weigh nothing, and nothing is taken off them
             const float base = top == -INFINITY ? 0.0f : top;
-            const float decay = exp2f(max[i] - base);
+            const float decay = exp2f((max[i] - base) * log2_e);
             max[i] = top;
             sum[i] *= decay;
             for (int c = 0; c < columns<D>; ++c) out[i][c] *= decay;
             for (int j = 0; j < 4; ++j) {
-                s[i][j] = exp2f(s[i][j] - base);
+                s[i][j] = exp2f((s[i][j] - base) * log2_e);
                 sum[i] += s[i][j];
             }
         }
@@ -40,7 +40,7 @@ struct Softmax {
 }  // namespace fp32
 
 // Keys are on their way while values are in use, and the other way round.
-// budget: registers <= 128, shared <= 114688, blocks >= 1
+// budget: registers <= 128, shared <= 115712, blocks >= 1
 template <int D, class Tiles>
 __global__ void __launch_bounds__(fp32::threads, D == 128 ? 1 : 2)
     attention_forward_fp32_kernel(const __grid_constant__ AttentionParams p,
@@ -54,20 +54,18 @@ __global__ void __launch_bounds__(fp32::threads, D == 128 ? 1 : 2)
     float* const k_tile = q_tile + tile_floats<D>;
     float* const v_tile = k_tile + tile_floats<D>;
     float* const weights = v_tile + tile_floats<D>;
-    const Rows<const float> k_rows = rows_of<const float>(p.k, b, h), v_rows = rows_of<const float>(p.v, b, h);
+    const Rows<const float> k_rows = rows_of<const float>(p.k, b, h),
+                            v_rows = rows_of<const float>(p.v, b, h);
     start_copy<D>(q_tile, rows_of<const float>(p.q, b, h), tile.first, tile.first + tile.rows);
     start_copy<D>(k_tile, k_rows, 0, tile.keys);
 
-    // keys that the thread's rows see, and those of the first and the last row of the warp
+    // keys that the first and the last row of the warp see
     const int row = row_of_thread(), last = tile.rows - 1;
-    int32_t limit[4] = {tile.keys, tile.keys, tile.keys, tile.keys};
     int32_t least = row_of_warp() <= last ? tile.keys : 0, most = least;  // a warp without rows has no work
     if (tile.mixed && most > 0) {
-        for (int i = 0; i < 4; ++i) limit[i] = tiles.end_of_scale(tile.first + min(row + i, last));
         least = tiles.end_of_scale(tile.first + row_of_warp());
         most = tiles.end_of_scale(tile.first + min(row_of_warp() + 7, last));
     }
-    const float scale = p.scale * log2_e;
 
     Softmax<D> state;
 #pragma unroll 1
@@ -79,12 +77,14 @@ __global__ void __launch_bounds__(fp32::threads, D == 128 ? 1 : 2)
             float s[4][4];
             multiply_rows<D>(s, q_tile, k_tile);
             for (int i = 0; i < 4; ++i) {
-                for (int j = 0; j < 4; ++j) s[i][j] *= scale;
+                for (int j = 0; j < 4; ++j) s[i][j] *= p.scale;
             }
             if (at + tile_rows > least) {
                 for (int i = 0; i < 4; ++i) {
+                    int32_t end = tile.keys;
+                    if (tile.mixed) end = tiles.end_of_scale(tile.first + min(row + i, last));
                     for (int j = 0; j < 4; ++j) {
-                        const bool seen = at + column_of_thread() + 16 * j < limit[i];  // mask
+                        const bool seen = at + column_of_thread() + 16 * j < end;  // mask
                         if (!seen) s[i][j] = -INFINITY;
                     }
                 }
@@ -106,7 +106,7 @@ __global__ void __launch_bounds__(fp32::threads, D == 128 ? 1 : 2)
         const bool stores = p.lse != nullptr && column_of_thread() == 0 && row + i < tile.rows;  // mask
         if (stores) {
             p.lse[static_cast<int64_t>(place.head) * p.queries + tile.first + row + i] =
-                (state.max[i] + log2f(sum)) * ln_2;
+                state.max[i] + log2f(sum) * ln_2;
         }
     }
     write_sums<D>(rows_of<float>(p.out, b, h), state.out, factor, tile.first, tile.rows);

@@ -77,7 +77,7 @@ __device__ void multiply_rows(float (&s)[4][4], const float* a, const float* b) 
     for (int i = 0; i < 4; ++i) {
         for (int j = 0; j < 4; ++j) s[i][j] = 0.0f;
     }
-#pragma unroll 2
+#pragma unroll 1
     for (int piece = 0; piece < D / 4; ++piece) {
         float x[4][4], y[4][4];
         for (int i = 0; i < 4; ++i) load_run<4>(x[i], piece_of<D>(a, row + i, piece));
@@ -99,13 +99,13 @@ template <int D>
 __device__ int run_column(int n) {
     return run<D> * (column_of_thread() + 16 * n);
 }
-// sum[i] += the first `count` entries of row i of the thread in `weights` (64, 64) times rows of `values`: the
-// thread's columns of them. Counts by fours: entries beyond `count` must be zeros, or their rows.
+// sum[i] += the first `count` entries of row i of the thread in `weights` (64, 64) times rows of `values`:
+// the thread's columns of them. Counts by fours: entries beyond `count` must be zeros, or their rows.
 template <int D>
 __device__ void add_product(float (&sum)[4][columns<D>], const float* weights, const float* values,
                             int count) {
     const int row = row_of_thread();
-#pragma unroll 2
+#pragma unroll 1
     for (int k = 0; k < count; k += 4) {
         float w[4][4];
         for (int i = 0; i < 4; ++i) load_run<4>(w[i], weights + (row + i) * weight_stride + k);
