@@ -116,12 +116,16 @@ def test_nan_is_not_lost(gpu: Gpu, which: int) -> None:
     assert torch.equal(attend(gpu, given, ScaleSchedule((1, 8, 9)))[0].isnan().any(-1), hit)
 
 
+def test_more_heads_than_a_group(gpu: Gpu) -> None:
+    """Blocks are ordered in groups of heads whose keys fit into the cache together: 16 here."""
+    q, keys, values = inputs(1, 17, 2048, 17, 32)
+    truth = oracle.attention(q.double(), keys.double(), values.double(), 1.0)
+    oracle.assert_equal_up_to_rounding(cached(gpu, q, keys, values, 2048), truth)
+
+
 def test_many_heads(gpu: Gpu) -> None:
-    """Beyond 65535, which a second axis of a grid could not have."""
-    if gpu.level == "emulated":
-        heads = 300  # enough for several groups of the order; each block takes a while
-    else:
-        heads = 65537
+    """On hardware beyond 65535, which a second axis of a grid could not have."""
+    heads = 300 if gpu.level == "emulated" else 65537
     q, keys, values = inputs(1, 2, 3, heads, 32)
     truth = oracle.attention(q.double(), keys.double(), values.double(), 1.0)
     oracle.assert_equal_up_to_rounding(cached(gpu, q, keys, values, 3), truth)
