@@ -4,6 +4,7 @@
 #include <type_traits>
 
 #include "cuda/attention_forward.cuh"
+#include "cuda/attention_forward_fp32.cuh"
 #include "cuda/launch.cuh"
 
 namespace var_ext::cuda {
@@ -32,10 +33,10 @@ inline void check_attention(const char* op, const AttentionParams& p) {
     check_rows(op, "out", p.out, p.dtype);
 }
 
-// Calls body(T{}, std::integral_constant<int, D>{}) for a 16-bit dtype and a head size that kernels have.
+// Calls body(T{}, std::integral_constant<int, D>{}) for the dtype and the head size.
 template <class Body>
 void for_heads(const AttentionParams& p, const Body& body) {
-    const auto for_dim = [&](auto element) {
+    for_element(p.dtype, [&](auto element) {
         switch (p.dim) {
             case 32:
                 return body(element, std::integral_constant<int, 32>{});
@@ -44,29 +45,40 @@ void for_heads(const AttentionParams& p, const Body& body) {
             default:
                 return body(element, std::integral_constant<int, 128>{});
         }
-    };
-    p.dtype == DType::bfloat16 ? for_dim(__nv_bfloat16{}) : for_dim(__half{});
+    });
 }
 
 // `tiles_of(rows)` makes tiles of up to so many rows.
-template <class T, int D, class MakeTiles>
+template <int D, int M, class T, class MakeTiles>
+void launch_attention_forward_of(const char* op, const AttentionParams& p, const CudaStream& stream,
+                                 const MakeTiles& tiles_of) {
+    using Shape = AttentionForward<D, M>;
+    const auto tiles = tiles_of(Shape::rows);
+    const BlockOrder order = make_order(op, p, tiles.count());
+    if (order.blocks() == 0) return;
+    launch(op, stream, dim3(order.blocks()), attention_threads, Shape::shared_elements * sizeof(T),
+           attention_forward_kernel<T, D, M, std::decay_t<decltype(tiles)>>, p, tiles, order);
+}
+
+template <class MakeTiles>
 void launch_attention_forward(const char* op, const AttentionParams& p, const CudaStream& stream,
                               const MakeTiles& tiles_of) {
-    const auto run = [&](auto parts) {
-        constexpr int M = decltype(parts)::value;
-        using Shape = AttentionForward<D, M>;
-        const auto tiles = tiles_of(Shape::rows);
-        const BlockOrder order = make_order(op, p, tiles.count());
-        if (order.blocks() == 0) return;
-        launch(op, stream, dim3(order.blocks()), attention_threads, Shape::shared_elements * sizeof(T),
-               attention_forward_kernel<T, D, M, std::decay_t<decltype(tiles)>>, p, tiles, order);
-    };
+    check_attention(op, p);
     // Large tiles cost less, small ones spread over more of the chip; rows come out the same in either.
-    if constexpr (D <= 64) {
-        const int64_t large = (p.queries + 127) / 128 * p.batch * p.heads;
-        if (large >= 2 * multiprocessors(op, stream)) return run(std::integral_constant<int, 2>{});
-    }
-    run(std::integral_constant<int, 1>{});
+    const int64_t large = (p.queries + 127) / 128 * p.batch * p.heads;
+    const bool fill = p.dim <= 64 && p.dtype != DType::float32 && large >= 2 * multiprocessors(op, stream);
+    for_heads(p, [&](auto element, auto dim) {
+        using T = decltype(element);
+        constexpr int D = decltype(dim)::value;
+        if constexpr (std::is_same_v<T, float>) {
+            launch_attention_forward_fp32<D>(op, p, stream, tiles_of);
+        } else if constexpr (D > 64) {
+            launch_attention_forward_of<D, 1, T>(op, p, stream, tiles_of);
+        } else {
+            fill ? launch_attention_forward_of<D, 2, T>(op, p, stream, tiles_of)
+                 : launch_attention_forward_of<D, 1, T>(op, p, stream, tiles_of);
+        }
+    });
 }
 
 }  // namespace var_ext::cuda

@@ -6,11 +6,8 @@ namespace var_ext::cuda {
 
 void block_causal_attention(const BlockCausalAttentionParams& p, const CudaStream& stream) {
     constexpr const char* op = "block_causal_attention";
-    check_attention(op, p.attention);
-    for_heads(p.attention, [&](auto element, auto dim) {
-        launch_attention_forward<decltype(element), dim>(
-            op, p.attention, stream, [&](int32_t rows) { return make_tiles(op, p.lengths, rows); });
-    });
+    launch_attention_forward(op, p.attention, stream,
+                             [&](int32_t rows) { return make_tiles(op, p.lengths, rows); });
 }
 
 }  // namespace var_ext::cuda

@@ -1,0 +1,168 @@
+// Attention in float32, without matrix instructions: tiles of 64 rows in shared memory, and the two products
+// that forward and backward are made of. 256 threads share a tile as 16 x 16, a warp has 8 whole rows of it:
+// what it writes for its own product needs no barrier of the block.
+#pragma once
+
+#include "cuda/attention_operands.cuh"
+#include "cuda/attention_tiles.cuh"
+#include "cuda/launch.cuh"
+
+namespace var_ext::cuda::fp32 {
+
+constexpr int threads = 256, tile_rows = 64;
+constexpr float log2_e = 1.4426950408889634f, ln_2 = 0.6931471805599453f;
+
+template <int D>
+constexpr int tile_floats = tile_rows * D;
+template <int D>
+constexpr int columns = D / 16;  // of D, those of a thread
+// Between rows of weights (64, 64): those of a warp's two halves lie in different halves of all banks.
+constexpr int weight_stride = tile_rows + 4, weight_floats = tile_rows * weight_stride;
+
+// A thread has four rows, and of 64 columns its own and those 16, 32 and 48 further on.
+__device__ inline int row_of_thread() {
+    return static_cast<int>(threadIdx.x / 16 * 4);
+}
+__device__ inline int column_of_thread() {
+    return static_cast<int>(threadIdx.x % 16);
+}
+__device__ inline int row_of_warp() {
+    return static_cast<int>(threadIdx.x / 32 * 8);
+}
+
+// Rows of D floats in pieces of 16 bytes, turned so that eight neighbouring rows hold the same piece in eight
+// different groups of banks, and the rows of a warp's two halves in different halves of all banks.
+template <int D>
+__device__ float* piece_of(float* tile, int row, int piece) {
+    return tile + ((row * D + row % 8 * 4) ^ piece * 4);
+}
+template <int D>
+__device__ const float* piece_of(const float* tile, int row, int piece) {
+    return tile + ((row * D + row % 8 * 4) ^ piece * 4);
+}
+
+template <int length>
+__device__ void load_run(float* x, const float* from) {
+    if constexpr (length == 4) {
+        const uint4 bits = ptx::load_16(from);
+        memcpy(x, &bits, 16);
+    } else {
+        const float2 pair = *reinterpret_cast<const float2*>(from);
+        x[0] = pair.x;
+        x[1] = pair.y;
+    }
+}
+
+// All threads start to copy rows [first, first + 64) into a tile; those from `end` on become zeros, unread.
+template <int D>
+__device__ void start_copy(float* tile, Rows<const float> from, int32_t first, int32_t end) {
+    constexpr int pieces = D / 4, step = threads / pieces;  // rows at a time
+    static_assert(step % 8 == 0);                           // all of a thread's are turned alike
+    const int row = static_cast<int>(threadIdx.x) / pieces, piece = static_cast<int>(threadIdx.x) % pieces;
+    float* const to = piece_of<D>(tile, row, piece);
+    const float* source = from[first + row] + piece * 4;
+#pragma unroll
+    for (int i = 0; i < tile_rows / step; ++i) {
+        const bool inside = first + row + i * step < end;  // mask
+        ptx::cp_async_16(to + i * step * D, source, inside);
+        source += step * from.stride;
+    }
+    ptx::cp_async_commit();
+}
+
+// s[i][j] = row i of the thread in `a` times row column + 16 j in `b`.
+template <int D>
+__device__ void multiply_rows(float (&s)[4][4], const float* a, const float* b) {
+    const int row = row_of_thread(), column = column_of_thread();
+    for (int i = 0; i < 4; ++i) {
+        for (int j = 0; j < 4; ++j) s[i][j] = 0.0f;
+    }
+#pragma unroll 1
+    for (int piece = 0; piece < D / 4; ++piece) {
+        float x[4][4], y[4][4];
+        for (int i = 0; i < 4; ++i) load_run<4>(x[i], piece_of<D>(a, row + i, piece));
+        for (int j = 0; j < 4; ++j) load_run<4>(y[j], piece_of<D>(b, column + 16 * j, piece));
+#pragma unroll
+        for (int d = 0; d < 4; ++d) {
+            for (int i = 0; i < 4; ++i) {
+                for (int j = 0; j < 4; ++j) s[i][j] += x[i][d] * y[j][d];
+            }
+        }
+    }
+}
+
+// The thread's columns of a row of D floats come in runs of four, or of two where D is 32: run n begins at
+// run_column<D>(n).
+template <int D>
+constexpr int run = D == 32 ? 2 : 4;
+template <int D>
+__device__ int run_column(int n) {
+    return run<D> * (column_of_thread() + 16 * n);
+}
+// sum[i] += the first `count` entries of row i of the thread in `weights` (64, 64) times rows of `values`:
+// the thread's columns of them. Counts by fours: entries beyond `count` must be zeros, or their rows.
+template <int D>
+__device__ void add_product(float (&sum)[4][columns<D>], const float* weights, const float* values,
+                            int count) {
+    const int row = row_of_thread();
+#pragma unroll 1
+    for (int k = 0; k < count; k += 4) {
+        float w[4][4];
+        for (int i = 0; i < 4; ++i) load_run<4>(w[i], weights + (row + i) * weight_stride + k);
+#pragma unroll
+        for (int n = 0; n < 4; ++n) {
+            float x[columns<D>];
+            for (int r = 0; r < columns<D> / run<D>; ++r) {
+                const int column = run_column<D>(r);
+                load_run<run<D>>(x + r * run<D>, piece_of<D>(values, k + n, column / 4) + column % 4);
+            }
+            for (int i = 0; i < 4; ++i) {
+                for (int c = 0; c < columns<D>; ++c) sum[i][c] += w[i][n] * x[c];
+            }
+        }
+    }
+}
+
+// Puts what the thread has of a (64, 64) product where add_product reads it.
+__device__ inline void store_weights(float* weights, const float (&s)[4][4]) {
+    float* const to = weights + row_of_thread() * weight_stride + column_of_thread();
+    for (int i = 0; i < 4; ++i) {
+        for (int j = 0; j < 4; ++j) to[i * weight_stride + 16 * j] = s[i][j];
+    }
+}
+
+// Over the 16 threads that share rows.
+__device__ inline float sum_row(float x) {
+    for (int distance = 8; distance > 0; distance /= 2) x += __shfl_xor_sync(0xffffffff, x, distance);
+    return x;
+}
+__device__ inline float max_row(float x) {  // drops NaN
+    for (int distance = 8; distance > 0; distance /= 2) {
+        x = fmaxf(x, __shfl_xor_sync(0xffffffff, x, distance));
+    }
+    return x;
+}
+
+// Writes the thread's columns of its rows, each times a factor; `rows` of the tile are there.
+template <int D>
+__device__ void write_sums(Rows<float> to, const float (&sum)[4][columns<D>], const float (&factor)[4],
+                           int32_t first, int32_t rows) {
+    const int row = row_of_thread();
+    for (int i = 0; i < 4; ++i) {
+        const bool inside = row + i < rows;  // mask
+        for (int r = 0; inside && r < columns<D> / run<D>; ++r) {
+            float* const place = to[first + row + i] + run_column<D>(r);
+            float x[run<D>];
+            for (int c = 0; c < run<D>; ++c) x[c] = sum[i][r * run<D> + c] * factor[i];
+            if constexpr (run<D> == 4) {
+                uint4 bits;
+                memcpy(&bits, x, 16);
+                ptx::store_16(place, bits);
+            } else {
+                *reinterpret_cast<float2*>(place) = make_float2(x[0], x[1]);
+            }
+        }
+    }
+}
+
+}  // namespace var_ext::cuda::fp32
