@@ -91,7 +91,6 @@ __global__ void __launch_bounds__(fp32::threads, D == 128 ? 1 : 2)
             }
             state.add_scores(s);
             store_weights(weights, s);
-            __syncwarp();
         }
         ptx::cp_async_wait<0>();
         __syncthreads();

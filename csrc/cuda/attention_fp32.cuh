@@ -32,15 +32,12 @@ __device__ inline int row_of_warp() {
 
 // Rows of D floats in pieces of 16 bytes, turned so that eight neighbouring rows hold the same piece in eight
 // different groups of banks, and the rows of a warp's two halves in different halves of all banks.
-template <int D>
-__device__ float* piece_of(float* tile, int row, int piece) {
-    return tile + ((row * D + row % 8 * 4) ^ piece * 4);
-}
-template <int D>
-__device__ const float* piece_of(const float* tile, int row, int piece) {
+template <int D, class T>
+__device__ T* piece_of(T* tile, int row, int piece) {
     return tile + ((row * D + row % 8 * 4) ^ piece * 4);
 }
 
+// Two floats or four.
 template <int length>
 __device__ void load_run(float* x, const float* from) {
     if constexpr (length == 4) {
