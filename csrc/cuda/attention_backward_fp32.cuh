@@ -28,7 +28,10 @@ __device__ float delta_of(Rows<const float> grad, Rows<const float> out, int32_t
 
 // Writes g.delta as well, for the kernel after it. Keys are on their way while values are in use, and the
 // other way round.
-// budget: registers <= 168, shared <= 148480, blocks >= 1
+// budget <32>: registers <= 128, shared <= 50176, blocks >= 2
+// budget <64>: registers <= 128, shared <= 82944, blocks >= 2
+// budget <128>: registers <= 168, shared <= 148480, blocks >= 1
+// sass: FFMA, LDGSTS, LDS.128
 template <int D>
 __global__ void __launch_bounds__(fp32::threads, D == 128 ? 1 : 2)
     attention_backward_q_fp32_kernel(const __grid_constant__ AttentionParams p,
@@ -108,7 +111,10 @@ __global__ void __launch_bounds__(fp32::threads, D == 128 ? 1 : 2)
 
 // Rows of products are keys here, columns queries. Queries are on their way while grad_out is in use, and the
 // other way round.
-// budget: registers <= 168, shared <= 148480, blocks >= 1
+// budget <32>: registers <= 128, shared <= 50176, blocks >= 2
+// budget <64>: registers <= 128, shared <= 82944, blocks >= 2
+// budget <128>: registers <= 168, shared <= 148480, blocks >= 1
+// sass: FFMA, LDGSTS, LDS.128
 template <int D>
 __global__ void __launch_bounds__(fp32::threads, D == 128 ? 1 : 2)
     attention_backward_kv_fp32_kernel(const __grid_constant__ AttentionParams p,

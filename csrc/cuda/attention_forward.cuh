@@ -14,7 +14,6 @@
 namespace var_ext::cuda {
 
 constexpr int attention_threads = 128;
-constexpr float log2_e = 1.4426950408889634f, ln_2 = 0.6931471805599453f;
 
 template <int D, int M>
 struct AttentionForward {

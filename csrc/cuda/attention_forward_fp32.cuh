@@ -13,7 +13,7 @@ constexpr int forward_floats = 3 * tile_floats<D> + weight_floats;  // q, k, v a
 
 // What a thread carries along for its four rows: the maximum, its own columns' part of the sum.
 template <int D>
-struct Softmax {
+struct SoftmaxOfRows {
     float out[4][columns<D>] = {};
     float max[4] = {-INFINITY, -INFINITY, -INFINITY, -INFINITY}, sum[4] = {};
 
@@ -40,7 +40,10 @@ struct Softmax {
 }  // namespace fp32
 
 // Keys are on their way while values are in use, and the other way round.
-// budget: registers <= 128, shared <= 115712, blocks >= 1
+// budget <32>: registers <= 128, shared <= 41984, blocks >= 2
+// budget <64>: registers <= 128, shared <= 66560, blocks >= 2
+// budget <128>: registers <= 128, shared <= 115712, blocks >= 1
+// sass: FFMA, LDGSTS, LDS.128
 template <int D, class Tiles>
 __global__ void __launch_bounds__(fp32::threads, D == 128 ? 1 : 2)
     attention_forward_fp32_kernel(const __grid_constant__ AttentionParams p,
@@ -67,7 +70,7 @@ __global__ void __launch_bounds__(fp32::threads, D == 128 ? 1 : 2)
         most = tiles.end_of_scale(tile.first + min(row_of_warp() + 7, last));
     }
 
-    Softmax<D> state;
+    SoftmaxOfRows<D> state;
 #pragma unroll 1
     for (int32_t at = 0; at < tile.keys; at += tile_rows) {
         ptx::cp_async_wait<0>();

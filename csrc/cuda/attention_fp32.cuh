@@ -10,7 +10,6 @@
 namespace var_ext::cuda::fp32 {
 
 constexpr int threads = 256, tile_rows = 64;
-constexpr float log2_e = 1.4426950408889634f, ln_2 = 0.6931471805599453f;
 
 template <int D>
 constexpr int tile_floats = tile_rows * D;

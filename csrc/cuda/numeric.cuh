@@ -10,6 +10,8 @@
 
 namespace var_ext::cuda {
 
+constexpr float log2_e = 1.4426950408889634f, ln_2 = 0.6931471805599453f;
+
 __device__ inline float widen(float x) {
     return x;
 }
