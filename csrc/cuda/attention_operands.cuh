@@ -33,15 +33,19 @@ __device__ Rows<T> rows_of(const AttentionHeads& heads, uint32_t b, uint32_t h) 
 }
 
 // All threads start to copy rows [first, first + rows) into a tile; those from `end` on become zeros, unread.
+// A thread's pieces lie one below the other: one address in each memory serves them all.
 template <int D, int rows, int threads, class T>
 __device__ void start_copy(T* tile, Rows<const T> from, int32_t first, int32_t end) {
-    constexpr int pieces = D / 8;
-    static_assert(rows * pieces % threads == 0);
+    constexpr int pieces = D / 8, step = threads / pieces;
+    static_assert(threads % pieces == 0 && rows % step == 0 && step % 8 == 0);
+    const int row = static_cast<int>(threadIdx.x) / pieces, piece = static_cast<int>(threadIdx.x) % pieces;
+    T* const to = element_at<D>(tile, row, piece);
+    const T* source = from[first + row] + piece * 8;
 #pragma unroll
-    for (int i = 0; i < rows * pieces / threads; ++i) {
-        const int n = i * threads + static_cast<int>(threadIdx.x), row = n / pieces, piece = n % pieces;
-        const bool inside = first + row < end;  // mask
-        ptx::cp_async_16(element_at<D>(tile, row, piece), from[first + row] + piece * 8, inside);
+    for (int i = 0; i < rows; i += step) {
+        const bool inside = first + row + i < end;  // mask
+        ptx::cp_async_16(to + i * D, source, inside);
+        source += step * from.stride;
     }
 }
 

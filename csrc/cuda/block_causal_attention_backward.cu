@@ -1,7 +1,49 @@
+#include "cuda/attention.cuh"
+#include "cuda/attention_backward_dkv.cuh"
+#include "cuda/attention_backward_dq.cuh"
 #include "ops/block_causal_attention.h"
 
 namespace var_ext::cuda {
 
-void block_causal_attention_backward(const BlockCausalAttentionBackwardParams&, const CudaStream&) {}
+namespace {
+
+constexpr const char* op = "block_causal_attention_backward";
+
+// dQ and delta first, then dK and dV, which read delta. Nothing is added up across blocks: the result depends
+// on shapes alone.
+template <class T, int D>
+void launch_attention_backward(const BlockCausalAttentionBackwardParams& p, const CudaStream& stream) {
+    const AttentionParams& a = p.forward.attention;
+    const auto run = [&](auto shape, auto kernel) {
+        using Shape = decltype(shape);
+        const BlockCausalTiles tiles = make_tiles(op, p.forward.lengths, Shape::rows);
+        const BlockOrder order = make_order(op, a, tiles.count());
+        if (order.blocks() == 0) return;
+        launch(op, stream, dim3(order.blocks()), attention_threads, Shape::shared_bytes, kernel, a,
+               p.gradients, tiles, order);
+    };
+    run(AttentionBackwardDq<D>{}, attention_backward_dq_kernel<T, D>);
+    run(AttentionBackwardDkv<D>{}, attention_backward_dkv_kernel<T, D>);
+}
+
+}  // namespace
+
+void block_causal_attention_backward(const BlockCausalAttentionBackwardParams& p, const CudaStream& stream) {
+    const AttentionParams& a = p.forward.attention;
+    const AttentionGradients& g = p.gradients;
+    check_attention(op, a);
+    check_rows(op, "grad_out", g.grad_out, a.dtype);
+    check_rows(op, "dq", g.dq, a.dtype);
+    check_rows(op, "dk", g.dk, a.dtype);
+    check_rows(op, "dv", g.dv, a.dtype);
+    if (g.delta == nullptr) contract_error(op, "delta must have shape (B, H, L) on CUDA, got none");
+    if (a.dtype == DType::float32) {
+        // place of the float32 kernels: launch_attention_backward_fp32<D>(p, stream)
+        contract_error(op, "q must be one of bfloat16, float16 on CUDA, got float32");
+    }
+    for_heads(a, [&](auto element, auto dim) {
+        launch_attention_backward<decltype(element), dim>(p, stream);
+    });
+}
 
 }  // namespace var_ext::cuda

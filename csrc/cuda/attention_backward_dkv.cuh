@@ -1,0 +1,203 @@
+// Attention backward for 16-bit elements, second part: the gradients of keys and values, with P, dS and delta
+// as in attention_backward_dq.cuh:
+//   dV = P^T dO,  dK = scale dS^T Q.
+#pragma once
+
+#include "cuda/attention_forward.cuh"
+
+namespace var_ext::cuda {
+
+// Four warps, each with M times 16 keys: their K and V, dK and dV are in registers, queries pass by.
+template <int D>
+struct AttentionBackwardDkv {
+    static constexpr int M = D == 128 ? 1 : 2;
+    static constexpr int rows_of_warp = 16 * M, rows = attention_threads / 32 * rows_of_warp, queries = 64;
+    static constexpr int blocks = D == 32 ? 3 : 2;  // on a multiprocessor
+    // A pair of tiles of Q and dO; behind it another, where K and V are before they go to registers.
+    static constexpr int pair = 2 * queries * D, shared_elements = pair + 2 * rows * D;
+    static_assert(2 * rows * D >= pair && 2 * queries == attention_threads);
+    // and lse and delta, twice, and the first queries that see the keys
+    static constexpr int shared_bytes = shared_elements * 2 + (2 * attention_threads + rows) * 4;
+};
+
+// What a warp holds of its keys. In each 16-row part, a thread has rows lane / 4 and lane / 4 + 8.
+template <int D, int M>
+struct KeyRows {
+    uint32_t k[M][D / 16][4], v[M][D / 16][4];
+    float dk[M][D / 8][4] = {}, dv[M][D / 8][4] = {};
+};
+
+// products (M times 16, 16) = rows times 16 rows of a tile.
+template <int D, class T, int M>
+__device__ void multiply_16(float (&products)[M][2][4], const uint32_t (&rows)[M][D / 16][4], const T* tile) {
+#pragma unroll
+    for (int k = 0; k < D / 16; ++k) {
+        uint32_t b[4];
+        load_b<D>(b, tile, 0, k);
+        for (int m = 0; m < M; ++m) {
+            ptx::mma_16816<T>(products[m][0], rows[m][k], b[0], b[1]);
+            ptx::mma_16816<T>(products[m][1], rows[m][k], b[2], b[3]);
+        }
+    }
+}
+
+// sums += weights, rounded, times 16 rows of a tile.
+template <int D, class T, int M>
+__device__ void accumulate_16(float (&sums)[M][D / 8][4], const float (&weights)[M][2][4], const T* tile) {
+    uint32_t a[M][4];
+    for (int m = 0; m < M; ++m) as_a<T>(a[m], weights[m][0], weights[m][1]);
+#pragma unroll
+    for (int n = 0; n < D / 16; ++n) {
+        uint32_t b[4];
+        load_b_transposed<D>(b, tile, 0, n);
+        for (int m = 0; m < M; ++m) {
+            ptx::mma_16816<T>(sums[m][2 * n], a[m], b[0], b[1]);
+            ptx::mma_16816<T>(sums[m][2 * n + 1], a[m], b[2], b[3]);
+        }
+    }
+}
+
+// Adds what 16 queries give, the first of them `at`; lse to base 2. On the edge, a key is seen by queries from
+// the start of its scale on.
+template <bool edge, class T, int D, int M>
+__device__ void add_dkv(KeyRows<D, M>& rows, const T* queries, const T* grads, const float* lse,
+                        const float* delta, float scale, int32_t at, const int32_t* start) {
+    const int lane = static_cast<int>(threadIdx.x % 32), column = lane % 4 * 2;
+    float p[M][2][4] = {}, ds[M][2][4] = {};
+    multiply_16<D>(p, rows.k, queries);
+#pragma unroll
+    for (int n = 0; n < 2; ++n) {
+        for (int i = 0; i < 4; ++i) {
+            const float base = lse[8 * n + column + i % 2];
+            for (int m = 0; m < M; ++m) {
+                p[m][n][i] = ptx::exp2_approx(p[m][n][i] * scale - base);
+            }
+        }
+    }
+    if constexpr (edge) {
+#pragma unroll
+        for (int m = 0; m < M; ++m) {
+            for (int r = 0; r < 2; ++r) {
+                const int32_t from = start[16 * m + 8 * r + lane / 4] - at - column;
+                for (int n = 0; n < 2; ++n) {
+                    for (int i = 0; i < 2; ++i) {
+                        const bool seen = 8 * n + i >= from;  // mask
+                        if (!seen) p[m][n][2 * r + i] = 0.0f;
+                    }
+                }
+            }
+        }
+    }
+    accumulate_16<D>(rows.dv, p, grads);
+    multiply_16<D>(ds, rows.v, grads);
+#pragma unroll
+    for (int n = 0; n < 2; ++n) {
+        for (int i = 0; i < 4; ++i) {
+            const float base = delta[8 * n + column + i % 2];
+            for (int m = 0; m < M; ++m) ds[m][n][i] = p[m][n][i] * (ds[m][n][i] - base);
+        }
+    }
+    accumulate_16<D>(rows.dk, ds, queries);
+}
+
+// budget: registers <= 255, shared <= 67072, blocks >= 2
+template <class T, int D>
+__global__ void __launch_bounds__(attention_threads, AttentionBackwardDkv<D>::blocks)
+    attention_backward_dkv_kernel(const __grid_constant__ AttentionParams p,
+                                  const __grid_constant__ AttentionGradients g,
+                                  const __grid_constant__ BlockCausalTiles tiles, const BlockOrder order) {
+    using Shape = AttentionBackwardDkv<D>;
+    constexpr int M = Shape::M;
+    const BlockOrder::Place place = order.place(blockIdx.x);
+    const Tile tile = tiles.tile(static_cast<int32_t>(place.rank));  // coarse keys are seen by most queries
+    const uint32_t heads = static_cast<uint32_t>(p.heads), b = place.head / heads, h = place.head % heads;
+    const int lane = static_cast<int>(threadIdx.x % 32), row = static_cast<int>(threadIdx.x / 32) * 16 * M;
+    const int32_t first = tile.first + row, end = tile.first + tile.rows;  // the warp's first, the block's end
+    const int32_t length = static_cast<int32_t>(p.queries);
+    const int64_t rows_before = static_cast<int64_t>(place.head) * p.queries;
+
+    T* const q_tiles = reinterpret_cast<T*>(ptx::shared_memory());
+    T *const k_tile = q_tiles + Shape::pair, *const v_tile = k_tile + Shape::rows * D;
+    float* const of_queries = reinterpret_cast<float*>(q_tiles + Shape::shared_elements);
+    const Rows<const T> q_rows = rows_of<const T>(p.q, b, h), grad_rows = rows_of<const T>(g.grad_out, b, h);
+    const auto copy_queries = [&](int32_t at, int stage) {
+        T* const q_tile = q_tiles + stage * Shape::pair;
+        start_copy<D, Shape::queries, attention_threads>(q_tile, q_rows, at, length);
+        start_copy<D, Shape::queries, attention_threads>(q_tile + Shape::pair / 2, grad_rows, at, length);
+        ptx::cp_async_commit();
+    };
+    // Half of the threads fetch lse, half delta. Queries that do not exist get weights of 0.
+    const bool of_lse = threadIdx.x < Shape::queries;
+    const float* const from = (of_lse ? p.lse : g.delta) + rows_before;
+    const auto load_of_query = [&](int32_t at) {
+        const int32_t query = at + static_cast<int32_t>(threadIdx.x % Shape::queries);
+        const bool inside = query < length;  // mask
+        if (!inside) return of_lse ? INFINITY : 0.0f;
+        return from[query] * (of_lse ? log2_e : 1.0f);
+    };
+    const int32_t begin = tiles.start_of_scale(tile.first);  // the first query that sees any of the keys
+    start_copy<D, Shape::rows, attention_threads>(k_tile, rows_of<const T>(p.k, b, h), tile.first, end);
+    start_copy<D, Shape::rows, attention_threads>(v_tile, rows_of<const T>(p.v, b, h), tile.first, end);
+    copy_queries(begin, 0);
+    of_queries[threadIdx.x] = load_of_query(begin);
+
+    // first queries that see the warp's keys; of these the first, and the last
+    int32_t* const start = reinterpret_cast<int32_t*>(of_queries + 2 * attention_threads) + row;
+    if (lane < 16 * M) start[lane] = tile.mixed ? tiles.start_of_scale(min(first + lane, end - 1)) : begin;
+    int32_t least = first < end ? begin : length, most = least;  // a warp without keys has nothing to do
+    if (tile.mixed && first < end) {
+        least = tiles.start_of_scale(first);
+        most = tiles.start_of_scale(min(first + Shape::rows_of_warp, end) - 1);
+    }
+    ptx::cp_async_wait<0>();
+    __syncthreads();
+    KeyRows<D, M> rows;
+#pragma unroll
+    for (int m = 0; m < M; ++m) {
+        for (int k = 0; k < D / 16; ++k) {
+            load_a<D>(rows.k[m][k], k_tile, row + 16 * m, k);
+            load_a<D>(rows.v[m][k], v_tile, row + 16 * m, k);
+        }
+    }
+    __syncthreads();
+
+    const float scale = p.scale * log2_e;
+    int stage = 0;
+#pragma unroll 1
+    for (int32_t at = begin; at < length; at += Shape::queries) {
+        const bool more = at + Shape::queries < length;
+        float next = 0.0f;
+        if (more) {
+            copy_queries(at + Shape::queries, 1 - stage);
+            next = load_of_query(at + Shape::queries);
+        }
+        const float* const lse = of_queries + stage * attention_threads;
+#pragma unroll 1
+        for (int i = 0; i < Shape::queries; i += 16) {
+            const T* const q_tile = q_tiles + stage * Shape::pair + i * D;
+            const T* const grad_tile = q_tile + Shape::pair / 2;
+            const int32_t query = at + i;
+            if (query >= length || query + 16 <= least) continue;
+            if (query >= most) {
+                add_dkv<false>(rows, q_tile, grad_tile, lse + i, lse + Shape::queries + i, scale, query, start);
+            } else {
+                add_dkv<true>(rows, q_tile, grad_tile, lse + i, lse + Shape::queries + i, scale, query, start);
+            }
+        }
+        if (more) of_queries[(1 - stage) * attention_threads + threadIdx.x] = next;
+        ptx::cp_async_wait<0>();
+        __syncthreads();
+        stage = 1 - stage;
+    }
+
+#pragma unroll
+    for (int m = 0; m < M; ++m) {
+        store_sums_16<D>(k_tile, row + 16 * m, rows.dk[m], p.scale, p.scale);
+        store_sums_16<D>(v_tile, row + 16 * m, rows.dv[m], 1.0f, 1.0f);
+    }
+    __syncwarp();
+    write_rows<D, Shape::rows_of_warp>(rows_of<T>(g.dk, b, h), k_tile, row, first, end);
+    write_rows<D, Shape::rows_of_warp>(rows_of<T>(g.dv, b, h), v_tile, row, first, end);
+}
+
+}  // namespace var_ext::cuda
