@@ -17,7 +17,7 @@ struct AttentionBackwardDkv {
     static constexpr int pair = 2 * queries * D, shared_elements = pair + 2 * rows * D;
     static_assert(2 * rows * D >= pair && 2 * queries == attention_threads);
     // and lse and delta, twice, and the first queries that see the keys
-    static constexpr int shared_bytes = shared_elements * 2 + (2 * attention_threads + rows) * 4;
+    static constexpr int shared_bytes = shared_elements * 2 + (2 * attention_threads + rows + 4) * 4;
 };
 
 // What a warp holds of its keys. In each 16-row part, a thread has rows lane / 4 and lane / 4 + 8.
@@ -143,6 +143,13 @@ __global__ void __launch_bounds__(attention_threads, AttentionBackwardDkv<D>::bl
 
     // first queries that see the warp's keys; of these the first, and the last
     int32_t* const start = reinterpret_cast<int32_t*>(of_queries + 2 * attention_threads) + row;
+    int32_t* const kept = reinterpret_cast<int32_t*>(of_queries + 2 * attention_threads) + Shape::rows;
+    if (threadIdx.x == 0) {  // what only the end needs: registers are short
+        kept[0] = tile.first;
+        kept[1] = end;
+        kept[2] = static_cast<int32_t>(b);
+        kept[3] = static_cast<int32_t>(h);
+    }
     if (lane < 16 * M) start[lane] = tile.mixed ? tiles.start_of_scale(min(first + lane, end - 1)) : begin;
     int32_t least = first < end ? begin : length, most = least;  // a warp without keys has nothing to do
     if (tile.mixed && first < end) {
@@ -165,12 +172,8 @@ __global__ void __launch_bounds__(attention_threads, AttentionBackwardDkv<D>::bl
     int stage = 0;
 #pragma unroll 1
     for (int32_t at = begin; at < length; at += Shape::queries) {
-        const bool more = at + Shape::queries < length;
-        float next = 0.0f;
-        if (more) {
-            copy_queries(at + Shape::queries, 1 - stage);
-            next = load_of_query(at + Shape::queries);
-        }
+        if (at + Shape::queries < length) copy_queries(at + Shape::queries, 1 - stage);
+        const float next = load_of_query(at + Shape::queries);
         const float* const lse = of_queries + stage * attention_threads;
 #pragma unroll 1
         for (int i = 0; i < Shape::queries; i += 16) {
@@ -184,7 +187,7 @@ __global__ void __launch_bounds__(attention_threads, AttentionBackwardDkv<D>::bl
                 add_dkv<true>(rows, q_tile, grad_tile, lse + i, lse + Shape::queries + i, scale, query, start);
             }
         }
-        if (more) of_queries[(1 - stage) * attention_threads + threadIdx.x] = next;
+        of_queries[(1 - stage) * attention_threads + threadIdx.x] = next;
         ptx::cp_async_wait<0>();
         __syncthreads();
         stage = 1 - stage;
@@ -196,8 +199,10 @@ __global__ void __launch_bounds__(attention_threads, AttentionBackwardDkv<D>::bl
         store_sums_16<D>(v_tile, row + 16 * m, rows.dv[m], 1.0f, 1.0f);
     }
     __syncwarp();
-    write_rows<D, Shape::rows_of_warp>(rows_of<T>(g.dk, b, h), k_tile, row, first, end);
-    write_rows<D, Shape::rows_of_warp>(rows_of<T>(g.dv, b, h), v_tile, row, first, end);
+    const int32_t to = kept[0] + row, to_end = kept[1];
+    const uint32_t to_b = static_cast<uint32_t>(kept[2]), to_h = static_cast<uint32_t>(kept[3]);
+    write_rows<D, Shape::rows_of_warp>(rows_of<T>(g.dk, to_b, to_h), k_tile, row, to, to_end);
+    write_rows<D, Shape::rows_of_warp>(rows_of<T>(g.dv, to_b, to_h), v_tile, row, to, to_end);
 }
 
 }  // namespace var_ext::cuda

@@ -13,7 +13,7 @@ template <int D>
 struct AttentionBackwardDq {
     static constexpr int M = D == 128 ? 1 : 2;
     static constexpr int rows_of_warp = 16 * M, rows = attention_threads / 32 * rows_of_warp, keys = 64;
-    static constexpr int blocks = D == 32 ? 3 : 2;  // on a multiprocessor
+    static constexpr int blocks = 2;  // on a multiprocessor
     // A pair of tiles of keys and values; behind it another, where Q and dO are before they go to registers.
     static constexpr int pair = 2 * keys * D, shared_elements = pair + 2 * rows * D;
     static_assert(2 * rows * D >= pair);
