@@ -16,15 +16,19 @@ struct AttentionBackwardDkv {
     // A pair of tiles of Q and dO; behind it another, where K and V are before they go to registers.
     static constexpr int pair = 2 * queries * D, shared_elements = pair + 2 * rows * D;
     static_assert(2 * rows * D >= pair && 2 * queries == attention_threads);
+    // For 64 channels, registers are 8 short: the last 16 of V come from its tile, which nothing overwrites.
+    static constexpr bool v_stays = D == 64;
+    static_assert(!v_stays || rows * D >= pair);
     // and lse and delta, twice, and the first queries that see the keys
     static constexpr int shared_bytes = shared_elements * 2 + (2 * attention_threads + rows + 4) * 4;
 };
 
 // What a warp holds of its keys. In each 16-row part, a thread has rows lane / 4 and lane / 4 + 8.
-template <int D, int M>
+template <class T, int D, int M>
 struct KeyRows {
     uint32_t k[M][D / 16][4], v[M][D / 16][4];
     float dk[M][D / 8][4] = {}, dv[M][D / 8][4] = {};
+    const T* v_tile;  // from the warp's first row on
 };
 
 // products (M times 16, 16) = rows times 16 rows of a tile.
@@ -57,10 +61,10 @@ __device__ void accumulate_16(float (&sums)[M][D / 8][4], const float (&weights)
     }
 }
 
-// Adds what 16 queries give, the first of them `at`; lse to base 2. On the edge, a key is seen by queries from
+// Adds what 16 queries give, the first of them `at`. On the edge, a key is seen by queries from
 // the start of its scale on.
 template <bool edge, class T, int D, int M>
-__device__ void add_dkv(KeyRows<D, M>& rows, const T* queries, const T* grads, const float* lse,
+__device__ void add_dkv(KeyRows<T, D, M>& rows, const T* queries, const T* grads, const float* lse,
                         const float* delta, float scale, int32_t at, const int32_t* start) {
     const int lane = static_cast<int>(threadIdx.x % 32), column = lane % 4 * 2;
     float p[M][2][4] = {}, ds[M][2][4] = {};
@@ -68,7 +72,7 @@ __device__ void add_dkv(KeyRows<D, M>& rows, const T* queries, const T* grads, c
 #pragma unroll
     for (int n = 0; n < 2; ++n) {
         for (int i = 0; i < 4; ++i) {
-            const float base = lse[8 * n + column + i % 2];
+            const float base = lse[8 * n + column + i % 2] * log2_e;
             for (int m = 0; m < M; ++m) {
                 p[m][n][i] = ptx::exp2_approx(p[m][n][i] * scale - base);
             }
@@ -89,6 +93,9 @@ __device__ void add_dkv(KeyRows<D, M>& rows, const T* queries, const T* grads, c
         }
     }
     accumulate_16<D>(rows.dv, p, grads);
+    if constexpr (AttentionBackwardDkv<D>::v_stays) {
+        for (int m = 0; m < M; ++m) load_a<D>(rows.v[m][D / 16 - 1], rows.v_tile, 16 * m, D / 16 - 1);
+    }
     multiply_16<D>(ds, rows.v, grads);
 #pragma unroll
     for (int n = 0; n < 2; ++n) {
@@ -100,7 +107,7 @@ __device__ void add_dkv(KeyRows<D, M>& rows, const T* queries, const T* grads, c
     accumulate_16<D>(rows.dk, ds, queries);
 }
 
-// budget: registers <= 255, shared <= 67072, blocks >= 2
+// budget: registers <= 255, shared <= 66832, blocks >= 2
 template <class T, int D>
 __global__ void __launch_bounds__(attention_threads, AttentionBackwardDkv<D>::blocks)
     attention_backward_dkv_kernel(const __grid_constant__ AttentionParams p,
@@ -112,7 +119,8 @@ __global__ void __launch_bounds__(attention_threads, AttentionBackwardDkv<D>::bl
     const Tile tile = tiles.tile(static_cast<int32_t>(place.rank));  // coarse keys are seen by most queries
     const uint32_t heads = static_cast<uint32_t>(p.heads), b = place.head / heads, h = place.head % heads;
     const int lane = static_cast<int>(threadIdx.x % 32), row = static_cast<int>(threadIdx.x / 32) * 16 * M;
-    const int32_t first = tile.first + row, end = tile.first + tile.rows;  // the warp's first, the block's end
+    const int32_t first = tile.first + row,
+                  end = tile.first + tile.rows;  // the warp's first, the block's end
     const int32_t length = static_cast<int32_t>(p.queries);
     const int64_t rows_before = static_cast<int64_t>(place.head) * p.queries;
 
@@ -133,7 +141,7 @@ __global__ void __launch_bounds__(attention_threads, AttentionBackwardDkv<D>::bl
         const int32_t query = at + static_cast<int32_t>(threadIdx.x % Shape::queries);
         const bool inside = query < length;  // mask
         if (!inside) return of_lse ? INFINITY : 0.0f;
-        return from[query] * (of_lse ? log2_e : 1.0f);
+        return from[query];
     };
     const int32_t begin = tiles.start_of_scale(tile.first);  // the first query that sees any of the keys
     start_copy<D, Shape::rows, attention_threads>(k_tile, rows_of<const T>(p.k, b, h), tile.first, end);
@@ -158,7 +166,8 @@ __global__ void __launch_bounds__(attention_threads, AttentionBackwardDkv<D>::bl
     }
     ptx::cp_async_wait<0>();
     __syncthreads();
-    KeyRows<D, M> rows;
+    KeyRows<T, D, M> rows;
+    rows.v_tile = v_tile + row * D;
 #pragma unroll
     for (int m = 0; m < M; ++m) {
         for (int k = 0; k < D / 16; ++k) {
@@ -182,9 +191,11 @@ __global__ void __launch_bounds__(attention_threads, AttentionBackwardDkv<D>::bl
             const int32_t query = at + i;
             if (query >= length || query + 16 <= least) continue;
             if (query >= most) {
-                add_dkv<false>(rows, q_tile, grad_tile, lse + i, lse + Shape::queries + i, scale, query, start);
+                add_dkv<false>(rows, q_tile, grad_tile, lse + i, lse + Shape::queries + i, scale, query,
+                               start);
             } else {
-                add_dkv<true>(rows, q_tile, grad_tile, lse + i, lse + Shape::queries + i, scale, query, start);
+                add_dkv<true>(rows, q_tile, grad_tile, lse + i, lse + Shape::queries + i, scale, query,
+                              start);
             }
         }
         of_queries[(1 - stage) * attention_threads + threadIdx.x] = next;

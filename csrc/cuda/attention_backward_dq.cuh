@@ -17,7 +17,8 @@ struct AttentionBackwardDq {
     // A pair of tiles of keys and values; behind it another, where Q and dO are before they go to registers.
     static constexpr int pair = 2 * keys * D, shared_elements = pair + 2 * rows * D;
     static_assert(2 * rows * D >= pair);
-    static constexpr int shared_bytes = shared_elements * 2 + 2 * rows * 4;  // and delta and the keys that are seen
+    static constexpr int shared_bytes =
+        shared_elements * 2 + (2 * rows + 4) * 4;  // and delta and the keys that are seen
 };
 
 // What a warp holds of its rows. In each 16-row part, a thread has rows lane / 4 and lane / 4 + 8.
@@ -136,7 +137,7 @@ struct DeltaOfRows {
     }
 };
 
-// budget: registers <= 255, shared <= 66560, blocks >= 2
+// budget: registers <= 255, shared <= 66064, blocks >= 2
 template <class T, int D>
 __global__ void __launch_bounds__(attention_threads, AttentionBackwardDq<D>::blocks)
     attention_backward_dq_kernel(const __grid_constant__ AttentionParams p,
@@ -148,7 +149,8 @@ __global__ void __launch_bounds__(attention_threads, AttentionBackwardDq<D>::blo
     const Tile tile = tiles.tile(tiles.count() - 1 - static_cast<int32_t>(place.rank));
     const uint32_t heads = static_cast<uint32_t>(p.heads), b = place.head / heads, h = place.head % heads;
     const int lane = static_cast<int>(threadIdx.x % 32), row = static_cast<int>(threadIdx.x / 32) * 16 * M;
-    const int32_t first = tile.first + row, end = tile.first + tile.rows;  // the warp's first, the block's end
+    const int32_t first = tile.first + row,
+                  end = tile.first + tile.rows;  // the warp's first, the block's end
     const int64_t rows_before = static_cast<int64_t>(place.head) * p.queries;
 
     T* const kv_tiles = reinterpret_cast<T*>(ptx::shared_memory());
@@ -179,6 +181,13 @@ __global__ void __launch_bounds__(attention_threads, AttentionBackwardDq<D>::blo
     int32_t* const limit = reinterpret_cast<int32_t*>(delta + Shape::rows);
     if (lane < 16 * M) limit[lane] = tile.mixed ? tiles.end_of_scale(min(first + lane, end - 1)) : tile.keys;
     rows.limit = limit;
+    int32_t* const kept = reinterpret_cast<int32_t*>(kv_tiles + Shape::shared_elements) + 2 * Shape::rows;
+    if (threadIdx.x == 0) {  // what only the end needs: registers are short
+        kept[0] = tile.first;
+        kept[1] = end;
+        kept[2] = static_cast<int32_t>(b);
+        kept[3] = static_cast<int32_t>(h);
+    }
     int32_t least = first < end ? tile.keys : 0, most = least;  // a warp without rows has nothing to do
     if (tile.mixed && first < end) {
         least = tiles.end_of_scale(first);
@@ -223,7 +232,8 @@ __global__ void __launch_bounds__(attention_threads, AttentionBackwardDq<D>::blo
 #pragma unroll
     for (int m = 0; m < M; ++m) store_sums_16<D>(q_tile, row + 16 * m, rows.dq[m], p.scale, p.scale);
     __syncwarp();
-    write_rows<D, Shape::rows_of_warp>(rows_of<T>(g.dq, b, h), q_tile, row, first, end);
+    const Rows<T> to = rows_of<T>(g.dq, static_cast<uint32_t>(kept[2]), static_cast<uint32_t>(kept[3]));
+    write_rows<D, Shape::rows_of_warp>(to, q_tile, row, kept[0] + row, kept[1]);
 }
 
 }  // namespace var_ext::cuda

@@ -41,9 +41,8 @@ void block_causal_attention_backward(const BlockCausalAttentionBackwardParams& p
         // place of the float32 kernels: launch_attention_backward_fp32<D>(p, stream)
         contract_error(op, "q must be one of bfloat16, float16 on CUDA, got float32");
     }
-    for_heads(a, [&](auto element, auto dim) {
-        launch_attention_backward<decltype(element), dim>(p, stream);
-    });
+    for_heads(a,
+              [&](auto element, auto dim) { launch_attention_backward<decltype(element), dim>(p, stream); });
 }
 
 }  // namespace var_ext::cuda

@@ -51,7 +51,9 @@ def assert_right(given: Sequence[Tensor], schedule: ScaleSchedule, scale: float,
     formula = partial(oracle.attention, scale=scale, mask=oracle.sees(schedule))
     torchs = with_gradients(formula, list(given), grad)[1:]
     exact = with_gradients(formula, [t.double() for t in given], grad.double())[1:]
-    for result, torchs_own, right in zip(backward(gpu, grad, given, schedule, scale), torchs, exact, strict=True):
+    for result, torchs_own, right in zip(
+        backward(gpu, grad, given, schedule, scale), torchs, exact, strict=True
+    ):
         oracle.assert_as_good_as_torch(result, torchs_own, right)
 
 
