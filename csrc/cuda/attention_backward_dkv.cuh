@@ -16,14 +16,19 @@ struct AttentionBackwardDkv {
     // A pair of tiles of Q and dO; behind it another, where K and V are before they go to registers.
     static constexpr int pair = 2 * queries * D, shared_elements = pair + 2 * rows * D;
     static_assert(2 * rows * D >= pair && 2 * queries == attention_threads);
-    static constexpr int shared_bytes = shared_elements * 2 + 2 * attention_threads * 4;  // and lse and delta
+    // For 64 channels, registers are 8 short: the last 16 of V come from its tile, which nothing overwrites.
+    static constexpr bool v_stays = D == 64;
+    static_assert(!v_stays || rows * D >= pair);
+    // and lse and delta, twice, and the first queries that see the keys
+    static constexpr int shared_bytes = shared_elements * 2 + (2 * attention_threads + rows + 4) * 4;
 };
 
 // What a warp holds of its keys. In each 16-row part, a thread has rows lane / 4 and lane / 4 + 8.
-template <int D, int M>
+template <class T, int D, int M>
 struct KeyRows {
     uint32_t k[M][D / 16][4], v[M][D / 16][4];
     float dk[M][D / 8][4] = {}, dv[M][D / 8][4] = {};
+    const T* v_tile;  // from the warp's first row on
 };
 
 // products (M times 16, 16) = rows times 16 rows of a tile.
@@ -56,28 +61,41 @@ __device__ void accumulate_16(float (&sums)[M][D / 8][4], const float (&weights)
     }
 }
 
-// Adds what 16 queries give, the first of them `at`; lse to base 2. On the edge, a key is seen by queries
-// from the start of its scale on.
+// Adds what 16 queries give, the first of them `at`. On the edge, a key is seen by queries from
+// the start of its scale on.
 template <bool edge, class T, int D, int M>
-__device__ void add_dkv(KeyRows<D, M>& rows, const T* queries, const T* grads, const float* lse,
-                        const float* delta, float scale, int32_t at, const int32_t (&start)[M][2]) {
-    const int column = 2 * static_cast<int>(threadIdx.x % 4);
+__device__ void add_dkv(KeyRows<T, D, M>& rows, const T* queries, const T* grads, const float* lse,
+                        const float* delta, float scale, int32_t at, const int32_t* start) {
+    const int lane = static_cast<int>(threadIdx.x % 32), column = lane % 4 * 2;
     float p[M][2][4] = {}, ds[M][2][4] = {};
     multiply_16<D>(p, rows.k, queries);
 #pragma unroll
     for (int n = 0; n < 2; ++n) {
         for (int i = 0; i < 4; ++i) {
-            const float base = lse[8 * n + column + i % 2];
+            const float base = lse[8 * n + column + i % 2] * log2_e;
             for (int m = 0; m < M; ++m) {
                 p[m][n][i] = ptx::exp2_approx(p[m][n][i] * scale - base);
-                if constexpr (edge) {
-                    const bool seen = at + 8 * n + column + i % 2 >= start[m][i / 2];  // mask
-                    if (!seen) p[m][n][i] = 0.0f;
+            }
+        }
+    }
+    if constexpr (edge) {
+#pragma unroll
+        for (int m = 0; m < M; ++m) {
+            for (int r = 0; r < 2; ++r) {
+                const int32_t from = start[16 * m + 8 * r + lane / 4] - at - column;
+                for (int n = 0; n < 2; ++n) {
+                    for (int i = 0; i < 2; ++i) {
+                        const bool seen = 8 * n + i >= from;  // mask
+                        if (!seen) p[m][n][2 * r + i] = 0.0f;
+                    }
                 }
             }
         }
     }
     accumulate_16<D>(rows.dv, p, grads);
+    if constexpr (AttentionBackwardDkv<D>::v_stays) {
+        for (int m = 0; m < M; ++m) load_a<D>(rows.v[m][D / 16 - 1], rows.v_tile, 16 * m, D / 16 - 1);
+    }
     multiply_16<D>(ds, rows.v, grads);
 #pragma unroll
     for (int n = 0; n < 2; ++n) {
@@ -89,7 +107,10 @@ __device__ void add_dkv(KeyRows<D, M>& rows, const T* queries, const T* grads, c
     accumulate_16<D>(rows.dk, ds, queries);
 }
 
-// budget: registers <= 255, shared <= 66560, blocks >= 2
+// budget <32>: registers <= 168, shared <= 26128, blocks >= 3
+// budget <64>: registers <= 255, shared <= 50704, blocks >= 2
+// budget <128>: registers <= 255, shared <= 66832, blocks >= 2
+// sass: HMMA, LDSM, LDGSTS, MUFU.EX2, STG.E.128
 template <class T, int D>
 __global__ void __launch_bounds__(attention_threads, AttentionBackwardDkv<D>::blocks)
     attention_backward_dkv_kernel(const __grid_constant__ AttentionParams p,
@@ -123,7 +144,7 @@ __global__ void __launch_bounds__(attention_threads, AttentionBackwardDkv<D>::bl
         const int32_t query = at + static_cast<int32_t>(threadIdx.x % Shape::queries);
         const bool inside = query < length;  // mask
         if (!inside) return of_lse ? INFINITY : 0.0f;
-        return from[query] * (of_lse ? log2_e : 1.0f);
+        return from[query];
     };
     const int32_t begin = tiles.start_of_scale(tile.first);  // the first query that sees any of the keys
     start_copy<D, Shape::rows, attention_threads>(k_tile, rows_of<const T>(p.k, b, h), tile.first, end);
@@ -131,15 +152,16 @@ __global__ void __launch_bounds__(attention_threads, AttentionBackwardDkv<D>::bl
     copy_queries(begin, 0);
     of_queries[threadIdx.x] = load_of_query(begin);
 
-    // first queries that see the thread's keys, the first of the warp's keys, and all of them
-    int32_t start[M][2];
-    for (int m = 0; m < M; ++m) {
-        for (int r = 0; r < 2; ++r) {
-            start[m][r] = begin;
-            if (tile.mixed)
-                start[m][r] = tiles.start_of_scale(min(first + 16 * m + 8 * r + lane / 4, end - 1));
-        }
+    // first queries that see the warp's keys; of these the first, and the last
+    int32_t* const start = reinterpret_cast<int32_t*>(of_queries + 2 * attention_threads) + row;
+    int32_t* const kept = reinterpret_cast<int32_t*>(of_queries + 2 * attention_threads) + Shape::rows;
+    if (threadIdx.x == 0) {  // what only the end needs: registers are short
+        kept[0] = tile.first;
+        kept[1] = end;
+        kept[2] = static_cast<int32_t>(b);
+        kept[3] = static_cast<int32_t>(h);
     }
+    if (lane < 16 * M) start[lane] = tile.mixed ? tiles.start_of_scale(min(first + lane, end - 1)) : begin;
     int32_t least = first < end ? begin : length, most = least;  // a warp without keys has nothing to do
     if (tile.mixed && first < end) {
         least = tiles.start_of_scale(first);
@@ -147,7 +169,8 @@ __global__ void __launch_bounds__(attention_threads, AttentionBackwardDkv<D>::bl
     }
     ptx::cp_async_wait<0>();
     __syncthreads();
-    KeyRows<D, M> rows;
+    KeyRows<T, D, M> rows;
+    rows.v_tile = v_tile + row * D;
 #pragma unroll
     for (int m = 0; m < M; ++m) {
         for (int k = 0; k < D / 16; ++k) {
@@ -161,12 +184,8 @@ __global__ void __launch_bounds__(attention_threads, AttentionBackwardDkv<D>::bl
     int stage = 0;
 #pragma unroll 1
     for (int32_t at = begin; at < length; at += Shape::queries) {
-        const bool more = at + Shape::queries < length;
-        float next = 0.0f;
-        if (more) {
-            copy_queries(at + Shape::queries, 1 - stage);
-            next = load_of_query(at + Shape::queries);
-        }
+        if (at + Shape::queries < length) copy_queries(at + Shape::queries, 1 - stage);
+        const float next = load_of_query(at + Shape::queries);
         const float* const lse = of_queries + stage * attention_threads;
 #pragma unroll 1
         for (int i = 0; i < Shape::queries; i += 16) {
@@ -182,7 +201,7 @@ __global__ void __launch_bounds__(attention_threads, AttentionBackwardDkv<D>::bl
                               start);
             }
         }
-        if (more) of_queries[(1 - stage) * attention_threads + threadIdx.x] = next;
+        of_queries[(1 - stage) * attention_threads + threadIdx.x] = next;
         ptx::cp_async_wait<0>();
         __syncthreads();
         stage = 1 - stage;
@@ -194,8 +213,10 @@ __global__ void __launch_bounds__(attention_threads, AttentionBackwardDkv<D>::bl
         store_sums_16<D>(v_tile, row + 16 * m, rows.dv[m], 1.0f, 1.0f);
     }
     __syncwarp();
-    write_rows<D, Shape::rows_of_warp>(rows_of<T>(g.dk, b, h), k_tile, row, first, end);
-    write_rows<D, Shape::rows_of_warp>(rows_of<T>(g.dv, b, h), v_tile, row, first, end);
+    const int32_t to = kept[0] + row, to_end = kept[1];
+    const uint32_t to_b = static_cast<uint32_t>(kept[2]), to_h = static_cast<uint32_t>(kept[3]);
+    write_rows<D, Shape::rows_of_warp>(rows_of<T>(g.dk, to_b, to_h), k_tile, row, to, to_end);
+    write_rows<D, Shape::rows_of_warp>(rows_of<T>(g.dv, to_b, to_h), v_tile, row, to, to_end);
 }
 
 }  // namespace var_ext::cuda

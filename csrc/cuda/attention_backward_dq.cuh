@@ -13,11 +13,12 @@ template <int D>
 struct AttentionBackwardDq {
     static constexpr int M = D == 128 ? 1 : 2;
     static constexpr int rows_of_warp = 16 * M, rows = attention_threads / 32 * rows_of_warp, keys = 64;
-    static constexpr int blocks = D == 32 ? 3 : 2;  // on a multiprocessor
+    static constexpr int blocks = 2;  // on a multiprocessor
     // A pair of tiles of keys and values; behind it another, where Q and dO are before they go to registers.
     static constexpr int pair = 2 * keys * D, shared_elements = pair + 2 * rows * D;
     static_assert(2 * rows * D >= pair);
-    static constexpr int shared_bytes = shared_elements * 2 + rows * 4;  // and delta
+    static constexpr int shared_bytes =
+        shared_elements * 2 + (2 * rows + 4) * 4;  // and delta and the keys that are seen
 };
 
 // What a warp holds of its rows. In each 16-row part, a thread has rows lane / 4 and lane / 4 + 8.
@@ -26,7 +27,7 @@ struct QueryRows {
     uint32_t q[M][D / 16][4], grad[M][D / 16][4];
     float dq[M][D / 8][4] = {};
     float lse[M][2], delta[M][2];  // lse to base 2
-    int32_t limit[M][2];           // keys that the row sees
+    const int32_t* limit;          // keys that a row sees, in shared memory: registers are short
 };
 
 // products (M times 16, 32) = rows times 32 rows of a tile. On the edge, nothing is wanted from `end` on.
@@ -64,15 +65,23 @@ __device__ void add_dq(QueryRows<D, M>& rows, const T* keys, const T* values, fl
         }
     }
     multiply_32<D, edge>(ds, rows.grad, values, end - at);
-    const int32_t column = at + 2 * static_cast<int32_t>(threadIdx.x % 4);
 #pragma unroll
     for (int m = 0; m < M; ++m) {
         for (int n = 0; n < 4; ++n) {
-            for (int i = 0; i < 4; ++i) {
-                ds[m][n][i] = p[m][n][i] * (ds[m][n][i] - rows.delta[m][i / 2]);
-                if constexpr (edge) {
-                    const bool seen = column + 8 * n + i % 2 < rows.limit[m][i / 2];  // mask
-                    if (!seen) ds[m][n][i] = 0.0f;
+            for (int i = 0; i < 4; ++i) ds[m][n][i] = p[m][n][i] * (ds[m][n][i] - rows.delta[m][i / 2]);
+        }
+    }
+    if constexpr (edge) {
+        const int lane = static_cast<int>(threadIdx.x % 32);
+#pragma unroll
+        for (int m = 0; m < M; ++m) {
+            for (int r = 0; r < 2; ++r) {
+                const int32_t limit = rows.limit[16 * m + 8 * r + lane / 4] - at - lane % 4 * 2;
+                for (int n = 0; n < 4; ++n) {
+                    for (int i = 0; i < 2; ++i) {
+                        const bool seen = 8 * n + i < limit;  // mask
+                        if (!seen) ds[m][n][2 * r + i] = 0.0f;
+                    }
                 }
             }
         }
@@ -128,7 +137,10 @@ struct DeltaOfRows {
     }
 };
 
-// budget: registers <= 255, shared <= 66048, blocks >= 2
+// budget <32>: registers <= 184, shared <= 25616, blocks >= 2
+// budget <64>: registers <= 255, shared <= 50192, blocks >= 2
+// budget <128>: registers <= 255, shared <= 66064, blocks >= 2
+// sass: HMMA, LDSM, LDGSTS, MUFU.EX2, STG.E.128
 template <class T, int D>
 __global__ void __launch_bounds__(attention_threads, AttentionBackwardDq<D>::blocks)
     attention_backward_dq_kernel(const __grid_constant__ AttentionParams p,
@@ -167,9 +179,17 @@ __global__ void __launch_bounds__(attention_threads, AttentionBackwardDq<D>::blo
             const int32_t query = first + 16 * m + 8 * r + lane / 4;
             const bool inside = query < end;  // mask
             rows.lse[m][r] = inside ? p.lse[rows_before + query] * log2_e : INFINITY;
-            rows.limit[m][r] = tile.keys;
-            if (tile.mixed) rows.limit[m][r] = tiles.end_of_scale(min(query, end - 1));
         }
+    }
+    int32_t* const limit = reinterpret_cast<int32_t*>(delta + Shape::rows);
+    if (lane < 16 * M) limit[lane] = tile.mixed ? tiles.end_of_scale(min(first + lane, end - 1)) : tile.keys;
+    rows.limit = limit;
+    int32_t* const kept = reinterpret_cast<int32_t*>(kv_tiles + Shape::shared_elements) + 2 * Shape::rows;
+    if (threadIdx.x == 0) {  // what only the end needs: registers are short
+        kept[0] = tile.first;
+        kept[1] = end;
+        kept[2] = static_cast<int32_t>(b);
+        kept[3] = static_cast<int32_t>(h);
     }
     int32_t least = first < end ? tile.keys : 0, most = least;  // a warp without rows has nothing to do
     if (tile.mixed && first < end) {
@@ -215,7 +235,8 @@ __global__ void __launch_bounds__(attention_threads, AttentionBackwardDq<D>::blo
 #pragma unroll
     for (int m = 0; m < M; ++m) store_sums_16<D>(q_tile, row + 16 * m, rows.dq[m], p.scale, p.scale);
     __syncwarp();
-    write_rows<D, Shape::rows_of_warp>(rows_of<T>(g.dq, b, h), q_tile, row, first, end);
+    const Rows<T> to = rows_of<T>(g.dq, static_cast<uint32_t>(kept[2]), static_cast<uint32_t>(kept[3]));
+    write_rows<D, Shape::rows_of_warp>(to, q_tile, row, kept[0] + row, kept[1]);
 }
 
 }  // namespace var_ext::cuda

@@ -102,7 +102,8 @@ def budgets_of(text: str, constants: str = "") -> list[Budget]:
         if not any(m[1] == "budget" for m in beside):
             raise ValueError(f"{name}: no line `// budget: registers <= N, shared <= BYTES, blocks >= K`")
         if not threads.isdigit():
-            values = re.findall(rf"\b{threads} = (\d+)", text + constants)
+            constant = threads.rpartition("::")[2]
+            values = re.findall(rf"constexpr \w+ (?:[^;]*?, )?{constant} = (\d+)", text + constants)
             if not values:
                 raise ValueError(f"{name}: {threads} is no constant with a number for its value")
             threads = values[0]

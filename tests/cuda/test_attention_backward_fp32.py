@@ -3,7 +3,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from tests.cuda.attention_fp32 import CASES, HEAD_SIZES, by_formula, far_apart, on
+from tests.cuda.attention import CASES, HEAD_SIZES, by_formula, far_apart, on
 from tests.cuda.conftest import Gpu
 from tests.emulator import emulation
 from tests.ops import oracle

@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from tests.cuda.attention_fp32 import CASES, HEAD_SIZES, by_formula, far_apart
+from tests.cuda.attention import CASES, HEAD_SIZES, by_formula, far_apart
 from tests.cuda.conftest import Gpu
 from tests.emulator import emulation
 from tests.ops import oracle

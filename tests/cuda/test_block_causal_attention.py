@@ -1,16 +1,18 @@
 from __future__ import annotations
 
+from functools import partial
 from typing import Any
 
 import pytest
 import torch
 from torch import Tensor
 
+from tests.cuda.attention import by_formula, on
 from tests.cuda.conftest import Gpu
 from tests.emulator import emulation
 from tests.ops import oracle
-from tests.ops.test_block_causal_attention import packed
-from var_ext import ScaleSchedule, ops
+from tests.ops.test_block_causal_attention import packed, with_gradients
+from var_ext import ScaleSchedule, ops, reference
 from var_ext.ops._native import kernels, view
 from var_ext.schedule import SCALES_256
 
@@ -63,6 +65,23 @@ def test_all_scales_of_256_px(gpu: Gpu, dtype: torch.dtype) -> None:
     q, k, v = packed(1, 680, 1, 64, dtype)
     schedule = ScaleSchedule(SCALES_256)
     assert_right(attend(gpu, q, k, v, schedule), q, k, v, schedule, 1.0)
+
+
+@pytest.mark.parametrize(
+    "schedule", [oracle.ODD[5], oracle.ODD[151], ScaleSchedule(SCALES_256)], ids=lambda s: str(s.num_tokens)
+)
+@pytest.mark.parametrize("dtype", HALF)
+def test_gradients_through_the_op(gpu: Gpu, schedule: ScaleSchedule, dtype: torch.dtype) -> None:
+    """As near to float64 as those of the reference; each backward kernel has tests of its own."""
+    given = packed(1, schedule.num_tokens, 2 if schedule.num_tokens < 600 else 1, 64, dtype)
+    grad = torch.randn(given[0].shape).to(dtype)
+    torchs = with_gradients(
+        partial(reference.block_causal_attention, schedule=schedule, scale=0.7), given, grad
+    )
+    truths = by_formula([t.double() for t in given], grad.double(), schedule, 0.7)
+    for result, torchs_own, truth in zip(on(gpu, given, grad, schedule, 0.7), torchs, truths, strict=True):
+        assert result.is_contiguous()
+        oracle.assert_as_good_as_torch(result, torchs_own, truth)
 
 
 @pytest.mark.parametrize("dim", [32, 64])

@@ -1,4 +1,4 @@
-"""What the tests of the float32 attention kernels share."""
+"""What tests of attention share."""
 
 from __future__ import annotations
 
