@@ -161,7 +161,8 @@ __global__ void __launch_bounds__(attention_threads, AttentionBackwardDkv<D>::bl
         kept[2] = static_cast<int32_t>(b);
         kept[3] = static_cast<int32_t>(h);
     }
-    if (lane < 16 * M) start[lane] = tile.mixed ? tiles.start_of_scale(min(first + lane, end - 1)) : begin;
+    const bool of_warp = lane < 16 * M;  // mask
+    if (of_warp) start[lane] = tile.mixed ? tiles.start_of_scale(min(first + lane, end - 1)) : begin;
     int32_t least = first < end ? begin : length, most = least;  // a warp without keys has nothing to do
     if (tile.mixed && first < end) {
         least = tiles.start_of_scale(first);

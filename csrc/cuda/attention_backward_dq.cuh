@@ -182,7 +182,8 @@ __global__ void __launch_bounds__(attention_threads, AttentionBackwardDq<D>::blo
         }
     }
     int32_t* const limit = reinterpret_cast<int32_t*>(delta + Shape::rows);
-    if (lane < 16 * M) limit[lane] = tile.mixed ? tiles.end_of_scale(min(first + lane, end - 1)) : tile.keys;
+    const bool of_warp = lane < 16 * M;  // mask
+    if (of_warp) limit[lane] = tile.mixed ? tiles.end_of_scale(min(first + lane, end - 1)) : tile.keys;
     rows.limit = limit;
     int32_t* const kept = reinterpret_cast<int32_t*>(kv_tiles + Shape::shared_elements) + 2 * Shape::rows;
     if (threadIdx.x == 0) {  // what only the end needs: registers are short
