@@ -1,4 +1,18 @@
-"""sample_tokens over the published vocabulary and settings, and over that of the digits model."""
+"""sample_tokens over the published vocabulary and settings, and over that of the digits model.
+
+On CUDA one launch a call, and each logit moves once: the row stays in registers up to V = 16384. Counted, for an H100 SXM
+with 3.35 TB/s, a row of 4096 with 900 and 0.96:
+
+| 2048 rows | MB moved | roofline | steps in registers, at 4 instructions an element, 132 x 4 x 1.7 G/s |
+| --- | --- | --- | --- |
+| float32 | 33.6 | 10.0 us | 2048 x 4096 x (about 30 of selection + 60 of loads and weights) / 32: 26 us |
+| bfloat16 | 16.8 | 5.0 us | the same |
+| float32, guided | 67.1 | 20.0 us | the same and 6 more an element |
+| bfloat16, guided | 33.6 | 10.0 us | |
+
+Instructions bound it, not memory. Not measured yet. Rows beyond 16384 are read again for each of some 30 steps, mostly from
+the L2 cache.
+"""
 
 from __future__ import annotations
 

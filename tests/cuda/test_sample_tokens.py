@@ -13,6 +13,7 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor
+from torch._subclasses import FakeTensorMode
 
 from tests.cuda.conftest import Gpu
 from tests.emulator import emulation
@@ -252,6 +253,16 @@ def test_no_bank_conflicts(traced: Gpu, dtype: torch.dtype) -> None:
     logits = torch.randn(2, 1, 5000).to(dtype)
     on_gpu(traced, logits, torch.arange(1), cfg=1.5, top_k=900, top_p=0.96)
     assert traced.conflicts() == []
+
+
+def test_fakes_on_cuda() -> None:
+    """Shapes, dtypes and devices without a GPU, also with values in tensors."""
+    with FakeTensorMode():
+        logits = torch.empty(4, 5, 33, device="cuda", dtype=torch.bfloat16)
+        seeds = torch.empty(2, device="cuda", dtype=torch.int64)
+        for cfg in (1.5, torch.empty(2, device="cuda"), torch.empty((), device="cuda")):
+            tokens = ops.sample_tokens(logits, seeds, scale_index=0, cfg=cfg, top_k=9)
+            assert (tokens.device.type, tokens.dtype, tokens.shape) == ("cuda", torch.int64, (2, 5))
 
 
 @pytest.mark.parametrize(("batch", "length"), [(0, 4), (2, 0)])
