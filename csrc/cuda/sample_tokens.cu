@@ -69,8 +69,9 @@ __global__ void __launch_bounds__(sample_threads, 1) sample_tokens_kernel(const 
     if (top_k > 0) {
         keys.above_low = sum_above<CountOfItems>(row, keys.low, sums);
         if (keys.above_low > top_k) {
-            narrow(row, keys, top_k, sums, [&](uint32_t low, uint32_t high) {
-                return row.key(0.5f * row.logit(low) + 0.5f * row.logit(high));
+            narrow(row, keys, top_k, sums, [&](uint32_t low, uint32_t high, float share) {
+                const float from = row.logit(low), bounded = min(max(share, 0.02f), 0.98f);
+                return row.key(from + bounded * (row.logit(high) - from));
             });
         }
     }
@@ -80,11 +81,12 @@ __global__ void __launch_bounds__(sample_threads, 1) sample_tokens_kernel(const 
     Bracket<Mass> weights = {0, 1u << 30, sum_above<Mass>(row, 0, sums), 0};
     if (settings.top_p > 0) {
         const uint64_t need = sample_need(settings.top_p, Mass::mass(weights.above_low));
-        narrow(row, weights, need, sums, [](uint32_t low, uint32_t high) {  // weights spread over exponents
-            const uint32_t both = __float_as_uint(static_cast<float>(max(low, 1u))) / 2 +
-                                  __float_as_uint(static_cast<float>(high)) / 2;
-            return static_cast<uint32_t>(__uint_as_float(both));
-        });
+        narrow(row, weights, need, sums,
+               [](uint32_t low, uint32_t high, float) {  // weights spread over exponents
+                   const uint32_t both = __float_as_uint(static_cast<float>(max(low, 1u))) / 2 +
+                                         __float_as_uint(static_cast<float>(high)) / 2;
+                   return static_cast<uint32_t>(__uint_as_float(both));
+               });
     }
     const uint64_t seed = static_cast<uint64_t>(p.seeds[image * p.seeds_stride]);
     const uint32_t word = philox4x32({{position, p.scale_index, 0, 0}}, seed).word[0];

@@ -97,17 +97,22 @@ __device__ typename Mass::Sum sum_above(const Row& row, uint32_t bound, BlockSum
 }
 
 // Moves `low` up until the items above it are those of at least the threshold: the smallest item with less
-// mass above it than needed. Every second step halves the bracket of integers, the others go where
-// `guess(low, high)` says.
+// mass above it than needed. Two steps of three go where `guess(low, high, share)` says, with the share of
+// the mass in the bracket that lies below the threshold; the third halves the bracket of integers.
 template <class Mass, class Row, class Guess>
 __device__ void narrow(const Row& row, Bracket<Mass>& b, uint64_t need, BlockSums& sums, const Guess& guess) {
-    bool guesses = true;
+    unsigned guesses = 2;
 #pragma unroll 1
     while (b.high - b.low > 1 && Mass::mass(b.above_low) != need &&
            !Mass::is_one(b.above_low, b.above_high)) {
         uint32_t middle = b.low + (b.high - b.low) / 2;
-        if (guesses) middle = min(max(guess(b.low, b.high), b.low + 1), b.high - 1);
-        guesses = !guesses;
+        if (guesses > 0) {
+            const uint64_t inside = Mass::mass(b.above_low) - Mass::mass(b.above_high);
+            const float share =
+                static_cast<float>(Mass::mass(b.above_low) - need) / static_cast<float>(inside);
+            middle = min(max(guess(b.low, b.high, share), b.low + 1), b.high - 1);
+        }
+        guesses = guesses > 0 ? guesses - 1 : 2;
         const typename Mass::Sum above = sum_above<Mass>(row, middle, sums);
         const bool enough = Mass::mass(above) >= need;
         (enough ? b.low : b.high) = middle;
