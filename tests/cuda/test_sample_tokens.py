@@ -189,7 +189,7 @@ def test_values_in_device_memory(gpu: Gpu) -> None:
         alone: dict[str, Any] = dict(cfg=cfg[i].item(), top_k=int(top_k[i]), top_p=top_p[i].item())
         assert torch.equal(tokens[i], on_cpu(logits[i::4], seeds[i : i + 1], **alone)[0])
     for one in (dict(cfg=cfg[1].float(), top_k=20, top_p=0.9), dict(cfg=1.5, top_k=top_k[1], top_p=top_p[2])):
-        numbers = {name: v.item() if isinstance(v, Tensor) else v for name, v in one.items()}
+        numbers: dict[str, Any] = {name: v.item() if isinstance(v, Tensor) else v for name, v in one.items()}
         assert torch.equal(on_gpu(gpu, logits, seeds, **one), on_cpu(logits, seeds, **numbers))
 
 

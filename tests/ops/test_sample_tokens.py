@@ -515,6 +515,6 @@ def test_the_kernel_refuses(change: dict[str, Any], message: str) -> None:
         top_p=0.0,
     )
     given.update(change)
-    tensors = {name: view(given.pop(name)) for name in ("logits", "seeds", "out")}
+    tensors: dict[str, Any] = {name: view(given.pop(name)) for name in ("logits", "seeds", "out")}
     with pytest.raises(ValueError, match=f"^sample_tokens: {message}"):
         _C.sample_tokens(**tensors, **given)
