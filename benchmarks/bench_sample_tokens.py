@@ -1,4 +1,20 @@
-"""sample_tokens over the published vocabulary and settings, and over that of the digits model."""
+"""sample_tokens over the published vocabulary and settings, and over that of the digits model.
+
+On CUDA: one launch a call. Each logit is read once, as rows up to 16384 stay in registers; 8 bytes a row are written.
+For 2048 rows of 4096, with the time an H100 SXM needs at 3.35 TB/s:
+
+| logits | MB moved | roofline |
+| --- | --- | --- |
+| float32 | 33.6 | 10 us |
+| bfloat16, float16 | 16.8 | 5 us |
+| float32, guided | 67.1 | 20 us |
+| bfloat16, float16, guided | 33.6 | 10 us |
+
+Instructions are the bound, not memory: with top_k 900 and top_p 0.96 a row of normal logits takes 8 steps for the one
+and 14 for the other (7 and 25 in bfloat16, for its ties), each about 110 and 150 instructions a warp with the sum over
+the block, and some 1400 in all for loads, weights and draw. Estimated 8 x 4400 a row, 4 a cycle in each of 132
+multiprocessors: 80 us. Not measured. Longer rows are read again for each step, from the L2 cache.
+"""
 
 from __future__ import annotations
 

@@ -21,7 +21,14 @@ PACKAGE = ROOT / "var_ext"
 OWED = {
     "cpu": set(),
     "cuda": set(backend.CATALOGUE)
-    - {"area_downsample", "bicubic_upsample", "block_causal_attention", "cached_attention", "qk_norm"},
+    - {
+        "area_downsample",
+        "bicubic_upsample",
+        "block_causal_attention",
+        "cached_attention",
+        "qk_norm",
+        "sample_tokens",
+    },
 }
 KERNELS = {"cpu": "csrc/cpu/{}.cpp", "cuda": "csrc/cuda/{}.cu"}
 ALWAYS = ("var_ext/ops/{}.py", "var_ext/reference/{}.py", "tests/ops/test_{}.py", "benchmarks/bench_{}.py")

@@ -125,9 +125,9 @@ def sample_tokens(
     seeds: TensorView,
     out: TensorView,
     scale_index: int,
-    cfg: float | None,
-    top_k: int,
-    top_p: float,
+    cfg: float | TensorView | None,
+    top_k: int | TensorView,
+    top_p: float | TensorView,
 ) -> None:
     """(B, L, V), guided (2B, L, V), float32, bfloat16 or float16, any strides, (B,) int64 -> (B, L) int64.
 
@@ -284,3 +284,4 @@ class CudaStream:
     cached_attention = cached_attention
     qk_norm = qk_norm
     qk_norm_backward = qk_norm_backward
+    sample_tokens = sample_tokens

@@ -4,13 +4,15 @@
 
 #include <cstdint>
 
+#include "common/host_device.h"
+
 namespace var_ext {
 
 struct PhiloxWords {
     uint32_t word[4];
 };
 
-constexpr PhiloxWords philox4x32(PhiloxWords counter, uint64_t key) {
+VAR_EXT_HOST_DEVICE constexpr PhiloxWords philox4x32(PhiloxWords counter, uint64_t key) {
     uint32_t k0 = static_cast<uint32_t>(key), k1 = static_cast<uint32_t>(key >> 32);
     PhiloxWords c = counter;
     for (int round = 0; round < 10; ++round) {

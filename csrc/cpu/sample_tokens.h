@@ -12,6 +12,7 @@ constexpr int64_t sample_chunk = 128;  // elements between two stored prefix sum
 struct SampleRow {
     const void *cond, *uncond;  // (V,) of the dtype of the logits; uncond only with guidance
     uint32_t word;              // the random word of this row
+    SampleSettings settings;    // of its image
 };
 
 // Scratch of a thread; a vector may be written beyond V elements.

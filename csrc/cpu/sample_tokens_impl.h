@@ -3,9 +3,11 @@
 
 #include "cpu/sample_tokens.h"
 #include "cpu/select.h"
+#include "ops/sample_tokens_steps.h"
 
 namespace {
 
+using var_ext::SampleSettings;
 using var_ext::SampleTokensParams;
 using var_ext::cpu::sample_chunk;
 using var_ext::cpu::SampleRow;
@@ -33,10 +35,10 @@ inline __attribute__((always_inline)) Ints sample_weight(Floats x) {
 
 // Logits of one row in fp32 with guidance; -inf fills the last vector. False if the row is no distribution.
 template <bool Guided, class T>
-bool sample_mix(const SampleTokensParams& p, const T* cond, const T* uncond, float* row, float* largest) {
+bool sample_mix(int64_t size, const SampleSettings& settings, const T* cond, const T* uncond, float* row,
+                float* largest) {
     constexpr int n = lanes;
-    const int64_t size = p.v;
-    const float cond_factor = p.cond_factor, uncond_factor = p.uncond_factor;
+    const float cond_factor = settings.cond_factor, uncond_factor = settings.uncond_factor;
     Floats most = Floats{} - sample_infinity;
     Ints nan = {};
     const auto mix = [&](const T* c, const T* u, float* to) __attribute__((always_inline)) {
@@ -86,12 +88,6 @@ inline int64_t sample_position(const float* row, float bound, int64_t before) {
     }
 }
 
-// floor((word + 1/2) total / 2^32) for a total below 2^62
-inline uint64_t sample_target(uint32_t word, uint64_t total) {
-    const uint64_t half = total / 2, low = (total & 0xffffffff) * word + (half & 0xffffffff);
-    return (total >> 32) * word + (half >> 32) + (low >> 32);
-}
-
 // The first index whose prefix sum of weights of at least `bound` exceeds the word's share of all.
 inline int64_t sample_draw(const int32_t* weights, int64_t count, int32_t bound, uint32_t word,
                            uint64_t* sums) {
@@ -129,9 +125,10 @@ int64_t sample_tokens_draw(const SampleTokensParams& p, const SampleRow& r, cons
                            int prefilter) {
     const T* cond = sample_contiguous<T>(r.cond, p, s.cond_copy);
     float largest;
-    const bool fine = p.guided ? sample_mix<true>(p, cond, sample_contiguous<T>(r.uncond, p, s.uncond_copy),
-                                                  s.row, &largest)
-                               : sample_mix<false>(p, cond, cond, s.row, &largest);
+    const bool fine =
+        p.guided ? sample_mix<true>(p.v, r.settings, cond, sample_contiguous<T>(r.uncond, p, s.uncond_copy),
+                                    s.row, &largest)
+                 : sample_mix<false>(p.v, r.settings, cond, cond, s.row, &largest);
     if (!fine) return -1;
 
     float bound = any_finite;
@@ -140,12 +137,12 @@ int64_t sample_tokens_draw(const SampleTokensParams& p, const SampleRow& r, cons
         bound = guess > any_finite ? guess : any_finite;
     }
     int64_t count = keep_from(s.row, p.v, bound, s.list);
-    if (count < p.top_k && bound > any_finite) {  // the guess was too high
+    if (count < r.settings.top_k && bound > any_finite) {  // the guess was too high
         bound = any_finite;
         count = keep_from(s.row, p.v, bound, s.list);
     }
-    if (p.top_k > 0 && count > p.top_k) {
-        bound = mass_threshold(s.list, count, count, p.top_k, s.work);
+    if (r.settings.top_k > 0 && count > r.settings.top_k) {
+        bound = mass_threshold(s.list, count, count, r.settings.top_k, s.work);
         count = keep_from(s.list, count, bound, s.list);
     }
 
@@ -156,13 +153,12 @@ int64_t sample_tokens_draw(const SampleTokensParams& p, const SampleRow& r, cons
     }
     pad(s.weights + count);
     int32_t lowest = 0;
-    if (p.top_p > 0) {
+    if (r.settings.top_p > 0) {
         MassSum mass;
         for (int64_t i = 0; i < count; i += lanes) mass.add(load<Ints>(s.weights + i));
         const uint64_t total = mass.total();
-        const auto drop = static_cast<uint64_t>((1 - p.top_p) * static_cast<double>(total));
-        const uint64_t need = drop < total ? total - drop : 1;
-        lowest = mass_threshold(s.weights, count, total, need, s.work_weights);
+        lowest =
+            mass_threshold(s.weights, count, total, sample_need(r.settings.top_p, total), s.work_weights);
     }
     return sample_position(s.row, bound, sample_draw(s.weights, count, lowest, r.word, s.sums));
 }

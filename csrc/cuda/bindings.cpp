@@ -7,6 +7,7 @@
 #include "ops/block_causal_attention.h"
 #include "ops/cached_attention.h"
 #include "ops/qk_norm.h"
+#include "ops/sample_tokens.h"
 
 namespace py = pybind11;
 
@@ -58,6 +59,8 @@ void def_cuda_kernels(py::module_& m) {
         "offset");
     def(s, "qk_norm_backward", qk_norm_backward_params, cuda::qk_norm_backward, "grad_q", "grad_k", "grad_v",
         "qkv", "q_bias", "log_scale", "grad_qkv", "grad_q_bias", "grad_v_bias", "grad_log_scale", "scratch");
+    def(s, "sample_tokens", sample_tokens_params, cuda::sample_tokens, "logits", "seeds", "out",
+        "scale_index", "cfg", "top_k", "top_p");
 }
 
 }  // namespace var_ext

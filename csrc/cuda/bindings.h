@@ -8,8 +8,9 @@
 
 namespace var_ext {
 
-inline constexpr const char* cuda_kernels[] = {"area_downsample", "bicubic_upsample",
-                                               "block_causal_attention", "cached_attention", "qk_norm"};
+inline constexpr const char* cuda_kernels[] = {
+    "area_downsample",  "bicubic_upsample", "block_causal_attention",
+    "cached_attention", "qk_norm",          "sample_tokens"};
 
 void def_cuda_kernels(pybind11::module_& m);
 

@@ -1,12 +1,30 @@
 #include "ops/sample_tokens.h"
 
 #include <limits>
+#include <type_traits>
 
 namespace var_ext {
 
+namespace {
+
+// The value; of a tensor 0 and the tensor's place.
+template <class T>
+T value_of(const OrTensor<T>& given, const char* name, int64_t batch, const T*& values, int64_t& stride) {
+    if (const T* value = std::get_if<T>(&given)) return *value;
+    const TensorView& view = std::get<TensorView>(given);
+    check_dtype("sample_tokens", name, view, {std::is_same_v<T, double> ? DType::float64 : DType::int64});
+    check_shape("sample_tokens", name, view, {{"B", batch}});
+    values = static_cast<const T*>(view.data);
+    stride = view.strides[0];
+    return 0;
+}
+
+}  // namespace
+
 SampleTokensParams sample_tokens_params(const TensorView& logits, const TensorView& seeds,
-                                        const TensorView& out, int64_t scale_index, std::optional<double> cfg,
-                                        int64_t top_k, double top_p) {
+                                        const TensorView& out, int64_t scale_index,
+                                        const std::optional<OrTensor<double>>& cfg,
+                                        const OrTensor<int64_t>& top_k, const OrTensor<double>& top_p) {
     const char* op = "sample_tokens";
     check_dtype(op, "logits", logits, {DType::float32, DType::bfloat16, DType::float16});
     check_dtype(op, "seeds", seeds, {DType::int64});
@@ -23,11 +41,7 @@ SampleTokensParams sample_tokens_params(const TensorView& logits, const TensorVi
     if (scale_index < 0 || scale_index > std::numeric_limits<uint32_t>::max()) {
         contract_error(op, "scale_index must be in [0, 2^32), got " + std::to_string(scale_index));
     }
-    if (top_k < 0) contract_error(op, "top_k must be 0 or more, got " + std::to_string(top_k));
-    if (!(top_p >= 0 && top_p <= 1)) {
-        contract_error(op, "top_p must be in [0, 1], got " + std::to_string(top_p));
-    }
-    SampleTokensParams p;
+    SampleTokensParams p = {};
     p.logits = logits.data;
     p.seeds = static_cast<const int64_t*>(seeds.data);
     p.out = static_cast<int64_t*>(out.data);
@@ -43,10 +57,13 @@ SampleTokensParams sample_tokens_params(const TensorView& logits, const TensorVi
     p.out_stride_l = out.strides[1];
     p.scale_index = static_cast<uint32_t>(scale_index);
     p.guided = cfg.has_value();
-    p.cond_factor = static_cast<float>(1 + cfg.value_or(0));
-    p.uncond_factor = static_cast<float>(cfg.value_or(0));
-    p.top_k = top_k < p.v ? top_k : 0;
-    p.top_p = top_p;
+    if (cfg) p.cfg = value_of(*cfg, "cfg", batch, p.cfgs, p.cfgs_stride);
+    p.top_k = value_of(top_k, "top_k", batch, p.top_ks, p.top_ks_stride);
+    p.top_p = value_of(top_p, "top_p", batch, p.top_ps, p.top_ps_stride);
+    if (p.top_k < 0) contract_error(op, "top_k must be 0 or more, got " + std::to_string(p.top_k));
+    if (!(p.top_p >= 0 && p.top_p <= 1)) {
+        contract_error(op, "top_p must be in [0, 1], got " + std::to_string(p.top_p));
+    }
     return p;
 }
 

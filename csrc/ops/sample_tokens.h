@@ -20,8 +20,10 @@
 
 #include <cstdint>
 #include <optional>
+#include <variant>
 
 #include "common/tensor_view.h"
+#include "cuda/stream.h"
 
 namespace var_ext {
 
@@ -36,19 +38,43 @@ struct SampleTokensParams {
     int64_t out_stride_b, out_stride_l;
     uint32_t scale_index;
     bool guided;
-    float cond_factor, uncond_factor;  // 1 + cfg and cfg, rounded to fp32
-    int64_t top_k;                     // 0: keep all
-    double top_p;                      // 0: keep all
+    double cfg;
+    int64_t top_k;  // 0: keep all
+    double top_p;   // 0: keep all
+    // (B,) each or null: values of the images in the place of the one above. They lie where the logits lie,
+    // so a captured CUDA graph can be replayed with others.
+    const double* cfgs;
+    const int64_t* top_ks;
+    const double* top_ps;
+    int64_t cfgs_stride, top_ks_stride, top_ps_stride;
 };
+
+// What holds for one image: see ops/sample_tokens_steps.h.
+struct SampleSettings {
+    float cond_factor, uncond_factor;  // 1 + cfg and cfg, rounded to fp32
+    int64_t top_k;
+    double top_p;
+};
+
+// One value for all images, or a tensor (B,) of this dtype.
+template <class T>
+using OrTensor = std::variant<T, TensorView>;
 
 // Checks the contract; throws std::invalid_argument.
 SampleTokensParams sample_tokens_params(const TensorView& logits, const TensorView& seeds,
-                                        const TensorView& out, int64_t scale_index, std::optional<double> cfg,
-                                        int64_t top_k, double top_p);
+                                        const TensorView& out, int64_t scale_index,
+                                        const std::optional<OrTensor<double>>& cfg,
+                                        const OrTensor<int64_t>& top_k, const OrTensor<double>& top_p);
 
 namespace cpu {
-// Throws std::invalid_argument if a row has NaN or no finite maximum; what `out` holds then is not defined.
+// Throws std::invalid_argument if a row has NaN or no finite maximum, or if a value of top_ks or top_ps is
+// out of range; what `out` holds then is not defined.
 void sample_tokens(const SampleTokensParams& p);
 }  // namespace cpu
+
+namespace cuda {
+// The host does not see what lies on the device: where the CPU throws, the token is -1.
+void sample_tokens(const SampleTokensParams& p, const CudaStream& stream);
+}  // namespace cuda
 
 }  // namespace var_ext

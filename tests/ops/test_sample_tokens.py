@@ -402,6 +402,40 @@ def test_one_code(either_backend: str) -> None:
     ).any()
 
 
+@pytest.mark.parametrize("guided", [False, True])
+def test_values_of_each_image(either_backend: str, guided: bool) -> None:
+    """cfg, top_k and top_p in tensors: the tokens of a call an image with numbers."""
+    logits, seeds = torch.randn(8 if guided else 4, 9, 600) * 2, torch.arange(4)
+    cfg = torch.tensor([0.0, 1.5, 4.0, -0.3], dtype=torch.float64) if guided else None
+    top_k, top_p = torch.tensor([0, 20, 600, 300]), torch.tensor([0.96, 0.0, 0.5, 1.0], dtype=torch.float64)
+    tokens = ops.sample_tokens(logits, seeds, scale_index=1, cfg=cfg, top_k=top_k, top_p=top_p)
+    for i in range(4):
+        own: dict[str, Any] = dict(
+            cfg=None if cfg is None else cfg[i].item(), top_k=int(top_k[i]), top_p=top_p[i].item()
+        )
+        assert torch.equal(
+            tokens[i], ops.sample_tokens(logits[i::4], seeds[i : i + 1], scale_index=1, **own)[0]
+        )
+    one = ops.sample_tokens(logits, seeds, scale_index=1, cfg=cfg, top_k=top_k[1], top_p=top_p[2].float())
+    assert torch.equal(one, ops.sample_tokens(logits, seeds, scale_index=1, cfg=cfg, top_k=20, top_p=0.5))
+
+
+@pytest.mark.parametrize(
+    "bad", [dict(top_k=torch.tensor([3, -1])), dict(top_p=torch.tensor([0.5, math.nan]))]
+)
+def test_values_of_an_image_out_of_range(either_backend: str, bad: dict[str, Any]) -> None:
+    with pytest.raises(
+        ValueError, match=r"sample_tokens: each top_k must be 0 or more and each top_p in \[0, 1\]"
+    ):
+        ops.sample_tokens(torch.zeros(2, 3, 5), torch.arange(2), scale_index=0, **bad)
+
+
+def test_registration_with_values_of_each_image() -> None:
+    values = torch.rand(2, dtype=torch.float64), torch.tensor([3, 9]), torch.rand(2, dtype=torch.float64)
+    given = (torch.randn(4, 7, 33), torch.arange(2), 2, 0.0, 0, 0.0, *values)
+    torch.library.opcheck(torch.ops.var_ext.sample_tokens, given)
+
+
 @pytest.mark.parametrize("cfg", [None, 1.5])
 def test_registration(cfg: float | None) -> None:
     seeds = torch.arange(4 if cfg is None else 2)
@@ -432,6 +466,14 @@ def test_registration(cfg: float | None) -> None:
         (dict(top_p=-0.1), ValueError, r"top_p must be in \[0, 1\], got -0.1"),
         (dict(top_p=math.nan), ValueError, r"top_p must be in \[0, 1\], got nan"),
         (dict(scale_index=-1), ValueError, "scale_index must be 0 or more, got -1"),
+        (dict(top_k=torch.tensor([1, 2, 3])), ValueError, r"top_k must be a number or .*\(2,\), got \(3,\)"),
+        (dict(top_k=torch.tensor([1.0, 2.0])), TypeError, "top_k must be int64, got float32"),
+        (dict(top_p=torch.tensor(1)), TypeError, "top_p must be float32.*got int64"),
+        (
+            dict(top_p=torch.zeros(2, device="meta")),
+            ValueError,
+            "one device, got seeds on cpu, top_p on meta",
+        ),
         (
             dict(seeds=torch.zeros(2, dtype=torch.int64, device="meta")),
             ValueError,
@@ -457,6 +499,8 @@ def test_bad_input(either_backend: str, change: dict[str, Any], error: type[Exce
         (dict(out=torch.zeros(1, 1, dtype=torch.int64).expand(2, 4)), "out must not overlap itself"),
         (dict(scale_index=-1), r"scale_index must be in \[0, 2\^32\), got -1"),
         (dict(top_k=-1), "top_k must be 0 or more, got -1"),
+        (dict(top_k=view(torch.zeros(3, dtype=torch.int64))), r"top_k must have shape \(2,\), got \(3,\)"),
+        (dict(top_p=view(torch.zeros(2))), "top_p must be float64, got float32"),
         (dict(top_p=math.nan), r"top_p must be in \[0, 1\], got nan"),
     ],
 )
@@ -471,6 +515,6 @@ def test_the_kernel_refuses(change: dict[str, Any], message: str) -> None:
         top_p=0.0,
     )
     given.update(change)
-    tensors = {name: view(given.pop(name)) for name in ("logits", "seeds", "out")}
+    tensors: dict[str, Any] = {name: view(given.pop(name)) for name in ("logits", "seeds", "out")}
     with pytest.raises(ValueError, match=f"^sample_tokens: {message}"):
         _C.sample_tokens(**tensors, **given)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import Tensor
 
@@ -62,11 +64,14 @@ def sample_tokens(
     seeds: Tensor,  # (B,)
     *,
     scale_index: int,
-    cfg: float | None = None,
-    top_k: int = 0,
-    top_p: float = 0.0,
+    cfg: float | Tensor | None = None,
+    top_k: int | Tensor = 0,
+    top_p: float | Tensor = 0.0,
 ) -> Tensor:
     """Guidance, top-k, top-p, then one draw a position by inverting the distribution function: (B, L)."""
+    if any(isinstance(value, Tensor) for value in (cfg, top_k, top_p)):
+        return _image_by_image(logits, seeds, scale_index, cfg, top_k, top_p)
+    assert not isinstance(top_k, Tensor) and not isinstance(top_p, Tensor)
     logits = logits.float()
     if cfg is not None:
         cond, uncond = logits.chunk(2)
@@ -82,3 +87,31 @@ def sample_tokens(
     target = uniform(seeds, scale_index, logits.shape[1])[..., None] * cumulative[..., -1:]  # (B, L, 1)
     # the first code whose cumulative probability exceeds the target: never one of probability zero
     return torch.searchsorted(cumulative, target, right=True)[..., 0]
+
+
+def _image_by_image(
+    logits: Tensor,
+    seeds: Tensor,
+    scale_index: int,
+    cfg: float | Tensor | None,
+    top_k: int | Tensor,
+    top_p: float | Tensor,
+) -> Tensor:
+    """Values in tensors, () or (B,)."""
+
+    def of_each(value: Any) -> list[Any]:
+        return value.expand(len(seeds)).tolist() if isinstance(value, Tensor) else [value] * len(seeds)
+
+    tokens = torch.empty(len(seeds), logits.shape[1], dtype=torch.int64, device=seeds.device)
+    for i, (own_cfg, own_k, own_p) in enumerate(zip(*map(of_each, (cfg, top_k, top_p)), strict=True)):
+        if own_k < 0 or not 0 <= own_p <= 1:
+            raise ValueError(
+                "sample_tokens: each top_k must be 0 or more and each top_p in [0, 1], "
+                f"got {own_k} and {own_p}"
+            )
+        own = logits[i :: len(seeds)]  # (1, L, V), with guidance both halves
+        drawn = sample_tokens(
+            own, seeds[i : i + 1], scale_index=scale_index, cfg=own_cfg, top_k=own_k, top_p=own_p
+        )
+        tokens[i] = drawn[0]
+    return tokens
