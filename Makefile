@@ -20,7 +20,7 @@ export PIP_DISABLE_PIP_VERSION_CHECK := 1
 # A process a core; tests that share a costly fixture stay together.
 PARALLEL := -n auto --dist loadgroup
 
-.PHONY: help demo test sanitize bench lint format clean
+.PHONY: help demo test sanitize bench gpu lint format clean
 
 help:  ## this list
 	@sed -n 's/^\([a-z]*\):.*## \(.*\)/make \1\t\2/p' $(firstword $(MAKEFILE_LIST)) | expand -t 14
@@ -49,6 +49,10 @@ sanitize: $(STAMP)  ## op tests under the address and undefined-behaviour saniti
 bench: $(STAMP)  ## all benchmarks; writes benchmarks/RESULTS.md
 	$(BIN)/python -m pytest -q benchmarks/bench_*.py --benchmark-only --benchmark-quiet --benchmark-json=benchmarks/latest.json
 	$(BIN)/python benchmarks/render.py benchmarks/latest.json
+
+# Whatever Python and torch the GPU's machine has: nothing is installed or fetched. RESULTS names another folder.
+gpu:  ## on a GPU: build, tests, sanitizer, benchmarks; writes benchmarks/results/CHIP-COMMIT.json
+	$(if $(wildcard $(BIN)/python),$(BIN)/python,$(PYTHON)) benchmarks/gpu.py $(if $(DRY),--dry) $(if $(RESULTS),--results $(RESULTS))
 
 lint: $(STAMP)  ## ruff, clang-format, mypy
 	$(BIN)/ruff check .

@@ -27,6 +27,20 @@ SHAPES = {
     for suffix, dtype in (("", "float32"), (", bf16", "bfloat16"))
     for form, given in FORMS.items()
 }
+GPU_SHAPES = {
+    f"{batch} x {length} x {channels}{form}, {dtype}": dict(
+        batch=batch, length=length, channels=channels, dtype=kind, **given
+    )
+    for dtype, kind in (("bf16", "bfloat16"), ("fp16", "float16"), ("fp32", "float32"))
+    for batch, length, channels, forms in (
+        (32, 680, 1024, FORMS),  # training d16
+        (16, 256, 1920, (", with branch",)),  # the last scale of eight images of d30, with guidance
+        (100, 256, 1024, (", with branch",)),  # of fifty of d16
+        (16, 1, 1024, (", with branch",)),  # the first scale
+    )
+    for form, given in FORMS.items()
+    if form in forms and (dtype == "bf16" or (length == 680 and "backward" in form))
+}
 SMOKE = dict(batch=2, length=5, channels=16, branch=True, training=True, dtype="float32")
 COMPETITORS = ("var_ext", "reference", "torch eager", "torch.compile")
 

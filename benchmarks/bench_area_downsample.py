@@ -19,6 +19,14 @@ SHAPES = {
     for way in ("forward", "backward")
     for p in SCALES_256[:-1]
 }
+GPU_SHAPES = {
+    f"{batch} x 32 x 16 -> {p}, {way}, fp32": dict(
+        batch=batch, channels=32, source=16, target=p, backward_pass=way == "backward"
+    )
+    for batch in (8, 50)
+    for way in ("forward", "backward")
+    for p in (1, 5, 13)
+}
 SMOKE = dict(batch=1, channels=2, source=5, target=3, backward_pass=True)
 COMPETITORS = ("var_ext", "reference")
 

@@ -18,6 +18,20 @@ SHAPES = {
     for train in (False, True)
     for name, dtype in DTYPES.items()
 }
+GPU_SHAPES = {
+    f"{batch} x {length} x {channels}{', with backward' if train else ''}, {dtype}": dict(
+        batch=batch, length=length, channels=channels, dtype=kind, train=train
+    )
+    for dtype, kind in (("bf16", torch.bfloat16), ("fp16", torch.float16), ("fp32", torch.float32))
+    for batch, length, channels, train in (
+        (32, 680, 4096, False),  # training d16
+        (32, 680, 4096, True),
+        (16, 256, 7680, False),  # the last scale of eight images of d30, with guidance
+        (100, 256, 4096, False),  # of fifty of d16
+        (16, 1, 4096, False),  # the first scale
+    )
+    if dtype == "bf16" or train
+}
 SMOKE = dict(batch=2, length=3, channels=5, dtype=torch.float32, train=True)
 COMPETITORS = ("var_ext", "reference", "torch.compile")
 

@@ -1,13 +1,15 @@
-"""block_causal_attention of d16 over the ten scales of 256 px, forward alone and with the backward pass.
+"""block_causal_attention over the ten scales of an image, forward alone and with the backward pass.
 
 Besides the dense mask of the reference: the mask made once, SDPA on each scale's own slice (no mask, nothing
-wasted), and FlexAttention with the same block mask, compiled; it has no backward pass on the CPU.
+wasted), and FlexAttention with the same block mask, compiled; it has no backward pass on the CPU. On a GPU, where it
+is installed, flash-attn on each scale's own slice as well.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
 from functools import partial
+from importlib.util import find_spec
 
 import pytest
 import torch
@@ -18,7 +20,7 @@ from torch.nn.attention.flex_attention import create_block_mask, flex_attention
 
 from var_ext import ScaleSchedule, ops, reference
 from var_ext.reference.block_causal_attention import block_causal_mask
-from var_ext.schedule import SCALES_256
+from var_ext.schedule import SCALES_256, SCALES_512
 
 SHAPES = {
     f"2 x 680 x 16 x 64, {way}{suffix}": dict(
@@ -26,6 +28,20 @@ SHAPES = {
     )
     for way in ("forward", "forward + backward")
     for dtype, suffix in ((torch.float32, ""), (torch.bfloat16, ", bf16"))
+}
+GPU_SHAPES = {
+    f"{batch} x {ScaleSchedule(scales).num_tokens} x {heads} x 64, {way}, {dtype}": dict(
+        batch=batch, heads=heads, dim=64, patch_nums=scales, dtype=kind, training=way != "forward"
+    )
+    for dtype, kind in (("bf16", torch.bfloat16), ("fp16", torch.float16), ("fp32", torch.float32))
+    for way in ("forward", "forward + backward")
+    for batch, scales, heads in (
+        (32, SCALES_256, 16),  # d16, 512 heads in all
+        (16, SCALES_256, 16),  # eight images with guidance
+        (16, SCALES_256, 30),  # d30
+        (8, SCALES_512, 16),
+    )
+    if dtype == "bf16" or (batch == 32 and (dtype == "fp16" or way == "forward"))
 }
 SMOKE = dict(batch=1, heads=2, dim=16, patch_nums=(1, 2, 3), dtype=torch.float32, training=False)
 COMPETITORS = ("var_ext", "reference", "SDPA, mask kept", "SDPA a scale", "FlexAttention")
@@ -39,6 +55,15 @@ def sdpa(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None = None) -> Tensor:
 
 def sdpa_a_scale(q: Tensor, k: Tensor, v: Tensor, schedule: ScaleSchedule) -> Tensor:
     return torch.cat([sdpa(q[:, s], k[:, : s.stop], v[:, : s.stop]) for s in schedule.slices], dim=1)
+
+
+def flash_a_scale(q: Tensor, k: Tensor, v: Tensor, schedule: ScaleSchedule) -> Tensor:
+    from flash_attn import flash_attn_func  # type: ignore[import-not-found]
+
+    parts = [
+        flash_attn_func(q[:, s], k[:, : s.stop], v[:, : s.stop], softmax_scale=1.0) for s in schedule.slices
+    ]
+    return torch.cat(parts, dim=1)
 
 
 def trained(function: Callable[..., Tensor], leaves: list[Tensor], grad: Tensor) -> tuple[Tensor, ...]:
@@ -56,9 +81,14 @@ def contest(
         torch.randn(batch, length, 3, heads, dim).mul(dim**-0.25).to(dtype).unbind(2)
     )  # (B, L, H, D), strided as qkv is
     mask = block_causal_mask(schedule, q.device)  # (L, L)
-    scale_of = torch.repeat_interleave(torch.tensor(schedule.lengths))  # (L,)
+    scale_of = torch.tensor([i for i, n in enumerate(schedule.lengths) for _ in range(n)])  # (L,)
     block_mask = create_block_mask(
-        lambda b, h, row, column: scale_of[row] >= scale_of[column], None, None, length, length, device="cpu"
+        lambda b, h, row, column: scale_of[row] >= scale_of[column],
+        None,
+        None,
+        length,
+        length,
+        device=str(q.device),
     )
 
     def flex(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
@@ -70,8 +100,10 @@ def contest(
         "reference": partial(reference.block_causal_attention, schedule=schedule),
         "SDPA, mask kept": partial(sdpa, mask=mask),
         "SDPA a scale": partial(sdpa_a_scale, schedule=schedule),
-        "FlexAttention": flex,
+        "FlexAttention": compiled(flex) if q.is_cuda else flex,
     }
+    if q.is_cuda and dtype != torch.float32 and find_spec("flash_attn"):
+        functions["flash-attn a scale"] = partial(flash_a_scale, schedule=schedule)
     calls: dict[str, Callable[[], object]]
     if training:
         leaves, grad = [t.requires_grad_() for t in (q, k, v)], torch.randn_like(q)
@@ -86,6 +118,7 @@ def contest(
         calls,
         bytes=nbytes(q, k, v, q) * (3 if training else 1),  # backward: these, their gradients
         flops=2 * products * batch * heads * dim * pairs,
+        launches=3 if training else 1,
         check=agree if dtype == torch.float32 else agree_in_16_bits,
     )
 

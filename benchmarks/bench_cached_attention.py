@@ -29,6 +29,20 @@ SHAPES = {
     for dtype, suffix in ((torch.float32, ""), (torch.bfloat16, ", bf16"))
     for batch in (1, 8)
 }
+GPU_SHAPES = {
+    f"ten scales, {batch} x {heads} x 64, {dtype}": dict(
+        batch=batch, heads=heads, dim=64, steps=TEN, dtype=kind
+    )
+    for dtype, kind in (("bf16", torch.bfloat16), ("fp16", torch.float16), ("fp32", torch.float32))
+    for batch, heads in ((2, 16), (16, 16), (100, 16), (2, 30))  # an image with guidance, 8, 50; d30
+    if dtype == "bf16" or batch == 16
+} | {
+    f"{queries} queries, {length} keys, {batch} x 16 x 64, bf16": dict(
+        batch=batch, heads=16, dim=64, steps=[(queries, length)], dtype=torch.bfloat16
+    )
+    for batch in (2, 16)
+    for queries, length in TEN
+}
 SMOKE = dict(batch=1, heads=2, dim=16, steps=[(1, 1), (4, 5)], dtype=torch.float32)
 COMPETITORS = ("var_ext", "reference", "matmul + softmax", "torch.cat + SDPA")
 
@@ -83,6 +97,7 @@ def contest(batch: int, heads: int, dim: int, steps: Steps, dtype: torch.dtype) 
         * nbytes(given[:1, :1, :1])
         * batch,
         flops=sum(4 * cells * queries * length for queries, length in steps),
+        launches=3 * len(steps),  # with the two copies into the cache
         check=agree if dtype == torch.float32 else agree_in_16_bits,
     )
 

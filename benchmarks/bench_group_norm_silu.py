@@ -12,22 +12,36 @@ from var_ext import ops, reference
 DTYPES = {"": torch.float32, ", bf16": torch.bfloat16}
 SHAPES = {
     f"1 x {channels} x {side} x {side}, {layout}{', with backward' if train else ''}{name}": dict(
-        channels=channels, side=side, layout=layout, dtype=dtype, train=train
+        batch=1, channels=channels, side=side, layout=layout, dtype=dtype, train=train
     )
     for channels, side in ((160, 256), (640, 16))
     for layout in ("contiguous", "channels last")
     for train in (False, True)
     for name, dtype in DTYPES.items()
 }
-SMOKE = dict(channels=32, side=3, layout="channels last", dtype=torch.float32, train=True)
+GPU_SHAPES = {
+    f"{batch} x {channels} x {side} x {side}, channels last{', with backward' if train else ''}, {dtype}": dict(
+        batch=batch, channels=channels, side=side, layout="channels last", dtype=kind, train=train
+    )
+    for dtype, kind in (("bf16", torch.bfloat16), ("fp16", torch.float16), ("fp32", torch.float32))
+    for batch, channels, side, train in (
+        (8, 160, 256, False),
+        (8, 160, 256, True),
+        (8, 320, 64, False),
+        (8, 640, 16, False),
+        (50, 640, 16, False),
+    )
+    if dtype == "bf16" or side == 256
+}
+SMOKE = dict(batch=1, channels=32, side=3, layout="channels last", dtype=torch.float32, train=True)
 COMPETITORS = ("var_ext", "reference", "torch.compile")
 
 
-def contest(channels: int, side: int, layout: str, dtype: torch.dtype, train: bool) -> Contest:
+def contest(batch: int, channels: int, side: int, layout: str, dtype: torch.dtype, train: bool) -> Contest:
     formats = {"contiguous": torch.contiguous_format, "channels last": torch.channels_last}
-    given = torch.randn(2, 1, channels, side, side).to(dtype)
+    given = torch.randn(2, batch, channels, side, side).to(dtype)
     x, grad = (part.contiguous(memory_format=formats[layout]) for part in given)
-    grad /= side * side  # the gradients of the parameters are sums over all pixels
+    grad /= batch * side * side  # the gradients of the parameters are sums over all pixels
     parameters = torch.randn(2, channels).to(dtype)
     x, weight, bias = (t.requires_grad_(train) for t in (x, *parameters.unbind()))
     calls = {

@@ -15,6 +15,19 @@ SHAPES = {
     "2048 x 4096 x 32": dict(vectors=2048, codes=4096, channels=32, cosine=False),
     "2048 x 4096 x 32, cosine": dict(vectors=2048, codes=4096, channels=32, cosine=True),
 }
+GPU_SHAPES = {
+    f"{vectors} x 4096 x 32{', cosine' if cosine else ''}, fp32": dict(
+        vectors=vectors, codes=4096, channels=32, cosine=cosine
+    )
+    for vectors, cosine in (
+        (8, False),
+        (2048, False),
+        (2048, True),
+        (5440, False),
+        (12800, False),
+        (34000, False),
+    )
+}  # the first, the last and all scales of 8 and of 50 images
 SMOKE = dict(vectors=7, codes=33, channels=5, cosine=False)
 COMPETITORS = ("var_ext", "reference", "cdist", "torch.compile")
 

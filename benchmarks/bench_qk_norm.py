@@ -27,6 +27,22 @@ SHAPES = {
     for suffix, dtype in (("", "float32"), (", bf16", "bfloat16"))
     for name, form in FORMS.items()
 }
+GPU_SHAPES = {
+    f"{batch} x {length} x 3 x {heads} x 64{form}, {dtype}": dict(
+        batch=batch, length=length, heads=heads, dim=64, offset=offset, training=training, dtype=kind
+    )
+    for dtype, kind in (("bf16", "bfloat16"), ("fp16", "float16"), ("fp32", "float32"))
+    for batch, length, heads, offset, training, form in (
+        (32, 680, 16, None, False, ""),  # training d16
+        (32, 680, 16, None, True, ", forward + backward"),
+        (16, 680, 30, None, True, ", forward + backward"),  # d30
+        (16, 256, 16, 424, False, ", into the cache"),  # the last scale of eight images, with guidance
+        (100, 256, 16, 424, False, ", into the cache"),  # of fifty
+        (16, 256, 30, 424, False, ", into the cache"),
+        (16, 1, 16, 0, False, ", into the cache"),  # the first scale
+    )
+    if dtype == "bf16" or (batch, length) == (32, 680)
+}
 SMOKE = dict(batch=1, length=3, heads=2, dim=8, offset=2, training=False, dtype="float32")
 COMPETITORS = ("var_ext", "reference", "torch eager", "torch.compile")
 
@@ -69,6 +85,7 @@ def contest(
         },
         # qkv is read and written; backward reads it again with the gradient, and writes another
         bytes=nbytes(qkv) * (5 if training else 2),
+        launches=3 if training else 1,  # backward: the rows, then the sums of all blocks' partial sums
         check=agree_by_largest if training or kind != torch.float32 else agree,
     )
 

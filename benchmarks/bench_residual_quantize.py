@@ -18,6 +18,12 @@ SHAPES = {
     )
     for batch, backward_pass in ((1, False), (8, False), (8, True))
 }
+GPU_SHAPES = {
+    f"{batch} x 32 x 16 x 16, 4096 codes{', forward + backward' if backward_pass else ''}, fp32": dict(
+        batch=batch, channels=32, codes=4096, patch_nums=SCALES_256, backward_pass=backward_pass
+    )
+    for batch, backward_pass in ((1, False), (8, False), (50, False), (8, True), (50, True))
+}
 SMOKE = dict(batch=1, channels=4, codes=16, patch_nums=(1, 2, 3), backward_pass=True)
 COMPETITORS = ("var_ext", "reference")
 LAPS = 3  # slow enough to be steady

@@ -22,6 +22,13 @@ SHAPES = {
 SHAPES["10 x 16 x 8 x 8, scale 3 -> 4"] = dict(
     batch=10, channels=16, side=8, scale=3, following=4, backward_pass=False
 )
+GPU_SHAPES = {
+    f"{batch} x 32 x 16 x 16, {name}{', forward + backward' if backward_pass else ''}, fp32": dict(
+        batch=batch, channels=32, side=16, scale=scale, following=following, backward_pass=backward_pass
+    )
+    for batch, backward_pass in ((8, False), (50, False), (50, True))
+    for name, scale, following in (("scale 2 -> 3", 2, 3), ("scale 13 -> 16", 13, 16), ("last", 16, None))
+}
 SMOKE = dict(batch=1, channels=4, side=5, scale=2, following=3, backward_pass=True)
 COMPETITORS = ("var_ext", "reference", "torch.compile")
 

@@ -37,6 +37,13 @@ SHAPES = {
     "digits, 720 x 256, guided": dict(**DIGITS, top_k=0, top_p=0.0),
     "digits, 720 x 256, guided, top_k 64, top_p 0.96": dict(**DIGITS, top_k=64, top_p=0.96),
 }
+GPU_SHAPES = {
+    f"{batch * length} x 4096, guided, top_k 900, top_p 0.96, {dtype}": dict(
+        batch=batch, length=length, vocabulary=4096, cfg=1.5, top_k=900, top_p=0.96, dtype=kind
+    )
+    for dtype, kind in (("fp32", torch.float32), ("bf16", torch.bfloat16))
+    for batch, length in ((8, 1), (8, 256), (50, 256))
+}
 SMOKE = dict(
     batch=2, length=64, vocabulary=33, cfg=1.5, top_k=8, top_p=0.96
 )  # draws enough that argmax shows

@@ -11,6 +11,10 @@ from typing import Any
 import torch
 
 LAPS = 5  # the competitors of a shape take turns this often, so that a noisy minute hits all of them
+COMPILED = (
+    "torch.compile",
+    "FlexAttention",
+)  # names of competitors that wait for a compiler at their first call
 compile_backend = "inductor"  # the smoke run takes "eager": the same calls without waiting for a compiler
 
 
@@ -46,6 +50,7 @@ class Contest:
         competitors: name -> a call without arguments; the others are checked against "reference".
         bytes: what the op has to read and write at least.
         flops: what it has to compute at least.
+        launches: kernels that var_ext launches on a GPU for one call; 0 if nobody counted.
         images: pictures that one call draws (end to end only).
         check: compares a competitor's result with the reference's; raises AssertionError.
         checks: the same for single competitors that `check` does not suit.
@@ -54,6 +59,7 @@ class Contest:
     competitors: Mapping[str, Callable[[], Any]]
     bytes: int = 0
     flops: int = 0
+    launches: int = 0
     images: int = 0
     check: Callable[[Any, Any], None] = agree
     checks: Mapping[str, Callable[[Any, Any], None]] = field(default_factory=dict)
@@ -80,7 +86,7 @@ def nbytes(*tensors: torch.Tensor) -> int:
 
 def backward(output: torch.Tensor, inputs: list[torch.Tensor]) -> Callable[[], Any]:
     """A competitor: the backward pass from a fixed gradient, the forward pass left out."""
-    grad = torch.randn(output.shape, generator=torch.Generator().manual_seed(1)).to(output)
+    grad = torch.randn(output.shape, generator=torch.Generator().manual_seed(1), device="cpu").to(output)
     return lambda: torch.autograd.grad(output, inputs, grad, retain_graph=True)
 
 

@@ -54,6 +54,7 @@ SHARED = {
     "benchmarks": {
         "conftest",
         "contest",
+        "gpu",
         "render",
         "bench_limits",
         "bench_sampling",

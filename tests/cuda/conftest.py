@@ -64,6 +64,18 @@ def levels() -> list[str]:
     return ["emulated", "hardware"] if there else ["emulated"]
 
 
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """VAR_EXT_GPU_CASES=n: n cases of each test that runs kernels and no others, for tools that make each one slow."""
+    count = int(os.environ.get("VAR_EXT_GPU_CASES") or 0)
+    if not count:
+        return
+    cases: dict[str, list[pytest.Item]] = {}
+    for item in items:
+        if "gpu" in getattr(item, "fixturenames", ()):
+            cases.setdefault(item.nodeid.partition("[")[0], []).append(item)
+    items[:] = [item for of_one in cases.values() for item in of_one[:: max(1, len(of_one) // count)][:count]]
+
+
 @pytest.fixture(params=levels())
 def gpu(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Iterator[Gpu]:
     """The native backend on CUDA kernels."""

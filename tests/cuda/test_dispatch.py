@@ -124,6 +124,7 @@ def test_in_a_cuda_graph(gpu: Gpu) -> None:
 def test_registration(gpu: Gpu) -> None:
     if gpu.level != "hardware":
         pytest.skip("on the CPU's tensors this is a test of the CPU kernels, in tests/ops")
+    pytest.importorskip("expecttest", reason="torch.library.opcheck needs expecttest")
     qkv, bias, scale = example(gpu)
     q, k, v = (t.clone().requires_grad_() for t in qkv.unbind(2))
     torch.library.opcheck(torch.ops.var_ext.block_causal_attention, (q, k, v, [1, 2], 1.0))
