@@ -3,9 +3,9 @@
     make gpu                          # or: python benchmarks/gpu.py [--results DIR]
     make gpu DRY=1                    # without a GPU: as far as it goes
 
-It takes the Python that runs it with the torch that is there, and needs no network: pybind11, scikit-build-core, CMake,
-ninja, pytest and nvcc must be installed. The file is benchmarks/results/CHIP-COMMIT.json; the exit status is 0 if build and
-tests passed and every race of var_ext was run and right.
+It takes the Python that runs it with the torch that is there, and needs no network: pybind11, scikit-build-core,
+CMake, ninja, pytest and nvcc must be installed. The file is benchmarks/results/CHIP-COMMIT.json; the exit status is 0
+if build and tests passed and every race of var_ext was run and right.
 """
 
 from __future__ import annotations
@@ -35,10 +35,12 @@ CASES = {"memcheck": "2", "racecheck": "1"}  # of each test: a sanitizer makes t
 def run(command: Sequence[str], seconds: float, **environment: str) -> dict[str, Any]:
     """A step of the report. Its output is shown, and its end is kept."""
     print(f"\n$ {' '.join(map(str, command))}", flush=True)
+    # the pins of `make` are those of another environment
+    inherited = {key: value for key, value in os.environ.items() if not key.startswith("PIP_")}
     begin = time.perf_counter()
     try:
         done = subprocess.run(
-            list(map(str, command)), cwd=PLACE, env={**os.environ, **environment}, stdout=subprocess.PIPE,
+            list(map(str, command)), cwd=PLACE, env={**inherited, **environment}, stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT, text=True, timeout=seconds,
         )  # fmt: skip
         status, text = str(done.returncode), done.stdout
@@ -116,25 +118,18 @@ def sanitize(environment: Mapping[str, str]) -> dict[str, Any]:
     tool = shutil.which("compute-sanitizer") or shutil.which("compute-sanitizer", path="/usr/local/cuda/bin")
     if tool is None:
         return {name: dict(status="compute-sanitizer is not installed") for name in SANITIZERS}
-    pytest = [
-        sys.executable,
-        "-m",
-        "pytest",
-        "-q",
-        "-x",
-        "-p",
-        "no:cacheprovider",
-        "tests/cuda",
-        "-k",
-        "hardware and not large and not long and not 680",
-    ]
+    small = "hardware and not large and not long and not 680"
+    pytest = [sys.executable, "-m", "pytest", "-q", "-x", "-p", "no:cacheprovider", "tests/cuda", "-k", small]
+    checked = dict(environment, VAR_EXT_GPU_TESTS="hardware", PYTORCH_NO_CUDA_MEMORY_CACHING="1")
     return {
         name: run(
-            [tool, "--tool", name, "--error-exitcode", "9", "--target-processes", "all", *pytest], 75,
-            VAR_EXT_GPU_TESTS="hardware", VAR_EXT_GPU_CASES=CASES[name], PYTORCH_NO_CUDA_MEMORY_CACHING="1", **environment,
+            [tool, "--tool", name, "--error-exitcode", "9", "--target-processes", "all", *pytest],
+            75,
+            **checked,
+            VAR_EXT_GPU_CASES=CASES[name],
         )
         for name in SANITIZERS
-    }  # fmt: skip
+    }
 
 
 def passed(report: Mapping[str, Any]) -> bool:

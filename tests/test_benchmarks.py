@@ -2,14 +2,20 @@
 
 from __future__ import annotations
 
+import importlib.util
 import json
 import re
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
+import torch
 
+from var_ext import backend
+
+pytestmark = pytest.mark.xdist_group("benchmarks")  # one process runs the files for all
 ROOT = Path(__file__).resolve().parent.parent
 FILES = sorted((ROOT / "benchmarks").glob("bench_*.py"))
 
@@ -29,6 +35,16 @@ def smoke() -> str:
         *FILES,
     ]
     return subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=300, check=False).stdout
+
+
+@pytest.fixture(scope="module")
+def gpu() -> Any:
+    """benchmarks/gpu.py as a module."""
+    spec = importlib.util.spec_from_file_location("gpu", ROOT / "benchmarks" / "gpu.py")
+    assert spec is not None and spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
 
 
 @pytest.mark.parametrize("file", FILES, ids=lambda file: file.stem)
@@ -111,3 +127,36 @@ def test_the_page_shows_the_figures(tmp_path: Path, load: float, busy: bool) -> 
     assert ("busy" in page) == busy
     assert "10.0 GB/s" in page
     assert "100 GFLOP/s" in page
+
+
+def test_the_plan_for_a_gpu() -> None:
+    """Every op has shapes for a GPU, and their sizes are known without one."""
+    command = [sys.executable, "benchmarks/gpu_races.py", "--plan"]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=120, check=True)
+    assert {line.partition(",")[0] for line in done.stdout.splitlines()} == set(backend.CATALOGUE)
+    (line,) = (x for x in done.stdout.splitlines() if "32 x 680 x 16 x 64, forward, bf16" in x)
+    assert "178.3 MB, 37.5 GFLOP, 1 launches, 59.4 us at least on an H100" in line
+    assert "FlexAttention" in line
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU: it would run")
+@pytest.mark.parametrize("program", ["gpu", "gpu_races"])
+def test_without_a_gpu_nothing_is_timed(program: str) -> None:
+    command = [sys.executable, f"benchmarks/{program}.py"]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=60, check=False)
+    assert done.returncode == 1
+    assert "here is no GPU" in done.stderr
+
+
+def test_the_result_of_a_gpu(gpu: Any) -> None:
+    about = dict(chip="NVIDIA H100 80GB HBM3", commit="0123456789abcdef")
+    assert gpu.name_of(about) == "h100-80gb-hbm3-0123456789ab.json"
+    good = dict(build=dict(status="0"), tests=dict(status="0"), races=dict(rows=[dict(failed={})]))
+    assert gpu.passed(good)
+    for key, value in (
+        ("build", dict(status="1")),
+        ("tests", dict(status="stopped after 200 s")),
+        ("races", {}),
+        ("races", dict(rows=[dict(failed={"var_ext": "AssertionError"})])),
+    ):
+        assert not gpu.passed({**good, key: value})
