@@ -44,8 +44,13 @@ class CpuInfo(TypedDict):
     isa: list[str]
     selected: str
 
-def nearest_code(x: TensorView, codebook: TensorView, out: TensorView, cosine: bool) -> None:
+def nearest_code(
+    x: TensorView, codebook: TensorView, out: TensorView, cosine: bool, scratch: TensorView | None
+) -> None:
     """(N, C) float32, (V, C) float32 -> (N,) int64: argmin of squared L2 or argmax of cosine; ties: lowest index."""
+
+def nearest_code_scratch(n: int, v: int, c: int) -> int:
+    """Floats of scratch memory that `nearest_code` needs on CUDA."""
 
 def adaln(
     x: TensorView,
@@ -278,5 +283,6 @@ class CudaStream:
     block_causal_attention = block_causal_attention
     block_causal_attention_backward = block_causal_attention_backward
     cached_attention = cached_attention
+    nearest_code = nearest_code
     qk_norm = qk_norm
     qk_norm_backward = qk_norm_backward

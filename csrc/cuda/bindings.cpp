@@ -4,6 +4,7 @@
 
 #include "ops/block_causal_attention.h"
 #include "ops/cached_attention.h"
+#include "ops/nearest_code.h"
 #include "ops/qk_norm.h"
 
 namespace py = pybind11;
@@ -37,6 +38,8 @@ void def_cuda_kernels(py::module_& m) {
         "delta", "patch_nums", "scale");
     def(s, "cached_attention", cached_attention_params, cuda::cached_attention, "q", "k_cache", "v_cache",
         "out", "length", "scale");
+    def(s, "nearest_code", nearest_code_params, cuda::nearest_code, "x", "codebook", "out", "cosine",
+        "scratch");
     def(s, "qk_norm", qk_norm_params, cuda::qk_norm, "qkv", "q_bias", "v_bias", "log_scale", "q", "k", "v",
         "offset");
     def(s, "qk_norm_backward", qk_norm_backward_params, cuda::qk_norm_backward, "grad_q", "grad_k", "grad_v",

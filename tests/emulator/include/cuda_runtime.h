@@ -155,6 +155,17 @@ inline float __fmul_rn(float x, float y) {
     const volatile float product = x * y;
     return product;
 }
+inline double __dadd_rn(double x, double y) {
+    const volatile double sum = x + y;
+    return sum;
+}
+inline double __dmul_rn(double x, double y) {
+    const volatile double product = x * y;
+    return product;
+}
+inline double __fma_rn(double x, double y, double z) {
+    return std::fma(x, y, z);
+}
 inline unsigned __float_as_uint(float x) {
     unsigned bits;
     memcpy(&bits, &x, sizeof(bits));
