@@ -149,7 +149,10 @@ void def_kernels(py::module_& m) {
         "phi_bias", "ratio", "out", "next");
     def(m, "residual_step_backward", residual_step_backward_params, cpu::residual_step_backward,
         "The gradients of phi(bicubic(embedding)).", "grad", "embedding", "phi_weight", "ratio",
-        "grad_embedding", "grad_weight", "grad_bias");
+        "grad_embedding", "grad_weight", "grad_bias", "scratch");
+    m.def("residual_step_scratch", residual_step_scratch, py::arg("batch"), py::arg("channels"),
+          py::arg("height"), py::arg("width"),
+          "Floats of scratch memory that residual_step_backward needs on CUDA.");
     def(m, "sample_tokens", sample_tokens_params, cpu::sample_tokens,
         "One token a row: (B, L, V) or guided (2B, L, V), (B,) -> (B, L).", "logits", "seeds", "out",
         "scale_index", "cfg", "top_k", "top_p");

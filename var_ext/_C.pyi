@@ -190,8 +190,12 @@ def residual_step_backward(
     grad_embedding: TensorView | None,
     grad_weight: TensorView | None,
     grad_bias: TensorView | None,
+    scratch: TensorView | None,
 ) -> None:
     """Gradients of phi(bicubic_upsample(embedding)) for the gradient of its result; None: not wanted. float32."""
+
+def residual_step_scratch(batch: int, channels: int, height: int, width: int) -> int:
+    """Floats of scratch memory that `residual_step_backward` needs on CUDA."""
 
 def residual_quantize(
     features: TensorView,
@@ -286,3 +290,5 @@ class CudaStream:
     nearest_code = nearest_code
     qk_norm = qk_norm
     qk_norm_backward = qk_norm_backward
+    residual_step = residual_step
+    residual_step_backward = residual_step_backward

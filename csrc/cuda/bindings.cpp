@@ -6,6 +6,7 @@
 #include "ops/cached_attention.h"
 #include "ops/nearest_code.h"
 #include "ops/qk_norm.h"
+#include "ops/residual_step.h"
 
 namespace py = pybind11;
 
@@ -44,6 +45,10 @@ void def_cuda_kernels(py::module_& m) {
         "offset");
     def(s, "qk_norm_backward", qk_norm_backward_params, cuda::qk_norm_backward, "grad_q", "grad_k", "grad_v",
         "qkv", "q_bias", "log_scale", "grad_qkv", "grad_q_bias", "grad_v_bias", "grad_log_scale", "scratch");
+    def(s, "residual_step", residual_step_params, cuda::residual_step, "f_hat", "embedding", "phi_weight",
+        "phi_bias", "ratio", "out", "next");
+    def(s, "residual_step_backward", residual_step_backward_params, cuda::residual_step_backward, "grad",
+        "embedding", "phi_weight", "ratio", "grad_embedding", "grad_weight", "grad_bias", "scratch");
 }
 
 }  // namespace var_ext

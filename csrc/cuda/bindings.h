@@ -9,7 +9,7 @@
 namespace var_ext {
 
 inline constexpr const char* cuda_kernels[] = {"block_causal_attention", "cached_attention", "nearest_code",
-                                               "qk_norm"};
+                                               "qk_norm", "residual_step"};
 
 void def_cuda_kernels(pybind11::module_& m);
 
