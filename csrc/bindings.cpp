@@ -140,10 +140,16 @@ void def_kernels(py::module_& m) {
         "grad_log_scale", "scratch");
     def(m, "residual_quantize", residual_quantize_params, cpu::residual_quantize,
         "All scales of the quantizer.", "features", "codebook", "phi_weight", "phi_bias", "phi_index",
-        "patch_nums", "ratio", "cosine", "tokens", "f_hat", "scales");
+        "patch_nums", "ratio", "cosine", "tokens", "f_hat", "scales", "scratch");
     def(m, "residual_quantize_backward", residual_quantize_backward_params, cpu::residual_quantize_backward,
         "The gradients of `scales`.", "grad_scales", "tokens", "codebook", "phi_weight", "phi_index",
-        "patch_nums", "ratio", "grad_codebook", "grad_weight", "grad_bias");
+        "patch_nums", "ratio", "grad_codebook", "grad_weight", "grad_bias", "scratch");
+    m.def("residual_quantize_scratch", residual_quantize_scratch, py::arg("batch"), py::arg("channels"),
+          py::arg("codes"), py::arg("patch_nums"),
+          "Floats of scratch memory that residual_quantize needs on CUDA.");
+    m.def("residual_quantize_backward_scratch", residual_quantize_backward_scratch, py::arg("batch"),
+          py::arg("channels"), py::arg("patch_nums"),
+          "Floats of scratch memory that residual_quantize_backward needs on CUDA.");
     def(m, "residual_step", residual_step_params, cpu::residual_step,
         "out = f_hat + phi(bicubic(embedding)), next = area(out).", "f_hat", "embedding", "phi_weight",
         "phi_bias", "ratio", "out", "next");

@@ -21,7 +21,7 @@ PACKAGE = ROOT / "var_ext"
 OWED = {
     "cpu": set(),
     "cuda": set(backend.CATALOGUE)
-    - {"block_causal_attention", "cached_attention", "nearest_code", "qk_norm", "residual_step"},
+    - {"block_causal_attention", "cached_attention", "nearest_code", "qk_norm", "residual_quantize", "residual_step"},
 }
 KERNELS = {"cpu": "csrc/cpu/{}.cpp", "cuda": "csrc/cuda/{}.cu"}
 ALWAYS = ("var_ext/ops/{}.py", "var_ext/reference/{}.py", "tests/ops/test_{}.py", "benchmarks/bench_{}.py")

@@ -209,6 +209,7 @@ def residual_quantize(
     tokens: TensorView,
     f_hat: TensorView,
     scales: TensorView | None,
+    scratch: TensorView | None,
 ) -> None:
     """The whole quantizer, into tokens (B, L), f_hat (B, C, P, P) and scales (K, B, C, P, P). float32."""
 
@@ -223,8 +224,15 @@ def residual_quantize_backward(
     grad_codebook: TensorView,
     grad_weight: TensorView,
     grad_bias: TensorView,
+    scratch: TensorView | None,
 ) -> None:
     """Gradients of `scales`, with the tokens as they were found. float32, contiguous but for the codebook."""
+
+def residual_quantize_scratch(batch: int, channels: int, codes: int, patch_nums: Sequence[int]) -> int:
+    """Floats of scratch memory that `residual_quantize` needs on CUDA."""
+
+def residual_quantize_backward_scratch(batch: int, channels: int, patch_nums: Sequence[int]) -> int:
+    """Floats of scratch memory that `residual_quantize_backward` needs on CUDA."""
 
 def block_causal_attention(
     q: TensorView,
@@ -290,5 +298,7 @@ class CudaStream:
     nearest_code = nearest_code
     qk_norm = qk_norm
     qk_norm_backward = qk_norm_backward
+    residual_quantize = residual_quantize
+    residual_quantize_backward = residual_quantize_backward
     residual_step = residual_step
     residual_step_backward = residual_step_backward

@@ -6,6 +6,7 @@
 #include "ops/cached_attention.h"
 #include "ops/nearest_code.h"
 #include "ops/qk_norm.h"
+#include "ops/residual_quantize.h"
 #include "ops/residual_step.h"
 
 namespace py = pybind11;
@@ -45,6 +46,12 @@ void def_cuda_kernels(py::module_& m) {
         "offset");
     def(s, "qk_norm_backward", qk_norm_backward_params, cuda::qk_norm_backward, "grad_q", "grad_k", "grad_v",
         "qkv", "q_bias", "log_scale", "grad_qkv", "grad_q_bias", "grad_v_bias", "grad_log_scale", "scratch");
+    def(s, "residual_quantize", residual_quantize_params, cuda::residual_quantize, "features", "codebook",
+        "phi_weight", "phi_bias", "phi_index", "patch_nums", "ratio", "cosine", "tokens", "f_hat", "scales",
+        "scratch");
+    def(s, "residual_quantize_backward", residual_quantize_backward_params, cuda::residual_quantize_backward,
+        "grad_scales", "tokens", "codebook", "phi_weight", "phi_index", "patch_nums", "ratio",
+        "grad_codebook", "grad_weight", "grad_bias", "scratch");
     def(s, "residual_step", residual_step_params, cuda::residual_step, "f_hat", "embedding", "phi_weight",
         "phi_bias", "ratio", "out", "next");
     def(s, "residual_step_backward", residual_step_backward_params, cuda::residual_step_backward, "grad",

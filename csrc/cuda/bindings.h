@@ -8,8 +8,9 @@
 
 namespace var_ext {
 
-inline constexpr const char* cuda_kernels[] = {"block_causal_attention", "cached_attention", "nearest_code",
-                                               "qk_norm", "residual_step"};
+inline constexpr const char* cuda_kernels[] = {"block_causal_attention", "cached_attention",
+                                               "nearest_code",           "qk_norm",
+                                               "residual_quantize",      "residual_step"};
 
 void def_cuda_kernels(pybind11::module_& m);
 

@@ -46,24 +46,6 @@ struct AddPhi {
     }
 };
 
-// Windows of images that no block has as a whole: a thread an element of (B, C, h, w).
-// budget: registers <= 40, shared <= 0, blocks >= 6
-__global__ void __launch_bounds__(phi_threads, 6)
-    residual_step_pool_kernel(const PhiGrid wide, const PhiStore next, PhiTiles t, int height, int width,
-                              int64_t elements) {
-    const int64_t element = static_cast<int64_t>(blockIdx.x) * phi_threads + threadIdx.x;
-    const bool here = element < elements;  // mask
-    if (!here) return;
-    const int64_t row = element / width, plane = row / height;
-    const int y = static_cast<int>(row % height), x = static_cast<int>(element % width);
-    const int64_t b = plane / t.channels;
-    const int c = static_cast<int>(plane % t.channels);
-    const float mean =
-        area_mean(area_window(y, t.height, height), area_window(x, t.width, width),
-                  [&](int i, int j) { return wide.pixel(b, i, j)[c * wide.stride_channel()]; });
-    next(b, c, y, x, mean);
-}
-
 }  // namespace
 
 void residual_step(const ResidualStepParams& p, const CudaStream& stream) {
@@ -92,10 +74,7 @@ void residual_step(const ResidualStepParams& p, const CudaStream& stream) {
     const AddPhi add = {grid(p.f_hat, p.f_hat_strides), store(p.out, p.out_strides)};
     const bool pooled = launch_phi(op, stream, p.batch, phi, grid(p.codes, p.codes_strides), add);
     if (pooled || !p.has_next) return;
-    const int64_t elements = p.batch * p.channels * p.next.out_h * p.next.out_w;
-    launch(op, stream, dim3(static_cast<unsigned>((elements + phi_threads - 1) / phi_threads)), phi_threads,
-           0, residual_step_pool_kernel, out, store(phi.next, phi.next_strides), phi.tiles, phi.next_height,
-           phi.next_width, elements);
+    launch_pool(op, stream, p.batch, phi, out, store(phi.next, phi.next_strides));
 }
 
 void residual_step_backward(const ResidualStepBackwardParams& p, const CudaStream& stream) {

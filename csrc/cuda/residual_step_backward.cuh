@@ -175,16 +175,6 @@ __global__ void __launch_bounds__(phi_threads, 8)
     *to = (adds ? *to : 0.0f) + ratio * total;
 }
 
-// Stores phi, for gradients.
-struct PhiStore {
-    float* data;
-    int64_t strides[4];
-    __device__ float operator()(int64_t b, int c, int y, int x, float value) const {
-        data[b * strides[0] + c * strides[1] + y * strides[2] + x * strides[3]] = value;
-        return value;
-    }
-};
-
 // What the gradients of one step are made of. `grad_codes` goes through `target`.
 template <class Codes>
 struct PhiBackward {
@@ -221,9 +211,9 @@ void phi_backward(const char* op, const CudaStream& stream, const PhiBackward<Co
             launch_phi(op, stream, p.batch, phi, p.grad, wide);
             const int64_t elements =
                 p.batch * p.tiles.channels * int64_t{p.tiles.codes_height} * p.tiles.codes_width;
-            launch(op, stream, dim3(static_cast<unsigned>((elements + phi_warps - 1) / phi_warps)),
-                   phi_threads, 0, residual_step_gather_kernel<Target>, static_cast<const float*>(p.scratch),
-                   target, p.tiles, elements);
+            launch(op, stream, phi_grid(op, (elements + phi_warps - 1) / phi_warps), phi_threads, 0,
+                   residual_step_gather_kernel<Target>, static_cast<const float*>(p.scratch), target, p.tiles,
+                   elements);
         }
     }
     if (p.grad_weight == nullptr && p.grad_bias == nullptr) return;

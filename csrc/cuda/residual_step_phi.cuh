@@ -87,6 +87,16 @@ struct PhiGrid {
     }
 };
 
+// Stores into one.
+struct PhiStore {
+    float* data;
+    int64_t strides[4];
+    __device__ float operator()(int64_t b, int c, int y, int x, float value) const {
+        data[b * strides[0] + c * strides[1] + y * strides[2] + x * strides[3]] = value;
+        return value;
+    }
+};
+
 // Where a block stands.
 struct PhiPlace {
     int64_t image;
@@ -96,6 +106,16 @@ __device__ inline PhiPlace phi_place(const PhiTiles& t, int64_t block) {
     const int tile = static_cast<int>(block / t.groups % t.count());
     return {block / t.groups / t.count(), static_cast<int>(block % t.groups), tile / t.across * t.tile_height,
             tile % t.across * t.tile_width};
+}
+
+// A grid of one axis.
+inline dim3 phi_grid(const char* op, int64_t blocks) {
+    constexpr int64_t limit = int64_t{1} << 31;
+    if (blocks >= limit) {
+        contract_error(op, "B * C * H * W must be smaller on CUDA, got " + std::to_string(blocks) +
+                               " blocks, of which 2^31 - 1 can be launched");
+    }
+    return dim3(static_cast<unsigned>(blocks));
 }
 
 // Four channels of a pixel of the upsampled codes.
@@ -344,11 +364,38 @@ bool launch_phi(const char* op, const CudaStream& stream, int64_t batch, PhiPara
         tiles.groups = (tiles.channels + decltype(outs)::value - 1) / decltype(outs)::value;
         p.tiles = tiles;
         p.pools = p.pools && tiles.count() == 1;
-        launch(op, stream, dim3(static_cast<unsigned>(batch * tiles.count() * tiles.groups)), phi_threads,
+        launch(op, stream, phi_grid(op, batch * tiles.count() * tiles.groups), phi_threads,
                static_cast<size_t>(phi_bytes<decltype(outs)::value>(tiles)),
                residual_step_phi_kernel<decltype(outs)::value, Codes, Finish>, p, codes, finish);
     });
     return p.pools;
+}
+
+// Windows of images that no block has as a whole: a thread an element of (B, C, h, w).
+// budget: registers <= 40, shared <= 0, blocks >= 6
+template <class Target>
+__global__ void __launch_bounds__(phi_threads, 6)
+    residual_step_pool_kernel(const PhiGrid wide, const Target next, PhiTiles t, int height, int width,
+                              int64_t elements) {
+    const int64_t element = static_cast<int64_t>(blockIdx.x) * phi_threads + threadIdx.x;
+    const bool here = element < elements;  // mask
+    if (!here) return;
+    const int64_t row = element / width, plane = row / height, b = plane / t.channels;
+    const int y = static_cast<int>(row % height), x = static_cast<int>(element % width);
+    const int c = static_cast<int>(plane % t.channels);
+    const float mean =
+        area_mean(area_window(y, t.height, height), area_window(x, t.width, width),
+                  [&](int i, int j) { return wide.pixel(b, i, j)[c * wide.stride_channel()]; });
+    next(b, c, y, x, mean);
+}
+
+// Means of the windows that p.next_height and p.next_width name.
+template <class Target>
+void launch_pool(const char* op, const CudaStream& stream, int64_t batch, const PhiParams& p,
+                 const PhiGrid& wide, const Target& next) {
+    const int64_t elements = batch * p.tiles.channels * int64_t{p.next_height} * p.next_width;
+    launch(op, stream, phi_grid(op, (elements + phi_threads - 1) / phi_threads), phi_threads, 0,
+           residual_step_pool_kernel<Target>, wide, next, p.tiles, p.next_height, p.next_width, elements);
 }
 
 }  // namespace var_ext::cuda
