@@ -3,12 +3,14 @@
 //
 // A block takes a tile of up to 256 pixels, a thread each, and 4 to 32 of the output channels. The upsampled
 // codes of the tile and a pixel around it stand in shared memory, pixel by pixel, and the weights beside
-// them. Counted for 32 channels on 16 x 16: a block has the whole plane, so windows of the next scale need no
-// other block. With 32 outputs it is an image: 9216 fused products a thread behind 72 x (1 load of x + 32
-// broadcast ones of weights), 0.75 M cycles of an SM's arithmetic for 8 warps / 4 schedulers = 18 k cycles,
-// 10 us. With 4 outputs eight blocks share an image: 2.3 k cycles of products, and 1.6 k to upsample, which
-// all eight repeat. So outputs are as many as still give each of 132 multiprocessors a block; no result
-// depends on it.
+// them.
+//
+// Counted for 32 channels on 16 x 16: a block has whole planes, so windows of the next scale need no other
+// block, and one launch does all. With 32 outputs a block is an image: 2.4 M fused products, 18 k cycles of a
+// multiprocessor, 10 us; four channels cost a thread 33 loads of 16 bytes, 32 of them broadcast, for 128
+// products. With 4 outputs eight blocks share an image: 2.3 k cycles of products each, and 1.6 k to upsample
+// the codes, which all eight repeat; rows of an image a block instead would need a second launch. So outputs
+// are as many as still give each of 132 multiprocessors a block; no result depends on it.
 //
 // Sums are taken in the order of csrc/cpu/phi_impl.h, fused alike: the same bits as on a CPU with FMA.
 #pragma once

@@ -13,7 +13,8 @@ from tests.ops.test_residual_quantize import SCHEDULES, Given, exact, inputs
 from var_ext import _C, ops, reference
 from var_ext.ops._native import kernels, maybe_view, view
 
-# sides, batch, channels, codes: the published schedule in small; odd channels; grids of several tiles; one code, few, many
+# sides, batch, channels, codes: the published schedule in small; odd channels; grids of several tiles; one code, few,
+# many
 CASES = [
     *((sides, 2, 4, 37) for sides in SCHEDULES),
     ((1, 2, 3, 4, 5, 6, 8, 10, 13, 16), 1, 32, 300),
@@ -197,6 +198,20 @@ def test_no_bank_conflicts(traced: Gpu) -> None:
     assert traced.conflicts() == []
     assert scales is not None
     torch.autograd.grad(scales.sum(), leaves)
+
+
+def test_launches(gpu: Gpu) -> None:
+    """As benchmarks/bench_residual_quantize.py counts them."""
+    if gpu.level != "emulated":
+        pytest.skip("the emulator counts launches")
+    given = inputs((1, 2, 4))
+    leaves = [t.requires_grad_() for t in given[1:4]]
+    before = emulation.emulator().launches()
+    scales = ops.residual_quantize(*given, per_scale=True)[2]
+    assert emulation.emulator().launches() - before == 2 + 4 * 3
+    assert scales is not None
+    torch.autograd.grad(scales.sum(), leaves)
+    assert emulation.emulator().launches() - before == 2 + 4 * 3 + 5 * 3
 
 
 def test_the_kernel_refuses(gpu: Gpu) -> None:

@@ -118,7 +118,7 @@ def test_only_the_gradients_that_are_wanted(gpu: Gpu) -> None:
         some = [t.detach().requires_grad_(i == j) for j, t in enumerate(full)]
         (grad,) = torch.autograd.grad(ops.residual_step(*some)[0], some[i], push)
         assert torch.equal(grad, all_four[i])
-    f_hat, embedding, weight, _ = (t.detach() for t in full)
+    _, embedding, weight, _ = (t.detach() for t in full)
     memory = gpu(torch.empty(_C.residual_step_scratch(2, 3, 5, 4)))
     for i, like in ((0, weight), (1, full[3].detach())):
         alone = torch.empty_like(like)
@@ -179,6 +179,20 @@ def test_no_bank_conflicts(traced: Gpu, batch: int, channels: int) -> None:
     given = inputs(batch, channels, (1, 8) if batch > 1 else (16, 16), (1, 8) if batch > 1 else (3, 3))
     ops.residual_step(*map(traced, given))
     assert traced.conflicts() == []
+
+
+@pytest.mark.parametrize(("side", "forward", "backward"), [(16, 1, 4), (17, 2, 4)])
+def test_launches(gpu: Gpu, side: int, forward: int, backward: int) -> None:
+    """As benchmarks/bench_residual_step.py counts them."""
+    if gpu.level != "emulated":
+        pytest.skip("the emulator counts launches")
+    given = [t.requires_grad_() for t in inputs(1, 4, (side, side), (3, 3))]
+    before = emulation.emulator().launches()
+    new, _ = ops.residual_step(*given, next_size=5)
+    assert emulation.emulator().launches() - before == forward
+    torch.autograd.grad(new, given, torch.ones_like(new))
+    pooled = emulation.emulator().launches() - before - forward - backward
+    assert pooled in (0, 1)  # area_downsample's gradient, where it has a kernel
 
 
 def test_the_kernel_refuses(gpu: Gpu) -> None:
