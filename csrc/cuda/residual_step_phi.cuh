@@ -28,6 +28,7 @@
 namespace var_ext::cuda {
 
 constexpr unsigned phi_threads = 256;
+constexpr int phi_most_outs = 32;                 // output channels of a block
 constexpr int64_t phi_blocks = 132;               // wanted, if there is work for them
 constexpr int64_t phi_shared_bytes = 113 * 1024;  // at most: two blocks on a multiprocessor of sm_90
 
@@ -244,6 +245,35 @@ int64_t phi_bytes(const PhiTiles& t) {
     return 4 * (frame + 9 * PhiWeights<outs>::plane(t.channels));
 }
 
+// Adds the products of input channels begin .. end of a pixel: taps in their order, then channels.
+template <int outs>
+__device__ __forceinline__ void phi_add_chain(const PhiTiles& t, const float* corner, const float* weights,
+                                              int begin, int end, float (&sum)[outs]) {
+    const int room = phi_room(t.channels), plane = PhiWeights<outs>::plane(t.channels);
+#pragma unroll 1
+    for (int tap = 0; tap < 9; ++tap) {
+        const float* const x = corner + (tap / 3 * (t.tile_width + 2) + tap % 3) * room;
+        const float* const w = weights + tap * plane;
+#pragma unroll 1
+        for (int i = begin; i < end; i += 4) {
+            const uint4 bits = ptx::load_16(x + i);
+            float in[4];
+            memcpy(in, &bits, 16);
+#pragma unroll
+            for (int k = 0; k < 4; ++k) {
+#pragma unroll
+                for (int o = 0; o < outs; o += 4) {
+                    const uint4 w_bits = ptx::load_16(w + (i + k) * PhiWeights<outs>::row + o);
+                    float of[4];
+                    memcpy(of, &w_bits, 16);
+#pragma unroll
+                    for (int j = 0; j < 4; ++j) sum[o + j] = add_product(sum[o + j], in[k], of[j]);
+                }
+            }
+        }
+    }
+}
+
 // finish(image, channel, y, x, phi) stores, and returns what windows are taken of.
 // budget: registers <= 128, shared <= 115712, blocks >= 2
 template <int outs, class Codes, class Finish>
@@ -262,44 +292,27 @@ __global__ void __launch_bounds__(phi_threads, 2)
     const int mine = static_cast<int>(threadIdx.x), pixel = mine < pixels ? mine : 0;
     const int row = pixel / t.tile_width, column = pixel % t.tile_width;
     const float* const corner = frame + (row * (t.tile_width + 2) + column) * room;
-    float convolved[outs];
-#pragma unroll
-    for (int o = 0; o < outs; ++o) {
+    const auto bias = [&](int o) {
         const bool there = p.bias != nullptr && first + o < t.channels;  // mask
-        convolved[o] = there ? p.bias[first + o] : 0.0f;
-    }
-#pragma unroll 1
-    for (int begin = 0; begin < t.channels; begin += p.chain) {
-        const int end = min(begin + p.chain, t.channels);
-        float sum[outs] = {};
-#pragma unroll 1
-        for (int tap = 0; tap < 9; ++tap) {
-            const float* const x = corner + (tap / 3 * (t.tile_width + 2) + tap % 3) * room;
-            const float* const w = weights + tap * PhiWeights<outs>::plane(t.channels);
-#pragma unroll 1
-            for (int i = begin; i < end; i += 4) {
-                const uint4 bits = ptx::load_16(x + i);
-                float in[4];
-                memcpy(in, &bits, 16);
+        return there ? p.bias[first + o] : 0.0f;
+    };
+    float convolved[outs] = {};
+    if constexpr (outs == phi_most_outs) {  // one chain: a second set of sums would not fit the registers
+        phi_add_chain<outs>(t, corner, weights, 0, t.channels, convolved);
 #pragma unroll
-                for (int k = 0; k < 4; ++k) {
+        for (int o = 0; o < outs; ++o) convolved[o] = plus(bias(o), convolved[o]);
+    } else {
 #pragma unroll
-                    for (int o = 0; o < outs; o += 4) {
-                        const uint4 w_bits = ptx::load_16(w + (i + k) * PhiWeights<outs>::row + o);
-                        float of[4];
-                        memcpy(of, &w_bits, 16);
+        for (int o = 0; o < outs; ++o) convolved[o] = bias(o);
+#pragma unroll 1
+        for (int begin = 0; begin < t.channels; begin += p.chain) {
+            float sum[outs] = {};
+            phi_add_chain<outs>(t, corner, weights, begin, min(begin + p.chain, t.channels), sum);
 #pragma unroll
-                        for (int j = 0; j < 4; ++j) sum[o + j] = add_product(sum[o + j], in[k], of[j]);
-                    }
-                }
-            }
+            for (int o = 0; o < outs; ++o) convolved[o] = plus(convolved[o], sum[o]);
         }
-#pragma unroll
-        for (int o = 0; o < outs; ++o) convolved[o] = plus(convolved[o], sum[o]);
     }
 
-    const int y = place.top + row, x = place.left + column;
-    const bool here = mine < pixels && y < t.height && x < t.width;  // mask
     const float* const centre = corner + (t.tile_width + 3) * room + first;
 #pragma unroll
     for (int o = 0; o < outs; o += 4) {
@@ -309,20 +322,25 @@ __global__ void __launch_bounds__(phi_threads, 2)
         memcpy(of, &bits, 16);
 #pragma unroll
         for (int j = 0; j < 4; ++j) {
-            const float phi = add_product(times(convolved[o + j], p.ratio), of[j], plus(1.0f, -p.ratio));
-            const bool stores = here && first + o + j < t.channels;  // mask
-            if (stores) convolved[o + j] = finish(place.image, first + o + j, y, x, phi);
+            convolved[o + j] = add_product(times(convolved[o + j], p.ratio), of[j], plus(1.0f, -p.ratio));
+        }
+    }
+    __syncthreads();  // the frame has been read: planes take its place
+    const int y = place.top + row, x = place.left + column, channels = min(outs, t.channels - first);
+    const bool here = mine < pixels && y < t.height && x < t.width;  // mask
+    if (here) {
+#pragma unroll
+        for (int o = 0; o < outs; ++o) frame[o * pixels + mine] = convolved[o];
+#pragma unroll 4
+        for (int o = 0; o < channels; ++o) {
+            float* const phi = frame + o * pixels + mine;
+            *phi = finish(place.image, first + o, y, x, *phi);
         }
     }
     if (!p.pools) return;
 
-    __syncthreads();  // the frame has been read: planes take its place
-    if (mine < pixels) {
-#pragma unroll
-        for (int o = 0; o < outs; ++o) frame[o * pixels + mine] = convolved[o];
-    }
     __syncthreads();
-    const int windows = p.next_height * p.next_width, channels = min(outs, t.channels - first);
+    const int windows = p.next_height * p.next_width;
     for (int item = mine; item < channels * windows; item += static_cast<int>(phi_threads)) {
         const int out = item / windows, i = item % windows / p.next_width, j = item % p.next_width;
         const float* const plane = frame + out * pixels;
@@ -336,7 +354,7 @@ __global__ void __launch_bounds__(phi_threads, 2)
 
 // Calls body(std::integral_constant<int, outs>) with the most outputs a block that still give blocks enough.
 template <class Body>
-void for_phi_outs(int64_t batch, PhiTiles tiles, const Body& body) {
+void for_phi_outs(int64_t batch, PhiTiles tiles, bool one_chain, const Body& body) {
     const auto enough = [&](int outs, const PhiTiles& t) {
         const int64_t groups = (t.channels + outs - 1) / outs;
         return t.count() > 0 && outs < 2 * t.channels && batch * t.count() * groups >= phi_blocks;
@@ -347,7 +365,7 @@ void for_phi_outs(int64_t batch, PhiTiles tiles, const Body& body) {
     const PhiTiles by_32 = cut(std::integral_constant<int, 32>{}),
                    by_16 = cut(std::integral_constant<int, 16>{}),
                    by_8 = cut(std::integral_constant<int, 8>{});
-    if (enough(32, by_32)) return body(std::integral_constant<int, 32>{}, by_32);
+    if (one_chain && enough(32, by_32)) return body(std::integral_constant<int, 32>{}, by_32);
     if (enough(16, by_16)) return body(std::integral_constant<int, 16>{}, by_16);
     if (enough(8, by_8)) return body(std::integral_constant<int, 8>{}, by_8);
     body(std::integral_constant<int, 4>{}, cut(std::integral_constant<int, 4>{}));
@@ -357,7 +375,7 @@ void for_phi_outs(int64_t batch, PhiTiles tiles, const Body& body) {
 template <class Codes, class Finish>
 bool launch_phi(const char* op, const CudaStream& stream, int64_t batch, PhiParams p, const Codes& codes,
                 const Finish& finish) {
-    for_phi_outs(batch, p.tiles, [&](auto outs, PhiTiles tiles) {
+    for_phi_outs(batch, p.tiles, p.chain >= p.tiles.channels, [&](auto outs, PhiTiles tiles) {
         if (tiles.count() == 0) {
             contract_error(
                 op, "C must be small enough for the weights of four outputs in shared memory on CUDA, got " +
