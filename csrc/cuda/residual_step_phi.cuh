@@ -316,7 +316,8 @@ __global__ void __launch_bounds__(phi_threads, 2)
     const float* const centre = corner + (t.tile_width + 3) * room + first;
 #pragma unroll
     for (int o = 0; o < outs; o += 4) {
-        if (first + o >= t.channels) break;
+        const bool there = first + o < t.channels;  // mask
+        if (!there) break;
         const uint4 bits = ptx::load_16(centre + o);
         float of[4];
         memcpy(of, &bits, 16);
@@ -325,7 +326,8 @@ __global__ void __launch_bounds__(phi_threads, 2)
             convolved[o + j] = add_product(times(convolved[o + j], p.ratio), of[j], plus(1.0f, -p.ratio));
         }
     }
-    __syncthreads();  // the frame has been read: planes take its place
+    // the frame has been read: planes take its place
+    __syncthreads();
     const int y = place.top + row, x = place.left + column, channels = min(outs, t.channels - first);
     const bool here = mine < pixels && y < t.height && x < t.width;  // mask
     if (here) {
