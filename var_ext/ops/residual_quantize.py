@@ -60,9 +60,8 @@ def _native(
     phi_weight, phi_bias = phi_weight.contiguous(), phi_bias.contiguous()
     outputs = _fake(features, codebook, phi_weight, phi_bias, phi_index, patch_nums, ratio, cosine, per_scale)
     tokens, f_hat, scales = outputs
-    memory = scratch(
-        features, _C.residual_quantize_scratch(*features.shape[:2], codebook.shape[0], patch_nums)
-    )
+    batch, channels = features.shape[:2]
+    memory = scratch(features, _C.residual_quantize_scratch(batch, channels, codebook.shape[0], patch_nums))
     kernels(features).residual_quantize(
         view(features),
         view(codebook),
