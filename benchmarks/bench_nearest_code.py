@@ -1,4 +1,10 @@
-"""nearest_code over the published codebook: the tokens of one image's last scale, and eight of them."""
+"""nearest_code over the published codebook: the tokens of one image's last scale, and eight of them.
+
+On CUDA four launches: the codebook is packed, and the vectors; blocks search tiles of 128 codes for 64 vectors; the
+lowest over the parts. Counted for an H100 (60 TFLOP/s in fp32 outside the tensor cores, 3.0 TB/s): 256 vectors are
+67 MFLOP and 0.56 MB, 1.1 us of arithmetic; 2048 are 537 MFLOP and 0.8 MB, 9.0 us. Packing and the parts move another
+2.2 MB through the L2 cache, and the distance matrix of 34 MB is never written.
+"""
 
 from __future__ import annotations
 

@@ -1,4 +1,10 @@
-"""residual_quantize: features of 256 px images to tokens, with the published codebook's size; and its gradients."""
+"""residual_quantize: features of 256 px images to tokens, with the published codebook's size; and its gradients.
+
+On CUDA four launches a scale and two in front: 42 for ten scales. Backward takes five a scale, four at the last, and
+one for the codebook: 50. Counted for an H100 (60 TFLOP/s in fp32 outside the tensor cores, 3.0 TB/s) at batch 8: the
+search is 1.43 GFLOP, 24 us, the convolutions 0.38 GFLOP, 6.3 us, backward 0.75 GFLOP, 12.6 us; f_hat and the rest
+move 0.8 MB a scale, which stays in the L2 cache. At batch 1 launches decide: a CUDA graph holds them all.
+"""
 
 from __future__ import annotations
 

@@ -128,7 +128,10 @@ void def_kernels(py::module_& m) {
         "Gradients of group_norm_silu.", "grad", "x", "weight", "bias", "grad_x", "grad_weight", "grad_bias",
         "groups", "eps");
     def(m, "nearest_code", nearest_code_params, cpu::nearest_code,
-        "Index of the nearest codebook entry: (N, C), (V, C) -> (N,).", "x", "codebook", "out", "cosine");
+        "Index of the nearest codebook entry: (N, C), (V, C) -> (N,).", "x", "codebook", "out", "cosine",
+        "scratch");
+    m.def("nearest_code_scratch", nearest_code_scratch, py::arg("n"), py::arg("v"), py::arg("c"),
+          "Floats of scratch memory that nearest_code needs on CUDA.");
     def(m, "qk_norm", qk_norm_params, cpu::qk_norm,
         "(B, L, 3, H, D) -> q, and k and v from entry `offset` on: biases, L2 norm, scale.", "qkv", "q_bias",
         "v_bias", "log_scale", "q", "k", "v", "offset");
@@ -137,16 +140,25 @@ void def_kernels(py::module_& m) {
         "grad_log_scale", "scratch");
     def(m, "residual_quantize", residual_quantize_params, cpu::residual_quantize,
         "All scales of the quantizer.", "features", "codebook", "phi_weight", "phi_bias", "phi_index",
-        "patch_nums", "ratio", "cosine", "tokens", "f_hat", "scales");
+        "patch_nums", "ratio", "cosine", "tokens", "f_hat", "scales", "scratch");
     def(m, "residual_quantize_backward", residual_quantize_backward_params, cpu::residual_quantize_backward,
         "The gradients of `scales`.", "grad_scales", "tokens", "codebook", "phi_weight", "phi_index",
-        "patch_nums", "ratio", "grad_codebook", "grad_weight", "grad_bias");
+        "patch_nums", "ratio", "grad_codebook", "grad_weight", "grad_bias", "scratch");
+    m.def("residual_quantize_scratch", residual_quantize_scratch, py::arg("batch"), py::arg("channels"),
+          py::arg("codes"), py::arg("patch_nums"),
+          "Floats of scratch memory that residual_quantize needs on CUDA.");
+    m.def("residual_quantize_backward_scratch", residual_quantize_backward_scratch, py::arg("batch"),
+          py::arg("channels"), py::arg("patch_nums"),
+          "Floats of scratch memory that residual_quantize_backward needs on CUDA.");
     def(m, "residual_step", residual_step_params, cpu::residual_step,
         "out = f_hat + phi(bicubic(embedding)), next = area(out).", "f_hat", "embedding", "phi_weight",
         "phi_bias", "ratio", "out", "next");
     def(m, "residual_step_backward", residual_step_backward_params, cpu::residual_step_backward,
         "The gradients of phi(bicubic(embedding)).", "grad", "embedding", "phi_weight", "ratio",
-        "grad_embedding", "grad_weight", "grad_bias");
+        "grad_embedding", "grad_weight", "grad_bias", "scratch");
+    m.def("residual_step_scratch", residual_step_scratch, py::arg("batch"), py::arg("channels"),
+          py::arg("height"), py::arg("width"),
+          "Floats of scratch memory that residual_step_backward needs on CUDA.");
     def(m, "sample_tokens", sample_tokens_params, cpu::sample_tokens,
         "One token a row: (B, L, V) or guided (2B, L, V), (B,) -> (B, L).", "logits", "seeds", "out",
         "scale_index", "cfg", "top_k", "top_p");

@@ -44,8 +44,13 @@ class CpuInfo(TypedDict):
     isa: list[str]
     selected: str
 
-def nearest_code(x: TensorView, codebook: TensorView, out: TensorView, cosine: bool) -> None:
+def nearest_code(
+    x: TensorView, codebook: TensorView, out: TensorView, cosine: bool, scratch: TensorView | None
+) -> None:
     """(N, C) float32, (V, C) float32 -> (N,) int64: argmin of squared L2 or argmax of cosine; ties: lowest index."""
+
+def nearest_code_scratch(n: int, v: int, c: int) -> int:
+    """Floats of scratch memory that `nearest_code` needs on CUDA."""
 
 def adaln(
     x: TensorView,
@@ -185,8 +190,12 @@ def residual_step_backward(
     grad_embedding: TensorView | None,
     grad_weight: TensorView | None,
     grad_bias: TensorView | None,
+    scratch: TensorView | None,
 ) -> None:
     """Gradients of phi(bicubic_upsample(embedding)) for the gradient of its result; None: not wanted. float32."""
+
+def residual_step_scratch(batch: int, channels: int, height: int, width: int) -> int:
+    """Floats of scratch memory that `residual_step_backward` needs on CUDA."""
 
 def residual_quantize(
     features: TensorView,
@@ -200,6 +209,7 @@ def residual_quantize(
     tokens: TensorView,
     f_hat: TensorView,
     scales: TensorView | None,
+    scratch: TensorView | None,
 ) -> None:
     """The whole quantizer, into tokens (B, L), f_hat (B, C, P, P) and scales (K, B, C, P, P). float32."""
 
@@ -214,8 +224,15 @@ def residual_quantize_backward(
     grad_codebook: TensorView,
     grad_weight: TensorView,
     grad_bias: TensorView,
+    scratch: TensorView | None,
 ) -> None:
     """Gradients of `scales`, with the tokens as they were found. float32, contiguous but for the codebook."""
+
+def residual_quantize_scratch(batch: int, channels: int, codes: int, patch_nums: Sequence[int]) -> int:
+    """Floats of scratch memory that `residual_quantize` needs on CUDA."""
+
+def residual_quantize_backward_scratch(batch: int, channels: int, patch_nums: Sequence[int]) -> int:
+    """Floats of scratch memory that `residual_quantize_backward` needs on CUDA."""
 
 def block_causal_attention(
     q: TensorView,
@@ -282,6 +299,11 @@ class CudaStream:
     block_causal_attention = block_causal_attention
     block_causal_attention_backward = block_causal_attention_backward
     cached_attention = cached_attention
+    nearest_code = nearest_code
     qk_norm = qk_norm
     qk_norm_backward = qk_norm_backward
     sample_tokens = sample_tokens
+    residual_quantize = residual_quantize
+    residual_quantize_backward = residual_quantize_backward
+    residual_step = residual_step
+    residual_step_backward = residual_step_backward

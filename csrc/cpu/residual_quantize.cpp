@@ -1,6 +1,7 @@
 #include "ops/residual_quantize.h"
 
 #include <algorithm>
+#include <string>
 
 #include "common/buffer.h"
 #include "common/parallel.h"
@@ -133,6 +134,13 @@ void residual_quantize(const ResidualQuantizeParams& p) {
 
 void residual_quantize_backward(const ResidualQuantizeBackwardParams& p) {
     const QuantizerShape& q = p.shape;
+    for (int64_t i = 0; i < q.batch * q.tokens; ++i) {
+        if (p.tokens[i] < 0 || p.tokens[i] >= q.codes) {
+            contract_error("residual_quantize_backward", "tokens must lie in 0 .. " +
+                                                             std::to_string(q.codes - 1) + ", got " +
+                                                             std::to_string(p.tokens[i]));
+        }
+    }
     const int64_t matrix = q.channels * q.channels * 9;
     std::fill_n(p.grad_codebook, q.codes * q.channels, 0.0f);
     std::fill_n(p.grad_weight, p.convolutions * matrix, 0.0f);

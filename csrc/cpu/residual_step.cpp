@@ -13,19 +13,6 @@ Grid grid(const float* data, const int64_t* strides) {
     return {const_cast<float*>(data), {strides[0], strides[1], strides[2], strides[3]}};
 }
 
-// torch's rule for the layout of what it makes out of this tensor.
-bool channels_last(const ResidualStepParams& p) {
-    const int64_t sizes[4] = {p.batch, p.channels, p.codes_height, p.codes_width};
-    const int64_t* strides = p.codes_strides;
-    if (strides[1] == 0) return false;
-    int64_t least = 0;
-    for (int axis : {1, 3, 2, 0}) {
-        if (strides[axis] < least || (axis == 0 && least == strides[1])) return false;
-        least = strides[axis] * sizes[axis];
-    }
-    return true;
-}
-
 template <class Step, class Params>
 Step step_of(const Params& p) {
     Step step;
@@ -45,7 +32,7 @@ void residual_step(const ResidualStepParams& p) {
     step.bias = p.bias;
     step.base = grid(p.f_hat, p.f_hat_strides);
     step.out = grid(p.out, p.out_strides);
-    step.channels_last = channels_last(p);
+    step.channels_last = residual_step_chain(p) == p.channels;
     phi_step(step);
     if (p.has_next) area_downsample(p.next);
 }

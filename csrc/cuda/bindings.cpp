@@ -6,7 +6,10 @@
 #include "ops/bicubic_upsample.h"
 #include "ops/block_causal_attention.h"
 #include "ops/cached_attention.h"
+#include "ops/nearest_code.h"
 #include "ops/qk_norm.h"
+#include "ops/residual_quantize.h"
+#include "ops/residual_step.h"
 #include "ops/sample_tokens.h"
 
 namespace py = pybind11;
@@ -55,12 +58,24 @@ void def_cuda_kernels(py::module_& m) {
         "delta", "patch_nums", "scale");
     def(s, "cached_attention", cached_attention_params, cuda::cached_attention, "q", "k_cache", "v_cache",
         "out", "length", "scale");
+    def(s, "nearest_code", nearest_code_params, cuda::nearest_code, "x", "codebook", "out", "cosine",
+        "scratch");
     def(s, "qk_norm", qk_norm_params, cuda::qk_norm, "qkv", "q_bias", "v_bias", "log_scale", "q", "k", "v",
         "offset");
     def(s, "qk_norm_backward", qk_norm_backward_params, cuda::qk_norm_backward, "grad_q", "grad_k", "grad_v",
         "qkv", "q_bias", "log_scale", "grad_qkv", "grad_q_bias", "grad_v_bias", "grad_log_scale", "scratch");
     def(s, "sample_tokens", sample_tokens_params, cuda::sample_tokens, "logits", "seeds", "out",
         "scale_index", "cfg", "top_k", "top_p");
+    def(s, "residual_quantize", residual_quantize_params, cuda::residual_quantize, "features", "codebook",
+        "phi_weight", "phi_bias", "phi_index", "patch_nums", "ratio", "cosine", "tokens", "f_hat", "scales",
+        "scratch");
+    def(s, "residual_quantize_backward", residual_quantize_backward_params, cuda::residual_quantize_backward,
+        "grad_scales", "tokens", "codebook", "phi_weight", "phi_index", "patch_nums", "ratio",
+        "grad_codebook", "grad_weight", "grad_bias", "scratch");
+    def(s, "residual_step", residual_step_params, cuda::residual_step, "f_hat", "embedding", "phi_weight",
+        "phi_bias", "ratio", "out", "next");
+    def(s, "residual_step_backward", residual_step_backward_params, cuda::residual_step_backward, "grad",
+        "embedding", "phi_weight", "ratio", "grad_embedding", "grad_weight", "grad_bias", "scratch");
 }
 
 }  // namespace var_ext

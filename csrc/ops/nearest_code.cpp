@@ -1,11 +1,29 @@
 #include "ops/nearest_code.h"
 
+#include <algorithm>
 #include <limits>
 
 namespace var_ext {
 
+NearestCodeLayout::NearestCodeLayout(int64_t n, int64_t v, int64_t c) {
+    // Blocks for three on each of 132 multiprocessors, if there are tiles enough. What is found does not
+    // depend on it.
+    const int64_t row_blocks = std::max<int64_t>((n + row_tile - 1) / row_tile, 1);
+    channels = (c + 7) / 8 * 8;
+    tiles = (v + code_tile - 1) / code_tile;
+    splits = std::min(tiles, std::max<int64_t>(396 / row_blocks, 1));
+    largest = tiles * code_tile * (channels + 4);
+    found = largest + tiles * (code_tile / pack_rows);
+    rows = (found + 2 * splits * n + 3) / 4 * 4;
+    size = rows + n * (channels + 4);
+}
+
+int64_t nearest_code_scratch(int64_t n, int64_t v, int64_t c) {
+    return NearestCodeLayout(n, v, c).size;
+}
+
 NearestCodeParams nearest_code_params(const TensorView& x, const TensorView& codebook, const TensorView& out,
-                                      bool cosine) {
+                                      bool cosine, const TensorView* scratch) {
     const char* op = "nearest_code";
     check_dtype(op, "x", x, {DType::float32});
     check_dtype(op, "codebook", codebook, {DType::float32});
@@ -31,6 +49,13 @@ NearestCodeParams nearest_code_params(const TensorView& x, const TensorView& cod
     p.codebook_stride_c = codebook.strides[1];
     p.out_stride = out.strides[0];
     p.cosine = cosine;
+    p.scratch = nullptr;
+    if (scratch != nullptr) {
+        check_dtype(op, "scratch", *scratch, {DType::float32});
+        check_shape(op, "scratch", *scratch, {{"S", nearest_code_scratch(p.n, p.v, p.c)}});
+        check_contiguous(op, "scratch", *scratch);
+        p.scratch = static_cast<float*>(scratch->data);
+    }
     return p;
 }
 

@@ -9,6 +9,7 @@
 #include <cstdint>
 
 #include "common/tensor_view.h"
+#include "cuda/stream.h"
 
 namespace var_ext {
 
@@ -21,14 +22,36 @@ struct NearestCodeParams {
     int64_t codebook_stride_v, codebook_stride_c;
     int64_t out_stride;
     bool cosine;
+    float* scratch;  // CUDA alone: nearest_code_scratch floats; null on the CPU
 };
 
-// Checks the contract; throws std::invalid_argument.
+// The memory that the CUDA kernels work in, offsets in floats. Vectors lie in rows of the channels, filled up
+// with zeros to a multiple of 8, and four numbers more: |e|^2 / 2 and sum |e|, or 0 and sum |x|.
+struct NearestCodeLayout {
+    static constexpr int64_t code_tile = 128, row_tile = 64, pack_rows = 64;
+    int64_t channels;  // C filled up
+    int64_t tiles;     // of codes; V is filled up with codes at an infinite distance
+    int64_t splits;    // parts of the tiles that are searched side by side
+    int64_t largest;   // (tiles * 2,) the largest sum |e| of 64 codes each
+    int64_t found;     // (splits, N, 2) lowest score and its code
+    int64_t rows;      // (N, channels + 4); the codes, (128 tiles, channels + 4), stand at 0
+    int64_t size;      // of all
+
+    NearestCodeLayout(int64_t n, int64_t v, int64_t c);
+};
+
+// Floats of scratch memory for N vectors against V codes of C channels.
+int64_t nearest_code_scratch(int64_t n, int64_t v, int64_t c);
+
+// Checks the contract; throws std::invalid_argument. `scratch` may be null.
 NearestCodeParams nearest_code_params(const TensorView& x, const TensorView& codebook, const TensorView& out,
-                                      bool cosine);
+                                      bool cosine, const TensorView* scratch);
 
 namespace cpu {
 void nearest_code(const NearestCodeParams& p);
+}
+namespace cuda {
+void nearest_code(const NearestCodeParams& p, const CudaStream& stream);
 }
 
 }  // namespace var_ext

@@ -3,6 +3,9 @@
 #include <algorithm>
 #include <limits>
 
+#include "ops/nearest_code.h"
+#include "ops/residual_step.h"
+
 namespace var_ext {
 
 namespace {
@@ -12,6 +15,20 @@ void check_floats(const char* op, const char* name, const TensorView& view,
     check_dtype(op, name, view, {DType::float32});
     check_shape(op, name, view, shape);
     check_contiguous(op, name, view);
+}
+
+int64_t count_tokens(const std::vector<int64_t>& patch_nums) {
+    int64_t count = 0;
+    for (int64_t side : patch_nums) count += side * side;
+    return count;
+}
+
+float* scratch_memory(const char* op, const TensorView* scratch, int64_t size) {
+    if (scratch == nullptr) return nullptr;
+    check_dtype(op, "scratch", *scratch, {DType::float32});
+    check_shape(op, "scratch", *scratch, {{"S", size}});
+    check_contiguous(op, "scratch", *scratch);
+    return static_cast<float*>(scratch->data);
 }
 
 QuantizerShape quantizer_shape(const char* op, const TensorView& codebook, const TensorView& weight,
@@ -60,12 +77,39 @@ QuantizerShape quantizer_shape(const char* op, const TensorView& codebook, const
 
 }  // namespace
 
-ResidualQuantizeParams residual_quantize_params(const TensorView& features, const TensorView& codebook,
-                                                const TensorView& weight, const TensorView& bias,
-                                                const std::vector<int64_t>& phi_index,
-                                                const std::vector<int64_t>& patch_nums, double ratio,
-                                                bool cosine, const TensorView& tokens,
-                                                const TensorView& f_hat, const TensorView* scales) {
+ResidualQuantizeLayout::ResidualQuantizeLayout(int64_t batch, int64_t channels, int64_t codes,
+                                               const std::vector<int64_t>& patch_nums) {
+    residual = 0;
+    for (int64_t side : patch_nums) {
+        residual = std::max(residual, nearest_code_scratch(batch * side * side, codes, channels));
+    }
+    const int64_t side = patch_nums.back();
+    pooled = residual + batch * channels * side * side;
+    size = pooled + batch * channels * side * side;
+}
+
+ResidualQuantizeBackwardLayout::ResidualQuantizeBackwardLayout(int64_t batch, int64_t channels,
+                                                               const std::vector<int64_t>& patch_nums) {
+    const int64_t side = patch_nums.back();
+    codes = batch * channels * side * side;
+    step = codes + batch * count_tokens(patch_nums) * channels;
+    size = step + residual_step_scratch(batch, channels, side, side);
+}
+
+int64_t residual_quantize_scratch(int64_t batch, int64_t channels, int64_t codes,
+                                  const std::vector<int64_t>& patch_nums) {
+    return ResidualQuantizeLayout(batch, channels, codes, patch_nums).size;
+}
+
+int64_t residual_quantize_backward_scratch(int64_t batch, int64_t channels,
+                                           const std::vector<int64_t>& patch_nums) {
+    return ResidualQuantizeBackwardLayout(batch, channels, patch_nums).size;
+}
+
+ResidualQuantizeParams residual_quantize_params(
+    const TensorView& features, const TensorView& codebook, const TensorView& weight, const TensorView& bias,
+    const std::vector<int64_t>& phi_index, const std::vector<int64_t>& patch_nums, double ratio, bool cosine,
+    const TensorView& tokens, const TensorView& f_hat, const TensorView* scales, const TensorView* scratch) {
     const char* op = "residual_quantize";
     ResidualQuantizeParams p;
     p.shape = quantizer_shape(op, codebook, weight, tokens, phi_index, patch_nums, ratio);
@@ -90,14 +134,15 @@ ResidualQuantizeParams residual_quantize_params(const TensorView& features, cons
     std::copy(features.strides.begin(), features.strides.end(), p.features_strides);
     std::copy(codebook.strides.begin(), codebook.strides.end(), p.codebook_strides);
     p.cosine = cosine;
+    p.scratch = scratch_memory(op, scratch, residual_quantize_scratch(b, c, p.shape.codes, patch_nums));
     return p;
 }
 
 ResidualQuantizeBackwardParams residual_quantize_backward_params(
     const TensorView& grad_scales, const TensorView& tokens, const TensorView& codebook,
     const TensorView& weight, const std::vector<int64_t>& phi_index, const std::vector<int64_t>& patch_nums,
-    double ratio, const TensorView& grad_codebook, const TensorView& grad_weight,
-    const TensorView& grad_bias) {
+    double ratio, const TensorView& grad_codebook, const TensorView& grad_weight, const TensorView& grad_bias,
+    const TensorView* scratch) {
     const char* op = "residual_quantize_backward";
     ResidualQuantizeBackwardParams p;
     p.shape = quantizer_shape(op, codebook, weight, tokens, phi_index, patch_nums, ratio);
@@ -120,12 +165,7 @@ ResidualQuantizeBackwardParams residual_quantize_backward_params(
     p.grad_bias = static_cast<float*>(grad_bias.data);
     std::copy(codebook.strides.begin(), codebook.strides.end(), p.codebook_strides);
     p.convolutions = n;
-    for (int64_t i = 0; i < p.shape.batch * p.shape.tokens; ++i) {
-        if (p.tokens[i] < 0 || p.tokens[i] >= p.shape.codes) {
-            contract_error(op, "tokens must lie in 0 .. " + std::to_string(p.shape.codes - 1) + ", got " +
-                                   std::to_string(p.tokens[i]));
-        }
-    }
+    p.scratch = scratch_memory(op, scratch, residual_quantize_backward_scratch(p.shape.batch, c, patch_nums));
     return p;
 }
 

@@ -11,6 +11,7 @@
 #include <vector>
 
 #include "common/tensor_view.h"
+#include "cuda/stream.h"
 
 namespace var_ext {
 
@@ -32,6 +33,7 @@ struct ResidualQuantizeParams {
     float* scales;          // (K, B, C, P, P) f_hat after each scale; null where it is not wanted
     int64_t features_strides[4], codebook_strides[2];
     bool cosine;
+    float* scratch;  // CUDA alone: residual_quantize_scratch floats; null on the CPU
 };
 
 struct ResidualQuantizeBackwardParams {
@@ -45,24 +47,51 @@ struct ResidualQuantizeBackwardParams {
     float* grad_bias;          // (N, C)
     int64_t codebook_strides[2];
     int64_t convolutions;  // N
+    float* scratch;        // CUDA alone: residual_quantize_backward_scratch floats; null on the CPU
 };
 
-// Check the contract; throw std::invalid_argument.
-ResidualQuantizeParams residual_quantize_params(const TensorView& features, const TensorView& codebook,
-                                                const TensorView& weight, const TensorView& bias,
-                                                const std::vector<int64_t>& phi_index,
-                                                const std::vector<int64_t>& patch_nums, double ratio,
-                                                bool cosine, const TensorView& tokens,
-                                                const TensorView& f_hat, const TensorView* scales);
+// The memory that the CUDA kernels work in, offsets in floats.
+struct ResidualQuantizeLayout {
+    int64_t residual;  // (B, C, P, P); the search's own memory stands at 0, see NearestCodeLayout
+    int64_t pooled;    // (B, C, p, p) of a scale
+    int64_t size;      // of all
+
+    ResidualQuantizeLayout(int64_t batch, int64_t channels, int64_t codes,
+                           const std::vector<int64_t>& patch_nums);
+};
+struct ResidualQuantizeBackwardLayout {
+    int64_t codes;  // (B, L, C) gradients of the codes; those of f_hat, (B, C, P, P), stand at 0
+    int64_t step;   // see ResidualStepLayout
+    int64_t size;
+
+    ResidualQuantizeBackwardLayout(int64_t batch, int64_t channels, const std::vector<int64_t>& patch_nums);
+};
+
+// Floats of scratch memory.
+int64_t residual_quantize_scratch(int64_t batch, int64_t channels, int64_t codes,
+                                  const std::vector<int64_t>& patch_nums);
+int64_t residual_quantize_backward_scratch(int64_t batch, int64_t channels,
+                                           const std::vector<int64_t>& patch_nums);
+
+// Check the contract; throw std::invalid_argument. `scales` and `scratch` may be null.
+ResidualQuantizeParams residual_quantize_params(
+    const TensorView& features, const TensorView& codebook, const TensorView& weight, const TensorView& bias,
+    const std::vector<int64_t>& phi_index, const std::vector<int64_t>& patch_nums, double ratio, bool cosine,
+    const TensorView& tokens, const TensorView& f_hat, const TensorView* scales, const TensorView* scratch);
 ResidualQuantizeBackwardParams residual_quantize_backward_params(
     const TensorView& grad_scales, const TensorView& tokens, const TensorView& codebook,
     const TensorView& weight, const std::vector<int64_t>& phi_index, const std::vector<int64_t>& patch_nums,
-    double ratio, const TensorView& grad_codebook, const TensorView& grad_weight,
-    const TensorView& grad_bias);
+    double ratio, const TensorView& grad_codebook, const TensorView& grad_weight, const TensorView& grad_bias,
+    const TensorView* scratch);
 
 namespace cpu {
 void residual_quantize(const ResidualQuantizeParams& p);
-void residual_quantize_backward(const ResidualQuantizeBackwardParams& p);
+void residual_quantize_backward(const ResidualQuantizeBackwardParams& p);  // checks the tokens too
 }  // namespace cpu
+namespace cuda {
+void residual_quantize(const ResidualQuantizeParams& p, const CudaStream& stream);
+// Tokens are not read by the host: those out of range count as the first or the last code.
+void residual_quantize_backward(const ResidualQuantizeBackwardParams& p, const CudaStream& stream);
+}  // namespace cuda
 
 }  // namespace var_ext

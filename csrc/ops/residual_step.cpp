@@ -34,7 +34,36 @@ void set_sizes(Params& p, const TensorView& wide, const TensorView& codes, doubl
     p.ratio = static_cast<float>(ratio);
 }
 
+// torch's rule for the layout of what it makes out of this tensor.
+bool channels_last(const ResidualStepParams& p) {
+    const int64_t sizes[4] = {p.batch, p.channels, p.codes_height, p.codes_width};
+    const int64_t* strides = p.codes_strides;
+    if (strides[1] == 0) return false;
+    int64_t least = 0;
+    for (int axis : {1, 3, 2, 0}) {
+        if (strides[axis] < least || (axis == 0 && least == strides[1])) return false;
+        least = strides[axis] * sizes[axis];
+    }
+    return true;
+}
+
 }  // namespace
+
+ResidualStepLayout::ResidualStepLayout(int64_t batch, int64_t channels, int64_t height, int64_t width) {
+    // Two blocks for each of 132 multiprocessors at most, 64 pixels each at least: sums depend on it, so it
+    // knows no chip.
+    parts = std::clamp<int64_t>((batch * height * width + 63) / 64, 1, 264);
+    sums = batch * channels * height * width;
+    size = sums + parts * (9 * channels + 1) * channels;
+}
+
+int64_t residual_step_scratch(int64_t batch, int64_t channels, int64_t height, int64_t width) {
+    return ResidualStepLayout(batch, channels, height, width).size;
+}
+
+int residual_step_chain(const ResidualStepParams& p) {
+    return static_cast<int>(channels_last(p) ? p.channels : std::min<int64_t>(p.channels, 16));
+}
 
 ResidualStepParams residual_step_params(const TensorView& f_hat, const TensorView& codes,
                                         const TensorView& weight, const TensorView& bias, double ratio,
@@ -66,7 +95,8 @@ ResidualStepBackwardParams residual_step_backward_params(const TensorView& grad,
                                                          const TensorView& weight, double ratio,
                                                          const TensorView* grad_codes,
                                                          const TensorView* grad_weight,
-                                                         const TensorView* grad_bias) {
+                                                         const TensorView* grad_bias,
+                                                         const TensorView* scratch) {
     const char* op = "residual_step_backward";
     check_grid(op, "grad", grad, any_size, any_size);
     const int64_t batch = grad.shape[0], channels = grad.shape[1];
@@ -93,6 +123,13 @@ ResidualStepBackwardParams residual_step_backward_params(const TensorView& grad,
     }
     std::copy(grad.strides.begin(), grad.strides.end(), p.grad_strides);
     set_sizes(p, grad, codes, ratio);
+    if (scratch != nullptr) {
+        check_dtype(op, "scratch", *scratch, {DType::float32});
+        check_shape(op, "scratch", *scratch,
+                    {{"S", residual_step_scratch(batch, channels, p.height, p.width)}});
+        check_contiguous(op, "scratch", *scratch);
+        p.scratch = static_cast<float*>(scratch->data);
+    }
     return p;
 }
 

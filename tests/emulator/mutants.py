@@ -134,7 +134,8 @@ def main() -> int:
     for i in range(options.jobs):
         folder = SCRATCH / str(i)
         shutil.rmtree(folder / "csrc", ignore_errors=True)
-        shutil.copytree(ROOT / "csrc", folder / "csrc")
+        # newer than what an earlier run built from them: all of it is built anew
+        shutil.copytree(ROOT / "csrc", folder / "csrc", copy_function=shutil.copy)
         folders.put(folder)
 
     def judge(mutant: Mutant) -> str | None:

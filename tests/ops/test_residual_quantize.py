@@ -261,7 +261,7 @@ def test_the_kernel_checks_what_it_is_given() -> None:
     ):
         views = {name: view(t) for name, t in {**call, **change}.items()}
         with pytest.raises(ValueError, match=f"residual_quantize: {message}"):
-            _C.residual_quantize(**views, **plan, cosine=False, scales=None)
+            _C.residual_quantize(**views, **plan, cosine=False, scales=None, scratch=None)
     views = {name: view(t) for name, t in call.items()}
     for change, message in (
         (dict(phi_index=[0, 2]), "phi_index must name one of 2 convolutions, got 2"),
@@ -269,7 +269,7 @@ def test_the_kernel_checks_what_it_is_given() -> None:
         (dict(patch_nums=[3, 2]), "patch_nums must lie between 1 and the last one, got 3"),
     ):
         with pytest.raises(ValueError, match=f"residual_quantize: {message}"):
-            _C.residual_quantize(**views, **{**plan, **change}, cosine=False, scales=None)
+            _C.residual_quantize(**views, **{**plan, **change}, cosine=False, scales=None, scratch=None)
     backward = {
         "grad_scales": torch.zeros(2, 2, 4, 2, 2),
         "tokens": torch.full((2, 5), 37),
@@ -280,7 +280,7 @@ def test_the_kernel_checks_what_it_is_given() -> None:
         "grad_bias": torch.empty(2, 4),
     }
     with pytest.raises(ValueError, match=r"residual_quantize_backward: tokens must lie in 0 \.\. 36, got 37"):
-        _C.residual_quantize_backward(**{name: view(t) for name, t in backward.items()}, **plan)
+        _C.residual_quantize_backward(**{name: view(t) for name, t in backward.items()}, **plan, scratch=None)
 
 
 def test_registration_of_backward() -> None:

@@ -215,7 +215,7 @@ def test_the_kernel_checks_what_it_is_given() -> None:
         with pytest.raises(ValueError, match=f"residual_step: {message}"):
             _C.residual_step(**views, ratio=0.5, next=None)
     views = {name: view(call[name]) for name in ("embedding", "phi_weight")}
-    nothing = dict(grad_embedding=None, grad_weight=None, grad_bias=None)
+    nothing = dict(grad_embedding=None, grad_weight=None, grad_bias=None, scratch=None)
     for name, tensor, message in (
         ("grad_embedding", f_hat, r"grad_embedding must have shape \(1, 4, 2, 2\)"),
         ("grad_weight", weight.mT, "grad_weight must be contiguous"),

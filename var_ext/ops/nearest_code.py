@@ -7,7 +7,7 @@ from torch import Tensor
 
 from var_ext import backend, reference
 from var_ext.ops._checks import check_dtype, check_last_dim, check_shape, check_together, require
-from var_ext.ops._native import view
+from var_ext.ops._native import kernels, maybe_view, scratch, view
 from var_ext.ops._registry import implement
 
 
@@ -15,7 +15,8 @@ def _native(x: Tensor, codebook: Tensor, cosine: bool) -> Tensor:
     from var_ext import _C
 
     out = _fake(x, codebook, cosine)
-    _C.nearest_code(view(x), view(codebook), view(out), cosine)
+    memory = scratch(x, _C.nearest_code_scratch(x.shape[0], *codebook.shape))
+    kernels(x).nearest_code(view(x), view(codebook), view(out), cosine, maybe_view(memory))
     return out
 
 

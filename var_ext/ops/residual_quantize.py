@@ -11,7 +11,7 @@ from torch.nn import functional as F
 
 from var_ext import backend, reference
 from var_ext.ops._checks import check_dtype, check_shape, check_together, require
-from var_ext.ops._native import view
+from var_ext.ops._native import kernels, maybe_view, scratch, view
 from var_ext.ops._registry import differentiate, implement
 from var_ext.schedule import ScaleSchedule
 
@@ -60,7 +60,9 @@ def _native(
     phi_weight, phi_bias = phi_weight.contiguous(), phi_bias.contiguous()
     outputs = _fake(features, codebook, phi_weight, phi_bias, phi_index, patch_nums, ratio, cosine, per_scale)
     tokens, f_hat, scales = outputs
-    _C.residual_quantize(
+    batch, channels = features.shape[:2]
+    memory = scratch(features, _C.residual_quantize_scratch(batch, channels, codebook.shape[0], patch_nums))
+    kernels(features).residual_quantize(
         view(features),
         view(codebook),
         view(phi_weight),
@@ -72,6 +74,7 @@ def _native(
         view(tokens),
         view(f_hat),
         view(scales) if per_scale else None,
+        maybe_view(memory),
     )
     return outputs
 
@@ -138,7 +141,9 @@ def _native_backward(
     grad_scales, tokens = grad_scales.contiguous(), tokens.contiguous()
     phi_weight = phi_weight.contiguous()
     outputs = _fake_backward(grad_scales, tokens, codebook, phi_weight, phi_index, patch_nums, ratio)
-    _C.residual_quantize_backward(
+    batch, channels = grad_scales.shape[1:3]
+    memory = scratch(grad_scales, _C.residual_quantize_backward_scratch(batch, channels, patch_nums))
+    kernels(grad_scales).residual_quantize_backward(
         view(grad_scales),
         view(tokens),
         view(codebook),
@@ -147,6 +152,7 @@ def _native_backward(
         patch_nums,
         ratio,
         *map(view, outputs),
+        maybe_view(memory),
     )
     return outputs
 

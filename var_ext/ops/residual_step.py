@@ -9,7 +9,7 @@ from torch import Tensor
 
 from var_ext import backend, reference
 from var_ext.ops._checks import FLOATS, as_size, check_dtype, check_shape, check_together, require
-from var_ext.ops._native import view
+from var_ext.ops._native import kernels, maybe_view, scratch, view
 from var_ext.ops._registry import differentiate, implement
 
 
@@ -31,11 +31,9 @@ def _native(
 ) -> tuple[Tensor, Tensor]:
     if f_hat.dtype != torch.float32:  # the quantizer works in full precision; others have no kernel
         return _composed(f_hat, embedding, phi_weight, phi_bias, next_size, ratio)
-    from var_ext import _C
-
     phi_weight, phi_bias = phi_weight.contiguous(), phi_bias.contiguous()
     new, pooled = _fake(f_hat, embedding, phi_weight, phi_bias, next_size, ratio)
-    _C.residual_step(
+    kernels(f_hat).residual_step(
         view(f_hat),
         view(embedding),
         view(phi_weight),
@@ -91,7 +89,9 @@ def _native_backward(
     outputs = _fake_backward(grad, embedding, phi_weight, ratio, codes, phi)
     wanted = (codes, phi, phi)
     targets = [view(output) if want else None for output, want in zip(outputs, wanted, strict=True)]
-    _C.residual_step_backward(view(grad), view(embedding), view(phi_weight), ratio, *targets)
+    memory = scratch(grad, _C.residual_step_scratch(*grad.shape))
+    kernel: Any = kernels(grad).residual_step_backward
+    kernel(view(grad), view(embedding), view(phi_weight), ratio, *targets, maybe_view(memory))
     return outputs
 
 
