@@ -108,7 +108,7 @@ void def_kernels(py::module_& m) {
     def(m, "bias_gelu", bias_gelu_params, cpu::bias_gelu,
         "GELU(x + bias), tanh form: (..., C), (C,) -> (..., C).", "x", "bias", "out");
     def(m, "bias_gelu_backward", bias_gelu_backward_params, cpu::bias_gelu_backward,
-        "Gradients of bias_gelu.", "grad", "x", "bias", "grad_x", "grad_bias");
+        "Gradients of bias_gelu.", "grad", "x", "bias", "grad_x", "grad_bias", "scratch");
     def_resample(m, "bicubic_upsample", cpu::bicubic_upsample, "x", "out",
                  "(B, C, H, W) -> (B, C, h, w): cubic, a = -0.75.");
     def_resample(m, "bicubic_upsample_backward", cpu::bicubic_upsample_backward, "grad_out", "grad_in",

@@ -20,7 +20,7 @@ PACKAGE = ROOT / "var_ext"
 # Kernels still to be written. A CPU kernel brings its params header with it.
 OWED = {
     "cpu": set(),
-    "cuda": set(backend.CATALOGUE) - {"block_causal_attention", "cached_attention", "qk_norm"},
+    "cuda": set(backend.CATALOGUE) - {"bias_gelu", "block_causal_attention", "cached_attention", "qk_norm"},
 }
 KERNELS = {"cpu": "csrc/cpu/{}.cpp", "cuda": "csrc/cuda/{}.cu"}
 ALWAYS = ("var_ext/ops/{}.py", "var_ext/reference/{}.py", "tests/ops/test_{}.py", "benchmarks/bench_{}.py")
@@ -29,7 +29,17 @@ ALWAYS = ("var_ext/ops/{}.py", "var_ext/reference/{}.py", "tests/ops/test_{}.py"
 SHARED = {
     "csrc/ops": {"attention", "resample"},
     "csrc/cpu": {"attention", "frames", "math", "phi", "planes", "resample", "rows", "select", "vec"},
-    "csrc/cuda": {"attention", "bindings", "devices", "launch", "numeric", "ptx", "schedule", "stream"},
+    "csrc/cuda": {
+        "attention",
+        "bindings",
+        "devices",
+        "launch",
+        "numeric",
+        "ptx",
+        "rows",
+        "schedule",
+        "stream",
+    },
     "var_ext/ops": {"__init__", "_checks", "_interpolation", "_native", "_registry"},
     "var_ext/reference": {"__init__"},
     "tests/ops": {"__init__", "interpolation", "oracle", "test_isa_variants", "test_registry"},

@@ -162,7 +162,12 @@ def bias_gelu(x: TensorView, bias: TensorView, out: TensorView) -> None:
     """
 
 def bias_gelu_backward(
-    grad: TensorView, x: TensorView, bias: TensorView, grad_x: TensorView, grad_bias: TensorView
+    grad: TensorView,
+    x: TensorView,
+    bias: TensorView,
+    grad_x: TensorView,
+    grad_bias: TensorView,
+    scratch: TensorView | None,
 ) -> None:
     """From the gradient of the output, (..., C), those of x and bias."""
 
@@ -275,6 +280,8 @@ class CudaStream:
     """
 
     def __init__(self, device: int, handle: int) -> None: ...
+    bias_gelu = bias_gelu
+    bias_gelu_backward = bias_gelu_backward
     block_causal_attention = block_causal_attention
     block_causal_attention_backward = block_causal_attention_backward
     cached_attention = cached_attention

@@ -2,6 +2,7 @@
 
 #include <pybind11/stl.h>
 
+#include "ops/bias_gelu.h"
 #include "ops/block_causal_attention.h"
 #include "ops/cached_attention.h"
 #include "ops/qk_norm.h"
@@ -30,6 +31,9 @@ void def_cuda_kernels(py::module_& m) {
     // local to the module: the emulator has a class of this name beside that of the extension
     Stream s(m, "CudaStream", py::module_local(), "Launches kernels on a stream of a device; does not wait.");
     s.def(py::init<int, uintptr_t>(), py::arg("device"), py::arg("handle"));
+    def(s, "bias_gelu", bias_gelu_params, cuda::bias_gelu, "x", "bias", "out");
+    def(s, "bias_gelu_backward", bias_gelu_backward_params, cuda::bias_gelu_backward, "grad", "x", "bias",
+        "grad_x", "grad_bias", "scratch");
     def(s, "block_causal_attention", block_causal_attention_params, cuda::block_causal_attention, "q", "k",
         "v", "out", "lse", "patch_nums", "scale");
     def(s, "block_causal_attention_backward", block_causal_attention_backward_params,

@@ -87,4 +87,11 @@ __device__ inline float exp2_approx(float x) {
     return y;
 }
 
+// x / y to 2 units in the last place.
+__device__ inline float divide_approx(float x, float y) {
+    float z;
+    asm("div.full.f32 %0, %1, %2;" : "=f"(z) : "f"(x), "f"(y));
+    return z;
+}
+
 }  // namespace var_ext::ptx

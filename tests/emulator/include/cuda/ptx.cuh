@@ -62,4 +62,8 @@ inline float exp2_approx(float x) {
     return y < 1.17549435e-38f ? 0.0f : y;  // NaN stays
 }
 
+inline float divide_approx(float x, float y) {
+    return x / y;
+}
+
 }  // namespace var_ext::ptx
