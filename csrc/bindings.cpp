@@ -100,7 +100,7 @@ void def_kernels(py::module_& m) {
         "branch", "gate", "h", "y", "eps");
     def(m, "adaln_backward", adaln_backward_params, cpu::adaln_backward, "Gradients of adaln.", "grad_y", "x",
         "scale", "grad_h", "branch", "gate", "grad_x", "grad_scale", "grad_shift", "grad_branch", "grad_gate",
-        "eps");
+        "scratch", "eps");
     def_resample(m, "area_downsample", cpu::area_downsample, "x", "out",
                  "(B, C, H, W) -> (B, C, h, w): window means.");
     def_resample(m, "area_downsample_backward", cpu::area_downsample_backward, "grad_out", "grad_in",

@@ -20,7 +20,8 @@ PACKAGE = ROOT / "var_ext"
 # Kernels still to be written. A CPU kernel brings its params header with it.
 OWED = {
     "cpu": set(),
-    "cuda": set(backend.CATALOGUE) - {"bias_gelu", "block_causal_attention", "cached_attention", "qk_norm"},
+    "cuda": set(backend.CATALOGUE)
+    - {"adaln", "bias_gelu", "block_causal_attention", "cached_attention", "qk_norm"},
 }
 KERNELS = {"cpu": "csrc/cpu/{}.cpp", "cuda": "csrc/cuda/{}.cu"}
 ALWAYS = ("var_ext/ops/{}.py", "var_ext/reference/{}.py", "tests/ops/test_{}.py", "benchmarks/bench_{}.py")

@@ -74,6 +74,7 @@ def adaln_backward(
     grad_shift: TensorView,
     grad_branch: TensorView | None,
     grad_gate: TensorView | None,
+    scratch: TensorView | None,
     eps: float,
 ) -> None:
     """Gradients of `adaln`: (B, L, C) for x and branch, (B, C) for the vectors."""
@@ -280,6 +281,8 @@ class CudaStream:
     """
 
     def __init__(self, device: int, handle: int) -> None: ...
+    adaln = adaln
+    adaln_backward = adaln_backward
     bias_gelu = bias_gelu
     bias_gelu_backward = bias_gelu_backward
     block_causal_attention = block_causal_attention

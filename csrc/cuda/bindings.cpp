@@ -2,6 +2,7 @@
 
 #include <pybind11/stl.h>
 
+#include "ops/adaln.h"
 #include "ops/bias_gelu.h"
 #include "ops/block_causal_attention.h"
 #include "ops/cached_attention.h"
@@ -31,6 +32,9 @@ void def_cuda_kernels(py::module_& m) {
     // local to the module: the emulator has a class of this name beside that of the extension
     Stream s(m, "CudaStream", py::module_local(), "Launches kernels on a stream of a device; does not wait.");
     s.def(py::init<int, uintptr_t>(), py::arg("device"), py::arg("handle"));
+    def(s, "adaln", adaln_params, cuda::adaln, "x", "scale", "shift", "branch", "gate", "h", "y", "eps");
+    def(s, "adaln_backward", adaln_backward_params, cuda::adaln_backward, "grad_y", "x", "scale", "grad_h",
+        "branch", "gate", "grad_x", "grad_scale", "grad_shift", "grad_branch", "grad_gate", "scratch", "eps");
     def(s, "bias_gelu", bias_gelu_params, cuda::bias_gelu, "x", "bias", "out");
     def(s, "bias_gelu_backward", bias_gelu_backward_params, cuda::bias_gelu_backward, "grad", "x", "bias",
         "grad_x", "grad_bias", "scratch");
