@@ -21,7 +21,7 @@ PACKAGE = ROOT / "var_ext"
 OWED = {
     "cpu": set(),
     "cuda": set(backend.CATALOGUE)
-    - {"adaln", "bias_gelu", "block_causal_attention", "cached_attention", "qk_norm"},
+    - {"adaln", "bias_gelu", "block_causal_attention", "cached_attention", "group_norm_silu", "qk_norm"},
 }
 KERNELS = {"cpu": "csrc/cpu/{}.cpp", "cuda": "csrc/cuda/{}.cu"}
 ALWAYS = ("var_ext/ops/{}.py", "var_ext/reference/{}.py", "tests/ops/test_{}.py", "benchmarks/bench_{}.py")

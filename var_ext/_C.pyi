@@ -136,7 +136,14 @@ def sample_tokens(
     """
 
 def group_norm_silu(
-    x: TensorView, weight: TensorView, bias: TensorView, out: TensorView, groups: int, eps: float
+    x: TensorView,
+    weight: TensorView,
+    bias: TensorView,
+    out: TensorView,
+    stats: TensorView | None,
+    scratch: TensorView | None,
+    groups: int,
+    eps: float,
 ) -> None:
     """SiLU(GroupNorm(x)): (B, C, H, W) -> (B, C, H, W), both contiguous or both channels-last.
 
@@ -151,10 +158,13 @@ def group_norm_silu_backward(
     grad_x: TensorView,
     grad_weight: TensorView,
     grad_bias: TensorView,
+    stats: TensorView | None,
+    means: TensorView | None,
+    scratch: TensorView | None,
     groups: int,
     eps: float,
 ) -> None:
-    """From the gradient of the output those of x, weight and bias; statistics are computed again."""
+    """From the gradient of the output those of x, weight and bias; statistics are computed again on the CPU."""
 
 def bias_gelu(x: TensorView, bias: TensorView, out: TensorView) -> None:
     """(..., C), (C,) -> (..., C): GELU(x + bias), tanh form. float32, bfloat16, float16.
@@ -288,5 +298,7 @@ class CudaStream:
     block_causal_attention = block_causal_attention
     block_causal_attention_backward = block_causal_attention_backward
     cached_attention = cached_attention
+    group_norm_silu = group_norm_silu
+    group_norm_silu_backward = group_norm_silu_backward
     qk_norm = qk_norm
     qk_norm_backward = qk_norm_backward

@@ -6,6 +6,7 @@
 #include "ops/bias_gelu.h"
 #include "ops/block_causal_attention.h"
 #include "ops/cached_attention.h"
+#include "ops/group_norm_silu.h"
 #include "ops/qk_norm.h"
 
 namespace py = pybind11;
@@ -45,6 +46,11 @@ void def_cuda_kernels(py::module_& m) {
         "delta", "patch_nums", "scale");
     def(s, "cached_attention", cached_attention_params, cuda::cached_attention, "q", "k_cache", "v_cache",
         "out", "length", "scale");
+    def(s, "group_norm_silu", group_norm_silu_params, cuda::group_norm_silu, "x", "weight", "bias", "out",
+        "stats", "scratch", "groups", "eps");
+    def(s, "group_norm_silu_backward", group_norm_silu_backward_params, cuda::group_norm_silu_backward,
+        "grad", "x", "weight", "bias", "grad_x", "grad_weight", "grad_bias", "stats", "means", "scratch",
+        "groups", "eps");
     def(s, "qk_norm", qk_norm_params, cuda::qk_norm, "qkv", "q_bias", "v_bias", "log_scale", "q", "k", "v",
         "offset");
     def(s, "qk_norm_backward", qk_norm_backward_params, cuda::qk_norm_backward, "grad_q", "grad_k", "grad_v",

@@ -8,8 +8,8 @@
 
 namespace var_ext {
 
-inline constexpr const char* cuda_kernels[] = {"adaln", "bias_gelu", "block_causal_attention",
-                                               "cached_attention", "qk_norm"};
+inline constexpr const char* cuda_kernels[] = {
+    "adaln", "bias_gelu", "block_causal_attention", "cached_attention", "group_norm_silu", "qk_norm"};
 
 void def_cuda_kernels(pybind11::module_& m);
 
