@@ -1,5 +1,7 @@
 #include "ops/group_norm_silu.h"
 
+#include <algorithm>
+
 #include "cuda/group_norm_silu_groups.cuh"
 #include "cuda/group_norm_silu_maps.cuh"
 #include "cuda/group_norm_silu_rows.cuh"
@@ -39,6 +41,12 @@ dim3 blocks_of(const char* op, const GroupNormSiluParams& p, int width) {
     return dim3(counted(op, "blocks", p.batch * p.partials * shares));
 }
 
+// Whole warps, N pixels a thread while a chunk has no more.
+unsigned map_threads_of(const GroupNormSiluParams& p, int width) {
+    const int64_t most = (p.pixels / p.partials + 8 + width - 1) / width;
+    return static_cast<unsigned>(std::min<int64_t>((most + 31) / 32 * 32, group_norm_silu_threads));
+}
+
 void check_scratch(const char* op, const GroupNormSiluParams& p, bool backward) {
     counted(op, "C", p.channels);
     counted(op, "B * groups", p.batch * p.groups);
@@ -66,15 +74,15 @@ void group_norm_silu(const GroupNormSiluParams& p, const CudaStream& stream) {
             launch(op, stream, blocks, threads, 2 * threads * N * sizeof(float),
                    group_norm_silu_row_moments_kernel<T, N>, p, windows);
         } else {
-            launch(op, stream, blocks, threads, 64 * sizeof(float), group_norm_silu_map_moments_kernel<T, N>,
-                   p);
+            launch(op, stream, blocks, map_threads_of(p, N), 64 * sizeof(float),
+                   group_norm_silu_map_moments_kernel<T, N>, p);
         }
         launch(op, stream, dim3(static_cast<uint32_t>(p.batch * p.groups)), threads, 64 * sizeof(float),
                group_norm_silu_stats_kernel, p);
         if (p.channels_last) {
             launch(op, stream, blocks, threads, 0, group_norm_silu_rows_kernel<T, N>, p, windows);
         } else {
-            launch(op, stream, blocks, threads, 0, group_norm_silu_maps_kernel<T, N>, p);
+            launch(op, stream, blocks, map_threads_of(p, N), 0, group_norm_silu_maps_kernel<T, N>, p);
         }
     });
 }
@@ -96,7 +104,7 @@ void group_norm_silu_backward(const GroupNormSiluParams& p, const CudaStream& st
                 launch(op, stream, blocks, threads, 2 * threads * N * sizeof(float),
                        group_norm_silu_row_slopes_kernel<T, N>, p, windows);
             } else {
-                launch(op, stream, blocks, threads, 64 * sizeof(float),
+                launch(op, stream, blocks, map_threads_of(p, N), 64 * sizeof(float),
                        group_norm_silu_map_slopes_kernel<T, N>, p);
             }
             launch(op, stream, dim3(static_cast<uint32_t>(p.batch * p.groups)), threads, 64 * sizeof(float),
@@ -105,7 +113,8 @@ void group_norm_silu_backward(const GroupNormSiluParams& p, const CudaStream& st
                 launch(op, stream, blocks, threads, 0, group_norm_silu_rows_backward_kernel<T, N>, p,
                        windows);
             } else {
-                launch(op, stream, blocks, threads, 0, group_norm_silu_maps_backward_kernel<T, N>, p);
+                launch(op, stream, blocks, map_threads_of(p, N), 0,
+                       group_norm_silu_maps_backward_kernel<T, N>, p);
             }
         }
         launch(op, stream, dim3(columns), sum_columns_threads, sum_columns_threads * sizeof(float),

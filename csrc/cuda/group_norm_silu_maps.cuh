@@ -21,7 +21,7 @@ template <class T, int N, bool Grad, class Body>
 __device__ void for_map(const GroupNormSiluParams& p, const MapPlace& place, const Body& body) {
 #pragma unroll 2
     for (int64_t pixel = place.chunk.first + threadIdx.x * N; pixel < place.chunk.end;
-         pixel += group_norm_silu_threads * N) {
+         pixel += blockDim.x * N) {
         const int64_t offset = place.map * p.pixels + pixel;
         float x[N], grad[N] = {};
         widen_packed<T, N>(load_packed<T, N>(static_cast<const T*>(p.x) + offset), x);
