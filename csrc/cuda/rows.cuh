@@ -65,7 +65,7 @@ __device__ void store_packed(T* to, const float (&from)[N]) {
     if constexpr (N == 1) {
         *to = narrow<T>(from[0]);
     } else {
-        ptx::store_16(to, narrow_16<T>(from));
+        ptx::store_global_16(to, narrow_16<T>(from));
     }
 }
 

@@ -23,6 +23,9 @@ EMULATED_ACCESS uint4 load_16(const void* from) {
 EMULATED_ACCESS void store_16(void* to, uint4 value) {
     emulator::write_bytes(to, &value, 16, __builtin_return_address(0));
 }
+EMULATED_ACCESS void store_global_16(void* to, uint4 value) {
+    emulator::write_bytes(to, &value, 16, __builtin_return_address(0));
+}
 
 EMULATED_ACCESS void cp_async_16(void* shared, const void* global, bool valid) {
     emulator::copy_async(shared, valid ? global : nullptr, __builtin_return_address(0));
