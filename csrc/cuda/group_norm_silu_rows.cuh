@@ -74,8 +74,8 @@ __device__ float* share_pairs(const float (&first)[N], const float (&second)[N])
     return shared;
 }
 
-// Mean and sum of squares around it of each channel of a chunk: Welford's update in each thread, then over
-// the rows. budget: registers <= 80, shared <= 16384, blocks >= 3
+// Mean and sum of squares around it of each channel of a chunk: Welford's update in a thread, then over rows.
+// budget: registers <= 80, shared <= 16384, blocks >= 3
 template <class T, int N>
 __global__ void __launch_bounds__(group_norm_silu_threads, 3)
     group_norm_silu_row_moments_kernel(const GroupNormSiluParams p, uint32_t windows) {

@@ -50,7 +50,7 @@ def all_of(gpu: Gpu, given: list[Tensor], grads: list[Tensor]) -> list[Tensor]:
 def wanted(given: list[Tensor], grads: list[Tensor]) -> list[Tensor]:
     """What torch makes of it in the dtype of its arguments."""
     plain = torchs if len(given) == 5 else alone
-    outputs = plain(*given)
+    outputs: Any = plain(*given)
     outputs = outputs if isinstance(outputs, tuple) else (outputs,)
     return [*outputs, *oracle.gradients(plain, given, grads)]
 

@@ -38,13 +38,14 @@ def example(
     size: list[int], dtype: torch.dtype, memory_format: torch.memory_format
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     x, grad = (torch.randn(size).to(dtype).to(memory_format=memory_format) for _ in range(2))
-    return x, *torch.randn(2, size[1]).to(dtype).unbind(), grad
+    weight, bias = torch.randn(2, size[1]).to(dtype)
+    return x, weight, bias, grad
 
 
 def all_of(gpu: Gpu, x: Tensor, weight: Tensor, bias: Tensor, grad: Tensor, groups: int) -> list[Tensor]:
     """The output and the gradients, through the op."""
     leaves = [gpu(t).detach().requires_grad_() for t in (x, weight, bias)]
-    y = native(*leaves, groups)
+    y = native(leaves[0], leaves[1], leaves[2], groups)
     return [t.cpu() for t in (y.detach(), *torch.autograd.grad(y, leaves, gpu(grad)))]
 
 
