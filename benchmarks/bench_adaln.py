@@ -1,6 +1,12 @@
 """adaln at the width of d16, both halves of guidance, with and without the residual branch; sampling and training.
 
 "torch eager" is what a user would write, in the dtype of x; the reference computes in fp32 whatever x is.
+
+On a GPU, in passes over (B, L, C): forward 2 (x; y) or with a branch 4 (x, branch; h, y), one launch; backward 3
+(grad_y, x; grad_x) or 6 (grad_y, grad_h, x, branch; grad_x, grad_branch), two launches. Sums over tokens stay in the
+second-level cache: B P vectors C floats, written and read once. At 3.0 TB/s, 2 x 680 x 1024 in bf16: 1.9 us and 2.8
+us, with a branch 3.7 us and 5.6 us; launches decide there. 64 x 680 x 1920: 111 us and 167 us, with a branch 223 us
+and 334 us.
 """
 
 from __future__ import annotations

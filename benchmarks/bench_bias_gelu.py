@@ -1,4 +1,8 @@
-"""bias_gelu of the feed-forward part of d16: training or the last scales of sampling, and small scales."""
+"""bias_gelu of the feed-forward part of d16: training or the last scales of sampling, and small scales.
+
+On a GPU forward moves x and y in one launch, backward grad, x and grad_x in two, and P C floats of sums twice. At 3.0
+TB/s, 2 x 680 x 4096 in bf16: 7.4 us and 11.1 us; 64 x 680 x 7680: 446 us and 668 us.
+"""
 
 from __future__ import annotations
 

@@ -1,4 +1,9 @@
-"""group_norm_silu of the decoder: its widest and its deepest map, in both memory formats."""
+"""group_norm_silu of the decoder: its widest and its deepest map, in both memory formats.
+
+On a GPU forward reads x twice and writes y, in three launches; backward reads x and grad twice and writes grad_x, in
+four: forward keeps the statistics. The second read may come from a cache. At 3.0 TB/s, all counted, 1 x 160 x 256 x
+256 in bf16: 21.0 us and 35.0 us; 1 x 640 x 16 x 16: 0.3 us and 0.5 us, where launches decide.
+"""
 
 from __future__ import annotations
 

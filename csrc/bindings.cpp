@@ -100,7 +100,7 @@ void def_kernels(py::module_& m) {
         "branch", "gate", "h", "y", "eps");
     def(m, "adaln_backward", adaln_backward_params, cpu::adaln_backward, "Gradients of adaln.", "grad_y", "x",
         "scale", "grad_h", "branch", "gate", "grad_x", "grad_scale", "grad_shift", "grad_branch", "grad_gate",
-        "eps");
+        "scratch", "eps");
     def_resample(m, "area_downsample", cpu::area_downsample, "x", "out",
                  "(B, C, H, W) -> (B, C, h, w): window means.");
     def_resample(m, "area_downsample_backward", cpu::area_downsample_backward, "grad_out", "grad_in",
@@ -108,7 +108,7 @@ void def_kernels(py::module_& m) {
     def(m, "bias_gelu", bias_gelu_params, cpu::bias_gelu,
         "GELU(x + bias), tanh form: (..., C), (C,) -> (..., C).", "x", "bias", "out");
     def(m, "bias_gelu_backward", bias_gelu_backward_params, cpu::bias_gelu_backward,
-        "Gradients of bias_gelu.", "grad", "x", "bias", "grad_x", "grad_bias");
+        "Gradients of bias_gelu.", "grad", "x", "bias", "grad_x", "grad_bias", "scratch");
     def_resample(m, "bicubic_upsample", cpu::bicubic_upsample, "x", "out",
                  "(B, C, H, W) -> (B, C, h, w): cubic, a = -0.75.");
     def_resample(m, "bicubic_upsample_backward", cpu::bicubic_upsample_backward, "grad_out", "grad_in",
@@ -123,10 +123,11 @@ void def_kernels(py::module_& m) {
         "(B, Lq, H, D) against the first `length` of (B, Lmax, H, D) -> (B, Lq, H, D).", "q", "k_cache",
         "v_cache", "out", "length", "scale");
     def(m, "group_norm_silu", group_norm_silu_params, cpu::group_norm_silu,
-        "SiLU(GroupNorm(x)): (B, C, H, W) -> (B, C, H, W).", "x", "weight", "bias", "out", "groups", "eps");
+        "SiLU(GroupNorm(x)): (B, C, H, W) -> (B, C, H, W).", "x", "weight", "bias", "out", "stats", "scratch",
+        "groups", "eps");
     def(m, "group_norm_silu_backward", group_norm_silu_backward_params, cpu::group_norm_silu_backward,
         "Gradients of group_norm_silu.", "grad", "x", "weight", "bias", "grad_x", "grad_weight", "grad_bias",
-        "groups", "eps");
+        "stats", "means", "scratch", "groups", "eps");
     def(m, "nearest_code", nearest_code_params, cpu::nearest_code,
         "Index of the nearest codebook entry: (N, C), (V, C) -> (N,).", "x", "codebook", "out", "cosine",
         "scratch");

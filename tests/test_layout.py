@@ -34,6 +34,7 @@ SHARED = {
         "numeric",
         "ptx",
         "resample",
+        "rows",
         "schedule",
         "stream",
     },

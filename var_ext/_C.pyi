@@ -79,6 +79,7 @@ def adaln_backward(
     grad_shift: TensorView,
     grad_branch: TensorView | None,
     grad_gate: TensorView | None,
+    scratch: TensorView | None,
     eps: float,
 ) -> None:
     """Gradients of `adaln`: (B, L, C) for x and branch, (B, C) for the vectors."""
@@ -140,7 +141,14 @@ def sample_tokens(
     """
 
 def group_norm_silu(
-    x: TensorView, weight: TensorView, bias: TensorView, out: TensorView, groups: int, eps: float
+    x: TensorView,
+    weight: TensorView,
+    bias: TensorView,
+    out: TensorView,
+    stats: TensorView | None,
+    scratch: TensorView | None,
+    groups: int,
+    eps: float,
 ) -> None:
     """SiLU(GroupNorm(x)): (B, C, H, W) -> (B, C, H, W), both contiguous or both channels-last.
 
@@ -155,10 +163,13 @@ def group_norm_silu_backward(
     grad_x: TensorView,
     grad_weight: TensorView,
     grad_bias: TensorView,
+    stats: TensorView | None,
+    means: TensorView | None,
+    scratch: TensorView | None,
     groups: int,
     eps: float,
 ) -> None:
-    """From the gradient of the output those of x, weight and bias; statistics are computed again."""
+    """From the gradient of the output those of x, weight and bias; statistics are computed again on the CPU."""
 
 def bias_gelu(x: TensorView, bias: TensorView, out: TensorView) -> None:
     """(..., C), (C,) -> (..., C): GELU(x + bias), tanh form. float32, bfloat16, float16.
@@ -167,7 +178,12 @@ def bias_gelu(x: TensorView, bias: TensorView, out: TensorView) -> None:
     """
 
 def bias_gelu_backward(
-    grad: TensorView, x: TensorView, bias: TensorView, grad_x: TensorView, grad_bias: TensorView
+    grad: TensorView,
+    x: TensorView,
+    bias: TensorView,
+    grad_x: TensorView,
+    grad_bias: TensorView,
+    scratch: TensorView | None,
 ) -> None:
     """From the gradient of the output, (..., C), those of x and bias."""
 
@@ -300,6 +316,15 @@ class CudaStream:
     block_causal_attention_backward = block_causal_attention_backward
     cached_attention = cached_attention
     nearest_code = nearest_code
+    adaln = adaln
+    adaln_backward = adaln_backward
+    bias_gelu = bias_gelu
+    bias_gelu_backward = bias_gelu_backward
+    block_causal_attention = block_causal_attention
+    block_causal_attention_backward = block_causal_attention_backward
+    cached_attention = cached_attention
+    group_norm_silu = group_norm_silu
+    group_norm_silu_backward = group_norm_silu_backward
     qk_norm = qk_norm
     qk_norm_backward = qk_norm_backward
     sample_tokens = sample_tokens

@@ -2,10 +2,13 @@
 
 #include <pybind11/stl.h>
 
+#include "ops/adaln.h"
 #include "ops/area_downsample.h"
+#include "ops/bias_gelu.h"
 #include "ops/bicubic_upsample.h"
 #include "ops/block_causal_attention.h"
 #include "ops/cached_attention.h"
+#include "ops/group_norm_silu.h"
 #include "ops/nearest_code.h"
 #include "ops/qk_norm.h"
 #include "ops/residual_quantize.h"
@@ -51,6 +54,12 @@ void def_cuda_kernels(py::module_& m) {
     def_resample(s, "area_downsample_backward", cuda::area_downsample_backward, "grad_out", "grad_in");
     def_resample(s, "bicubic_upsample", cuda::bicubic_upsample, "x", "out");
     def_resample(s, "bicubic_upsample_backward", cuda::bicubic_upsample_backward, "grad_out", "grad_in");
+    def(s, "adaln", adaln_params, cuda::adaln, "x", "scale", "shift", "branch", "gate", "h", "y", "eps");
+    def(s, "adaln_backward", adaln_backward_params, cuda::adaln_backward, "grad_y", "x", "scale", "grad_h",
+        "branch", "gate", "grad_x", "grad_scale", "grad_shift", "grad_branch", "grad_gate", "scratch", "eps");
+    def(s, "bias_gelu", bias_gelu_params, cuda::bias_gelu, "x", "bias", "out");
+    def(s, "bias_gelu_backward", bias_gelu_backward_params, cuda::bias_gelu_backward, "grad", "x", "bias",
+        "grad_x", "grad_bias", "scratch");
     def(s, "block_causal_attention", block_causal_attention_params, cuda::block_causal_attention, "q", "k",
         "v", "out", "lse", "patch_nums", "scale");
     def(s, "block_causal_attention_backward", block_causal_attention_backward_params,
@@ -60,6 +69,11 @@ void def_cuda_kernels(py::module_& m) {
         "out", "length", "scale");
     def(s, "nearest_code", nearest_code_params, cuda::nearest_code, "x", "codebook", "out", "cosine",
         "scratch");
+    def(s, "group_norm_silu", group_norm_silu_params, cuda::group_norm_silu, "x", "weight", "bias", "out",
+        "stats", "scratch", "groups", "eps");
+    def(s, "group_norm_silu_backward", group_norm_silu_backward_params, cuda::group_norm_silu_backward,
+        "grad", "x", "weight", "bias", "grad_x", "grad_weight", "grad_bias", "stats", "means", "scratch",
+        "groups", "eps");
     def(s, "qk_norm", qk_norm_params, cuda::qk_norm, "qkv", "q_bias", "v_bias", "log_scale", "q", "k", "v",
         "offset");
     def(s, "qk_norm_backward", qk_norm_backward_params, cuda::qk_norm_backward, "grad_q", "grad_k", "grad_v",

@@ -8,9 +8,18 @@
 
 namespace var_ext {
 
-inline constexpr const char* cuda_kernels[] = {
-    "area_downsample", "bicubic_upsample",  "block_causal_attention", "cached_attention", "nearest_code",
-    "qk_norm",         "residual_quantize", "residual_step",          "sample_tokens"};
+inline constexpr const char* cuda_kernels[] = {"adaln",
+                                               "area_downsample",
+                                               "bias_gelu",
+                                               "bicubic_upsample",
+                                               "block_causal_attention",
+                                               "cached_attention",
+                                               "group_norm_silu",
+                                               "nearest_code",
+                                               "qk_norm",
+                                               "residual_quantize",
+                                               "residual_step",
+                                               "sample_tokens"};
 
 void def_cuda_kernels(pybind11::module_& m);
 

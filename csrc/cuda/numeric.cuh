@@ -7,6 +7,7 @@
 #include <cstdint>
 
 #include "common/dtype.h"
+#include "cuda/ptx.cuh"
 
 namespace var_ext::cuda {
 
@@ -68,6 +69,16 @@ __device__ inline float2 unpack<__half>(uint32_t bits) {
     __half2 pair;
     memcpy(&pair, &bits, sizeof(bits));
     return __half22float2(pair);
+}
+
+// x / y, rounded to nearest where T is float32, to 2 units in the last place where the result loses more.
+template <class T>
+__device__ float quotient(float x, float y) {
+    if constexpr (sizeof(T) == 4) {
+        return x / y;
+    } else {
+        return ptx::divide_approx(x, y);
+    }
 }
 
 // Calls body(T{}) for the element type T that `dtype` names: float, __nv_bfloat16 or __half.

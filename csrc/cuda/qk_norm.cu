@@ -1,7 +1,5 @@
 #include "ops/qk_norm.h"
 
-#include <string>
-
 #include "cuda/launch.cuh"
 #include "cuda/qk_norm_add.cuh"
 #include "cuda/qk_norm_backward.cuh"
@@ -19,7 +17,7 @@ constexpr int any_place = -1;
 template <class Params, class Pointer>
 bool is_aligned(const Params& p, const HeadsOf<Pointer>& heads) {
     const int64_t step = 16 / dtype_size(p.dtype);
-    return reinterpret_cast<uintptr_t>(heads.data) % 16 == 0 && (p.batch == 1 || heads.b % step == 0) &&
+    return at_16_bytes(heads.data) && (p.batch == 1 || heads.b % step == 0) &&
            (p.length == 1 || heads.l % step == 0) && (p.heads == 1 || heads.h % step == 0);
 }
 
@@ -47,23 +45,10 @@ int log_lanes_of_all(const QkNormBackwardParams& p) {
     return aligned ? log_lanes_of(p) : any_place;
 }
 
-// Kernels count in 32 bits, offsets have 64.
-uint32_t counted(const char* what, int64_t count) {
-    constexpr int64_t limit = int64_t{1} << 31;
-    if (count >= limit) {
-        contract_error(op, std::string(what) + " must be below 2^31 on CUDA, got " + std::to_string(count));
-    }
-    return static_cast<uint32_t>(count);
-}
-
-uint32_t ceil_div(uint32_t count, uint32_t size) {
-    return (count + size - 1) / size;
-}
-
 }  // namespace
 
 void qk_norm(const QkNormParams& p, const CudaStream& stream) {
-    const uint32_t units = counted("B * L * H", p.batch * p.length * p.heads);
+    const uint32_t units = counted(op, "B * L * H", p.batch * p.length * p.heads);
     if (units == 0 || p.channels == 0) return;
     const int log_lanes = log_lanes_of_all(p);
     for_element(p.dtype, [&](auto element) {
@@ -79,11 +64,11 @@ void qk_norm(const QkNormParams& p, const CudaStream& stream) {
 }
 
 void qk_norm_backward(const QkNormBackwardParams& p, const CudaStream& stream) {
-    counted("B * L", p.batch * p.length);
-    const uint32_t columns = counted("H * (2 D + 1)", p.heads * (2 * p.channels + 1));
+    counted(op, "B * L", p.batch * p.length);
+    const uint32_t columns = counted(op, "H * (2 D + 1)", p.heads * (2 * p.channels + 1));
     if (columns == 0) return;
     if (p.scratch == nullptr) contract_error(op, "scratch must have shape (P, H, 2 D + 1) on CUDA, got none");
-    const uint32_t tasks = counted("P * H of scratch", p.partials * p.heads);
+    const uint32_t tasks = counted(op, "P * H of scratch", p.partials * p.heads);
     const int log_lanes = log_lanes_of_all(p);
     for_element(p.dtype, [&](auto element) {
         using T = decltype(element);
@@ -97,8 +82,8 @@ void qk_norm_backward(const QkNormBackwardParams& p, const CudaStream& stream) {
                    qk_norm_warps * sums_of_warp<T> * sizeof(float), qk_norm_backward_aligned_kernel<T>, p,
                    head_groups, log_lanes);
         }
-        launch(op, stream, dim3(ceil_div(columns, 32)), qk_norm_add_threads,
-               qk_norm_add_threads * sizeof(float), qk_norm_add_kernel<T>, p);
+        launch(op, stream, dim3(ceil_div(columns, 32)), sum_columns_threads,
+               sum_columns_threads * sizeof(float), qk_norm_add_kernel<T>, p);
     });
 }
 

@@ -45,21 +45,6 @@ __device__ float unnormalize(float (&grad)[N], const float (&head)[N], float sca
 template <class T>
 constexpr int sums_of_warp = 2 * 32 * per_lane<T> + 32;
 
-// Stores a lane's sums of 16 bytes of elements. Of 8 elements, lanes 4 to 7 of each 8 store the second four
-// first: eight lanes that are served together never meet in a bank.
-template <class T>
-__device__ void store_sums(float* to, const float (&sums)[per_lane<T>], bool turned) {
-    constexpr int quads = per_lane<T> / 4;
-    for (int i = 0; i < quads; ++i) {
-        const bool second = quads == 2 && (i == 1) != turned;
-        float quad[4];
-        for (int j = 0; j < 4; ++j) quad[j] = second ? sums[per_lane<T> - 4 + j] : sums[j];
-        uint4 bits;
-        memcpy(&bits, quad, 16);
-        ptx::store_16(to + (second ? 4 : 0), bits);
-    }
-}
-
 // As qk_norm_aligned_kernel: a warp takes as many heads as it has lanes for, the warps of a block every
 // eighth token of the chunk. Blocks are numbered with the heads first: neighbours read neighbouring memory.
 // budget: registers <= 80, shared <= 17408, blocks >= 3
@@ -119,8 +104,8 @@ __global__ void __launch_bounds__(qk_norm_threads, 3)
     float* const sums = reinterpret_cast<float*>(ptx::shared_memory());
     float* const mine = sums + warp * sums_of_warp<T>;
     const bool turned = lane / 4 % 2 == 1;
-    store_sums<T>(mine + lane * per_lane<T>, q_sums, turned);
-    store_sums<T>(mine + (32 + lane) * per_lane<T>, v_sums, turned);
+    store_sums(mine + lane * per_lane<T>, q_sums, turned);
+    store_sums(mine + (32 + lane) * per_lane<T>, v_sums, turned);
     mine[64 * per_lane<T> + lane] = scale_sum;
     __syncthreads();
     const auto over_warps = [&](uint32_t i) {

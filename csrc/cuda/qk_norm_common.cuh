@@ -1,10 +1,9 @@
-// What the kernels of qk_norm share: where heads lie, their norms, and sums over lanes.
+// What the kernels of qk_norm share: where heads lie, and their norms.
 #pragma once
 
 #include <cstdint>
 
-#include "cuda/numeric.cuh"
-#include "cuda/ptx.cuh"
+#include "cuda/rows.cuh"
 #include "ops/qk_norm.h"
 
 namespace var_ext::cuda {
@@ -12,35 +11,6 @@ namespace var_ext::cuda {
 constexpr unsigned qk_norm_threads = 256, qk_norm_warps = qk_norm_threads / 32;
 constexpr float qk_norm_shortest = 1e-12f;                  // the floor that torch's normalize has
 constexpr float qk_norm_max_log_scale = 4.60517018598809f;  // log 100
-
-// Elements in 16 bytes: what a lane loads and stores at once.
-template <class T>
-constexpr int per_lane = 16 / static_cast<int>(sizeof(T));
-
-template <class T>
-__device__ void widen_16(uint4 bits, float (&to)[per_lane<T>]) {
-    const uint32_t words[4] = {bits.x, bits.y, bits.z, bits.w};
-    if constexpr (sizeof(T) == 4) {
-        memcpy(to, words, 16);
-    } else {
-        for (int i = 0; i < 4; ++i) {
-            const float2 pair = unpack<T>(words[i]);
-            to[2 * i] = pair.x;
-            to[2 * i + 1] = pair.y;
-        }
-    }
-}
-
-template <class T>
-__device__ uint4 narrow_16(const float (&from)[per_lane<T>]) {
-    uint32_t words[4];
-    if constexpr (sizeof(T) == 4) {
-        memcpy(words, from, 16);
-    } else {
-        for (int i = 0; i < 4; ++i) words[i] = pack<T>(from[2 * i], from[2 * i + 1]);
-    }
-    return make_uint4(words[0], words[1], words[2], words[3]);
-}
 
 // One head of one token.
 struct HeadAt {
@@ -67,15 +37,6 @@ __device__ const T* elements(const ConstHeads& heads, int64_t offset) {
 template <class T>
 __device__ T* elements(const Heads& heads, int64_t offset) {
     return static_cast<T*>(heads.data) + offset;
-}
-
-// Adds up each of the values over 2^log_lanes neighbouring lanes; all of them get the sums.
-template <int N>
-__device__ void sum_lanes(float (&values)[N], int log_lanes) {
-    for (int distance = (1 << log_lanes) / 2; distance > 0; distance /= 2) {
-#pragma unroll
-        for (int i = 0; i < N; ++i) values[i] += __shfl_xor_sync(0xffffffff, values[i], distance);
-    }
 }
 
 // exp(min(log_scale, log 100)) of a head. Comparisons that NaN fails, here and below: it passes, as in torch.

@@ -81,7 +81,8 @@ AdalnBackwardParams adaln_backward_params(const TensorView& grad_y, const Tensor
                                           const TensorView* branch, const TensorView* gate,
                                           const TensorView& grad_x, const TensorView& grad_scale,
                                           const TensorView& grad_shift, const TensorView* grad_branch,
-                                          const TensorView* grad_gate, double eps) {
+                                          const TensorView* grad_gate, const TensorView* scratch,
+                                          double eps) {
     const Checker checked = checker(x);
     check_residual({branch, gate, grad_h, grad_branch, grad_gate});
     AdalnBackwardParams p;
@@ -101,6 +102,16 @@ AdalnBackwardParams adaln_backward_params(const TensorView& grad_y, const Tensor
     p.grad_shift = checked.out("grad_shift", &grad_shift, true);
     p.grad_branch = checked.out("grad_branch", grad_branch);
     p.grad_gate = checked.out("grad_gate", grad_gate, true);
+    p.scratch = nullptr;
+    p.partials = 0;
+    if (scratch != nullptr) {
+        check_dtype(op, "scratch", *scratch, {DType::float32});
+        check_shape(op, "scratch", *scratch,
+                    {{"B", p.batch}, {"P", any_size}, {"vectors", branch ? 3 : 2}, {"C", p.channels}});
+        check_contiguous(op, "scratch", *scratch);
+        p.scratch = static_cast<float*>(scratch->data);
+        p.partials = scratch->shape[1];
+    }
     return p;
 }
 

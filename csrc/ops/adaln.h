@@ -10,6 +10,7 @@
 #include <cstdint>
 
 #include "common/tensor_view.h"
+#include "cuda/stream.h"
 
 namespace var_ext {
 
@@ -39,6 +40,10 @@ struct AdalnBackwardParams {
     ConstRows grad_h, branch, gate;  // null: no residual
     Rows grad_x, grad_scale, grad_shift;
     Rows grad_branch, grad_gate;  // null without a residual
+    // (B, partials, vectors, C) contiguous, of scale, shift and gate: scratch of the CUDA kernels for sums
+    // over chunks of rows; null for others
+    float* scratch;
+    int64_t partials;
 };
 
 // These check the contract; they throw std::invalid_argument. branch, gate and what depends on them are null
@@ -51,11 +56,15 @@ AdalnBackwardParams adaln_backward_params(const TensorView& grad_y, const Tensor
                                           const TensorView* branch, const TensorView* gate,
                                           const TensorView& grad_x, const TensorView& grad_scale,
                                           const TensorView& grad_shift, const TensorView* grad_branch,
-                                          const TensorView* grad_gate, double eps);
+                                          const TensorView* grad_gate, const TensorView* scratch, double eps);
 
 namespace cpu {
 void adaln(const AdalnParams& p);
 void adaln_backward(const AdalnBackwardParams& p);
 }  // namespace cpu
+namespace cuda {
+void adaln(const AdalnParams& p, const CudaStream& stream);
+void adaln_backward(const AdalnBackwardParams& p, const CudaStream& stream);
+}  // namespace cuda
 
 }  // namespace var_ext

@@ -66,7 +66,8 @@ BiasGeluParams bias_gelu_params(const TensorView& x, const TensorView& bias, con
 }
 
 BiasGeluParams bias_gelu_backward_params(const TensorView& grad, const TensorView& x, const TensorView& bias,
-                                         const TensorView& grad_x, const TensorView& grad_bias) {
+                                         const TensorView& grad_x, const TensorView& grad_bias,
+                                         const TensorView* scratch) {
     const char* op = "bias_gelu_backward";
     BiasGeluParams p = checked(op, x, bias, "grad_x", grad_x);
     check_like(op, "grad", grad, "x", x);
@@ -75,6 +76,13 @@ BiasGeluParams bias_gelu_backward_params(const TensorView& grad, const TensorVie
     p.grad = grad.data;
     p.grad_bias = grad_bias.data;
     p.grad_stride = row_stride(op, "grad", grad);
+    if (scratch != nullptr) {
+        check_dtype(op, "scratch", *scratch, {DType::float32});
+        check_shape(op, "scratch", *scratch, {{"P", any_size}, {"C", p.channels}});
+        check_contiguous(op, "scratch", *scratch);
+        p.scratch = static_cast<float*>(scratch->data);
+        p.partials = scratch->shape[0];
+    }
     return p;
 }
 

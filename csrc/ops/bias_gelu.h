@@ -4,6 +4,7 @@
 #include <cstdint>
 
 #include "common/tensor_view.h"
+#include "cuda/stream.h"
 
 namespace var_ext {
 
@@ -16,16 +17,24 @@ struct BiasGeluParams {
     DType dtype;       // of all: float32, bfloat16, float16; the computation is float32
     int64_t rows, channels;
     int64_t x_stride, grad_stride;  // in elements
+    // backward: (partials, C), scratch of the CUDA kernels for sums over rows; null for others
+    float* scratch;
+    int64_t partials;
 };
 
 // Check the contract; throw std::invalid_argument. x, grad and out may have more axes than two, (..., C).
 BiasGeluParams bias_gelu_params(const TensorView& x, const TensorView& bias, const TensorView& out);
 BiasGeluParams bias_gelu_backward_params(const TensorView& grad, const TensorView& x, const TensorView& bias,
-                                         const TensorView& grad_x, const TensorView& grad_bias);
+                                         const TensorView& grad_x, const TensorView& grad_bias,
+                                         const TensorView* scratch);
 
 namespace cpu {
 void bias_gelu(const BiasGeluParams& p);
 void bias_gelu_backward(const BiasGeluParams& p);
 }  // namespace cpu
+namespace cuda {
+void bias_gelu(const BiasGeluParams& p, const CudaStream& stream);
+void bias_gelu_backward(const BiasGeluParams& p, const CudaStream& stream);
+}  // namespace cuda
 
 }  // namespace var_ext

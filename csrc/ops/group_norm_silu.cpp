@@ -64,18 +64,43 @@ GroupNormSiluParams checked(const char* op, const TensorView& x, const TensorVie
     return p;
 }
 
+float* pairs_of_groups(const char* op, const char* name, const GroupNormSiluParams& p,
+                       const TensorView* view) {
+    if (view == nullptr) return nullptr;
+    check_dtype(op, name, *view, {DType::float32});
+    check_shape(op, name, *view, {{"B", p.batch}, {"groups", p.groups}, {"2", 2}});
+    check_contiguous(op, name, *view);
+    return static_cast<float*>(view->data);
+}
+
+void set_scratch(const char* op, GroupNormSiluParams& p, const TensorView* stats, const TensorView* scratch) {
+    p.stats = pairs_of_groups(op, "stats", p, stats);
+    if (scratch == nullptr) return;
+    check_dtype(op, "scratch", *scratch, {DType::float32});
+    check_shape(op, "scratch", *scratch, {{"B", p.batch}, {"P", any_size}, {"C", p.channels}, {"2", 2}});
+    check_contiguous(op, "scratch", *scratch);
+    p.scratch = static_cast<float*>(scratch->data);
+    p.partials = scratch->shape[1];
+}
+
 }  // namespace
 
 GroupNormSiluParams group_norm_silu_params(const TensorView& x, const TensorView& weight,
-                                           const TensorView& bias, const TensorView& out, int64_t groups,
+                                           const TensorView& bias, const TensorView& out,
+                                           const TensorView* stats, const TensorView* scratch, int64_t groups,
                                            double eps) {
-    return checked("group_norm_silu", x, weight, bias, "out", out, groups, eps);
+    const char* op = "group_norm_silu";
+    GroupNormSiluParams p = checked(op, x, weight, bias, "out", out, groups, eps);
+    set_scratch(op, p, stats, scratch);
+    return p;
 }
 
 GroupNormSiluParams group_norm_silu_backward_params(const TensorView& grad, const TensorView& x,
                                                     const TensorView& weight, const TensorView& bias,
                                                     const TensorView& grad_x, const TensorView& grad_weight,
-                                                    const TensorView& grad_bias, int64_t groups, double eps) {
+                                                    const TensorView& grad_bias, const TensorView* stats,
+                                                    const TensorView* means, const TensorView* scratch,
+                                                    int64_t groups, double eps) {
     const char* op = "group_norm_silu_backward";
     GroupNormSiluParams p = checked(op, x, weight, bias, "grad_x", grad_x, groups, eps);
     check_dtype(op, "grad", grad, {x.dtype});
@@ -89,6 +114,8 @@ GroupNormSiluParams group_norm_silu_backward_params(const TensorView& grad, cons
                 op, std::string(name) + " must be dense, got stride " + std::to_string(view->strides[0]));
         }
     }
+    set_scratch(op, p, stats, scratch);
+    p.means = pairs_of_groups(op, "means", p, means);
     p.grad = grad.data;
     p.grad_weight = grad_weight.data;
     p.grad_bias = grad_bias.data;

@@ -4,6 +4,7 @@
 #include <cstdint>
 
 #include "common/tensor_view.h"
+#include "cuda/stream.h"
 
 namespace var_ext {
 
@@ -21,20 +22,32 @@ struct GroupNormSiluParams {
     int64_t weight_stride, bias_stride;  // in elements
     double eps;
     bool channels_last;
+    // Of the CUDA kernels, float32, null for others. stats, (B, groups, 2): mean and 1 / deviation, which
+    // forward leaves for backward; scratch, (B, partials, C, 2): sums over chunks of pixels; means,
+    // (B, groups, 2): scratch of backward.
+    float *stats, *scratch, *means;
+    int64_t partials;
 };
 
 // Check the contract; throw std::invalid_argument.
 GroupNormSiluParams group_norm_silu_params(const TensorView& x, const TensorView& weight,
-                                           const TensorView& bias, const TensorView& out, int64_t groups,
+                                           const TensorView& bias, const TensorView& out,
+                                           const TensorView* stats, const TensorView* scratch, int64_t groups,
                                            double eps);
 GroupNormSiluParams group_norm_silu_backward_params(const TensorView& grad, const TensorView& x,
                                                     const TensorView& weight, const TensorView& bias,
                                                     const TensorView& grad_x, const TensorView& grad_weight,
-                                                    const TensorView& grad_bias, int64_t groups, double eps);
+                                                    const TensorView& grad_bias, const TensorView* stats,
+                                                    const TensorView* means, const TensorView* scratch,
+                                                    int64_t groups, double eps);
 
 namespace cpu {
 void group_norm_silu(const GroupNormSiluParams& p);
 void group_norm_silu_backward(const GroupNormSiluParams& p);
 }  // namespace cpu
+namespace cuda {
+void group_norm_silu(const GroupNormSiluParams& p, const CudaStream& stream);
+void group_norm_silu_backward(const GroupNormSiluParams& p, const CudaStream& stream);
+}  // namespace cuda
 
 }  // namespace var_ext

@@ -62,7 +62,7 @@ def mutants_of(file: str, text: str) -> Iterator[Mutant]:
 
 
 def suites_of(file: str) -> list[str]:
-    """Tests that reach the code of a file: those of its op; of all attention where several ops share it."""
+    """Tests that reach the code of a file: those of its op; of ops that share it where there are several."""
     tests = sorted(path.name for path in (ROOT / "tests/cuda").glob("test_*.py"))
     own = [test for test in tests if file.startswith(Path(test).stem.removeprefix("test_"))]
     exact = max(own, key=len, default=None)
@@ -70,6 +70,8 @@ def suites_of(file: str) -> list[str]:
         return [exact]
     if file.startswith("resample"):
         return ["test_area_downsample.py", "test_bicubic_upsample.py"]
+    if file.startswith("rows"):
+        return ["test_adaln.py", "test_bias_gelu.py"]
     shared = [test for test in tests if "attention" in test]
     return [test for test in shared if "backward" in test] if "backward" in file else shared
 

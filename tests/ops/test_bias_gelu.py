@@ -155,4 +155,4 @@ def test_kernel_refuses(change: dict[str, Tensor], message: str) -> None:
     if "out" not in change:
         x, bias, out = given.values()
         with pytest.raises(ValueError, match=f"^bias_gelu_backward: {message}"):
-            _C.bias_gelu_backward(view(out), view(x), view(bias), view(out), view(torch.zeros(4)))
+            _C.bias_gelu_backward(view(out), view(x), view(bias), view(out), view(torch.zeros(4)), None)

@@ -228,7 +228,9 @@ def test_kernel_refuses(change: dict[str, object], message: str) -> None:
     views = {name: view(value) if isinstance(value, Tensor) else value for name, value in given.items()}
     x, weight, bias, out, groups = views.values()
     with pytest.raises(ValueError, match=f"^group_norm_silu: {message}"):
-        _C.group_norm_silu(x, weight, bias, out, groups, 1e-6)
+        _C.group_norm_silu(x, weight, bias, out, None, None, groups, 1e-6)
     four = view(torch.zeros(4))
     with pytest.raises(ValueError, match=f"^group_norm_silu_backward: {message.replace('out', 'grad_x')}"):
-        _C.group_norm_silu_backward(view(zeros), x, weight, bias, out, four, four, groups, 1e-6)
+        _C.group_norm_silu_backward(
+            view(zeros), x, weight, bias, out, four, four, None, None, None, groups, 1e-6
+        )

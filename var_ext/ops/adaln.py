@@ -10,7 +10,7 @@ from torch import Tensor
 
 from var_ext import backend, reference
 from var_ext.ops._checks import FLOATS, check_dtype, check_shape, check_together
-from var_ext.ops._native import rows, view
+from var_ext.ops._native import kernels, maybe_view, rows, scratch, view
 from var_ext.ops._registry import differentiate, implement
 
 
@@ -19,45 +19,51 @@ def _empty(like: Tensor) -> Tensor:
 
 
 def _native(x: Tensor, scale: Tensor, shift: Tensor, eps: float) -> Tensor:
-    from var_ext import _C
-
     x, scale, shift = rows(x), rows(scale), rows(shift)
     y = _empty(x)
-    _C.adaln(view(x), view(scale), view(shift), None, None, None, view(y), eps)
+    kernels(x).adaln(view(x), view(scale), view(shift), None, None, None, view(y), eps)
     return y
 
 
 def _native_residual(
     x: Tensor, scale: Tensor, shift: Tensor, branch: Tensor, gate: Tensor, eps: float
 ) -> tuple[Tensor, Tensor]:
-    from var_ext import _C
-
     x, scale, shift, branch, gate = rows(x), rows(scale), rows(shift), rows(branch), rows(gate)
     h, y = _empty(x), _empty(x)
-    _C.adaln(view(x), view(scale), view(shift), view(branch), view(gate), view(h), view(y), eps)
+    kernels(x).adaln(view(x), view(scale), view(shift), view(branch), view(gate), view(h), view(y), eps)
     return h, y
 
 
 def _native_backward(grad_y: Tensor, x: Tensor, scale: Tensor, eps: float) -> tuple[Tensor, Tensor, Tensor]:
-    from var_ext import _C
-
     grad_y, x, scale = rows(grad_y), rows(x), rows(scale)
     grads = _empty(x), _empty(scale), _empty(scale)
-    kernel: Any = _C.adaln_backward
-    kernel(view(grad_y), view(x), view(scale), None, None, None, *map(view, grads), None, None, eps)
+    sums = _sums(x, 2)
+    kernel: Any = kernels(x).adaln_backward
+    given = view(grad_y), view(x), view(scale), None, None, None
+    kernel(*given, *map(view, grads), None, None, maybe_view(sums), eps)
     return grads
 
 
 def _native_residual_backward(
     grad_h: Tensor, grad_y: Tensor, x: Tensor, scale: Tensor, branch: Tensor, gate: Tensor, eps: float
 ) -> tuple[Tensor, ...]:
-    from var_ext import _C
-
     given = rows(grad_y), rows(x), rows(scale), rows(grad_h), rows(branch), rows(gate)
     grads = _empty(x), _empty(scale), _empty(scale), _empty(x), _empty(scale)
-    kernel: Any = _C.adaln_backward
-    kernel(*map(view, given), *map(view, grads), eps)
+    sums = _sums(x, 3)
+    kernel: Any = kernels(x).adaln_backward
+    kernel(*map(view, given), *map(view, grads), maybe_view(sums), eps)
     return grads
+
+
+def _sums(x: Tensor, vectors: int) -> Tensor | None:
+    """Scratch memory of the CUDA kernels for sums over chunks of tokens, for each vector of a sample.
+
+    Gradients depend on the number of chunks, so it knows no chip: 8 blocks for each of 132 multiprocessors, but no
+    chunk of fewer than 4 tokens.
+    """
+    batch, length, channels = x.shape
+    partials = max(1, min(-(-length // 4), 1056 // max(batch, 1)))
+    return scratch(x, batch, partials, vectors, channels)
 
 
 def _reference_backward(grad_y: Tensor, x: Tensor, scale: Tensor, eps: float) -> tuple[Tensor, ...]:

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from var_ext import backend, reference
 from var_ext.ops._checks import FLOATS, check_dtype, check_shape, check_together, require
-from var_ext.ops._native import view
+from var_ext.ops._native import kernels, maybe_view, scratch, view
 from var_ext.ops._registry import differentiate, implement
 
 
@@ -24,72 +24,95 @@ def _empty(x: Tensor) -> Tensor:
     return torch.empty_like(x, memory_format=_layout(x))
 
 
-def _native(x: Tensor, weight: Tensor, bias: Tensor, groups: int, eps: float) -> Tensor:
-    from var_ext import _C
+def _stats(x: Tensor, groups: int) -> Tensor:
+    """(B, groups, 2) float32 for mean and 1 / deviation, which backward reads on a GPU; without elements elsewhere."""
+    kept = None if x.dtype == torch.float64 else scratch(x, x.shape[0], groups, 2)
+    return x.new_empty(0, dtype=torch.float32) if kept is None else kept
 
-    out = _empty(x)
+
+def _chunks(x: Tensor) -> Tensor | None:
+    """Scratch memory of the CUDA kernels for sums over chunks of pixels.
+
+    Results depend on the number of chunks, so it knows no chip: 8 blocks for each of 132 multiprocessors, but no chunk
+    of fewer than 64 pixels, or 4096 where each channel has blocks of its own.
+    """
+    batch, channels, height, width = x.shape
+    least = 64 if _layout(x) == torch.channels_last else 4096
+    partials = max(1, min(-(-height * width // least), 1056 // max(batch, 1)))
+    return scratch(x, batch, partials, channels, 2)
+
+
+def _native(x: Tensor, weight: Tensor, bias: Tensor, groups: int, eps: float) -> tuple[Tensor, Tensor]:
+    out, stats, chunks = _empty(x), _stats(x, groups), _chunks(x)
     x = x.contiguous(memory_format=_layout(x))
-    _C.group_norm_silu(view(x), view(weight), view(bias), view(out), groups, eps)
-    return out
+    given = view(x), view(weight), view(bias), view(out)
+    kernels(x).group_norm_silu(
+        *given, view(stats) if stats.ndim == 3 else None, maybe_view(chunks), groups, eps
+    )
+    return out, stats
 
 
 def _native_backward(
-    grad: Tensor, x: Tensor, weight: Tensor, bias: Tensor, groups: int, eps: float
+    grad: Tensor, x: Tensor, weight: Tensor, bias: Tensor, stats: Tensor, groups: int, eps: float
 ) -> tuple[Tensor, Tensor, Tensor]:
-    from var_ext import _C
-
-    grads = grad_x, grad_weight, grad_bias = _fake_backward(grad, x, weight, bias, groups, eps)
-    layout = _layout(x)
+    grads = _fake_backward(grad, x, weight, bias, stats, groups, eps)
+    layout, chunks, means = _layout(x), _chunks(x), scratch(x, x.shape[0], groups, 2)
     grad, x = grad.contiguous(memory_format=layout), x.contiguous(memory_format=layout)
-    given = view(grad), view(x), view(weight), view(bias)
-    _C.group_norm_silu_backward(*given, view(grad_x), view(grad_weight), view(grad_bias), groups, eps)
+    given = view(grad), view(x), view(weight), view(bias), *map(view, grads)
+    kernel: Any = kernels(x).group_norm_silu_backward
+    of_groups = view(stats) if stats.ndim == 3 else None
+    kernel(*given, of_groups, maybe_view(means), maybe_view(chunks), groups, eps)
     return grads
 
 
 def _fake_backward(
-    grad: Tensor, x: Tensor, weight: Tensor, bias: Tensor, groups: int, eps: float
+    grad: Tensor, x: Tensor, weight: Tensor, bias: Tensor, stats: Tensor, groups: int, eps: float
 ) -> tuple[Tensor, Tensor, Tensor]:
     return _empty(x), weight.new_empty(weight.shape), bias.new_empty(bias.shape)
 
 
-def _reference(x: Tensor, weight: Tensor, bias: Tensor, groups: int, eps: float) -> Tensor:
-    return reference.group_norm_silu(x, weight, bias, groups=groups, eps=eps)
+def _reference(x: Tensor, weight: Tensor, bias: Tensor, groups: int, eps: float) -> tuple[Tensor, Tensor]:
+    return reference.group_norm_silu(x, weight, bias, groups=groups, eps=eps), _stats(x, groups)
 
 
 def _reference_backward(
-    grad: Tensor, x: Tensor, weight: Tensor, bias: Tensor, groups: int, eps: float
+    grad: Tensor, x: Tensor, weight: Tensor, bias: Tensor, stats: Tensor, groups: int, eps: float
 ) -> tuple[Tensor, Tensor, Tensor]:
     pull: Any = torch.func.vjp(
-        lambda x, weight, bias: _reference(x, weight, bias, groups, eps), x, weight, bias
+        lambda x, weight, bias: reference.group_norm_silu(x, weight, bias, groups=groups, eps=eps),
+        x,
+        weight,
+        bias,
     )[1]
-    grads = _fake_backward(grad, x, weight, bias, groups, eps)
+    grads = _fake_backward(grad, x, weight, bias, stats, groups, eps)
     for target, value in zip(grads, pull(grad), strict=True):
         target.copy_(value)
     return grads
 
 
-def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
-    ctx.save_for_backward(*inputs[:3])
+def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:
+    ctx.mark_non_differentiable(output[1])
+    ctx.save_for_backward(*inputs[:3], output[1])
     ctx.options = inputs[3:]
 
 
-def _gradient(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+def _gradient(ctx: Any, grad: Tensor, _: Tensor) -> tuple[Tensor | None, ...]:
     given = (*ctx.saved_tensors, *ctx.options)
     return *torch.ops.var_ext.group_norm_silu_backward.default(grad, *given), None, None
 
 
 implement(
     "group_norm_silu",
-    "group_norm_silu(Tensor x, Tensor weight, Tensor bias, int groups, float eps) -> Tensor",
+    "group_norm_silu(Tensor x, Tensor weight, Tensor bias, int groups, float eps) -> (Tensor, Tensor)",
     native=_native,
     fallback=_reference,
-    fake=lambda x, weight, bias, groups, eps: _empty(x),
+    fake=lambda x, weight, bias, groups, eps: (_empty(x), _stats(x, groups)),
     float64=False,
 )
 implement(
     "group_norm_silu",
-    "group_norm_silu_backward(Tensor grad, Tensor x, Tensor weight, Tensor bias, int groups, float eps)"
-    " -> (Tensor, Tensor, Tensor)",
+    "group_norm_silu_backward(Tensor grad, Tensor x, Tensor weight, Tensor bias, Tensor stats, int groups,"
+    " float eps) -> (Tensor, Tensor, Tensor)",
     native=_native_backward,
     fallback=_reference_backward,
     fake=_fake_backward,
@@ -126,4 +149,5 @@ def group_norm_silu(
     check_together(op, x=x, weight=weight, bias=bias)
     if backend.current() == "reference":
         return reference.group_norm_silu(x, weight, bias, groups=groups, eps=eps)
-    return torch.ops.var_ext.group_norm_silu.default(x, weight, bias, groups, eps)
+    out: Tensor = torch.ops.var_ext.group_norm_silu.default(x, weight, bias, groups, eps)[0]
+    return out

@@ -23,6 +23,9 @@ EMULATED_ACCESS uint4 load_16(const void* from) {
 EMULATED_ACCESS void store_16(void* to, uint4 value) {
     emulator::write_bytes(to, &value, 16, __builtin_return_address(0));
 }
+EMULATED_ACCESS void store_global_16(void* to, uint4 value) {
+    emulator::write_bytes(to, &value, 16, __builtin_return_address(0));
+}
 
 EMULATED_ACCESS void cp_async_16(void* shared, const void* global, bool valid) {
     emulator::copy_async(shared, valid ? global : nullptr, __builtin_return_address(0));
@@ -60,6 +63,10 @@ void mma_16816(float (&d)[4], const uint32_t (&a)[4], uint32_t b0, uint32_t b1, 
 inline float exp2_approx(float x) {
     const float y = std::exp2(x);
     return y < 1.17549435e-38f ? 0.0f : y;  // NaN stays
+}
+
+inline float divide_approx(float x, float y) {
+    return x / y;
 }
 
 }  // namespace var_ext::ptx

@@ -1,0 +1,73 @@
+// group_norm_silu: from what chunks of pixels have left for each channel to values for groups and parameters,
+// in an order that depends on shapes alone.
+#pragma once
+
+#include "cuda/group_norm_silu_common.cuh"
+
+namespace var_ext::cuda {
+
+// Adds body(pair, pixels, channel) over the chunks and channels of a block's group, (b, g).
+template <int N, class Body>
+__device__ void sum_group(const GroupNormSiluParams& p, float (&sums)[N], float* shared, const Body& body) {
+    const int64_t width = p.channels / p.groups, b = blockIdx.x / p.groups;
+    const int64_t first = blockIdx.x % p.groups * width;
+    for (int64_t i = threadIdx.x; i < p.partials * width; i += group_norm_silu_threads) {
+        const int64_t partial = i / width, c = first + i % width;
+        body(chunk_pairs(p, b, partial)[c], PixelChunk(p, partial).count(), c);
+    }
+    sum_block(sums, shared);
+}
+
+// Mean and 1 / deviation of each group, from the mean and the sum of squares around it of each channel.
+// budget: registers <= 64, shared <= 256, blocks >= 4
+__global__ void __launch_bounds__(group_norm_silu_threads, 4)
+    group_norm_silu_stats_kernel(const GroupNormSiluParams p) {
+    float* const shared = reinterpret_cast<float*>(ptx::shared_memory());
+    const int64_t width = p.channels / p.groups;
+    const float count = static_cast<float>(width * p.pixels);
+    // means relative to one of them: a large one costs no precision
+    const float near = chunk_pairs(p, blockIdx.x / p.groups, 0)[blockIdx.x % p.groups * width].x;
+    float sum[1] = {}, square[1] = {};
+    sum_group(p, sum, shared, [&](float2 pair, float n, int64_t) { sum[0] += n * (pair.x - near); });
+    const float mean = near + sum[0] / count;
+    sum_group(p, square, shared + 32, [&](float2 pair, float n, int64_t) {
+        square[0] += pair.y + n * (pair.x - mean) * (pair.x - mean);
+    });
+    const float rstd = 1.0f / sqrtf(square[0] / count + static_cast<float>(p.eps));
+    if (threadIdx.x == 0) reinterpret_cast<float2*>(p.stats)[blockIdx.x] = make_float2(mean, rstd);
+}
+
+// Means of each group that the gradient of x needs, from sums of slope * normed x and slope of each channel.
+// budget: registers <= 64, shared <= 256, blocks >= 4
+template <class T>
+__global__ void __launch_bounds__(group_norm_silu_threads, 4)
+    group_norm_silu_slopes_kernel(const GroupNormSiluParams p) {
+    float* const shared = reinterpret_cast<float*>(ptx::shared_memory());
+    const float count = static_cast<float>(p.channels / p.groups * p.pixels);
+    float sums[2] = {};
+    sum_group(p, sums, shared, [&](float2 pair, float, int64_t c) {
+        const float weight = widen(static_cast<const T*>(p.weight)[c * p.weight_stride]);
+        sums[0] += weight * pair.y;
+        sums[1] += weight * pair.x;
+    });
+    if (threadIdx.x == 0) {
+        reinterpret_cast<float2*>(p.means)[blockIdx.x] = make_float2(sums[0] / count, sums[1] / count);
+    }
+}
+
+// Gradients of weight and bias, from the same sums.
+// budget: registers <= 32, shared <= 2048, blocks >= 4
+template <class T>
+__global__ void __launch_bounds__(sum_columns_threads, 4)
+    group_norm_silu_add_kernel(const GroupNormSiluParams p) {
+    const int64_t column = static_cast<int64_t>(blockIdx.x) * 32 + threadIdx.x % 32;
+    const bool here = column < 2 * p.channels;  // mask
+    float* const shared = reinterpret_cast<float*>(ptx::shared_memory());
+    const float total = sum_columns(p.scratch + column, p.batch * p.partials, 2 * p.channels, here, shared);
+    const bool adds = here && threadIdx.x < 32;  // mask
+    if (!adds) return;
+    void* const to = column % 2 == 0 ? p.grad_weight : p.grad_bias;
+    static_cast<T*>(to)[column / 2] = narrow<T>(total);
+}
+
+}  // namespace var_ext::cuda

@@ -1,0 +1,111 @@
+// group_norm_silu for contiguous maps: a block has a chunk of one channel's pixels, N of them a thread.
+#pragma once
+
+#include "cuda/group_norm_silu_common.cuh"
+
+namespace var_ext::cuda {
+
+struct MapPlace {
+    int64_t map, b, c, partial;
+    PixelChunk chunk;
+    __device__ explicit MapPlace(const GroupNormSiluParams& p)
+        : map(blockIdx.x / p.partials),
+          b(map / p.channels),
+          c(map % p.channels),
+          partial(blockIdx.x % p.partials),
+          chunk(p, partial) {}
+};
+
+// Calls body(values of x, of grad, offset) for a thread's pixels. Without `Grad` the second values are zeros.
+template <class T, int N, bool Grad, class Body>
+__device__ void for_map(const GroupNormSiluParams& p, const MapPlace& place, const Body& body) {
+#pragma unroll 2
+    for (int64_t pixel = place.chunk.first + threadIdx.x * N; pixel < place.chunk.end;
+         pixel += blockDim.x * N) {
+        const int64_t offset = place.map * p.pixels + pixel;
+        float x[N], grad[N] = {};
+        widen_packed<T, N>(load_packed<T, N>(static_cast<const T*>(p.x) + offset), x);
+        if constexpr (Grad) {
+            widen_packed<T, N>(load_packed<T, N>(static_cast<const T*>(p.grad) + offset), grad);
+        }
+        body(x, grad, offset);
+    }
+}
+
+// Mean and sum of squares around it of a chunk: those of N pixels join those of a thread, then of the block.
+// budget: registers <= 64, shared <= 256, blocks >= 4
+template <class T, int N>
+__global__ void __launch_bounds__(group_norm_silu_threads, 4)
+    group_norm_silu_map_moments_kernel(const GroupNormSiluParams p) {
+    const MapPlace place(p);
+    float* const shared = reinterpret_cast<float*>(ptx::shared_memory());
+    float mean = 0.0f, square = 0.0f, count = 0.0f;
+    for_map<T, N, false>(p, place, [&](const float (&x)[N], const float (&)[N], int64_t) {
+        float own = 0.0f;
+        for (int i = 0; i < N; ++i) own += x[i];
+        own /= N;
+        for (int i = 0; i < N; ++i) square += (x[i] - own) * (x[i] - own);
+        const float before = count, off = own - mean;
+        count += N;
+        mean += off * (N / count);
+        square += off * off * (before * (N / count));
+    });
+    const bool any = place.chunk.first < place.chunk.end;  // mask
+    float near = 0.0f;
+    if (any) near = widen(static_cast<const T*>(p.x)[place.map * p.pixels + place.chunk.first]);
+    float sum[1] = {count * (mean - near)}, total[1];
+    sum_block(sum, shared);
+    const float all = any ? near + sum[0] / place.chunk.count() : 0.0f;
+    total[0] = square + count * (mean - all) * (mean - all);
+    sum_block(total, shared + 32);
+    if (threadIdx.x == 0) chunk_pairs(p, place.b, place.partial)[place.c] = make_float2(all, total[0]);
+}
+
+// budget: registers <= 64, shared <= 0, blocks >= 4
+template <class T, int N>
+__global__ void __launch_bounds__(group_norm_silu_threads, 4)
+    group_norm_silu_maps_kernel(const GroupNormSiluParams p) {
+    const MapPlace place(p);
+    const Channel channel = channel_of<T>(p, place.b, place.c);
+    for_map<T, N, false>(p, place, [&](const float (&x)[N], const float (&)[N], int64_t offset) {
+        float y[N];
+        for (int i = 0; i < N; ++i) y[i] = norm_silu<T>(x[i], channel);
+        store_packed<T, N>(static_cast<T*>(p.out) + offset, y);
+    });
+}
+
+// budget: registers <= 80, shared <= 256, blocks >= 3
+template <class T, int N>
+__global__ void __launch_bounds__(group_norm_silu_threads, 3)
+    group_norm_silu_map_slopes_kernel(const GroupNormSiluParams p) {
+    const MapPlace place(p);
+    const Channel channel = channel_of<T>(p, place.b, place.c);
+    float sums[2] = {};
+    for_map<T, N, true>(p, place, [&](const float (&x)[N], const float (&grad)[N], int64_t) {
+        for (int i = 0; i < N; ++i) {
+            const Slope s = slope_of<T>(x[i], grad[i], channel);
+            sums[0] += s.slope * s.normed;
+            sums[1] += s.slope;
+        }
+    });
+    sum_block(sums, reinterpret_cast<float*>(ptx::shared_memory()));
+    if (threadIdx.x == 0) chunk_pairs(p, place.b, place.partial)[place.c] = make_float2(sums[0], sums[1]);
+}
+
+// budget: registers <= 80, shared <= 0, blocks >= 3
+template <class T, int N>
+__global__ void __launch_bounds__(group_norm_silu_threads, 3)
+    group_norm_silu_maps_backward_kernel(const GroupNormSiluParams p) {
+    const MapPlace place(p);
+    const Channel channel = channel_of<T>(p, place.b, place.c);
+    const float2 means = slope_means_of(p, place.b, place.c);
+    for_map<T, N, true>(p, place, [&](const float (&x)[N], const float (&grad)[N], int64_t offset) {
+        float grad_x[N];
+        for (int i = 0; i < N; ++i) {
+            grad_x[i] = grad_x_of(slope_of<T>(x[i], grad[i], channel), channel, means);
+        }
+        store_packed<T, N>(static_cast<T*>(p.out) + offset, grad_x);
+    });
+}
+
+}  // namespace var_ext::cuda
