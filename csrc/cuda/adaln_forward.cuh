@@ -9,7 +9,8 @@ namespace var_ext::cuda {
 // Rows that begin at multiples of 16 bytes and fit into a block: it takes `rows` of a sample one after the
 // other, the next under way, and keeps scale, shift and gate.
 // Three blocks fit where T has 16 bits, with half the threads.
-// budget: registers <= 64, shared <= 256, blocks >= 1
+// budget <float>: threads <= 640, registers <= 64, shared <= 256, blocks >= 1
+// budget: threads <= 320, registers <= 64, shared <= 256, blocks >= 3
 template <class T, bool residual>
 __global__ void __launch_bounds__(adaln_most_threads<T>, sizeof(T) == 4 ? 1 : 3)
     adaln_aligned_kernel(const AdalnParams p, uint32_t chunks, uint32_t rows) {

@@ -18,7 +18,8 @@ PhiGrid grid(const float* data, const int64_t* strides) {
 
 template <class Params>
 PhiTiles sizes(const Params& p) {
-    for (int64_t side : {p.height, p.width, p.codes_height, p.codes_width}) {
+    const int64_t sides[] = {p.height, p.width, p.codes_height, p.codes_width};
+    for (int64_t side : sides) {
         if (side > resample_max_side) {
             contract_error(op, "sides must be at most " + std::to_string(resample_max_side) +
                                    " on CUDA, got " + std::to_string(side));

@@ -56,7 +56,7 @@ inline int64_t phi_weight_bytes(const PhiTiles& t) {
 }
 
 // Sums of a part of all tiles into scratch: (parts, C C 9 + C). A warp has 4 outputs of 32 input channels.
-// budget: registers <= 128, shared <= 115712, blocks >= 2
+// budget: registers <= 128, shared <= 115712, blocks >= 1
 template <class Codes>
 __global__ void __launch_bounds__(phi_threads, 2)
     residual_step_weight_kernel(const Codes codes, const PhiGrid grad, PhiTiles t, int64_t tiles, int parts,
@@ -146,7 +146,8 @@ __global__ void __launch_bounds__(phi_threads, 2)
 }
 
 // The parts into gradients, times `ratio`: a warp each eighth part of 32 neighbours, then over the warps.
-// Either gradient may be null. budget: registers <= 32, shared <= 1024, blocks >= 8
+// Either gradient may be null.
+// budget: registers <= 32, shared <= 1024, blocks >= 8
 template <bool adds>
 __global__ void __launch_bounds__(phi_threads, 8)
     residual_step_add_kernel(const float* sums, int parts, int64_t of_weight, int64_t of_bias, float ratio,

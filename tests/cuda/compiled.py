@@ -8,7 +8,7 @@ Beside each kernel stands what it may cost and, where it matters, which instruct
 
 `registers` of a thread, `shared` bytes of dynamic shared memory and `blocks` at once on a multiprocessor. A line can be
 held to instantiations by template arguments that stand side by side, `// budget <64, 2>: ...`; the first line that fits
-counts.
+counts. Where the bound of threads depends on a template argument, the line begins with `threads <= N`.
 """
 
 from __future__ import annotations
@@ -71,7 +71,7 @@ class Kernel:
         return f"{self.name}<{self.arguments}>"
 
 
-NUMBERS = re.compile(r"registers <= (\d+), shared <= (\d+), blocks >= (\d+)$")
+NUMBERS = re.compile(r"(?:threads <= (\d+), )?registers <= (\d+), shared <= (\d+), blocks >= (\d+)$")
 BESIDE = re.compile(r"^// (budget|sass)(?: <([^>]*)>)?: (.*)$")
 HEAD = re.compile(
     r"__global__\s+void\s+__launch_bounds__\(([\w:<>, ]+?)(?:,[^)]*(?:\([^)]*\))?[^)]*)?\)\s*(\w+)\(", re.S
@@ -101,12 +101,17 @@ def budgets_of(text: str, constants: str = "") -> list[Budget]:
         beside = [m for m in map(BESIDE.match, map(str.strip, lines[above + 1 : number])) if m]
         if not any(m[1] == "budget" for m in beside):
             raise ValueError(f"{name}: no line `// budget: registers <= N, shared <= BYTES, blocks >= K`")
-        if not threads.isdigit():
-            constant = threads.rpartition("::")[2]
-            values = re.findall(rf"constexpr \w+ (?:[^;]*?, )?{constant} = (\d+)", text + constants)
+
+        def number_of(constant: str, name: str = name) -> int:
+            """The value of a launch bound: a number, or a constant that one defines."""
+            if constant.isdigit():
+                return int(constant)
+            plain = re.escape(constant.rpartition("::")[2])
+            values = re.findall(rf"constexpr \w+ (?:[^;]*?, )?{plain} = (\d+)", text + constants)
             if not values:
-                raise ValueError(f"{name}: {threads} is no constant with a number for its value")
-            threads = values[0]
+                raise ValueError(f"{name}: {constant} is no constant with a number for its value")
+            return int(values[0])
+
         for m in beside:
             if m[1] != "budget":
                 continue
@@ -116,7 +121,15 @@ def budgets_of(text: str, constants: str = "") -> list[Budget]:
             arguments = m[2] or ""
             sass = [s[3] for s in beside if s[1] == "sass" and (s[2] or "") in ("", arguments)]
             names = tuple(part.strip() for part in ",".join(sass).split(",") if part.strip())
-            found.append(Budget(name, arguments, int(threads), *map(int, numbers.groups()), names))
+            found.append(
+                Budget(
+                    name,
+                    arguments,
+                    int(numbers[1] or number_of(threads)),
+                    *map(int, numbers.groups()[1:]),
+                    names,
+                )
+            )
     return found
 
 
