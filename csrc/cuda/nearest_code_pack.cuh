@@ -35,7 +35,7 @@ struct PackedRows {
     bool cosine;
 };
 
-// budget: threads <= 128, registers <= 64, shared <= 256, blocks >= 16
+// budget: threads <= 64, registers <= 64, shared <= 256, blocks >= 16
 template <class Source>
 __global__ void __launch_bounds__(nearest_code_pack_threads, 16)
     nearest_code_pack_kernel(const Source source, const PackedRows p) {
