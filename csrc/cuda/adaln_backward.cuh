@@ -144,9 +144,9 @@ __global__ void __launch_bounds__(adaln_any_threads, 3)
 }
 
 // Adds up the chunks: blocks have 32 neighbouring ones of all columns, (B, vectors, C).
-// budget: registers <= 32, shared <= 2048, blocks >= 4
+// budget: registers <= 32, shared <= 2048, blocks >= 3
 template <class T>
-__global__ void __launch_bounds__(sum_columns_threads, 4) adaln_add_kernel(const AdalnBackwardParams p) {
+__global__ void __launch_bounds__(sum_columns_threads, 3) adaln_add_kernel(const AdalnBackwardParams p) {
     const int64_t width = (p.gate.data == nullptr ? 2 : 3) * p.channels;
     const int64_t column = static_cast<int64_t>(blockIdx.x) * 32 + threadIdx.x % 32;
     const int64_t b = column / width, i = column % width;

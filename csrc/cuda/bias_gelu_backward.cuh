@@ -61,9 +61,9 @@ __global__ void __launch_bounds__(bias_gelu_threads, 4)
     p.scratch[place.chunk * p.channels + column] = total;
 }
 
-// budget: registers <= 32, shared <= 2048, blocks >= 4
+// budget: registers <= 32, shared <= 2048, blocks >= 3
 template <class T>
-__global__ void __launch_bounds__(sum_columns_threads, 4) bias_gelu_add_kernel(const BiasGeluParams p) {
+__global__ void __launch_bounds__(sum_columns_threads, 3) bias_gelu_add_kernel(const BiasGeluParams p) {
     const int64_t column = static_cast<int64_t>(blockIdx.x) * 32 + threadIdx.x % 32;
     const bool here = column < p.channels;  // mask
     float* const shared = reinterpret_cast<float*>(ptx::shared_memory());

@@ -56,9 +56,9 @@ __global__ void __launch_bounds__(group_norm_silu_threads, 4)
 }
 
 // Gradients of weight and bias, from the same sums.
-// budget: registers <= 32, shared <= 2048, blocks >= 4
+// budget: registers <= 32, shared <= 2048, blocks >= 3
 template <class T>
-__global__ void __launch_bounds__(sum_columns_threads, 4)
+__global__ void __launch_bounds__(sum_columns_threads, 3)
     group_norm_silu_add_kernel(const GroupNormSiluParams p) {
     const int64_t column = static_cast<int64_t>(blockIdx.x) * 32 + threadIdx.x % 32;
     const bool here = column < 2 * p.channels;  // mask

@@ -64,9 +64,9 @@ struct TokenStore {
 constexpr unsigned quantize_threads = 256;
 
 // to += from, or = from.
-// budget: registers <= 32, shared <= 0, blocks >= 8
+// budget: registers <= 32, shared <= 0, blocks >= 6
 template <bool adds>
-__global__ void __launch_bounds__(quantize_threads, 8)
+__global__ void __launch_bounds__(quantize_threads, 6)
     residual_quantize_sum_kernel(float* to, const float* from, int64_t count) {
     const int64_t i = static_cast<int64_t>(blockIdx.x) * quantize_threads + threadIdx.x;
     const bool here = i < count;  // mask
@@ -74,9 +74,9 @@ __global__ void __launch_bounds__(quantize_threads, 8)
 }
 
 // The gradients of convolutions that no scale takes.
-// budget: registers <= 16, shared <= 0, blocks >= 8
+// budget: registers <= 16, shared <= 0, blocks >= 6
 template <bool>
-__global__ void __launch_bounds__(quantize_threads, 8)
+__global__ void __launch_bounds__(quantize_threads, 6)
     residual_quantize_clear_kernel(float* to, int64_t count) {
     const int64_t i = static_cast<int64_t>(blockIdx.x) * quantize_threads + threadIdx.x;
     const bool here = i < count;  // mask

@@ -147,9 +147,9 @@ __global__ void __launch_bounds__(phi_threads, 2)
 
 // The parts into gradients, times `ratio`: a warp each eighth part of 32 neighbours, then over the warps.
 // Either gradient may be null.
-// budget: registers <= 32, shared <= 1024, blocks >= 8
+// budget: registers <= 32, shared <= 1024, blocks >= 6
 template <bool adds>
-__global__ void __launch_bounds__(phi_threads, 8)
+__global__ void __launch_bounds__(phi_threads, 6)
     residual_step_add_kernel(const float* sums, int parts, int64_t of_weight, int64_t of_bias, float ratio,
                              float* grad_weight, float* grad_bias) {
     const int64_t column = static_cast<int64_t>(blockIdx.x) * 32 + threadIdx.x % 32,

@@ -10,6 +10,7 @@ import torch
 from torch._subclasses import FakeTensorMode
 
 from tests.cuda.conftest import Gpu
+from tests.emulator import emulation
 from tests.emulator.emulation import emulator
 from var_ext import _C, ScaleSchedule, backend, ops
 from var_ext.ops import _native
@@ -39,20 +40,19 @@ def test_kernels_are_launched_on_the_current_stream(monkeypatch: pytest.MonkeyPa
 @built
 def test_fakes_on_cuda() -> None:
     """Shapes, dtypes and devices without a GPU: what torch.compile and meta-programs see."""
+    real = call_all(example(Gpu("emulated")), backward=False)  # on the CPU's kernels
     with FakeTensorMode():
-        qkv = torch.empty(2, 5, 3, 4, 64, device="cuda", dtype=torch.bfloat16)
-        bias, scale = qkv.new_empty(4, 64), qkv.new_empty(4)
-        q, k, v = ops.qk_norm(qkv, bias, bias, scale)
-        out, lse = torch.ops.var_ext.block_causal_attention(q, k, v, [1, 2], 1.0)
-        cache = qkv.new_empty(2, 9, 4, 64)
-        cached = ops.cached_attention(
-            ops.qk_norm(qkv, bias, bias, cache=(cache, cache), offset=2), cache, cache, 7
-        )
-        for tensor in (q, k, v, out, cached):
-            assert tensor.device.type == "cuda"
-            assert tensor.dtype == torch.bfloat16
-            assert tensor.shape == (2, 5, 4, 64)
-        assert (lse.device.type, lse.dtype, lse.shape) == ("cuda", torch.float32, (2, 4, 5))
+        given = {
+            name: torch.empty(t.shape, dtype=t.dtype, device="cuda")
+            for name, t in example(Gpu("emulated")).items()
+        }
+        for fake, one in zip(call_all(given, backward=False), real, strict=True):
+            assert fake.device.type == "cuda"
+            assert (fake.shape, fake.dtype, fake.stride()) == (one.shape, one.dtype, one.stride())
+        qkv, bias = given["qkv"], given["bias"]
+        cache = qkv.new_empty(2, 9, 2, 64)
+        q = ops.qk_norm(qkv, bias, bias, cache=(cache, cache), offset=2)
+        assert (q.shape, q.device.type) == ((2, 5, 2, 64), "cuda")  # type: ignore[union-attr]
 
 
 def test_mixed_devices_are_refused() -> None:
@@ -78,27 +78,66 @@ def test_an_unknown_device_is_an_error() -> None:
         emulator().CudaStream(1, 0).cached_attention(view(q), view(q), view(q), view(q.clone()), 5, 1.0)
 
 
-def call_all(qkv: torch.Tensor, bias: torch.Tensor, scale: torch.Tensor) -> list[torch.Tensor]:
-    """Every CUDA op, forward and backward."""
-    qkv = qkv.detach().requires_grad_()
-    q, k, v = ops.qk_norm(qkv, bias, bias, scale)
-    out = ops.block_causal_attention(q, k, v, SCHEDULE)
-    (grad,) = torch.autograd.grad(out.float().square().sum(), qkv)
-    cached = ops.cached_attention(q.detach(), k.detach(), v.detach(), 5)
-    return [out.detach(), grad, cached]
+def call_all(given: dict[str, torch.Tensor], backward: bool = True) -> list[torch.Tensor]:
+    """Every op, forward and where there is one backward."""
+    leaves = {name: t.detach().requires_grad_(backward) for name, t in given.items() if t.is_floating_point()}
+    qkv, bias, x, image, codebook = (leaves[name] for name in ("qkv", "bias", "x", "image", "codebook"))
+    q, k, v = ops.qk_norm(qkv, bias, bias, leaves["log_scale"])
+    rows, _ = ops.adaln(x, x.select(1, 0), x.select(1, 1), branch=x, gate=x.select(1, 2))
+    tokens, f_hat, scales = ops.residual_quantize(
+        image,
+        codebook,
+        leaves["phi"].unsqueeze(0),
+        leaves["phi_bias"].unsqueeze(0),
+        (0, 0),
+        SCHEDULE,
+        per_scale=True,
+    )
+    assert scales is not None
+    new, pooled = ops.residual_step(
+        image, image.narrow(2, 0, 1).narrow(3, 0, 1), leaves["phi"], leaves["phi_bias"], next_size=1
+    )
+    outputs = [
+        ops.block_causal_attention(q, k, v, SCHEDULE),
+        rows,
+        ops.bias_gelu(x, leaves["channels"]),
+        ops.group_norm_silu(image, leaves["phi_bias"], leaves["phi_bias"], groups=2),
+        ops.area_downsample(image, 1),
+        ops.bicubic_upsample(image, 3),
+        f_hat,
+        scales,
+        new,
+        pooled,
+    ]
+    grads: tuple[torch.Tensor, ...] = ()
+    if backward:
+        loss = torch.stack([t.float().square().sum() for t in outputs]).sum()
+        grads = torch.autograd.grad(loss, list(leaves.values()))
+    drawn = [
+        tokens,
+        ops.cached_attention(q.detach(), k.detach(), v.detach(), 5),
+        ops.nearest_code(image.detach().permute(0, 2, 3, 1), codebook.detach()),
+        ops.sample_tokens(x.detach(), given["seeds"], scale_index=1, top_k=5, top_p=0.5),
+    ]
+    return [t.detach() for t in (*outputs, *grads, *drawn)]
 
 
-def example(gpu: Gpu) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    given = torch.randn(2, 5, 3, 2, 64), torch.randn(2, 64), torch.randn(2)
-    return tuple(gpu(t.bfloat16()) for t in given)  # type: ignore[return-value]
+def example(gpu: Gpu) -> dict[str, torch.Tensor]:
+    made = dict(qkv=(2, 5, 3, 2, 64), bias=(2, 64), log_scale=(2,), x=(2, 5, 16), channels=(16,))
+    given = {name: gpu(torch.randn(shape).bfloat16()) for name, shape in made.items()}
+    full = dict(image=(2, 8, 2, 2), codebook=(12, 8), phi=(8, 8, 3, 3), phi_bias=(8,))  # the quantizer's
+    given |= {name: gpu(torch.randn(shape)) for name, shape in full.items()}
+    return {**given, "seeds": gpu(torch.arange(2))}
 
 
 def test_all_ops_launch_kernels(gpu: Gpu) -> None:
     if gpu.level != "emulated":
         pytest.skip("the emulator counts launches")
-    before = emulator().launches()
-    call_all(*example(gpu))
-    assert emulator().launches() - before >= 6
+    emulation.Stream.called.clear()
+    call_all(example(gpu))
+    methods = {name for name in vars(emulator().CudaStream) if not name.startswith("_")}
+    assert emulation.Stream.called == methods
+    assert set(backend.CATALOGUE) <= methods
 
 
 def test_in_a_cuda_graph(gpu: Gpu) -> None:
@@ -109,15 +148,15 @@ def test_in_a_cuda_graph(gpu: Gpu) -> None:
     side = torch.cuda.Stream()
     side.wait_stream(torch.cuda.current_stream())
     with torch.cuda.stream(side):
-        call_all(*given)
+        call_all(given)
     torch.cuda.current_stream().wait_stream(side)
     graph = torch.cuda.CUDAGraph()
     with torch.cuda.graph(graph):
-        captured = call_all(*given)
-    with torch.no_grad():
-        given[0].copy_(torch.randn_like(given[0]))
+        captured = call_all(given)
+    for name in ("qkv", "x", "image"):
+        given[name].copy_(torch.randn_like(given[name]))
     graph.replay()
-    for result, expected in zip(captured, call_all(*given), strict=True):
+    for result, expected in zip(captured, call_all(given), strict=True):
         assert torch.equal(result, expected)
 
 
@@ -125,7 +164,7 @@ def test_registration(gpu: Gpu) -> None:
     if gpu.level != "hardware":
         pytest.skip("on the CPU's tensors this is a test of the CPU kernels, in tests/ops")
     pytest.importorskip("expecttest", reason="torch.library.opcheck needs expecttest")
-    qkv, bias, scale = example(gpu)
+    qkv, bias, scale = (example(gpu)[name] for name in ("qkv", "bias", "log_scale"))
     q, k, v = (t.clone().requires_grad_() for t in qkv.unbind(2))
     torch.library.opcheck(torch.ops.var_ext.block_causal_attention, (q, k, v, [1, 2], 1.0))
     torch.library.opcheck(torch.ops.var_ext.cached_attention, (q.detach(), k.detach(), v.detach(), 5, 1.0))

@@ -10,7 +10,7 @@ import sys
 from collections.abc import Callable
 from functools import cache
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 from tests.build.tools import ROOT, SEARCH, tool
 from var_ext import _C
@@ -61,11 +61,14 @@ def emulator() -> Any:
 class Stream:
     """Stands for `_C.CudaStream`: tells the machine which memory belongs to a call, and launches."""
 
+    called: ClassVar[set[str]] = set()  # kernels so far
+
     def __getattr__(self, kernel: str) -> Callable[..., None]:
         launch = getattr(emulator().CudaStream(0, 0), kernel)
 
         def call(*given: Any, **named: Any) -> None:
             views = [v for v in (*given, *named.values()) if isinstance(v, _C.TensorView)]
+            self.called.add(kernel)
             emulator().begin(kernel, [extent(view) for view in views])
             launch(*given, **named)
 
