@@ -19,11 +19,11 @@ from tables import duration, markdown  # noqa: E402
 TITLE = "# On GPUs"
 NONE = """No result yet: `make gpu` on a machine with a GPU leaves one in `benchmarks/results/`. How fast the ops are
 on a GPU, nobody has measured."""
-HEAD = """A file in `benchmarks/results/` for each chip and commit, by `make gpu`; here the newest of each chip. A time is
-that of the GPU alone, from a replayed CUDA graph, where the calls can be captured; otherwise (*) that of a call
-among many from Python. "of ceiling" is the time that the bytes and FLOPs the op needs would take at the copy
-and product rates of the same run, over the time taken; "on an H100" is that time at 3.0 TB/s, 800 TFLOP/s in 16
-bits and 60 in fp32."""
+HEAD = """A file in `benchmarks/results/` for each chip and commit, by `make gpu`; here the newest of each chip. A
+time is that of the GPU alone, from a replayed CUDA graph, where the calls can be captured; otherwise (*)
+that of a call among many from Python. "of ceiling" is the time that the bytes and FLOPs the op needs would
+take at the copy and product rates of the same run, over the time taken; "on an H100" is that time at 3.0
+TB/s, 800 TFLOP/s in 16 bits and 60 in fp32."""
 STEPS = ("build", "tests", "races", "memcheck", "racecheck", "initcheck")
 
 
