@@ -213,6 +213,14 @@ def test_a_sanitizer_must_have_looked(
     assert gpu.sanitize("memcheck")["ok"] == ok
 
 
+def test_a_step_is_stopped_with_its_children(gpu: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)  # a GPU brings limits of its own
+    monkeypatch.setattr(gpu, "DRY", 1.0)
+    step = gpu.run("build", ["sh", "-c", "echo begun; sleep 60 & wait"])
+    assert (step["ok"], step["status"], step["end"]) == (False, "stopped after 1 s", "begun\n")
+    assert gpu.run("build", ["/no/such/program"])["ok"] is False
+
+
 def test_the_page_of_gpus(gpu: Any, tmp_path: Path) -> None:
     """The newest result of a chip; none claims nothing."""
 
