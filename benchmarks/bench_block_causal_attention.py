@@ -34,13 +34,13 @@ GPU_SHAPES = {
         batch=batch, heads=heads, dim=64, patch_nums=scales, dtype=kind, training=way != "forward"
     )
     for dtype, kind in (("bf16", torch.bfloat16), ("fp16", torch.float16), ("fp32", torch.float32))
-    for way in ("forward", "forward + backward")
     for batch, scales, heads in (
         (32, SCALES_256, 16),  # d16, 512 heads in all
         (16, SCALES_256, 16),  # eight images with guidance
         (16, SCALES_256, 30),  # d30
         (8, SCALES_512, 16),
     )
+    for way in ("forward", "forward + backward")
     if dtype == "bf16" or (batch == 32 and (dtype == "fp16" or way == "forward"))
 }
 SMOKE = dict(batch=1, heads=2, dim=16, patch_nums=(1, 2, 3), dtype=torch.float32, training=False)

@@ -1,194 +1,356 @@
 """Times the ops on a GPU: each benchmark file that gives `GPU_SHAPES`, shape by shape, its competitors in turn.
 
-    python benchmarks/gpu_races.py --out races.json [--only adaln] [--seconds 240]
-    python benchmarks/gpu_races.py --plan
+    python benchmarks/gpu_races.py --out races.json [--only adaln] [--seconds 200]
+    python benchmarks/gpu_races.py --plan       # nothing is timed: what would run, and what an H100 could not beat
+    python benchmarks/gpu_races.py --smoke --out races.json     # each file's smallest shape, on the CPU: the wiring
 
-`make gpu` calls this. A figure is the median over laps of the median of a lap, in seconds on the GPU's own clock;
-before each call a write over the L2 cache. Every competitor is checked against the reference first. `--plan` times
-nothing: what would run, with the time that an H100 could not beat.
+`make gpu` calls this. Every competitor is checked against the reference first; a figure is the median over laps, on the
+GPU's own clock. Two of each: "call", one of many calls from Python, launches included; "graph", the same calls replayed
+from a CUDA graph where one can be captured, the GPU's time alone. Sets of inputs that would stay in the L2 cache take
+turns with others.
 """
 
 from __future__ import annotations
 
 import argparse
+import gc
 import importlib
 import json
+import math
+import os
 import sys
 import time
+from collections import defaultdict
 from collections.abc import Callable, Iterator
+from contextlib import nullcontext
+from importlib.util import find_spec
 from pathlib import Path
 from statistics import median
 from types import ModuleType
 from typing import Any
 
-sys.path.insert(0, str(Path(__file__).parent))
-
-import contest as contests
 import torch
-from torch._subclasses import FakeTensorMode
 
-from var_ext import _C, backend
+HERE = Path(__file__).resolve().parent
+sys.path.insert(0, str(HERE))
 
-HERE = Path(__file__).parent
+import contest as contests  # noqa: E402
+from contest import Contest  # noqa: E402
+
+from var_ext import _C, backend  # noqa: E402
+
+FIRST = ("block_causal_attention", "cached_attention", "qk_norm")  # should time run out
 # What the plan counts with, of an H100: bytes and products a second. The report has those that were measured.
 H100 = {"copy": 3.0e12, "bf16": 800e12, "fp16": 800e12, "fp32": 60e12}
-LAPS, LAP_SECONDS, LEAST_CALLS = 3, 0.03, 5
-WITH_COMPILER = 2  # shapes of a file for which competitors wait for a compiler: tens of seconds each
-FIRST = ("block_causal_attention", "cached_attention", "qk_norm")  # should time run out
+COMPILING = (
+    12.0  # seconds that a file's competitors may wait for a compiler; then the others go on without them
+)
+LAP = 4e-3  # seconds of work a competitor has in a lap, as far as it goes
+COPIES = 48  # sets of inputs at most
 
 
-def modules(only: str = "") -> list[ModuleType]:
-    """The benchmark files that run on a GPU."""
-    names = sorted(path.stem for path in HERE.glob("bench_*.py"))
-    names.sort(key=lambda name: name.removeprefix("bench_") not in FIRST)
-    found = [importlib.import_module(name) for name in names if only in name]
-    return [module for module in found if hasattr(module, "GPU_SHAPES")]
-
-
-def op_of(module: ModuleType) -> str:
-    return module.__name__.removeprefix("bench_")
+def files(only: str) -> dict[str, ModuleType]:
+    """Op -> its benchmark file, for those that run on a GPU and have `only` in their names."""
+    names = [path.stem.removeprefix("bench_") for path in HERE.glob("bench_*.py") if only in path.stem]
+    names.sort(key=lambda name: (FIRST.index(name) if name in FIRST else len(FIRST), name))
+    modules = {name: importlib.import_module(f"bench_{name}") for name in names}
+    return {name: module for name, module in modules.items() if hasattr(module, "GPU_SHAPES")}
 
 
 def dtype_of(shape: str) -> str:
+    """The dtype in a shape's name."""
     return next((name for name in ("bf16", "fp16") if name in shape), "fp32")
 
 
-def least_seconds(contest: contests.Contest, shape: str, ceilings: dict[str, float]) -> float:
-    """The larger of the times that the bytes and the products take at best."""
-    return max(contest.bytes / ceilings["copy"], contest.flops / ceilings[dtype_of(shape)])
+def least(contest: Contest, shape: str, limits: dict[str, float]) -> float:
+    """Seconds that the op's bytes and FLOPs take at these rates, whichever is more."""
+    return max(contest.bytes / limits["copy"], contest.flops / limits[dtype_of(shape)])
 
 
-def measured_ceilings() -> dict[str, float]:
-    """Bytes a second of a large copy, read and written; operations a second of a large product."""
-    source = torch.empty(2**28, device="cuda")
-    target = torch.empty_like(source)
-    ceilings = {"copy": 2 * contests.nbytes(source) / timed(lambda: target.copy_(source), None)}
-    for name, dtype, side in (
-        ("bf16", torch.bfloat16, 8192),
-        ("fp16", torch.float16, 8192),
-        ("fp32", torch.float32, 4096),
-    ):
-        a, b = torch.randn(2, side, side, device="cuda").to(dtype)
-        ceilings[name] = 2 * side**3 / timed(lambda a=a, b=b: a @ b, None)  # type: ignore[misc]
-    return ceilings
+def build(module: ModuleType, arguments: dict[str, Any], device: str, seed: int = 0) -> Contest:
+    torch.manual_seed(seed)
+    with torch.device(device):
+        built: Contest = module.contest(**arguments)
+    return built
 
 
-def timed(call: Callable[[], Any], cache: torch.Tensor | None) -> float:
-    """The median time of a call on the GPU, in seconds. The host runs ahead while `cache` is written."""
-    times: list[float] = []
-    begin = time.perf_counter()
-    while len(times) < LEAST_CALLS or time.perf_counter() - begin < LAP_SECONDS:
+def counts(op: str, shape: str, contest: Contest) -> dict[str, Any]:
+    """What is known of a shape before anything is timed."""
+    return {
+        "op": op,
+        "shape": shape,
+        "dtype": dtype_of(shape),
+        "bytes": contest.bytes,
+        "flops": contest.flops,
+        "launches": contest.launches,
+        "roofline_us": least(contest, shape, H100) * 1e6,
+    }
+
+
+def plan(only: str) -> Iterator[dict[str, Any]]:
+    """Every shape, built of tensors that have no memory."""
+    for op, module in files(only).items():
+        for shape, arguments in module.GPU_SHAPES.items():
+            contest = build(module, arguments, "meta")
+            yield {**counts(op, shape, contest), "competitors": list(contest.competitors)}
+
+
+def show_plan(only: str) -> None:
+    for row in plan(only):
+        size = f"{row['bytes'] / 1e6:.1f} MB, {row['flops'] / 1e9:.1f} GFLOP"
+        least = f"{row['launches'] or '?'} launches, {row['roofline_us']:.1f} us at least on an H100"
+        print(f"{row['op']}, {row['shape']}: {size}, {least}; {', '.join(row['competitors'])}")
+
+
+class Cpu:
+    """The clock of the smoke run: what it reads means nothing, but every line of the race has run."""
+
+    cache = 0
+
+    def stream(self) -> Any:
+        return nullcontext()
+
+    def time(self, calls: list[Callable[[], Any]], rounds: int) -> float:
+        start = time.perf_counter()
+        for _ in range(rounds):
+            for call in calls:
+                call()
+        return (time.perf_counter() - start) / (rounds * len(calls))
+
+    def capture(self, calls: list[Callable[[], Any]]) -> Callable[[], Any]:
+        return lambda: [call() for call in calls]
+
+    def settle(self) -> None:
+        """Wait for all work; raises what went wrong in it."""
+
+    def clear(self) -> None:
+        """Let go of what a shape needed. Nothing is collected in between: a capture must not free another graph."""
+        gc.collect()
+
+
+class Gpu(Cpu):
+    """CUDA events around calls on a stream of the race's own: kernels on any other stream would show as errors."""
+
+    def __init__(self) -> None:
+        self.own = torch.cuda.Stream()
+        self.cache = torch.cuda.get_device_properties(0).L2_cache_size
+
+    def stream(self) -> Any:
+        return torch.cuda.stream(self.own)
+
+    def time(self, calls: list[Callable[[], Any]], rounds: int) -> float:
         start, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
-        if cache is not None:
-            cache.zero_()
         start.record()
-        call()
+        for _ in range(rounds):
+            for call in calls:
+                call()
         end.record()
         end.synchronize()
-        times.append(start.elapsed_time(end) / 1e3)
-    return median(times)
+        return start.elapsed_time(end) / 1e3 / (rounds * len(calls))
+
+    def capture(self, calls: list[Callable[[], Any]]) -> Callable[[], Any]:
+        torch.cuda.synchronize()
+        graph = torch.cuda.CUDAGraph()
+        graph.capture_begin()  # on the stream of the race; `torch.cuda.graph` would empty the allocator each time
+        try:
+            for call in calls:
+                call()
+        finally:
+            graph.capture_end()
+        return graph.replay
+
+    def settle(self) -> None:
+        torch.cuda.synchronize()
+
+    def clear(self) -> None:
+        self.settle()
+        super().clear()
+        torch.cuda.empty_cache()
 
 
-def entrants(module: ModuleType, index: int, contest: contests.Contest) -> list[str]:
-    """Competitors of a shape: those that need a compiler take part in the first shapes only."""
-    return [name for name in contest.competitors if name not in contests.COMPILED or index < WITH_COMPILER]
+def ceilings(clock: Cpu, device: str, size: int, side: int) -> dict[str, float]:
+    """Bytes a second of a large copy, FLOP a second of large products, on random numbers."""
+    source = torch.randn(size // 4, device=device)
+    target = torch.empty_like(source)
+
+    def best(call: Callable[[], Any]) -> float:
+        clock.time([call], 2)
+        return median(clock.time([call], 3) for _ in range(contests.LAPS))
+
+    found = {"copy": 2 * size / best(lambda: target.copy_(source))}
+    for name, dtype in (("bf16", torch.bfloat16), ("fp16", torch.float16), ("fp32", torch.float32)):
+        a, b = torch.randn(2, side, side, device=device).to(dtype)
+        found[name] = 2 * side**3 / best(lambda a=a, b=b: torch.mm(a, b))  # type: ignore[misc]
+    return found
 
 
-def race(module: ModuleType, index: int, shape: str, cache: torch.Tensor) -> dict[str, Any]:
-    torch.manual_seed(0)
-    with torch.device("cuda"):
-        contest = module.contest(**module.GPU_SHAPES[shape])
-        laps: dict[str, list[float]] = {}
-        failed: dict[str, str] = {}
-        for name in entrants(module, index, contest):
+class Race:
+    """The rows of one run.
+
+    Args:
+        clock: times calls.
+        device: where the tensors lie.
+        limits: what `ceilings` found.
+    """
+
+    def __init__(self, clock: Cpu, device: str, limits: dict[str, float]) -> None:
+        self.clock, self.device, self.limits = clock, device, limits
+        self.rows: list[dict[str, Any]] = []
+        self.compiling: defaultdict[str, float] = defaultdict(float)  # op -> seconds that compilers took
+
+    def run(self, op: str, module: ModuleType, shape: str, arguments: dict[str, Any]) -> dict[str, Any]:
+        """Check and time all competitors of a shape, and keep the row."""
+        with self.clock.stream():
+            first = build(module, arguments, self.device)
+            row = {**counts(op, shape, first), "competitors": {}}
+            row["kernel"] = "native" if backend.use_native(op, self.device) else "reference"
+            row["least_us"] = least(first, shape, self.limits) * 1e6
+            copies = [first]
+            if 0 < first.bytes < 3 * self.clock.cache:
+                count = min(COPIES, math.ceil(3 * self.clock.cache / first.bytes))
+                copies += [build(module, arguments, self.device, seed) for seed in range(1, count)]
+            row["input_sets"] = len(copies)
+            entrants = {name: self.enter(op, copies, name) for name in first.competitors}
+            laps: dict[str, list[dict[str, float]]] = {name: [] for name in entrants}
+            for _ in range(contests.LAPS):
+                for name, entrant in entrants.items():
+                    if "error" not in entrant:
+                        laps[name].append(self.lap(entrant))
+        for name, entrant in entrants.items():
+            row["competitors"][name] = self.figures(first, entrant, laps[name], row["least_us"])
+        self.rows.append(row)
+        return row
+
+    def enter(self, op: str, copies: list[Contest], name: str) -> dict[str, Any]:
+        """Check a competitor, warm it up on all inputs, and capture it; what went wrong stands in "error"."""
+        if name in contests.COMPILED and self.compiling[op] > COMPILING:
+            return {"error": "left out: compiling took its time on shapes before"}
+        if name in contests.COMPILED and self.device == "cuda" and not find_spec("triton"):
+            return {"error": "left out: triton is not installed"}
+        calls = [contest.competitors[name] for contest in copies]
+        try:
+            begin = time.monotonic()
+            copies[0].verify(name)
+            self.compiling[op] += (time.monotonic() - begin) * (name in contests.COMPILED)
+            for call in calls:
+                call()
+            self.clock.settle()
+            once = max(self.clock.time(calls, 1), 1e-7)
+        except Exception as error:  # a competitor that fails is a result
+            return {"error": said(error)}
+        rounds = max(1, min(1000, round(LAP / once / len(calls))))
+        entrant: dict[str, Any] = {"calls": calls, "rounds": rounds}
+        try:
+            repeats = max(1, min(rounds, 64 // len(calls)))
+            replay = self.clock.capture(calls * repeats)
+            replay()
+            self.clock.settle()
+            entrant |= {"replay": replay, "replayed": repeats * len(calls)}
+        except Exception as error:
+            entrant["no graph"] = said(error)
+        return entrant
+
+    def lap(self, entrant: dict[str, Any]) -> dict[str, float]:
+        calls, rounds = entrant["calls"], entrant["rounds"]
+        times = {"call": self.clock.time(calls, rounds)}
+        if "replay" in entrant:
+            replays = max(1, rounds * len(calls) // entrant["replayed"])
+            times["graph"] = self.clock.time([entrant["replay"]], replays) / entrant["replayed"]
+        return times
+
+    def figures(
+        self, contest: Contest, entrant: dict[str, Any], laps: list[dict[str, float]], least_us: float
+    ) -> dict[str, Any]:
+        if "error" in entrant:
+            return {"error": entrant["error"]}
+        times = {key: [lap[key] for lap in laps] for key in laps[0]}
+        middle = {key: median(of_one) for key, of_one in times.items()}
+        seconds = middle.get("graph", middle["call"])
+        own = times["graph" if "graph" in times else "call"]
+        result = {
+            "call_us": middle["call"] * 1e6,
+            "graph_us": middle["graph"] * 1e6 if "graph" in middle else None,
+            "tflops": contest.flops / seconds / 1e12,
+            "gbps": contest.bytes / seconds / 1e9,
+            "of_ceiling": least_us / (seconds * 1e6),
+            "spread": (max(own) - min(own)) / median(own),
+        }
+        return result | ({"no_graph": entrant["no graph"]} if "no graph" in entrant else {})
+
+
+def said(error: Exception) -> str:
+    """An error in a line."""
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    return f"{type(error).__name__}: {' '.join(lines[:3])}"[:300]
+
+
+def measured(
+    race: Race, todo: list[tuple[str, ModuleType, str, dict[str, Any]]], seconds: float, out: Path
+) -> bool:
+    """Race shape by shape and write after each what is known; True if every shape was timed and var_ext was right."""
+    begin = time.monotonic()
+    left_out: dict[str, str] = {}
+    gc.disable()
+    lost = ""  # why the device takes no more work
+    for op, module, shape, arguments in todo:
+        name = f"{op}, {shape}"
+        if lost or time.monotonic() - begin > seconds:
+            left_out[name] = lost or f"no time left after {seconds:.0f} s"
+        else:
             try:
-                contest.verify(name)
-                laps[name] = []
-            except Exception as error:  # a competitor that does not run here is reported, not fatal
-                failed[name] = f"{type(error).__name__}: {error}"[:300]
-        for _ in range(LAPS):
-            for name, times in laps.items():
-                times.append(timed(contest.competitors[name], cache))
-    return dict(
-        op=op_of(module),
-        shape=shape,
-        dtype=dtype_of(shape),
-        seconds={name: median(times) for name, times in laps.items()},
-        spread={name: (max(times) - min(times)) / median(times) for name, times in laps.items()},
-        failed=failed,
-        bytes=contest.bytes,
-        flops=contest.flops,
-        launches=contest.launches,
-        kernel="native" if backend.use_native(op_of(module), "cuda") else "reference",
-    )
+                print(f"{name}: {line(race.run(op, module, shape, arguments))}", flush=True)
+            except Exception as error:
+                left_out[name] = said(error)
+                print(f"{name}: {left_out[name]}", flush=True)
+            try:
+                race.clock.clear()
+            except Exception as error:
+                lost = f"the device was lost: {said(error)}"
+        report = {"ceilings": race.limits, "rows": race.rows, "left_out": left_out, "build": _C.build_info()}
+        out.write_text(json.dumps(report, indent=1) + "\n", encoding="utf-8")
+    print(f"{len(race.rows)} shapes timed in {time.monotonic() - begin:.0f} s, {len(left_out)} left out")
+    return not left_out and not any("error" in row["competitors"]["var_ext"] for row in race.rows)
 
 
-def plan(only: str = "") -> Iterator[dict[str, Any]]:
-    """What would run, and its least time on an H100; nothing is computed."""
-    for module in modules(only):
-        for index, (shape, given) in enumerate(module.GPU_SHAPES.items()):
-            with FakeTensorMode(allow_non_fake_inputs=True):
-                contest = module.contest(**given)
-            yield dict(
-                op=op_of(module),
-                shape=shape,
-                competitors=entrants(module, index, contest),
-                bytes=contest.bytes,
-                flops=contest.flops,
-                launches=contest.launches,
-                least_on_h100=least_seconds(contest, shape, H100),
-            )
+def line(row: dict[str, Any]) -> str:
+    """A row in short: microseconds of each competitor."""
+    shown = {
+        name: figures.get("error") or f"{figures['graph_us'] or figures['call_us']:.1f}"
+        for name, figures in row["competitors"].items()
+    }
+    share = row["competitors"]["var_ext"].get("of_ceiling", 0)
+    return f"{', '.join(f'{name} {text}' for name, text in shown.items())} us; {share:.0%} of the ceiling"
 
 
-def run(only: str, seconds: float) -> dict[str, Any]:
-    """All races, as far as the time reaches: what was left out is named."""
-    begin, rows, left_out = time.perf_counter(), [], []
-    ceilings = measured_ceilings()
-    cache = torch.empty(2**26, device="cuda")  # 256 MB
-    for module in modules(only):
-        for index, shape in enumerate(module.GPU_SHAPES):
-            if time.perf_counter() - begin > seconds:
-                left_out.append(f"{op_of(module)}: {shape}")
-                continue
-            rows.append(race(module, index, shape, cache))
-            print(line(rows[-1], ceilings), flush=True)
-            torch.cuda.empty_cache()
-    return dict(ceilings=ceilings, rows=rows, left_out=left_out, build=_C.build_info())
-
-
-def line(row: dict[str, Any], ceilings: dict[str, float]) -> str:
-    times = ", ".join(f"{name} {t * 1e6:.1f}" for name, t in row["seconds"].items())
-    mine = row["seconds"].get("var_ext")
-    least = max(row["bytes"] / ceilings["copy"], row["flops"] / ceilings[row["dtype"]])
-    share = (
-        f"{least / mine:.0%} of the ceiling" if mine else f"var_ext failed: {row['failed'].get('var_ext')}"
-    )
-    return f"{row['op']}, {row['shape']}: {times} us; {share}"
-
-
-def main() -> None:
+def main() -> int:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--out", type=Path, help="the figures, as JSON")
     parser.add_argument("--only", default="", help="files whose names contain this")
-    parser.add_argument("--seconds", type=float, default=240.0, help="shapes after that are left out")
+    parser.add_argument("--seconds", type=float, default=200.0, help="shapes after that are left out")
     parser.add_argument("--plan", action="store_true")
+    parser.add_argument("--smoke", action="store_true")
     options = parser.parse_args()
     if options.plan:
-        for row in plan(options.only):
-            size = f"{row['bytes'] / 1e6:.1f} MB, {row['flops'] / 1e9:.1f} GFLOP"
-            least = (
-                f"{row['launches'] or '?'} launches, {row['least_on_h100'] * 1e6:.1f} us at least on an H100"
-            )
-            print(f"{row['op']}, {row['shape']}: {size}, {least}; {', '.join(row['competitors'])}")
-        return
-    if not torch.cuda.is_available():
+        show_plan(options.only)
+        return 0
+    out = options.out or Path(os.devnull)
+    modules = files(options.only)
+    if options.smoke:
+        contests.compile_backend = "eager"
+        clock = Cpu()
+        race = Race(clock, "cpu", ceilings(clock, "cpu", 1 << 16, 32))
+        todo = [(op, module, "smoke", module.SMOKE) for op, module in modules.items()]
+    elif torch.cuda.is_available():
+        clock = Gpu()
+        with clock.stream():
+            race = Race(clock, "cuda", ceilings(clock, "cuda", 1 << 30, 8192))
+        todo = [(op, m, shape, given) for op, m in modules.items() for shape, given in m.GPU_SHAPES.items()]
+    else:
         raise SystemExit("there is no GPU to race on; --plan shows what would run")
-    result = run(options.only, options.seconds)
-    if options.out:
-        options.out.write_text(json.dumps(result, indent=1), encoding="utf-8")
+    return 0 if measured(race, todo, options.seconds, out) else 1
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main())

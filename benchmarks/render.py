@@ -7,10 +7,16 @@ from __future__ import annotations
 
 import argparse
 import json
+import sys
 from collections import defaultdict
 from pathlib import Path
 from statistics import median, quantiles
 from typing import Any
+
+sys.path.insert(0, str(Path(__file__).resolve().parent))
+
+import gpu_page
+from tables import duration, markdown
 
 COPY, PRODUCT = "copy of 256 MiB", "{} product of 2048 x 2048"
 PRODUCTS = tuple(PRODUCT.format(dtype) for dtype in ("fp32", "bf16"))
@@ -102,21 +108,6 @@ class Results:
         return markdown(["", "var_ext, images/s", "reference, images/s", "a call", "x reference"], rows)
 
 
-def duration(seconds: float) -> str:
-    """Three digits and a unit."""
-    for unit, factor in (("s", 1.0), ("ms", 1e3), ("µs", 1e6)):
-        if seconds * factor >= 1 or unit == "µs":
-            value = seconds * factor
-            return f"{value:.{max(0, 2 - len(str(int(value))) + 1)}f} {unit}"
-    raise AssertionError("unreachable: the last unit takes all")
-
-
-def markdown(columns: list[str], rows: list[list[str]]) -> str:
-    """A table, numbers to the right."""
-    rule = ["---", *("---:" for _ in columns[1:])]
-    return "\n".join("| " + " | ".join(row) + " |" for row in (columns, rule, *rows))
-
-
 def facts(report: dict[str, Any], results: Results) -> str:
     """What was measured, on what, with what."""
     machine, commit = report["machine_info"], report["commit_info"]
@@ -157,7 +148,7 @@ def render(report: dict[str, Any], command: str = "make bench") -> str:
     for op in sorted(set(results.seconds) - set(END_TO_END)):
         kernel = next(info["kernel"] for (name, _), info in results.info.items() if name == op)
         parts.append(f"## {op}\n\n{KERNEL[kernel]}\n\n{results.table(op)}\n")
-    return "\n".join(parts)
+    return "\n".join([*parts, gpu_page.section()])
 
 
 def main() -> None:

@@ -46,6 +46,7 @@ SHARED = {
         "contest",
         "gpu",
         "render",
+        "tables",
         "bench_limits",
         "bench_sampling",
         "bench_threads",

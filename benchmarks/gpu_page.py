@@ -1,0 +1,141 @@
+"""The part of RESULTS.md that tells of GPUs, from the files that `make gpu` left in benchmarks/results.
+
+python benchmarks/gpu_page.py                       # writes that part of benchmarks/RESULTS.md anew
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+HERE = Path(__file__).resolve().parent
+sys.path.insert(0, str(HERE))
+
+from tables import duration, markdown  # noqa: E402
+
+TITLE = "# On GPUs"
+NONE = """No result yet: `make gpu` on a machine with a GPU leaves one in `benchmarks/results/`. How fast the ops are
+on a GPU, nobody has measured."""
+HEAD = """A file in `benchmarks/results/` for each chip and commit, by `make gpu`; here the newest of each chip. A
+time is that of the GPU alone, from a replayed CUDA graph, where the calls can be captured; otherwise (*)
+that of a call among many from Python. "of ceiling" is the time that the bytes and FLOPs the op needs would
+take at the copy and product rates of the same run, over the time taken; "on an H100" is that time at 3.0
+TB/s, 800 TFLOP/s in 16 bits and 60 in fp32."""
+STEPS = ("build", "tests", "races", "memcheck", "racecheck", "initcheck")
+
+
+def newest(folder: Path) -> list[dict[str, Any]]:
+    """The last result of each chip."""
+    reports = [json.loads(path.read_text(encoding="utf-8")) for path in sorted(folder.glob("*.json"))]
+    latest: dict[str, dict[str, Any]] = {}
+    for report in sorted(reports, key=lambda report: report["about"]["date"]):
+        latest[report["about"]["chip"]] = report
+    return list(latest.values())
+
+
+def step(report: Mapping[str, Any], name: str) -> str:
+    """What a step came to, in words."""
+    result = report.get(name)
+    if not result:
+        return "**not run**"
+    counts = f": {result['ran']} tests, {len(result['skipped'])} skipped" if "ran" in result else ""
+    found = f": {result['summary']}" if result.get("summary") else ""
+    if result["ok"]:
+        return f"passed in {result['seconds']:.0f} s{counts}{found}"
+    failures = "".join(f"; {name}" for name in result.get("failed", [])[:5])
+    return f"**failed** ({result['status']}){counts}{found}{failures}"
+
+
+def facts(report: Mapping[str, Any]) -> str:
+    about = report["about"]
+    changed = {True: " with uncommitted changes", False: "", None: ", changes unknown"}[about["dirty"]]
+    ceilings = report.get("races", {}).get("ceilings", {})
+    rates = ", ".join(
+        f"{rate / 1e12:.2f} TB/s copied" if name == "copy" else f"{rate / 1e12:.0f} TFLOP/s {name}"
+        for name, rate in ceilings.items()
+    )
+    rows = [
+        ["date", about["date"][:10]],
+        [
+            "versions",
+            f"driver {about['driver']}, CUDA {about['cuda']}, nvcc {about['nvcc']}, torch {about['torch']}",
+        ],
+        ["commit", f"`{(about['commit'] or 'unknown')[:12]}`{changed}; kernels {about['sources']}"],
+        ["ceilings", rates or "not measured"],
+        *([name, step(report, name)] for name in STEPS),
+    ]
+    return "\n".join(["| | |", "| --- | --- |", *(f"| {name} | {text} |" for name, text in rows)])
+
+
+def cell(figures: Mapping[str, Any] | None) -> str:
+    if figures is None or "error" in figures:
+        return ""
+    if figures["graph_us"] is None:
+        return f"{duration(figures['call_us'] / 1e6)} *"
+    return duration(figures["graph_us"] / 1e6)
+
+
+def table(rows: list[dict[str, Any]]) -> str:
+    """The rows of one op."""
+    names = list(dict.fromkeys(name for row in rows for name in row["competitors"]))
+    lines = []
+    for row in rows:
+        mine = row["competitors"]["var_ext"]
+        shown = [row["shape"], *(cell(row["competitors"].get(name)) for name in names)]
+        if "error" in mine:
+            lines.append([*shown, "", "", "", "", "failed"])
+            continue
+        times = {
+            name: figures["graph_us"] or figures["call_us"]
+            for name, figures in row["competitors"].items()
+            if "error" not in figures
+        }
+        best = min((time for name, time in times.items() if name != "var_ext"), default=None)
+        lines.append(
+            [
+                *shown,
+                f"{best / times['var_ext']:.2f}" if best else "",
+                f"{mine['gbps']:.0f}",
+                f"{mine['tflops']:.1f}" if row["flops"] else "",
+                duration(row["roofline_us"] / 1e6),
+                f"{mine['of_ceiling']:.0%}",
+            ]
+        )
+    return markdown(["shape", *names, "x best", "GB/s", "TFLOP/s", "on an H100", "of ceiling"], lines)
+
+
+def section(folder: Path = HERE / "results") -> str:
+    """All of it, the title included."""
+    reports = newest(folder)
+    if not reports:
+        return f"{TITLE}\n\n{NONE}\n"
+    parts = [TITLE, HEAD]
+    for report in reports:
+        parts += [f"## {report['about']['chip']}", facts(report)]
+        races = report.get("races", {})
+        rows = races.get("rows", [])
+        for op in dict.fromkeys(row["op"] for row in rows):
+            mine = [row for row in rows if row["op"] == op]
+            kernel = "" if mine[0]["kernel"] == "native" else "No CUDA kernel: plain PyTorch.\n\n"
+            parts.append(f"### {op}\n\n{kernel}{table(mine)}")
+        if left_out := races.get("left_out"):
+            parts.append("Left out:\n\n" + "\n".join(f"- {name}: {why}" for name, why in left_out.items()))
+    return "\n\n".join(parts) + "\n"
+
+
+def without(page: str) -> str:
+    """A page up to the part that tells of GPUs."""
+    return page.partition(f"\n{TITLE}\n")[0].rstrip("\n") + "\n"
+
+
+def main() -> None:
+    page = HERE / "RESULTS.md"
+    page.write_text(f"{without(page.read_text(encoding='utf-8'))}\n{section()}", encoding="utf-8")
+    print(f"wrote {page}")
+
+
+if __name__ == "__main__":
+    main()
