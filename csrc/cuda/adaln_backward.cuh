@@ -9,6 +9,7 @@ namespace var_ext::cuda {
 // Block (b, partial) leaves sums of grad_y n, grad_y and, with a residual, grad_x branch in scratch.
 // budget <float>: threads <= 640, registers <= 96, shared <= 512, blocks >= 1
 // budget: threads <= 320, registers <= 144, shared <= 512, blocks >= 1
+// sass: LDG.E.128, STG.E.128
 template <class T, bool residual>
 __global__ void __launch_bounds__(adaln_most_threads<T>, 1)
     adaln_backward_aligned_kernel(const AdalnBackwardParams p) {

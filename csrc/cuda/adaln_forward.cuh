@@ -11,6 +11,7 @@ namespace var_ext::cuda {
 // Three blocks fit where T has 16 bits, with half the threads.
 // budget <float>: threads <= 640, registers <= 64, shared <= 256, blocks >= 1
 // budget: threads <= 320, registers <= 64, shared <= 256, blocks >= 3
+// sass: LDG.E.128, STG.E.128
 template <class T, bool residual>
 __global__ void __launch_bounds__(adaln_most_threads<T>, sizeof(T) == 4 ? 1 : 3)
     adaln_aligned_kernel(const AdalnParams p, uint32_t chunks, uint32_t rows) {

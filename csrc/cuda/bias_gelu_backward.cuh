@@ -8,6 +8,8 @@ namespace var_ext::cuda {
 
 // Block (chunk, columns) leaves its sums in scratch.
 // budget: registers <= 64, shared <= 8192, blocks >= 4
+// sass <8>: LDG.E.128, STG.E.128
+// sass <float, 4>: LDG.E.128, STG.E.128
 template <class T, int N>
 __global__ void __launch_bounds__(bias_gelu_threads, 4)
     bias_gelu_backward_kernel(const BiasGeluParams p, uint32_t column_blocks) {

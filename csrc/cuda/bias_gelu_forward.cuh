@@ -10,6 +10,8 @@ constexpr uint32_t bias_gelu_chunk = bias_gelu_steps * bias_gelu_warps;  // rows
 
 // N: elements in 16 bytes, or 1 where rows do not fit those.
 // budget: registers <= 64, shared <= 0, blocks >= 4
+// sass <8>: LDG.E.128, STG.E.128
+// sass <float, 4>: LDG.E.128, STG.E.128
 template <class T, int N>
 __global__ void __launch_bounds__(bias_gelu_threads, 4)
     bias_gelu_kernel(const BiasGeluParams p, uint32_t column_blocks) {

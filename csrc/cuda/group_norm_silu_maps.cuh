@@ -34,6 +34,8 @@ __device__ void for_map(const GroupNormSiluParams& p, const MapPlace& place, con
 
 // Mean and sum of squares around it of a chunk: those of N pixels join those of a thread, then of the block.
 // budget: registers <= 64, shared <= 256, blocks >= 4
+// sass <8>: LDG.E.128
+// sass <float, 4>: LDG.E.128
 template <class T, int N>
 __global__ void __launch_bounds__(group_norm_silu_threads, 4)
     group_norm_silu_map_moments_kernel(const GroupNormSiluParams p) {
@@ -62,6 +64,8 @@ __global__ void __launch_bounds__(group_norm_silu_threads, 4)
 }
 
 // budget: registers <= 64, shared <= 0, blocks >= 4
+// sass <8>: LDG.E.128, STG.E.128
+// sass <float, 4>: LDG.E.128, STG.E.128
 template <class T, int N>
 __global__ void __launch_bounds__(group_norm_silu_threads, 4)
     group_norm_silu_maps_kernel(const GroupNormSiluParams p) {
@@ -75,6 +79,8 @@ __global__ void __launch_bounds__(group_norm_silu_threads, 4)
 }
 
 // budget: registers <= 80, shared <= 256, blocks >= 3
+// sass <8>: LDG.E.128
+// sass <float, 4>: LDG.E.128
 template <class T, int N>
 __global__ void __launch_bounds__(group_norm_silu_threads, 3)
     group_norm_silu_map_slopes_kernel(const GroupNormSiluParams p) {
@@ -93,6 +99,8 @@ __global__ void __launch_bounds__(group_norm_silu_threads, 3)
 }
 
 // budget: registers <= 80, shared <= 0, blocks >= 3
+// sass <8>: LDG.E.128, STG.E.128
+// sass <float, 4>: LDG.E.128, STG.E.128
 template <class T, int N>
 __global__ void __launch_bounds__(group_norm_silu_threads, 3)
     group_norm_silu_maps_backward_kernel(const GroupNormSiluParams p) {

@@ -76,6 +76,8 @@ __device__ float* share_pairs(const float (&first)[N], const float (&second)[N])
 
 // Mean and sum of squares around it of each channel of a chunk: Welford's update in a thread, then over rows.
 // budget: registers <= 80, shared <= 16384, blocks >= 3
+// sass <8>: LDG.E.128
+// sass <float, 4>: LDG.E.128
 template <class T, int N>
 __global__ void __launch_bounds__(group_norm_silu_threads, 3)
     group_norm_silu_row_moments_kernel(const GroupNormSiluParams p, uint32_t windows) {
@@ -109,6 +111,8 @@ __global__ void __launch_bounds__(group_norm_silu_threads, 3)
 }
 
 // budget: registers <= 80, shared <= 0, blocks >= 3
+// sass <8>: LDG.E.128, STG.E.128
+// sass <float, 4>: LDG.E.128, STG.E.128
 template <class T, int N>
 __global__ void __launch_bounds__(group_norm_silu_threads, 3)
     group_norm_silu_rows_kernel(const GroupNormSiluParams p, uint32_t windows) {
@@ -128,6 +132,8 @@ __global__ void __launch_bounds__(group_norm_silu_threads, 3)
 
 // Sums of slope * normed x and of slope of each channel of a chunk.
 // budget: registers <= 128, shared <= 16384, blocks >= 2
+// sass <8>: LDG.E.128
+// sass <float, 4>: LDG.E.128
 template <class T, int N>
 __global__ void __launch_bounds__(group_norm_silu_threads, 2)
     group_norm_silu_row_slopes_kernel(const GroupNormSiluParams p, uint32_t windows) {
@@ -157,6 +163,8 @@ __global__ void __launch_bounds__(group_norm_silu_threads, 2)
 }
 
 // budget: registers <= 128, shared <= 0, blocks >= 2
+// sass <8>: LDG.E.128, STG.E.128
+// sass <float, 4>: LDG.E.128, STG.E.128
 template <class T, int N>
 __global__ void __launch_bounds__(group_norm_silu_threads, 2)
     group_norm_silu_rows_backward_kernel(const GroupNormSiluParams p, uint32_t windows) {

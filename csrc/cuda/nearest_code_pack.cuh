@@ -36,6 +36,7 @@ struct PackedRows {
 };
 
 // budget: threads <= 64, registers <= 64, shared <= 256, blocks >= 16
+// sass: LDG.E.128, STG.E.128
 template <class Source>
 __global__ void __launch_bounds__(nearest_code_pack_threads, 16)
     nearest_code_pack_kernel(const Source source, const PackedRows p) {

@@ -43,6 +43,7 @@ __device__ inline void copy_rows(float* to, int stride, const float* from, int64
 }
 
 // budget: registers <= 168, shared <= 67584, blocks >= 2
+// sass: LDGSTS, LDS.128
 __global__ void __launch_bounds__(search_threads, 2) nearest_code_search_kernel(const CodeSearch p) {
     float* const shared = reinterpret_cast<float*>(ptx::shared_memory());
     const int width = search_width(p.channels_packed), stride = width + 4, memory_row = p.channels_packed + 4;

@@ -48,6 +48,7 @@ constexpr int sums_of_warp = 2 * 32 * per_lane<T> + 32;
 // As qk_norm_aligned_kernel: a warp takes as many heads as it has lanes for, the warps of a block every
 // eighth token of the chunk. Blocks are numbered with the heads first: neighbours read neighbouring memory.
 // budget: registers <= 80, shared <= 17408, blocks >= 3
+// sass: LDG.E.128, STG.E.128
 template <class T>
 __global__ void __launch_bounds__(qk_norm_threads, 3)
     qk_norm_backward_aligned_kernel(const QkNormBackwardParams p, uint32_t head_groups, int log_lanes) {

@@ -7,6 +7,7 @@ namespace var_ext::cuda {
 
 // Heads of 16 * 2^log_lanes bytes that begin at multiples of 16 bytes: a lane holds 16 bytes each of q, k, v.
 // budget: registers <= 40, shared <= 0, blocks >= 6
+// sass: LDG.E.128, STG.E.128
 template <class T>
 __global__ void __launch_bounds__(qk_norm_threads, 6)
     qk_norm_aligned_kernel(const QkNormParams p, uint32_t units, int log_lanes) {

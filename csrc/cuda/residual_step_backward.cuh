@@ -57,6 +57,7 @@ inline int64_t phi_weight_bytes(const PhiTiles& t) {
 
 // Sums of a part of all tiles into scratch: (parts, C C 9 + C). A warp has 4 outputs of 32 input channels.
 // budget: registers <= 128, shared <= 115712, blocks >= 1
+// sass: LDS.128, STS.128
 template <class Codes>
 __global__ void __launch_bounds__(phi_threads, 2)
     residual_step_weight_kernel(const Codes codes, const PhiGrid grad, PhiTiles t, int64_t tiles, int parts,

@@ -276,6 +276,7 @@ __device__ __forceinline__ void phi_add_chain(const PhiTiles& t, const float* co
 
 // finish(image, channel, y, x, phi) stores, and returns what windows are taken of.
 // budget: registers <= 128, shared <= 115712, blocks >= 1
+// sass: LDS.128, STS.128
 template <int outs, class Codes, class Finish>
 __global__ void __launch_bounds__(phi_threads, 2)
     residual_step_phi_kernel(const PhiParams p, const Codes codes, const Finish finish) {

@@ -45,6 +45,7 @@ __device__ void write_draw(const Row& row, uint32_t low, uint64_t target, BlockS
 
 // Four blocks of 256 threads, for V = 4096, fit a multiprocessor.
 // budget: registers <= 64, shared <= 512, blocks >= 1
+// sass: LDG.E.128
 template <class T, bool held>
 __global__ void __launch_bounds__(sample_threads, 1) sample_tokens_kernel(const SampleTokensParams p) {
     const uint32_t image = blockIdx.x / static_cast<uint32_t>(p.l);

@@ -49,10 +49,18 @@ class Budget:
     registers: int
     shared: int
     blocks: int
-    sass: tuple[str, ...]
+    sass: tuple[tuple[str, str], ...]  # template arguments as above, and an instruction
 
     def fits(self, arguments: str) -> bool:
-        return not self.arguments or f", {self.arguments}," in f", {arguments},"
+        return stands_in(self.arguments, arguments)
+
+    def instructions(self, arguments: str) -> list[str]:
+        """What the code of an instantiation must hold."""
+        return [name for held, name in self.sass if stands_in(held, arguments)]
+
+
+def stands_in(some: str, arguments: str) -> bool:
+    return not some or f", {some}," in f", {arguments},"
 
 
 @dataclass(frozen=True)
@@ -119,17 +127,14 @@ def budgets_of(text: str, constants: str = "") -> list[Budget]:
             if numbers is None:
                 raise ValueError(f"{name}: cannot read the budget {m[3]!r}")
             arguments = m[2] or ""
-            sass = [s[3] for s in beside if s[1] == "sass" and (s[2] or "") in ("", arguments)]
-            names = tuple(part.strip() for part in ",".join(sass).split(",") if part.strip())
-            found.append(
-                Budget(
-                    name,
-                    arguments,
-                    int(numbers[1] or number_of(threads)),
-                    *map(int, numbers.groups()[1:]),
-                    names,
-                )
+            sass = tuple(
+                (other[2] or "", part.strip())
+                for other in beside
+                if other[1] == "sass"
+                for part in other[3].split(",")
             )
+            bound = int(numbers[1] or number_of(threads))
+            found.append(Budget(name, arguments, bound, *map(int, numbers.groups()[1:]), sass))
     return found
 
 

@@ -49,7 +49,7 @@ class Gpu:
             emulation.emulator().multiprocessors(108)
 
     def conflicts(self) -> list[tuple[str, int, int]]:
-        """Bank conflicts since the test began, (source line, ways, times); the emulator counts them."""
+        """Bank conflicts since the test began: where the first was, ways, times; the emulator counts them."""
         return emulation.emulator().conflicts()
 
 

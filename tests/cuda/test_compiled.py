@@ -57,7 +57,7 @@ def test_instructions() -> None:
             there = code[kernel.symbol]
             assert "EXIT" in there, f"{kernel}: the disassembly cannot be read"
             budget = compiled.budget_for(kernel)
-            wanted = budget.sass if budget else ()
+            wanted = budget.instructions(kernel.arguments) if budget else []
             wrong += [
                 f"{kernel} on sm_{result.target}: no {name}"
                 for name in wanted
@@ -124,8 +124,11 @@ __global__ void __launch_bounds__(few, D == 32 ? 6 : 3)
 
 def test_reading_of_budgets() -> None:
     narrow, wide = compiled.budgets_of(SOURCE)
-    assert narrow == Budget("add_kernel", "float, 32", 64, 40, 0, 6, ("HMMA", "LDG.E.128", "FFMA"))
-    assert wide == Budget("add_kernel", "", 64, 80, 512, 3, ("HMMA", "LDG.E.128"))
+    sass = (("", "HMMA"), ("", "LDG.E.128"), ("float, 32", "FFMA"))
+    assert narrow == Budget("add_kernel", "float, 32", 64, 40, 0, 6, sass)
+    assert wide == Budget("add_kernel", "", 64, 80, 512, 3, sass)
+    assert narrow.instructions("float, 32") == ["HMMA", "LDG.E.128", "FFMA"]
+    assert wide.instructions("__half, 64") == ["HMMA", "LDG.E.128"]
     assert narrow.fits("float, 32")
     assert narrow.fits("float, 32, Tiles")
     assert not narrow.fits("float, 320")

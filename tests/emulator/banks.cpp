@@ -12,6 +12,7 @@ namespace {
 struct Count {
     unsigned ways = 1;
     uint64_t times = 0;
+    std::string first;  // op, block and thread
 };
 std::map<const void*, Count> counts;
 
@@ -66,6 +67,10 @@ void count_conflicts(unsigned warp) {
             Count& count = counts[key.first];
             count.ways = std::max(count.ways, ways);
             count.times += ways > 1;
+            if (ways > 1 && count.first.empty()) {
+                const unsigned lane = static_cast<unsigned>(std::find(there, there + 32, true) - there);
+                count.first = machine.op + ": block " + kernel_at(machine.block_id, warp * 32 + lane);
+            }
         }
     }
 }
@@ -74,7 +79,7 @@ std::vector<Conflict> conflicts() {
     std::vector<Conflict> found;
     for (const auto& [pc, count] : counts) {
         if (count.ways == 1) continue;
-        found.push_back({source_of(pc), count.ways, count.times});
+        found.push_back({count.first + " (" + source_of(pc) + ")", count.ways, count.times});
     }
     counts.clear();
     return found;

@@ -40,7 +40,8 @@ PYBIND11_MODULE(_emulated, m) {
             for (const Conflict& c : conflicts()) found.emplace_back(c.where, c.ways, c.times);
             return found;
         },
-        "(where, ways, times) of each instruction that had some; forgets them.");
+        "(op, block, thread and line of the first, ways, times) of each instruction that had some; forgets "
+        "them.");
     m.def(
         "sample", [](uint64_t blocks) { machine.sample = blocks; },
         "Runs only so many blocks of each launch, the first and the last among them; 0: all.");

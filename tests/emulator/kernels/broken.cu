@@ -194,6 +194,16 @@ __global__ void atomic_and_plain(float* data, int) {
     data[threadIdx.x] = shared()[0];
 }
 
+__global__ void atomic_overrun(float* data, int count) {
+    atomicAdd(data + (threadIdx.x == 63 ? count : threadIdx.x), 1.0f);
+}
+
+__global__ void atomic_misaligned(float* data, int) {
+    if (threadIdx.x < 32) shared()[threadIdx.x] = data[threadIdx.x];
+    __syncthreads();
+    atomicAdd(reinterpret_cast<float*>(ptx::shared_memory() + 2), 1.0f);
+}
+
 __global__ void strided(float* data, int) {  // all lanes in one bank, then four lanes a bank
     shared()[threadIdx.x % 32 * 32 + threadIdx.x / 32] = data[threadIdx.x];
     __syncthreads();
@@ -248,6 +258,8 @@ const std::map<std::string, Case> cases = {
     {"two_barriers_at_once", {two_barriers_at_once}},
     {"shuffle_for_some", {shuffle_for_some}},
     {"atomic_and_plain", {atomic_and_plain}},
+    {"atomic_overrun", {atomic_overrun}},
+    {"atomic_misaligned", {atomic_misaligned}},
     {"strided", {strided}},
     {"matrix_rows_in_line", {matrix_rows_in_line}},
     {"count_blocks", {count_blocks, 64, 0, 1000}},
