@@ -64,8 +64,9 @@ template <class MakeTiles>
 void launch_attention_forward(const char* op, const AttentionParams& p, const CudaStream& stream,
                               const MakeTiles& tiles_of) {
     check_attention(op, p);
-    // Large tiles cost less, small ones spread over more of the chip; rows come out the same in either. Of the
-    // pairs that are computed 92% are wanted at 256 px (7 tiles of 128 rows; 96% with 12 of 64), 99% at 512 px.
+    // Large tiles cost less, small ones spread over more of the chip; rows come out the same in either. Of
+    // the pairs that are computed 92% are wanted at 256 px (7 tiles of 128 rows; 96% with 12 of 64), 99% at
+    // 512 px.
     const int64_t large = (p.queries + 127) / 128 * p.batch * p.heads;
     const bool fill = p.dim <= 64 && p.dtype != DType::float32 && large >= 2 * multiprocessors(op, stream);
     for_heads(p, [&](auto element, auto dim) {
