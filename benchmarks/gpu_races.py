@@ -149,6 +149,13 @@ class Gpu(Cpu):
         return start.elapsed_time(end) / 1e3 / (rounds * len(calls))
 
     def capture(self, calls: list[Callable[[], Any]]) -> Callable[[], Any]:
+        # a call that waits for the GPU cannot be captured: found out before, since a capture that fails leaves its mark
+        torch.cuda.set_sync_debug_mode("error")
+        try:
+            for call in calls:
+                call()
+        finally:
+            torch.cuda.set_sync_debug_mode("default")
         torch.cuda.synchronize()
         graph = torch.cuda.CUDAGraph()
         graph.capture_begin()  # on the stream of the race; `torch.cuda.graph` would empty the allocator each time
@@ -164,6 +171,7 @@ class Gpu(Cpu):
 
     def clear(self) -> None:
         self.settle()
+        torch._dynamo.reset()  # shapes compiled before count towards a limit
         super().clear()
         torch.cuda.empty_cache()
 
@@ -343,6 +351,7 @@ def main() -> int:
         race = Race(clock, "cpu", ceilings(clock, "cpu", 1 << 16, 32))
         todo = [(op, module, "smoke", module.SMOKE) for op, module in modules.items()]
     elif torch.cuda.is_available():
+        torch.backends.cudnn.allow_tf32 = False  # the quantizer's convolutions are float32, for everyone
         clock = Gpu()
         with clock.stream():
             race = Race(clock, "cuda", ceilings(clock, "cuda", 1 << 30, 8192))

@@ -45,6 +45,15 @@ inline int multiprocessors(const char* op, const CudaStream& where) {
     return count;
 }
 
+// Throws where a block may not have that much dynamic shared memory.
+inline void check_shared(const char* op, const CudaStream& where, size_t bytes) {
+    int most = 0;
+    check(op, cudaDeviceGetAttribute(&most, cudaDevAttrMaxSharedMemoryPerBlockOptin, where.device));
+    if (bytes <= static_cast<size_t>(most)) return;
+    throw std::runtime_error(std::string(op) + ": these sizes need " + std::to_string(bytes) +
+                             " bytes of shared memory a block, and this GPU has " + std::to_string(most));
+}
+
 // `shared_bytes` of dynamic shared memory a block. Nothing is allocated or waited for, so a launch can be
 // captured in a CUDA graph.
 template <class... Params, class... Args>
@@ -53,6 +62,7 @@ void launch(const char* op, const CudaStream& where, dim3 grid, unsigned threads
     const OnDevice guard(op, where.device);
     constexpr size_t granted = 48 * 1024;  // a block gets more only where it was asked for
     if (shared_bytes > granted) {
+        check_shared(op, where, shared_bytes);
         check(op, cudaFuncSetAttribute(reinterpret_cast<const void*>(kernel),
                                        cudaFuncAttributeMaxDynamicSharedMemorySize,
                                        static_cast<int>(shared_bytes)));

@@ -123,6 +123,8 @@ void residual_quantize_backward(const ResidualQuantizeBackwardParams& p, const C
         contract_error(op,
                        "scratch must have shape (" + std::to_string(layout.size) + ",) on CUDA, got none");
     }
+    const size_t codebook_bytes = quantize_codes * static_cast<size_t>(q.channels) * sizeof(float);
+    check_shared(op, stream, codebook_bytes);  // before anything is launched
     float *grad = p.scratch, *grad_codes = p.scratch + layout.codes;
     const int64_t matrix = 9 * q.channels * q.channels, all = q.batch * q.channels * q.side * q.side;
     for (int64_t n = 0; n < p.convolutions; ++n) {
@@ -163,9 +165,9 @@ void residual_quantize_backward(const ResidualQuantizeBackwardParams& p, const C
         phi_backward(op, stream, step, store);
     }
     launch(op, stream, dim3(static_cast<unsigned>((q.codes + quantize_codes - 1) / quantize_codes)),
-           quantize_codebook_threads, quantize_codes * static_cast<size_t>(q.channels) * sizeof(float),
-           residual_quantize_codebook_kernel<true>, p.tokens, static_cast<const float*>(grad_codes),
-           q.batch * q.tokens, q.codes, tiles.channels, p.grad_codebook);
+           quantize_codebook_threads, codebook_bytes, residual_quantize_codebook_kernel<true>, p.tokens,
+           static_cast<const float*>(grad_codes), q.batch * q.tokens, q.codes, tiles.channels,
+           p.grad_codebook);
 }
 
 }  // namespace var_ext::cuda

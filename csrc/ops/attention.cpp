@@ -10,7 +10,9 @@ AttentionHeads attention_heads(const char* op, const char* name, const TensorVie
         contract_error(
             op, std::string(name) + " must have stride 1 along D, got " + std::to_string(view.strides[3]));
     }
-    return {view.data, view.strides[0], view.strides[1], view.strides[2]};
+    // the stride of an axis of one element means nothing, whatever it is
+    const auto stride = [&](size_t axis) { return view.shape[axis] > 1 ? view.strides[axis] : 0; };
+    return {view.data, stride(0), stride(1), stride(2)};
 }
 
 void check_per_query(const char* op, const char* name, const TensorView& view, const TensorView& q) {

@@ -192,3 +192,11 @@ def test_refusals(gpu: Gpu) -> None:
             ValueError, match=f"{name}.* must have rows that begin at multiples of 16 bytes on CUDA"
         ):
             kernels(even).cached_attention(*given, view(even), 5, 1.0)
+
+
+@pytest.mark.parametrize("dtype", oracle.LOW)
+def test_strides_of_axes_of_one(gpu: Gpu, dtype: torch.dtype) -> None:
+    """They mean nothing, and need not be multiples of 16 bytes."""
+    q, keys, values = inputs(1, 1, 7, 1, 32, dtype)
+    odd = q.as_strided(q.shape, (33, 33, 33, 1))
+    assert torch.equal(attend(gpu, odd, keys, values, 7), attend(gpu, q, keys, values, 7))
