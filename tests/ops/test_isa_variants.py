@@ -37,7 +37,7 @@ def isa(request: pytest.FixtureRequest) -> Iterator[str]:
 
 def nearest(x: Tensor, codebook: Tensor, *, cosine: bool = False) -> Tensor:
     out = torch.full((x.shape[0],), -1)
-    _C.nearest_code(view(x), view(codebook), view(out), cosine)
+    _C.nearest_code(view(x), view(codebook), view(out), cosine, None)
     return out
 
 
@@ -253,7 +253,7 @@ def zeros(*shape: int, dtype: torch.dtype = torch.float32) -> Tensor:
 )
 def test_nearest_code_refuses(x: Tensor, codebook: Tensor, message: str) -> None:
     with pytest.raises(ValueError, match=f"^nearest_code: {message}"):
-        _C.nearest_code(view(x), view(codebook), view(zeros(2, dtype=torch.int64)), False)
+        _C.nearest_code(view(x), view(codebook), view(zeros(2, dtype=torch.int64)), False, None)
 
 
 def test_nearest_code_refuses_its_output() -> None:
@@ -261,9 +261,9 @@ def test_nearest_code_refuses_its_output() -> None:
     with pytest.raises(
         ValueError, match=r"out must not overlap itself, got shape \(2,\) with strides \(0,\)"
     ):
-        _C.nearest_code(view(x), view(x), view(one.expand(2)), False)
+        _C.nearest_code(view(x), view(x), view(one.expand(2)), False, None)
     with pytest.raises(ValueError, match="out must be int64, got float32"):
-        _C.nearest_code(view(x), view(x), view(zeros(2)), False)
+        _C.nearest_code(view(x), view(x), view(zeros(2)), False, None)
 
 
 @pytest.mark.parametrize("name", RESAMPLE)
