@@ -86,15 +86,15 @@ struct BlockOrder {
     uint32_t blocks() const { return heads * tiles; }
 };
 
-// `keys` of `row_bytes` bytes each, and as many values, are what a head reads.
+// Keys and as many values are what a head reads.
 inline BlockOrder make_order(const char* op, const AttentionParams& p, int32_t tiles) {
     const int64_t heads = p.batch * p.heads, blocks = heads * tiles;
     if (heads >= INT32_MAX || blocks >= INT32_MAX) {
         contract_error(op, "B * H * tiles must be below 2^31 on CUDA, got " + std::to_string(heads) + " * " +
                                std::to_string(tiles));
     }
-    constexpr int64_t share_of_cache = 8
-                                       << 20;  // 40 MB on an A100, 50 MB on an H100, of which others use some
+    // of 40 MB on an A100 and 50 MB on an H100, which hold more than keys and values
+    constexpr int64_t share_of_cache = 8 << 20;
     const int64_t bytes = 2 * p.keys * p.dim * dtype_size(p.dtype);
     const int64_t group = std::max<int64_t>(1, std::min(heads, share_of_cache / std::max<int64_t>(1, bytes)));
     return {static_cast<uint32_t>(heads), static_cast<uint32_t>(tiles), static_cast<uint32_t>(group)};

@@ -4,8 +4,6 @@
 
 #include <pybind11/pybind11.h>
 
-#include <initializer_list>
-
 namespace var_ext {
 
 inline constexpr const char* cuda_kernels[] = {"adaln",

@@ -78,10 +78,11 @@ def suites_of(file: str) -> list[str]:
 
 def notice(mutant: Mutant, folder: Path) -> str | None:
     """What the first failing test says of a mutant; None if all pass. `folder` holds a copy of csrc and its build."""
-    original = (KERNELS / mutant.file).read_text(encoding="utf-8")
-    lines = original.split("\n")
-    lines[mutant.line - 1] = mutant.new
     copy = folder / "csrc" / "cuda" / mutant.file
+    original = copy.read_text(encoding="utf-8")  # of the copy: the sources may be edited meanwhile
+    lines = original.split("\n")
+    assert lines[mutant.line - 1] == mutant.old
+    lines[mutant.line - 1] = mutant.new
     copy.write_text("\n".join(lines), encoding="utf-8")
     try:
         module = build(folder / "build", folder / "csrc")
