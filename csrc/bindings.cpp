@@ -82,15 +82,17 @@ py::dict cpu_info() {
 }
 
 py::dict kernels() {
+#if defined(VAR_EXT_CUDA_VERSION)
+    const std::vector<std::string> devices = {"cpu", "cuda"};
+#else
+    const std::vector<std::string> devices = {"cpu"};
+#endif
     py::dict table;  // a fresh one: callers may change theirs
     for (const char* op : {"adaln", "area_downsample", "bias_gelu", "bicubic_upsample",
                            "block_causal_attention", "cached_attention", "group_norm_silu", "nearest_code",
                            "qk_norm", "residual_quantize", "residual_step", "sample_tokens"}) {
-        table[op] = std::vector<std::string>{"cpu"};
+        table[op] = devices;
     }
-#if defined(VAR_EXT_CUDA_VERSION)
-    for (const char* op : cuda_kernels) table[op].cast<py::list>().append("cuda");
-#endif
     return table;
 }
 

@@ -6,19 +6,6 @@
 
 namespace var_ext {
 
-inline constexpr const char* cuda_kernels[] = {"adaln",
-                                               "area_downsample",
-                                               "bias_gelu",
-                                               "bicubic_upsample",
-                                               "block_causal_attention",
-                                               "cached_attention",
-                                               "group_norm_silu",
-                                               "nearest_code",
-                                               "qk_norm",
-                                               "residual_quantize",
-                                               "residual_step",
-                                               "sample_tokens"};
-
 void def_cuda_kernels(pybind11::module_& m);
 
 }  // namespace var_ext
