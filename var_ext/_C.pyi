@@ -15,6 +15,7 @@ class DType:
     bfloat16: ClassVar[DType]
     float16: ClassVar[DType]
     int64: ClassVar[DType]
+    uint8: ClassVar[DType]
     @property
     def name(self) -> str: ...
     @property
@@ -187,6 +188,12 @@ def bias_gelu_backward(
 ) -> None:
     """From the gradient of the output, (..., C), those of x and bias."""
 
+def quantize_rows(x: TensorView, q: TensorView, scale: TensorView) -> None:
+    """(R, C) float32, bfloat16, float16 -> (R, C) uint8 around 128, and (R,) float32: the scale of each row.
+
+    Rows of x at any distance, of dense channels; q and scale contiguous.
+    """
+
 def residual_step(
     f_hat: TensorView,
     embedding: TensorView,
@@ -327,6 +334,7 @@ class CudaStream:
     group_norm_silu_backward = group_norm_silu_backward
     qk_norm = qk_norm
     qk_norm_backward = qk_norm_backward
+    quantize_rows = quantize_rows
     sample_tokens = sample_tokens
     residual_quantize = residual_quantize
     residual_quantize_backward = residual_quantize_backward
