@@ -124,7 +124,8 @@ def _tokenizer_of(model: Any) -> Any:
             f"accelerate takes an instance of the published VAR, got a {type(model).__name__}"
             + (f" without {', '.join(missing)}" if missing else "")
         )
-    vae = model.vae_proxy[0]
+    proxy: Any = model.vae_proxy
+    vae = proxy[0]
     missing = [name for name in TOKENIZER_PARTS if not hasattr(vae, name)]
     if missing:
         raise TypeError(

@@ -15,10 +15,12 @@ from var_ext.cli_options import (
     SEED,
     Group,
     build_recipe,
+    control_options,
     file_option,
     machine_options,
     model_option,
     numbers,
+    precision_option,
     preset_for,
     recipe_options,
     sampling_options,
@@ -45,9 +47,9 @@ def main() -> None:
     "--count", type=click.IntRange(min=1), default=8, show_default=True, help="Images of each class."
 )
 @sampling_options
-@click.option(
-    "--batch-size", type=click.IntRange(min=1), default=64, show_default=True, help="Images drawn at once."
-)
+@control_options
+@click.option("--batch-size", type=click.IntRange(min=1), help="Images drawn at once.  [default: what fits]")
+@precision_option
 @file_option("--out", default="samples.png", show_default=True, help="PNG to write.")
 @machine_options
 def sample(
@@ -55,12 +57,11 @@ def sample(
     labels: list[int] | None,
     seed: int,
     count: int,
-    cfg: float | None,
-    top_k: int | None,
-    top_p: float | None,
-    batch_size: int,
+    batch_size: int | None,
+    precision: str | None,
     out: Path,
     device: str,
+    **options: Any,
 ) -> None:
     """Draw a grid of images, one row a class, one column a seed.
 
@@ -71,7 +72,7 @@ def sample(
     from var_ext.grid import labelled_grid
     from var_ext.hub import load
 
-    sampler = load(model, device=device)
+    sampler = load(model, device=device, precision=precision)
     if labels is None:
         count_all = sampler.num_classes
         labels = list(range(count_all)) if count_all <= 20 else list(range(0, count_all, count_all // 8))[:8]
@@ -81,10 +82,8 @@ def sample(
     images = sampler(
         [label for label, _ in pairs],
         [each for _, each in pairs],
-        cfg=cfg,
-        top_k=top_k,
-        top_p=top_p,
         batch_size=batch_size,
+        **options,
     ).cpu()
     seconds = time.perf_counter() - start
     grid = labelled_grid(
@@ -177,6 +176,7 @@ def evaluate() -> None:
 @click.option("--images-per-class", type=click.IntRange(min=1), default=100, show_default=True)
 @click.option("--seed", type=SEED, default=0, show_default=True, help="Seed of the first image.")
 @sampling_options
+@precision_option
 @file_option("--json", "json_path", help="Write the figures to this file too.")
 @click.option("--quiet", is_flag=True, help="No progress bar.")
 @machine_options
@@ -184,12 +184,11 @@ def eval_digits(
     model: str,
     images_per_class: int,
     seed: int,
-    cfg: float | None,
-    top_k: int | None,
-    top_p: float | None,
+    precision: str | None,
     json_path: Path | None,
     quiet: bool,
     device: str,
+    **options: Any,
 ) -> None:
     """Judge generated digits: asked class, Fréchet distance, distance to training images.
 
@@ -200,13 +199,11 @@ def eval_digits(
     from var_ext.hub import load
 
     report = evaluate_digits(
-        load(model, device=device),
+        load(model, device=device, precision=precision),
         images_per_class=images_per_class,
         seed=seed,
-        cfg=cfg,
-        top_k=top_k,
-        top_p=top_p,
         progress=not quiet,
+        **options,
     )
     click.echo(report.as_markdown())
     if json_path is not None:
@@ -266,16 +263,24 @@ def info(model: str | None) -> None:
 @click.option(
     "--repeats", type=click.IntRange(min=1), default=5, show_default=True, help="Timed runs; median shown."
 )
+@click.option(
+    "--precisions",
+    default="fp32,bf16",
+    show_default=True,
+    help="Of fp32, bf16, fp16 and int8, to be compared.",
+)
 @machine_options
-def bench(model: str, batch_sizes: list[int], repeats: int, device: str) -> None:
-    """Time the sampler end to end, and its parts: the transformer by scale, the decoder.
+def bench(model: str, batch_sizes: list[int], repeats: int, precisions: str, device: str) -> None:
+    """Time the sampler end to end and its parts, and measure what each precision costs in accuracy.
 
     \b
-    Example: var-ext bench digits --batch-sizes 1,64 --threads 1
+    Example: var-ext bench digits --batch-sizes 1,64 --precisions bf16,int8 --threads 1
     """
-    from var_ext.bench import measure
+    from var_ext.bench import deviation, measure
     from var_ext.hub import load
 
-    sampler = load(model, device=device)
-    for batch in batch_sizes:
-        click.echo(measure(sampler, batch, repeats=repeats).as_text())
+    for precision in precisions.split(","):
+        sampler = load(model, device=device, precision=precision.strip())
+        for batch in batch_sizes:
+            click.echo(measure(sampler, batch, repeats=repeats).as_text())
+        click.echo(deviation(sampler, sampler.precision.name).as_text())

@@ -45,12 +45,6 @@ def numbers(value: str) -> list[int]:
     return found
 
 
-def _finite(_: click.Context, __: click.Parameter, value: float | None) -> float | None:
-    if value is not None and not math.isfinite(value):
-        raise click.BadParameter(f"must be a finite number, got {value}")
-    return value
-
-
 def _writable(_: click.Context, __: click.Parameter, path: Path | None) -> Path | None:
     if path is not None:
         check_writable(path)
@@ -92,21 +86,61 @@ def machine_options(command: Command) -> Command:
     )(command)
 
 
-def sampling_options(command: Command) -> Command:
-    """--cfg, --top-k and --top-p; left out, the model's recommended values hold."""
-    command = click.option(
-        "--top-p", type=click.FloatRange(0, 1), callback=_finite, help="Keep the likeliest share; 0 is all."
-    )(command)
-    command = click.option("--top-k", type=click.IntRange(min=0), help="Keep the likeliest codes; 0 is all.")(
-        command
-    )
-    return click.option(
-        "--cfg",
-        type=float,
-        callback=_finite,
-        help="Strength of guidance.  [default for all three: the model's]",
-    )(command)
+def per_scale(kind: type, low: float, high: float = math.inf) -> Callable[[str], Any]:
+    """A type of option: a number, or one for each scale, "1.5" or "0,1,2,3"."""
 
+    def parse(value: str) -> Any:
+        try:
+            found = [kind(part) for part in value.split(",")]
+        except ValueError:
+            raise click.BadParameter(
+                f"must be a number, or one a scale such as 0,1,2, got {value!r}"
+            ) from None
+        if not all(math.isfinite(x) and low <= x <= high for x in found):
+            raise click.BadParameter(f"must be a finite number in [{low:g}, {high:g}], got {value}")
+        return found[0] if len(found) == 1 else found
+
+    return parse
+
+
+def _options(*options: Callable[[Command], Command]) -> Callable[[Command], Command]:
+    def add(command: Command) -> Command:
+        for option in reversed(options):
+            command = option(command)
+        return command
+
+    return add
+
+
+# Left out, the model's recommended values hold.
+sampling_options = _options(
+    click.option(
+        "--cfg",
+        type=per_scale(float, -math.inf),
+        help="Guidance: what it grows to, or one value a scale.  [default for these three: the model's]",
+    ),
+    click.option(
+        "--top-k",
+        type=per_scale(int, 0),
+        help="Keep the likeliest codes; 0 is all; one value or one a scale.",
+    ),
+    click.option(
+        "--top-p", type=per_scale(float, 0, 1), help="Keep the likeliest share; 0 is all; likewise."
+    ),
+)
+control_options = _options(
+    click.option(
+        "--temperature", type=per_scale(float, 1e-9), default="1", show_default=True, help="Likewise."
+    ),
+    click.option("--cfg-until", type=click.IntRange(min=0), help="No guidance from this scale on."),
+    click.option("--more-smooth", is_flag=True, help="Mix codes; for show, not for evaluation."),
+)
+
+precision_option = click.option(
+    "--precision",
+    type=click.Choice(["fp32", "bf16", "fp16", "int8"]),
+    help="Arithmetic of transformer and decoder.  [default: bf16 where the device has it, else fp32]",
+)
 
 model_option = click.option(
     "--model",
