@@ -61,7 +61,7 @@ FLOORS = (
     {"ops"},
     {"models"},
     {"data"},
-    {"sampling", "published", "folder", "hub", "bench", "grid"},
+    {"editing", "sampling", "published", "folder", "hub", "bench", "grid"},
     {"training"},
     {"evaluation"},
     {"__init__"},

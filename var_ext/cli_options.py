@@ -45,6 +45,19 @@ def numbers(value: str) -> list[int]:
     return found
 
 
+def four_numbers(_: click.Context, __: click.Parameter, value: str | None) -> tuple[float, ...] | None:
+    """An option of four numbers, "x0,y0,x1,y1"; what they may be, the editing code says."""
+    if value is None:
+        return None
+    try:
+        edges = tuple(float(part) for part in value.split(","))
+    except ValueError:
+        edges = ()
+    if len(edges) != 4:
+        raise click.BadParameter(f"must be four numbers such as 0.2,0.2,0.8,0.8, got {value!r}")
+    return edges
+
+
 def _finite(_: click.Context, __: click.Parameter, value: float | None) -> float | None:
     if value is not None and not math.isfinite(value):
         raise click.BadParameter(f"must be a finite number, got {value}")
@@ -92,8 +105,8 @@ def machine_options(command: Command) -> Command:
     )(command)
 
 
-def sampling_options(command: Command) -> Command:
-    """--cfg, --top-k and --top-p; left out, the model's recommended values hold."""
+def sampling_options(command: Command, defaults: str = "the model's") -> Command:
+    """--cfg, --top-k and --top-p; left out, `defaults` hold: the model's recommended values, or those of a task."""
     command = click.option(
         "--top-p", type=click.FloatRange(0, 1), callback=_finite, help="Keep the likeliest share; 0 is all."
     )(command)
@@ -104,7 +117,7 @@ def sampling_options(command: Command) -> Command:
         "--cfg",
         type=float,
         callback=_finite,
-        help="Strength of guidance.  [default for all three: the model's]",
+        help=f"Strength of guidance.  [default for all three: {defaults}]",
     )(command)
 
 
