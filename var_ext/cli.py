@@ -124,7 +124,7 @@ def edit(
     image: Path,
     model: str,
     mask: Path | None,
-    box: tuple[float, ...] | None,
+    box: tuple[float, ...],
     outside: bool,
     label: int | None,
     seed: int,
@@ -149,10 +149,8 @@ def edit(
     from var_ext.grid import as_picture, edit_sheet
     from var_ext.hub import load
 
-    if (mask is None) == (box is None):
-        raise click.UsageError(
-            "wanted either --mask or --box, got " + ("neither" if mask is None else "both")
-        )
+    if bool(mask) == bool(box):
+        raise click.UsageError("wanted either --mask or --box, got " + ("both" if box else "neither"))
     seeds = list(range(seed, seed + count))
     outs = [out] if count == 1 else [out.with_stem(f"{out.stem}-{each}") for each in seeds]
     sheet = out.with_name(f"{out.stem}-sheet.png")
@@ -161,11 +159,9 @@ def edit(
     sampler = load(model, device=device)
     size, grid = sampler.image_size, sampler.vae.schedule.side
     picture, painted = load_picture(image, size, mask)
-    region = Region.of(painted if box is None else box, image_size=size, grid=grid, outside=outside)
+    region = Region.of(box if painted is None else painted, image_size=size, grid=grid, outside=outside)
     if not region.replace.any():
-        raise click.UsageError(
-            "wanted something to replace, got a mask that has nothing in the middle square"
-        )
+        raise click.UsageError("wanted something to replace, got a mask without any in the middle square")
     edited = sampler.edit(
         picture,
         region.replace,

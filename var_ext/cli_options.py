@@ -45,10 +45,10 @@ def numbers(value: str) -> list[int]:
     return found
 
 
-def four_numbers(_: click.Context, __: click.Parameter, value: str | None) -> tuple[float, ...] | None:
-    """An option of four numbers, "x0,y0,x1,y1"; what they may be, the editing code says."""
+def four_numbers(_: click.Context, __: click.Parameter, value: str | None) -> tuple[float, ...]:
+    """An option of four numbers, "x0,y0,x1,y1", none where it is left out; what they may be, the editing code says."""
     if value is None:
-        return None
+        return ()
     try:
         edges = tuple(float(part) for part in value.split(","))
     except ValueError:

@@ -54,7 +54,7 @@ def labelled_grid(images: torch.Tensor, rows: Sequence[str], columns: Sequence[s
 def edit_sheet(
     before: torch.Tensor, replaced: torch.Tensor, after: torch.Tensor, row: str, columns: Sequence[str]
 ) -> Image.Image:
-    """An edited image in one row: before, what was to be replaced (white), after.
+    """An edited image in one row: before, what is kept of it (the rest is gray), after.
 
     Args:
         before: (3, H, W) floating point in [0, 1].
@@ -62,8 +62,8 @@ def edit_sheet(
         after: (len(columns), 3, H, W) as `before`.
         row, columns: names of the row and of the images after.
     """
-    images = torch.cat((before[None], replaced.to(before.dtype).expand(1, 3, -1, -1), after))
-    return labelled_grid(images, [row], ["before", "mask", *columns])
+    kept = before.masked_fill(replaced, 0.5)
+    return labelled_grid(torch.cat((torch.stack((before, kept)), after)), [row], ["before", "mask", *columns])
 
 
 def as_picture(image: torch.Tensor) -> Image.Image:

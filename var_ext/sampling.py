@@ -159,9 +159,11 @@ class Sampler:
         counts = {} if seeds is None else {"seed": len(seeds)}
         count = editing.common_count(image=len(images), mask=len(region.keep), label=len(labels), **counts)
         kept = KeptCodes.of(self.vae, images, region.keep, count=count, batch_size=batch_size)
-        given = zip(editing.DEFAULTS.values(), (cfg, top_k, top_p), strict=True)
-        options = (default if value is None else value for default, value in given)
-        edited = self._draw(labels.expand(count), seeds, *options, batch_size, edit=kept)[0]
+        seeds = None if seeds is None else seeds.expand(count)
+        cfg = editing.DEFAULTS["cfg"] if cfg is None else cfg
+        top_k = editing.DEFAULTS["top_k"] if top_k is None else top_k
+        top_p = editing.DEFAULTS["top_p"] if top_p is None else top_p
+        edited = self._draw(labels.expand(count), seeds, cfg, top_k, top_p, batch_size, edit=kept)[0]
         return torch.where(region.replace.to(self.device)[:, None], edited, images) if paste else edited
 
     def _draw(
