@@ -21,9 +21,8 @@ from var_ext.schedule import ScaleSchedule
 
 DEFAULTS: Mapping[str, Any] = {"cfg": 3.0, "top_k": 900, "top_p": 0.95}  # of the published demonstration
 
-WHOLE_SCALE = (
-    3  # a scale of at most this many tokens is kept as a whole: it carries the light and colour of the image
-)
+# A scale of at most this many tokens stays as a whole: of the usual ones the first, one token for the entire image.
+WHOLE_SCALE = 3
 
 
 @dataclass(frozen=True)
@@ -121,10 +120,8 @@ def keep_by_scale(keep: Tensor, schedule: ScaleSchedule) -> Tensor:
     scales = []
     for side, length in zip(schedule.patch_nums, schedule.lengths, strict=True):
         resized = F.interpolate(grid, size=(side, side), mode="bilinear", align_corners=False)
-        scales.append(
-            resized.gt(0.5).flatten(1) if length > WHOLE_SCALE else resized.new_ones(len(grid), length)
-        )
-    return torch.cat([scale.bool() for scale in scales], dim=1).to(keep.device)
+        scales.append(resized.flatten(1).gt(0.5) | (length <= WHOLE_SCALE))
+    return torch.cat(scales, dim=1).to(keep.device)
 
 
 @dataclass(frozen=True)

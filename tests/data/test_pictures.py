@@ -59,9 +59,11 @@ def test_gray_below_the_middle_is_not_masked(tmp_path: Path) -> None:
     assert mask is not None and not mask.any()
 
 
-def test_bad_files_are_named(tmp_path: Path) -> None:
+def test_bad_files_are_named(tmp_path: Path, rng: np.random.Generator) -> None:
     path, other = write(tmp_path / "a.png", np.zeros((8, 9, 3))), write(tmp_path / "b.png", np.zeros((9, 8)))
-    (tmp_path / "cut.png").write_bytes(path.read_bytes()[:50])
+    (tmp_path / "cut.png").write_bytes(
+        write(tmp_path / "c.png", rng.integers(0, 256, (40, 40, 3))).read_bytes()[:999]
+    )
     with pytest.raises(DataError, match=r"the mask .*b.png must have the picture's size, 9 x 8, got 8 x 9"):
         load_picture(path, 8, other)
     for missing in ("nothing.png", "cut.png"):
