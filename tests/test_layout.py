@@ -62,7 +62,7 @@ FLOORS = (
     {"engine"},
     {"models"},
     {"data"},
-    {"sampling", "published", "folder", "hub", "accelerate", "bench", "grid"},
+    {"editing", "sampling", "published", "folder", "hub", "accelerate", "bench", "grid"},
     {"training"},
     {"evaluation"},
     {"__init__"},

@@ -1,4 +1,4 @@
-"""The command line: `var-ext sample | train | eval | convert | info | bench`.
+"""The command line: `var-ext sample | edit | train | eval | convert | info | bench`.
 
 Commands parse, call the public functions and print. What is slow to import is imported inside them.
 """
@@ -16,7 +16,9 @@ from var_ext.cli_options import (
     Group,
     build_recipe,
     control_options,
+    editing_options,
     file_option,
+    four_numbers,
     machine_options,
     model_option,
     numbers,
@@ -26,13 +28,13 @@ from var_ext.cli_options import (
     sampling_options,
     train_options,
 )
-from var_ext.files import atomic_write, write_json
+from var_ext.files import atomic_write, check_writable, write_json
 
 
 @click.group(cls=Group, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110})
 @click.version_option(package_name="var_ext", prog_name="var-ext")
 def main() -> None:
-    """Visual autoregressive image models: sample, train, evaluate, convert.
+    """Visual autoregressive image models: sample, edit, train, evaluate, convert.
 
     \b
     Example: var-ext sample
@@ -93,6 +95,90 @@ def sample(
         grid.save(handle, format="PNG")
     click.echo(f"{len(pairs)} images of {model} in {seconds:.2f} s: {len(pairs) / seconds:.1f} images/s")
     click.echo(f"rows are classes, columns seeds {seeds[0]}-{seeds[-1]}: {out.resolve()}")
+
+
+@main.command()
+@click.argument("image", type=click.Path(path_type=Path))
+@model_option
+@click.option("--mask", type=click.Path(path_type=Path), help="Picture of IMAGE's size; white is replaced.")
+@click.option(
+    "--box",
+    callback=four_numbers,
+    help="x0,y0,x1,y1: left, top, right, bottom of what is replaced, in shares of the side.",
+)
+@click.option("--outside", is_flag=True, help="Replace what lies outside mask or box.")
+@click.option("--label", type=click.IntRange(min=0), help="Class to draw.  [default: none, what fits]")
+@click.option("--seed", type=SEED, default=0, show_default=True, help="Seed of the first image.")
+@click.option("--count", type=click.IntRange(min=1), default=1, show_default=True, help="Images to draw.")
+@editing_options
+@control_options
+@precision_option
+@click.option("--paste", is_flag=True, help="Put the pixels of IMAGE back where the mask is not.")
+@click.option("--batch-size", type=click.IntRange(min=1), help="Images drawn at once.  [default: what fits]")
+@file_option(
+    "--out", default="edited.png", show_default=True, help="PNG to write; of several images NAME-SEED.png."
+)
+@machine_options
+def edit(
+    image: Path,
+    model: str,
+    mask: Path | None,
+    box: tuple[float, ...],
+    outside: bool,
+    label: int | None,
+    seed: int,
+    count: int,
+    paste: bool,
+    batch_size: int | None,
+    precision: str | None,
+    out: Path,
+    device: str,
+    **options: Any,
+) -> None:
+    """Draw a part of IMAGE anew: the white part of a mask, a box, or what lies outside.
+
+    \b
+    Example: var-ext edit photo.png --model var-d16 --box 0.2,0.2,0.8,0.8 --count 4 --paste
+    Example: var-ext edit photo.png --model var-d16 --mask mask.png --label 207 --out dog.png
+    IMAGE is cut to the square in its middle and brought to the model's size.
+    """
+    from var_ext.data.pictures import load_picture
+    from var_ext.editing import Region
+    from var_ext.grid import as_picture, edit_sheet
+    from var_ext.hub import load
+
+    if bool(mask) == bool(box):
+        raise click.UsageError("wanted either --mask or --box, got " + ("both" if box else "neither"))
+    seeds = list(range(seed, seed + count))
+    outs = [out] if count == 1 else [out.with_stem(f"{out.stem}-{each}") for each in seeds]
+    sheet = out.with_name(f"{out.stem}-sheet.png")
+    for path in (sheet, *outs):
+        check_writable(path)
+    sampler = load(model, device=device, precision=precision)
+    size, grid = sampler.image_size, sampler.vae.schedule.side
+    picture, painted = load_picture(image, size, mask)
+    region = Region.of(box if painted is None else painted, image_size=size, grid=grid, outside=outside)
+    if not region.replace.any():
+        raise click.UsageError("wanted something to replace, got a mask without any in the middle square")
+    edited = sampler.edit(
+        picture,
+        region.replace,
+        label,
+        seeds,
+        paste=paste,
+        batch_size=batch_size,
+        **options,
+    ).cpu()
+    name = _name(sampler.class_names, sampler.num_classes if label is None else label)
+    pictures = [as_picture(each) for each in edited]
+    pictures.append(edit_sheet(picture, region.replace[0], edited, name, [str(each) for each in seeds]))
+    for path, drawn in zip((*outs, sheet), pictures, strict=True):
+        with atomic_write(path) as handle:
+            drawn.save(handle, format="PNG")
+    share = 100 * (1 - region.keep.float().mean().item())
+    click.echo(f"{share:.0f}% of the finest tokens drawn anew, seeds {seeds[0]}-{seeds[-1]}, {name}")
+    click.echo(f"edited: {outs[0].resolve()}" + (f" ... {outs[-1].name}" if count > 1 else ""))
+    click.echo(f"before, mask, after: {sheet.resolve()}")
 
 
 def _name(class_names: list[str], label: int) -> str:

@@ -45,6 +45,19 @@ def numbers(value: str) -> list[int]:
     return found
 
 
+def four_numbers(_: click.Context, __: click.Parameter, value: str | None) -> tuple[float, ...]:
+    """An option of four numbers, "x0,y0,x1,y1", none where it is left out; what they may be, the editing code says."""
+    if value is None:
+        return ()
+    try:
+        edges = tuple(float(part) for part in value.split(","))
+    except ValueError:
+        edges = ()
+    if len(edges) != 4:
+        raise click.BadParameter(f"must be four numbers such as 0.2,0.2,0.8,0.8, got {value!r}")
+    return edges
+
+
 def _writable(_: click.Context, __: click.Parameter, path: Path | None) -> Path | None:
     if path is not None:
         check_writable(path)
@@ -112,22 +125,20 @@ def _options(*options: Callable[[Command], Command]) -> Callable[[Command], Comm
     return add
 
 
-# Left out, the model's recommended values hold.
-sampling_options = _options(
-    click.option(
-        "--cfg",
-        type=per_scale(float, -math.inf),
-        help="Guidance: what it grows to, or one value a scale.  [default for these three: the model's]",
-    ),
-    click.option(
-        "--top-k",
-        type=per_scale(int, 0),
-        help="Keep the likeliest codes; 0 is all; one value or one a scale.",
-    ),
-    click.option(
-        "--top-p", type=per_scale(float, 0, 1), help="Keep the likeliest share; 0 is all; likewise."
-    ),
-)
+def _guidance_options(defaults: str) -> Callable[[Command], Command]:
+    cfg = f"Guidance: what it grows to, or one value a scale.  [default for these three: {defaults}]"
+    top_k = "Keep the likeliest codes; 0 is all; one value or one a scale."
+    return _options(
+        click.option("--cfg", type=per_scale(float, -math.inf), help=cfg),
+        click.option("--top-k", type=per_scale(int, 0), help=top_k),
+        click.option(
+            "--top-p", type=per_scale(float, 0, 1), help="Keep the likeliest share; 0 is all; likewise."
+        ),
+    )
+
+
+sampling_options = _guidance_options("the model's")
+editing_options = _guidance_options("3, 900, 0.95")
 control_options = _options(
     click.option(
         "--temperature", type=per_scale(float, 1e-9), default="1", show_default=True, help="Likewise."
