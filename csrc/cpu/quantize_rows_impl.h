@@ -9,21 +9,33 @@ namespace {
 
 using Params = var_ext::QuantizeRowsParams;
 
-// Magnitudes of S as integers, which have the same order.
+// Magnitudes of S as integers, which have the same order: they are compared as they lie in memory.
 template <class S>
 using Magnitude = std::conditional_t<sizeof(S) == 2, int16_t, int32_t>;
 
+// See larger() of math.h.
 template <class M>
 inline __attribute__((always_inline)) M larger_of(M a, M b) {
-    constexpr bool narrow = sizeof(a[0]) == 2;
 #if defined(__AVX512F__)
-    return narrow ? (M)_mm512_maskz_max_epi16(~0u, (__m512i)a, (__m512i)b)
-                  : (M)_mm512_maskz_max_epi32(0xffff, (__m512i)a, (__m512i)b);
+    return sizeof(a[0]) == 2 ? (M)_mm512_maskz_max_epi16(~0u, (__m512i)a, (__m512i)b)
+                             : (M)_mm512_maskz_max_epi32(0xffff, (__m512i)a, (__m512i)b);
 #elif defined(__AVX2__)
-    return narrow ? (M)_mm256_max_epi16((__m256i)a, (__m256i)b) : (M)_mm256_max_epi32((__m256i)a, (__m256i)b);
+    return sizeof(a[0]) == 2 ? (M)_mm256_max_epi16((__m256i)a, (__m256i)b)
+                             : (M)_mm256_max_epi32((__m256i)a, (__m256i)b);
 #else
     return a > b ? a : b;
 #endif
+}
+
+// The largest over the lanes.
+template <int Shift, class M>
+inline __attribute__((always_inline)) auto largest_lane(M v) {
+    using Lanes = std::make_integer_sequence<int, sizeof(M) / sizeof(v[0])>;
+    if constexpr (Shift == 0) {
+        return v[0];
+    } else {
+        return largest_lane<Shift / 2>(larger_of(v, rotated<Shift>(v, Lanes{})));
+    }
 }
 
 // The bits of the largest |x|, as float32.
@@ -36,15 +48,12 @@ uint32_t largest_of(const S* x, int64_t size) {
     M most = {};
     int64_t i = 0;
     for (; i + n <= size; i += n) most = larger_of(most, load<M>(x + i) & sign_off);
-    E all[n] = {};
     if (i < size) {
-        __builtin_memcpy(all, x + i, (size - i) * sizeof(S));
-        most = larger_of(most, load<M>(all) & sign_off);
+        E rest[n] = {};
+        __builtin_memcpy(rest, x + i, (size - i) * sizeof(S));
+        most = larger_of(most, load<M>(rest) & sign_off);
     }
-    store(all, most);
-    E largest = 0;
-    for (int j = 0; j < n; ++j) largest = all[j] > largest ? all[j] : largest;
-
+    const E largest = largest_lane<n / 2>(most);
     S one[lanes] = {};
     __builtin_memcpy(one, &largest, sizeof(S));
     const float wide = load_as<V>(one)[0];
@@ -53,7 +62,8 @@ uint32_t largest_of(const S* x, int64_t size) {
     return bits;
 }
 
-// The lower halves of the elements of a and of b, which are as wide as two of E.
+// The lower halves of the elements of a and then of b, which are twice as wide as E; bytes lie as on x86 and
+// ARM.
 template <class E, class A, int... I>
 inline __attribute__((always_inline)) auto halves(A a, A b, std::integer_sequence<int, I...>) {
     using H = Vec<E, lanes_of<E>>;
@@ -70,15 +80,9 @@ void quantize(const S* x, int64_t size, float inverse, uint8_t* q) {
     const auto shifted = [&](const S* from) { return load_as<V>(from) * inverse + quantize_shift; };
     int64_t i = 0;
     for (; i + 4 * lanes <= size; i += 4 * lanes) {
-#if defined(__AVX512F__)
-        for (int j = 0; j < 4 * lanes; j += lanes) {
-            store(q + i + j, _mm512_maskz_cvtepi32_epi8(0xffff, (__m512i)shifted(x + i + j)));
-        }
-#else
         const auto first = halves<uint16_t>(shifted(x + i), shifted(x + i + lanes));
         const auto second = halves<uint16_t>(shifted(x + i + 2 * lanes), shifted(x + i + 3 * lanes));
         store(q + i, halves<uint8_t>(first, second));
-#endif
     }
     for (; i < size; i += lanes) {
         const int64_t count = smaller(size - i, lanes);
