@@ -18,7 +18,7 @@ SCHEDULE = ScaleSchedule(PATCH_NUMS)
 
 @pytest.fixture(scope="module")
 def sampler() -> Sampler:
-    return Sampler(*small_pair(), defaults={"cfg": 0.5, "top_k": 2, "top_p": 0.0})
+    return Sampler(*small_pair(), defaults={"cfg": 0.5, "top_k": 2, "top_p": 0.0}, precision="fp32")
 
 
 @pytest.fixture

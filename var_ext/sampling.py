@@ -11,7 +11,15 @@ from tqdm import tqdm
 
 from var_ext import editing
 from var_ext.editing import KeptCodes, Region
-from var_ext.engine import Engine, Options, SeededDraw, default_precision, named_precision, options_for
+from var_ext.engine import (
+    Engine,
+    Graphs,
+    Options,
+    SeededDraw,
+    default_precision,
+    named_precision,
+    options_for,
+)
 from var_ext.engine.memory import batch_for
 from var_ext.models import VAR, VQVAE
 
@@ -35,6 +43,7 @@ class Sampler:
             None: "bf16" where the device has its arithmetic, else "fp32". The models' own weights are not changed.
         memory: budget in bytes for what grows with the batch, where batch_size is not given; None: half of what is
             free.
+        graph: on a GPU run a sampling as one captured CUDA graph; the first call of a batch size captures it.
 
     Raises:
         ValueError: `var` was built on another tokenizer, names do not match classes, a default is unknown, or the
@@ -50,6 +59,7 @@ class Sampler:
         defaults: Mapping[str, Any] | None = None,
         precision: str | torch.dtype | None = None,
         memory: int | None = None,
+        graph: bool = True,
     ) -> None:
         if var.vae_proxy[0] is not vae:
             raise ValueError("var must be built on the vae that is given with it, got another one")
@@ -61,12 +71,13 @@ class Sampler:
         self.vae, self.var = vae.eval(), var.eval()
         self.class_names = list(class_names or map(str, range(var.num_classes)))
         self.defaults = {**DEFAULTS, **(defaults or {})}
-        self.memory, self._asked = memory, precision
+        self.memory, self._asked, self._graph = memory, precision, graph
         self._make_engine()
 
     def _make_engine(self) -> None:
         self.precision = named_precision(self._asked or default_precision(self.device), self.device)
         self.engine = Engine(self.var, self.precision, pack=True)
+        self.graphs = Graphs(self.engine) if self._graph and self.device.type == "cuda" else None
 
     @property
     def num_classes(self) -> int:
@@ -282,9 +293,12 @@ class Sampler:
             try:
                 # calls are cheaper in inference mode than under no_grad; what leaves it is copied into ordinary tensors
                 with torch.inference_mode():
-                    draw = self._draw(seed, options)
-                    kept = None if edit is None else edit[rows]
-                    images, tokens = self.engine.sample(label, options, draw, edit=kept, decode=decode)
+                    if self.graphs and edit is None:
+                        images, tokens = self.graphs.sample(label, seed, options, decode=decode)
+                    else:
+                        kept = None if edit is None else edit[rows]
+                        draw = self._draw(seed, options)
+                        images, tokens = self.engine.sample(label, options, draw, edit=kept, decode=decode)
             except RuntimeError as error:  # of CPU memory torch has no error class
                 if not isinstance(error, torch.OutOfMemoryError) and "not enough memory" not in str(error):
                     raise

@@ -176,7 +176,7 @@ def test_editing(golden, name, monkeypatch):
 
     monkeypatch.setattr(KeptCodes, "__call__", spy)
     # keeps what lies outside the box, or inside; no random number decides with top_k 1
-    edited = Sampler(vae, var).edit(
+    edited = Sampler(vae, var, precision="fp32").edit(
         (image + 1) / 2, (0.1, 0.1, 0.8, 0.8), outside=name == "outpaint", top_k=1
     )
     tokens = torch.from_numpy(answers[f"{name}_greedy_tokens"]).long()

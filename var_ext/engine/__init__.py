@@ -8,6 +8,7 @@ are used; `engine` runs them, `graph` as one captured CUDA graph.
 from var_ext.engine.decoder import spread_taps
 from var_ext.engine.draw import Draw, PublishedDraw, SeededDraw
 from var_ext.engine.engine import Engine
+from var_ext.engine.graph import Graphs
 from var_ext.engine.layers import is_plain
 from var_ext.engine.options import Options, options_for
 from var_ext.engine.precision import NAMES as PRECISIONS
@@ -18,6 +19,7 @@ __all__ = [
     "PRECISIONS",
     "Draw",
     "Engine",
+    "Graphs",
     "Options",
     "Precision",
     "PublishedDraw",

@@ -25,6 +25,13 @@ class Draw(Protocol):
         ...
 
 
+class Table(Protocol):
+    """Values of every scale and image on the device, (K, B) each."""
+
+    top_k: Tensor
+    top_p: Tensor
+
+
 def smooth_temperature(ratio: float) -> float:
     """Of the Gumbel-softmax of `more_smooth`, at ratio = k / (K - 1)."""
     return max(0.27 * (1 - 0.95 * ratio), 0.005)
@@ -43,19 +50,17 @@ class SeededDraw:
         seeds: (B,) int64.
         options: their values may stand in `table` instead, where a captured graph reads them.
         codebook: (V, Cvae) float32.
-        table: "cfg", "top_k", "top_p" -> (K, B) on the device.
+        table: `top_k` and `top_p` on the device, (K, B) each.
     """
 
-    def __init__(
-        self, seeds: Tensor, options: Options, codebook: Tensor, table: dict[str, Tensor] | None = None
-    ) -> None:
-        self.seeds, self.options, self.codebook = seeds, options, codebook
-        self.table, self.tokens = table or {}, list[Tensor]()
+    def __init__(self, seeds: Tensor, options: Options, codebook: Tensor, table: Table | None = None) -> None:
+        self.seeds, self.options, self.codebook, self.table = seeds, options, codebook, table
+        self.tokens: list[Tensor] = []
 
     def __call__(self, logits: Tensor, k: int, cfg: Guidance) -> Tensor:
         options, heat = self.options, self.options.temperature[k]
-        top_k: int | Tensor = self.table["top_k"][k] if self.table else options.top_k[k]
-        top_p: float | Tensor = self.table["top_p"][k] if self.table else options.top_p[k]
+        top_k: int | Tensor = self.table.top_k[k] if self.table else options.top_k[k]
+        top_p: float | Tensor = self.table.top_p[k] if self.table else options.top_p[k]
         if heat != 1:
             logits = logits.float() / heat
         self.tokens.append(

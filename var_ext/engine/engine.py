@@ -64,16 +64,17 @@ class Engine:
         edit: Edit | None = None,
         mark: Mark | None = None,
         decode: bool = True,
+        cfg: Sequence[Guidance] | None = None,
     ) -> tuple[Tensor, Tensor]:
         """Images (B, 3, S, S) float32 in [0, 1], and their tokens (B, L) int64; arguments as in `generate`.
 
-        Without `decode` there are no images, (0, 3, S, S).
+        Without `decode` there are no images, (0, 3, S, S). `cfg` takes the place of that of the options.
         """
         side = self.vae.image_size
         nothing = torch.empty(0, 3, side, side, device=self.device)
         if not len(labels):
             return nothing, torch.empty(0, self.schedule.num_tokens, dtype=torch.int64, device=self.device)
-        scales = self.generate(labels, options.cfg, draw, guided=options.guided, edit=edit, mark=mark)
+        scales = self.generate(labels, cfg or options.cfg, draw, guided=options.guided, edit=edit, mark=mark)
         (f_hat,) = deque(scales, maxlen=1)  # the last
         return self.decode(f_hat) if decode else nothing, torch.cat(draw.tokens, dim=1)
 
