@@ -61,7 +61,7 @@ FLOORS = (
     {"ops"},
     {"models"},
     {"data"},
-    {"sampling", "published", "folder", "hub", "bench", "grid"},
+    {"sampling", "published", "folder", "hub", "bench", "grid", "export"},
     {"training"},
     {"evaluation"},
     {"__init__"},

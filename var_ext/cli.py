@@ -16,6 +16,7 @@ from var_ext.cli_options import (
     Group,
     build_recipe,
     file_option,
+    images_option,
     machine_options,
     model_option,
     numbers,
@@ -23,6 +24,7 @@ from var_ext.cli_options import (
     recipe_options,
     sampling_options,
     train_options,
+    writes_images,
 )
 from var_ext.files import atomic_write, write_json
 
@@ -48,7 +50,8 @@ def main() -> None:
 @click.option(
     "--batch-size", type=click.IntRange(min=1), default=64, show_default=True, help="Images drawn at once."
 )
-@file_option("--out", default="samples.png", show_default=True, help="PNG to write.")
+@images_option
+@click.option("--quiet", is_flag=True, help="No progress bar.")
 @machine_options
 def sample(
     model: str,
@@ -59,19 +62,35 @@ def sample(
     top_k: int | None,
     top_p: float | None,
     batch_size: int,
-    out: Path,
+    out: str,
+    quiet: bool,
     device: str,
 ) -> None:
-    """Draw a grid of images, one row a class, one column a seed.
+    """Draw a grid of images, one row a class, one column a seed; or many images, one by one.
 
     \b
     Example: var-ext sample --labels 3,5,8 --count 10 --cfg 2 --out digits.png
     The image of a class and a seed is the same in every grid.
+    \b
+    Example: var-ext sample --model var-d16 --count 50 --out samples.npz
+    Example: torchrun --nproc-per-node 8 -m var_ext sample --model var-d16 --count 50 --device cuda --out pngs/
+    Classes take turns and each image has the next seed. The same command goes on with a run that was stopped.
     """
+    from var_ext.export import evaluation_plan, export_images, local_device, rank_and_world
     from var_ext.grid import labelled_grid
     from var_ext.hub import load
 
-    sampler = load(model, device=device)
+    sampler = load(model, device=local_device(device))
+    options = {"cfg": cfg, "top_k": top_k, "top_p": top_p}
+    if writes_images(out):
+        given = {name: value for name, value in options.items() if value is not None}
+        classes = sampler.num_classes if labels is None else labels
+        plan = evaluation_plan(classes, count, seed, batch_size=batch_size, **{**sampler.defaults, **given})
+        path = export_images(sampler, plan, out, progress=not quiet)
+        if rank_and_world()[0] == 0:
+            last = seed + len(plan) - 1
+            click.echo(f"{len(plan)} images of {model}, seeds {seed}-{last}: {path.resolve()}")
+        return
     if labels is None:
         count_all = sampler.num_classes
         labels = list(range(count_all)) if count_all <= 20 else list(range(0, count_all, count_all // 8))[:8]
@@ -81,10 +100,8 @@ def sample(
     images = sampler(
         [label for label, _ in pairs],
         [each for _, each in pairs],
-        cfg=cfg,
-        top_k=top_k,
-        top_p=top_p,
         batch_size=batch_size,
+        **options,
     ).cpu()
     seconds = time.perf_counter() - start
     grid = labelled_grid(
@@ -93,7 +110,7 @@ def sample(
     with atomic_write(out) as handle:
         grid.save(handle, format="PNG")
     click.echo(f"{len(pairs)} images of {model} in {seconds:.2f} s: {len(pairs) / seconds:.1f} images/s")
-    click.echo(f"rows are classes, columns seeds {seeds[0]}-{seeds[-1]}: {out.resolve()}")
+    click.echo(f"rows are classes, columns seeds {seeds[0]}-{seeds[-1]}: {Path(out).resolve()}")
 
 
 def _name(class_names: list[str], label: int) -> str:

@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import logging
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor
+from tqdm import tqdm
 
 from var_ext import ops
 from var_ext.models import VAR, VQVAE
+
+log = logging.getLogger(__name__)
 
 DEFAULTS: Mapping[str, Any] = {"cfg": 1.5, "top_k": 900, "top_p": 0.96}  # of the published evaluation
 
@@ -96,7 +100,43 @@ class Sampler:
             ValueError: a label, a seed or an option is out of range, or labels and seeds differ in number.
             TypeError: labels or seeds are not integers.
         """
-        return self._draw(labels, seeds, cfg, top_k, top_p, batch_size)[0]
+        none = torch.empty(0, 3, self.image_size, self.image_size, device=self.device)
+        return torch.cat([none, *self._draw(labels, seeds, cfg, top_k, top_p, batch_size)[1]])
+
+    def stream(
+        self,
+        labels: int | Sequence[int] | Tensor,
+        seeds: int | Sequence[int] | Tensor | None = None,
+        *,
+        cfg: float | None = None,
+        top_k: int | None = None,
+        top_p: float | None = None,
+        batch_size: int = 64,
+        progress: bool = False,
+    ) -> Iterator[tuple[int, Tensor]]:
+        """As a call, but each batch as soon as it is drawn: memory for one batch, however many images.
+
+        Args:
+            labels, seeds, cfg, top_k, top_p, batch_size: as in a call; ranges are checked batch by batch.
+            progress: show a progress bar; else each batch is a line of the log.
+
+        Returns:
+            Iterator of (place of the batch's first image, (B, 3, S, S) float32 in [0, 1]), in order. B is batch_size,
+            less in the last batch. Nothing is drawn ahead of what is asked for.
+        """
+        count, batches = self._draw(labels, seeds, cfg, top_k, top_p, batch_size)
+
+        def follow() -> Iterator[tuple[int, Tensor]]:
+            start = 0
+            with tqdm(total=count, desc="images", unit="img", disable=not progress) as bar:
+                for images in batches:
+                    bar.update(len(images))
+                    if not progress:
+                        log.info("%d of %d images", start + len(images), count)
+                    yield start, images.clone()  # the copy is an ordinary tensor, not one of inference mode
+                    start += len(images)
+
+        return follow()
 
     def tokens(
         self,
@@ -109,7 +149,8 @@ class Sampler:
         batch_size: int = 64,
     ) -> Tensor:
         """As a call, but the drawn tokens instead of images: (N, L) int64."""
-        return self._draw(labels, seeds, cfg, top_k, top_p, batch_size, decode=False)[1]
+        none = torch.empty(0, self.var.L, dtype=torch.int64, device=self.device)
+        return torch.cat([none, *self._draw(labels, seeds, cfg, top_k, top_p, batch_size, decode=False)[1]])
 
     def _draw(
         self,
@@ -120,7 +161,8 @@ class Sampler:
         top_p: float | None,
         batch_size: int,
         decode: bool = True,
-    ) -> tuple[Tensor, Tensor]:
+    ) -> tuple[int, Iterator[Tensor]]:
+        """Number of images, and the batches of images, or of tokens, each drawn when it is asked for."""
         options: dict[str, Any] = {
             "cfg": self.defaults["cfg"] if cfg is None else cfg,
             "top_k": self.defaults["top_k"] if top_k is None else top_k,
@@ -129,22 +171,19 @@ class Sampler:
         if batch_size < 1:
             raise ValueError(f"batch_size must be at least 1, got {batch_size}")
         pairs = self._pairs(labels, seeds)
-        side = self.image_size
-        images = [torch.empty(0, 3, side, side)] if decode else []
-        tokens = [torch.empty(0, self.var.L, dtype=torch.int64)]
-        # calls are cheaper in inference mode than under no_grad; what leaves it is copied into ordinary tensors
-        with torch.inference_mode():
-            for label, seed in zip(*(t.to(self.device).split(batch_size) for t in pairs), strict=True):
-                if not len(label):
-                    continue
-                f_hat, drawn = self._draw_batch(label, seed, **options)
-                tokens.append(drawn)
-                if decode:
-                    f_hat = f_hat.to(self.vae.post_quant_conv.weight.dtype)
-                    images.append(self.vae.fhat_to_img(f_hat).float().add(1).mul(0.5))
-        return torch.cat([t.to(self.device) for t in images]) if decode else tokens[0], torch.cat(
-            [t.to(self.device) for t in tokens]
-        )
+
+        def batches() -> Iterator[Tensor]:
+            for start in range(0, len(pairs[0]), batch_size):
+                label, seed = (t[start : start + batch_size].to(self.device) for t in pairs)
+                # calls are cheaper in inference mode than under no_grad; the mode must not reach who reads the batch
+                with torch.inference_mode():
+                    f_hat, result = self._draw_batch(label, seed, **options)
+                    if decode:
+                        f_hat = f_hat.to(self.vae.post_quant_conv.weight.dtype)
+                        result = self.vae.fhat_to_img(f_hat).float().add(1).mul(0.5)
+                yield result
+
+        return len(pairs[0]), batches()
 
     def _draw_batch(
         self, labels: Tensor, seeds: Tensor, cfg: float, top_k: int, top_p: float
