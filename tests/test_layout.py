@@ -62,7 +62,7 @@ FLOORS = (
     {"engine"},
     {"models"},
     {"data"},
-    {"editing", "sampling", "published", "folder", "hub", "accelerate", "bench", "grid"},
+    {"editing", "sampling", "published", "folder", "hub", "accelerate", "bench", "grid", "export"},
     {"training"},
     {"evaluation"},
     {"__init__"},

@@ -19,6 +19,7 @@ from var_ext.cli_options import (
     editing_options,
     file_option,
     four_numbers,
+    images_option,
     machine_options,
     model_option,
     numbers,
@@ -27,6 +28,7 @@ from var_ext.cli_options import (
     recipe_options,
     sampling_options,
     train_options,
+    writes_images,
 )
 from var_ext.files import atomic_write, check_writable, write_json
 
@@ -52,7 +54,8 @@ def main() -> None:
 @control_options
 @click.option("--batch-size", type=click.IntRange(min=1), help="Images drawn at once.  [default: what fits]")
 @precision_option
-@file_option("--out", default="samples.png", show_default=True, help="PNG to write.")
+@images_option
+@click.option("--quiet", is_flag=True, help="No progress bar.")
 @machine_options
 def sample(
     model: str,
@@ -61,20 +64,37 @@ def sample(
     count: int,
     batch_size: int | None,
     precision: str | None,
-    out: Path,
+    out: str,
+    quiet: bool,
     device: str,
     **options: Any,
 ) -> None:
-    """Draw a grid of images, one row a class, one column a seed.
+    """Draw a grid of images, one row a class, one column a seed; or many images, one by one.
 
     \b
     Example: var-ext sample --labels 3,5,8 --count 10 --cfg 2 --out digits.png
     The image of a class and a seed is the same in every grid.
+    \b
+    Example: var-ext sample --model var-d16 --count 50 --out samples.npz
+    Example: torchrun --nproc-per-node 8 -m var_ext sample --model var-d16 --count 50 --device cuda --out pngs/
+    Classes take turns and each image has the next seed. The same command goes on with a run that was stopped.
     """
+    from var_ext.export import evaluation_plan, export_images, local_device, rank_and_world
     from var_ext.grid import labelled_grid
     from var_ext.hub import load
 
-    sampler = load(model, device=device, precision=precision)
+    sampler = load(model, device=local_device(device), precision=precision)
+    if writes_images(out):
+        given = {name: value for name, value in options.items() if value is not None}
+        classes = sampler.num_classes if labels is None else labels
+        plan = evaluation_plan(
+            classes, count, seed, batch_size=batch_size or 32, **{**sampler.defaults, **given}
+        )
+        path = export_images(sampler, plan, out, progress=not quiet)
+        if rank_and_world()[0] == 0:
+            last = seed + len(plan) - 1
+            click.echo(f"{len(plan)} images of {model}, seeds {seed}-{last}: {path.resolve()}")
+        return
     if labels is None:
         count_all = sampler.num_classes
         labels = list(range(count_all)) if count_all <= 20 else list(range(0, count_all, count_all // 8))[:8]
@@ -94,7 +114,7 @@ def sample(
     with atomic_write(out) as handle:
         grid.save(handle, format="PNG")
     click.echo(f"{len(pairs)} images of {model} in {seconds:.2f} s: {len(pairs) / seconds:.1f} images/s")
-    click.echo(f"rows are classes, columns seeds {seeds[0]}-{seeds[-1]}: {out.resolve()}")
+    click.echo(f"rows are classes, columns seeds {seeds[0]}-{seeds[-1]}: {Path(out).resolve()}")
 
 
 @main.command()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
+import os
 from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar, get_origin
@@ -64,6 +65,16 @@ def _writable(_: click.Context, __: click.Parameter, path: Path | None) -> Path 
     return path
 
 
+def writes_images(out: str) -> bool:
+    """Whether --out of `sample` asks for the images one by one: NAME.npz, a name that ends with /, or a folder."""
+    return out.endswith((".npz", "/")) or os.path.isdir(out)
+
+
+def _writable_images(_: click.Context, __: click.Parameter, out: str) -> str:
+    check_writable(Path(out, "plan.json") if out.endswith("/") or os.path.isdir(out) else Path(out))
+    return out
+
+
 # The first of many seeds that follow each other: all of them stay below 2^63, for any count that can be drawn.
 SEED = click.IntRange(0, 2**62)
 
@@ -71,6 +82,16 @@ SEED = click.IntRange(0, 2**62)
 def file_option(*names: str, **settings: Any) -> Callable[[Command], Command]:
     """A file to write at the end; that it can be written shows before the work begins."""
     return click.option(*names, type=click.Path(path_type=Path), callback=_writable, **settings)
+
+
+# A string: a path would drop the / at the end.
+images_option = click.option(
+    "--out",
+    default="samples.png",
+    show_default=True,
+    callback=_writable_images,
+    help="PNG of a grid to write; or NAME.npz or FOLDER/ for the images one by one.",
+)
 
 
 def machine_options(command: Command) -> Command:

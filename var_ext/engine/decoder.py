@@ -92,6 +92,6 @@ def _upsample(conv: nn.Conv2d, precision: Precision) -> Layer:
     weight = spread_taps(spread_taps(conv.weight.detach().float(), 2), 3).transpose(
         0, 1
     )  # (C_in, C_out, 4, 4)
-    weight = weight.to(precision.dtype).contiguous()
+    weight = weight.to(precision.dtype).clone(memory_format=torch.contiguous_format)
     bias = None if conv.bias is None else conv.bias.detach().to(precision.dtype)
     return lambda x: F.conv_transpose2d(x, weight, bias, stride=2, padding=1)
