@@ -76,13 +76,14 @@ void residual_quantize(const ResidualQuantizeParams& p, const CudaStream& stream
                 launch_pool(op, stream, q.batch, phi, rest, square_store(pooled, q.channels, side));
             }
         }
-        CodeSearch search = code_search(p.scratch, q.batch * count, q.codes, q.channels, p.tokens + done);
+        CodeSearch search =
+            code_search(p.scratch, q.batch * count, q.codes, q.channels, false, p.tokens + done);
         search.image = count;
         search.image_stride = q.tokens;
         if (k == 0) pack_codes(op, stream, search, p.codebook, p.codebook_strides, p.cosine);
         const PackedRows packed = {const_cast<float*>(search.rows), nullptr, search.n, search.channels,
                                    search.channels_packed,          false,   p.cosine};
-        pack_rows(op, stream, rows, packed, search.n);
+        pack_rows(op, stream, rows, packed, NoFilter{}, search.n);
         search_codes(op, stream, search);
 
         const TokenCodes codes = {

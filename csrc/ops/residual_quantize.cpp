@@ -81,7 +81,7 @@ ResidualQuantizeLayout::ResidualQuantizeLayout(int64_t batch, int64_t channels, 
                                                const std::vector<int64_t>& patch_nums) {
     residual = 0;
     for (int64_t side : patch_nums) {
-        residual = std::max(residual, nearest_code_scratch(batch * side * side, codes, channels));
+        residual = std::max(residual, nearest_code_scratch(batch * side * side, codes, channels, false));
     }
     const int64_t side = patch_nums.back();
     pooled = residual + batch * channels * side * side;
