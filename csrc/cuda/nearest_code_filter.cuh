@@ -73,37 +73,49 @@ __device__ inline float filter_bound(float highest, float margin) {
 // A candidate in two words: 5 bits of its vector and 26 of its panel, later of its code; what the filter
 // found, later the score.
 struct Candidate {
-    unsigned place, bits;
+    unsigned place;
+    float value;
     __device__ static unsigned at(int row, int code) {
         return static_cast<unsigned>(row) << 26 | static_cast<unsigned>(code);
     }
     __device__ int row() const { return static_cast<int>(place >> 26); }
     __device__ int code() const { return static_cast<int>(place & 0x3ffffff); }
-    __device__ float value() const { return __uint_as_float(bits); }
+};
+
+// Those of a warp; apart, so that lanes meet no bank twice.
+struct Candidates {
+    unsigned* places;  // (filter_candidates,), the values behind them
+    __device__ float* values() const { return reinterpret_cast<float*>(places) + filter_candidates; }
+    __device__ Candidate get(int i) const { return {places[i], values()[i]}; }
+    __device__ void set(int i, const Candidate& candidate) const {
+        places[i] = candidate.place;
+        values()[i] = candidate.value;
+    }
 };
 
 // Appends the candidates of lanes that have one; returns how many there are, which may be more than have
 // room.
-__device__ inline int append(Candidate* list, int count, bool mine, const Candidate& candidate) {
+__device__ inline int append(const Candidates& list, int count, bool mine, const Candidate& candidate) {
     const int lane = static_cast<int>(threadIdx.x) % 32;
     const unsigned all = __ballot_sync(0xffffffff, mine);
     const int place = count + __popc(all & ((1u << lane) - 1));
     const bool has_room = place < filter_candidates;  // mask
-    if (mine && has_room) list[place] = candidate;
+    if (mine && has_room) list.set(place, candidate);
     return count + __popc(all);
 }
 
 // The scores of the panels in a warp's list as the plain search computes them, four lanes a panel, and the
-// lowest of each vector to `found`. `bounds`: of the warp's vectors.
-__device__ inline void search_candidates(const CodeSearch& p, int split, int64_t first_row, Candidate* list,
-                                         int count, const float* bounds) {
+// lowest of each vector to `found`. `bound`: of vector `lane` of the warp.
+__device__ inline void search_candidates(const CodeSearch& p, int split, int64_t first_row,
+                                         const Candidates& list, int count, float bound) {
     const int lane = static_cast<int>(threadIdx.x) % 32, memory_row = p.channels_packed + 4;
     int kept = 0;  // the bounds have risen since
     for (int first = 0; first < count; first += 32) {
         const bool there = first + lane < count;  // mask
         Candidate candidate = {};
-        if (there) candidate = list[first + lane];
-        const bool stays = there && !(candidate.value() < bounds[candidate.row()]);
+        if (there) candidate = list.get(first + lane);
+        const float bound_here = __shfl_sync(0xffffffff, bound, candidate.row());
+        const bool stays = there && !(candidate.value < bound_here);
         __syncwarp();
         kept = append(list, kept, stays, candidate);
         __syncwarp();
@@ -112,12 +124,11 @@ __device__ inline void search_candidates(const CodeSearch& p, int split, int64_t
     for (int first = 0; first < kept; first += 8) {
         const bool there = first + lane / 4 < kept;  // mask
         Candidate candidate = {};
-        if (there && lane % 4 == 0) candidate = list[first + lane / 4];
-        const unsigned place = __shfl_sync(0xffffffff, candidate.place, lane & ~3);
+        if (there && lane % 4 == 0) candidate = list.get(first + lane / 4);
+        candidate.place = __shfl_sync(0xffffffff, candidate.place, lane & ~3);
         float low = INFINITY;
         int code = 0;
         if (there) {
-            candidate.place = place;
             const int panel = candidate.code(), four = lane % 4;
             const int mine = first_code + panel / 4 * 32 + panel % 4 * 2 + four / 2 * 8 + four % 2;
             const float* const x = p.rows + (first_row + candidate.row()) * memory_row;
@@ -146,16 +157,21 @@ __device__ inline void search_candidates(const CodeSearch& p, int split, int64_t
             take_lower(low, code, other_low, other_code);
         }
         if (there && lane % 4 == 0) {
-            list[first + lane / 4] = {Candidate::at(static_cast<int>(place >> 26), code),
-                                      __float_as_uint(low)};
+            list.set(first + lane / 4, {Candidate::at(candidate.row(), code), low});
         }
     }
     __syncwarp();
     float low = INFINITY;
     int code = 0;
-    for (int i = 0; i < kept; ++i) {
-        const Candidate candidate = list[i];
-        if (candidate.row() == lane) take_lower(low, code, candidate.value(), candidate.code());
+    for (int first = 0; first < kept; first += 32) {
+        const bool there = first + lane < kept;  // mask
+        Candidate mine = {};
+        if (there) mine = list.get(first + lane);
+        for (int i = 0; i < min(32, kept - first); ++i) {
+            const Candidate candidate = {__shfl_sync(0xffffffff, mine.place, i),
+                                         __shfl_sync(0xffffffff, mine.value, i)};
+            if (candidate.row() == lane) take_lower(low, code, candidate.value, candidate.code());
+        }
     }
     const bool writes = first_row + lane < p.n;  // mask
     if (!writes) return;
@@ -175,16 +191,16 @@ __global__ void __launch_bounds__(search_threads, 2) nearest_code_filter_kernel(
     constexpr int tile_words = search_codes_of_tile * 16 * groups;
     uint32_t* const low = reinterpret_cast<uint32_t*>(ptx::shared_memory());  // (2, groups, 128, 16)
     float* const minus = reinterpret_cast<float*>(low + 2 * tile_words);      // (2, 128)
-    Candidate* const lists = reinterpret_cast<Candidate*>(minus + 2 * search_codes_of_tile);
-    float* const bounds = reinterpret_cast<float*>(lists + filter_warps * filter_candidates);  // (128,)
-    int* const counts = reinterpret_cast<int*>(bounds + filter_rows);                          // (4,)
+    unsigned* const lists = reinterpret_cast<unsigned*>(minus + 2 * search_codes_of_tile);
+    float* const bounds = reinterpret_cast<float*>(lists + filter_warps * 2 * filter_candidates);  // (128,)
+    int* const counts = reinterpret_cast<int*>(bounds + filter_rows);                              // (4,)
 
     const int split = static_cast<int>(blockIdx.x) % p.splits;
     const int64_t first_row = static_cast<int64_t>(blockIdx.x / p.splits) * filter_rows;
     const int first_tile = first_tile_of(p, split), tiles = first_tile_of(p, split + 1) - first_tile;
     const int lane = static_cast<int>(threadIdx.x) % 32, warp = static_cast<int>(threadIdx.x) / 32;
     const int g = lane / 4, t = lane % 4;
-    Candidate* const list = lists + warp * filter_candidates;
+    const Candidates list = {lists + warp * 2 * filter_candidates};
 
     const auto copy = [&](int tile) {
         const uint32_t* const from = p.low + static_cast<int64_t>(first_tile + tile) * tile_words;
@@ -290,7 +306,7 @@ __global__ void __launch_bounds__(search_threads, 2) nearest_code_filter_kernel(
 #pragma unroll
                 for (int h = 0; h < 2; ++h) {
                     count = append(list, count, stays[m][h],
-                                   {Candidate::at(m * 16 + h * 8 + g, mine), __float_as_uint(most[m][h])});
+                                   {Candidate::at(m * 16 + h * 8 + g, mine), most[m][h]});
                 }
             }
         }
@@ -308,7 +324,7 @@ __global__ void __launch_bounds__(search_threads, 2) nearest_code_filter_kernel(
     bool fits = true;
     for (int w = 0; w < filter_warps; ++w) fits = fits && counts[w] <= filter_candidates;
     if (fits) {
-        search_candidates(p, split, first_row + warp * 32, list, count, bounds + warp * 32);
+        search_candidates(p, split, first_row + warp * 32, list, count, bounds[warp * 32 + lane]);
         return;
     }
 #pragma unroll 1
