@@ -8,8 +8,8 @@
 
 namespace var_ext::cuda {
 
-CodeSearch code_search(float* scratch, int64_t n, int64_t v, int64_t c, bool filter, int64_t* out) {
-    const NearestCodeLayout layout(n, v, c, filter);
+CodeSearch code_search(float* scratch, const NearestCodeLayout& layout, int64_t n, int64_t v, int64_t c,
+                       int64_t* out) {
     CodeSearch search;
     search.codes = scratch;
     search.rows = scratch + layout.rows;
@@ -24,9 +24,11 @@ CodeSearch code_search(float* scratch, int64_t n, int64_t v, int64_t c, bool fil
     search.tiles = static_cast<int>(layout.tiles);
     search.splits = static_cast<int>(layout.splits);
     search.out = out;
-    search.low = filter ? reinterpret_cast<const uint32_t*>(scratch + layout.low) : nullptr;
-    search.minus = filter ? scratch + layout.minus : nullptr;
-    search.norms = filter ? scratch + layout.norms : nullptr;
+    const bool packs_low = layout.minus > layout.low;
+    search.filter = layout.filter;
+    search.low = packs_low ? reinterpret_cast<const uint32_t*>(scratch + layout.low) : nullptr;
+    search.minus = packs_low ? scratch + layout.minus : nullptr;
+    search.norms = packs_low ? scratch + layout.norms : nullptr;
     return search;
 }
 
@@ -51,7 +53,7 @@ void pack_codes(const char* op, const CudaStream& stream, const CodeSearch& sear
 }
 
 void search_codes(const char* op, const CudaStream& stream, const CodeSearch& search) {
-    if (search.low != nullptr) {
+    if (search.filter) {
         filter_codes(op, stream, search);
     } else {
         const int64_t row_blocks = (search.n + search_rows - 1) / search_rows;
@@ -76,7 +78,8 @@ void nearest_code(const NearestCodeParams& p, const CudaStream& stream) {
                                std::to_string(nearest_code_scratch(p.n, p.v, p.c, {})) +
                                ",) on CUDA, got none");
     }
-    CodeSearch search = code_search(p.scratch, p.n, p.v, p.c, p.filter, p.out);
+    const NearestCodeLayout layout(p.n, p.v, p.c, p.filter, p.filter);
+    CodeSearch search = code_search(p.scratch, layout, p.n, p.v, p.c, p.out);
     search.stride = p.out_stride;
     const int64_t strides[2] = {p.codebook_stride_v, p.codebook_stride_c};
     pack_codes(op, stream, search, p.codebook, strides, p.cosine);

@@ -19,12 +19,14 @@ struct CodeSearch {
     int64_t n, v, image, image_stride, stride;
     int channels, channels_packed, tiles, splits;
     int64_t* out;
-    // of the filter, see NearestCodeLayout; null without it
+    bool filter;
+    // the filter's codes, see NearestCodeLayout; null where none of the searches that share them filters
     const uint32_t* low;
     const float *minus, *norms;
 };
 
-CodeSearch code_search(float* scratch, int64_t n, int64_t v, int64_t c, bool filter, int64_t* out);
+CodeSearch code_search(float* scratch, const NearestCodeLayout& layout, int64_t n, int64_t v, int64_t c,
+                       int64_t* out);
 
 // Packs V codes: the first step of a search.
 void pack_codes(const char* op, const CudaStream& stream, const CodeSearch& search, const float* codebook,

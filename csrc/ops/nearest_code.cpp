@@ -13,19 +13,20 @@ bool can_filter(int64_t v, int64_t c) {
 
 }  // namespace
 
-NearestCodeLayout::NearestCodeLayout(int64_t n, int64_t v, int64_t c, bool filter) {
+NearestCodeLayout::NearestCodeLayout(int64_t n, int64_t v, int64_t c, bool filters, bool packs_low) {
     // Blocks for three on each of 132 multiprocessors, if there are tiles enough. With the filter a split has
     // four tiles: each split searches at least one panel of codes again for each vector. What is found does
     // not depend on it.
+    filter = filters;
     const int64_t rows_of_block = filter ? filter_row_tile : row_tile;
     const int64_t row_blocks = std::max<int64_t>((n + rows_of_block - 1) / rows_of_block, 1);
     channels = (c + 7) / 8 * 8;
     tiles = (v + code_tile - 1) / code_tile;
     splits = std::min(filter ? (tiles + 3) / 4 : tiles, std::max<int64_t>(396 / row_blocks, 1));
     low = tiles * code_tile * (channels + 4);
-    minus = low + (filter ? tiles * code_tile * ((c + 31) / 32) * 16 : 0);
-    norms = minus + (filter ? tiles * code_tile : 0);
-    largest = norms + (filter ? tiles * (code_tile / pack_rows) * 2 : 0);
+    minus = low + (packs_low ? tiles * code_tile * ((c + 31) / 32) * 16 : 0);
+    norms = minus + (packs_low ? tiles * code_tile : 0);
+    largest = norms + (packs_low ? tiles * (code_tile / pack_rows) * 2 : 0);
     found = largest + tiles * (code_tile / pack_rows);
     rows = (found + 2 * splits * n + 3) / 4 * 4;
     size = rows + n * (channels + 4);
@@ -44,7 +45,7 @@ int64_t nearest_code_scratch(int64_t n, int64_t v, int64_t c, std::optional<bool
         contract_error("nearest_code", "a filter takes at most 2^26 codes of 64 channels, got " +
                                            std::to_string(v) + " of " + std::to_string(c));
     }
-    return NearestCodeLayout(n, v, c, filtered).size;
+    return NearestCodeLayout(n, v, c, filtered, filtered).size;
 }
 
 NearestCodeParams nearest_code_params(const TensorView& x, const TensorView& codebook, const TensorView& out,
@@ -79,7 +80,8 @@ NearestCodeParams nearest_code_params(const TensorView& x, const TensorView& cod
     if (scratch != nullptr) {
         check_dtype(op, "scratch", *scratch, {DType::float32});
         const auto has_room = [&](bool filter) {
-            return scratch->shape == std::vector<int64_t>{NearestCodeLayout(p.n, p.v, p.c, filter).size};
+            return scratch->shape ==
+                   std::vector<int64_t>{NearestCodeLayout(p.n, p.v, p.c, filter, filter).size};
         };
         p.filter = can_filter(p.v, p.c) && has_room(true);
         if (!p.filter && !has_room(false)) {

@@ -32,6 +32,7 @@ struct NearestCodeParams {
 struct NearestCodeLayout {
     static constexpr int64_t code_tile = 128, row_tile = 64, pack_rows = 64;
     static constexpr int64_t filter_row_tile = 128, filter_channels = 64, filter_codes = 1 << 26;  // at most
+    bool filter;       // before the search
     int64_t channels;  // C filled up
     int64_t tiles;     // of codes; V is filled up with codes at an infinite distance
     int64_t splits;    // parts of the tiles that are searched side by side
@@ -45,7 +46,8 @@ struct NearestCodeLayout {
     int64_t rows;     // (N, channels + 4); the codes, (128 tiles, channels + 4), stand at 0
     int64_t size;     // of all
 
-    NearestCodeLayout(int64_t n, int64_t v, int64_t c, bool filter);
+    // `packs_low`: whether there is room for the filter's codes.
+    NearestCodeLayout(int64_t n, int64_t v, int64_t c, bool filters, bool packs_low);
 };
 
 // Whether the search on CUDA pays for a filter on the tensor cores.
