@@ -183,11 +183,12 @@ __device__ inline void search_candidates(const CodeSearch& p, int split, int64_t
 // A warp has 32 vectors in registers, two by 16, and goes through all codes of a split: lane 4 g + t holds
 // vectors g, g + 8, g + 16 and g + 24, of 32 channels the eight from 8 t on. (The order of channels is free,
 // if both sides have the same.) Of 32 codes it gets the scores of 8 j + 2 t and the next, j < 4: a panel.
-// budget: registers <= 168, shared <= 67584, blocks >= 2
-// budget <2>: registers <= 168, shared <= 68608, blocks >= 2
+// budget <1>: registers <= 168, shared <= 46080, blocks >= 3
+// budget <2>: registers <= 168, shared <= 67584, blocks >= 2
 // sass: HMMA.16816.F32.BF16, LDS.128, LDGSTS, LDG.E.128
 template <int groups>
-__global__ void __launch_bounds__(search_threads, 2) nearest_code_filter_kernel(const CodeSearch p) {
+__global__ void __launch_bounds__(search_threads, groups == 1 ? 3 : 2)
+    nearest_code_filter_kernel(const CodeSearch p) {
     constexpr int tile_words = search_codes_of_tile * 16 * groups;
     uint32_t* const low = reinterpret_cast<uint32_t*>(ptx::shared_memory());  // (2, groups, 128, 16)
     float* const minus = reinterpret_cast<float*>(low + 2 * tile_words);      // (2, 128)
