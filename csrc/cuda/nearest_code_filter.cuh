@@ -55,13 +55,11 @@ __device__ inline CodeNorms largest_norms(const CodeSearch& p, int first_tile, i
     return most;
 }
 
-// 2B; infinite where no bound can be given.
+// 2B; infinite or NaN where no bound can be given: then nothing is below it.
 __device__ inline float filter_margin(const CodeNorms& codes, float x, float dx, int channels) {
     const float steps = static_cast<float>(channels + 2);
     const float size = (x + dx) * codes.e + codes.e * codes.e;
-    const float margin =
-        2.0f * (dx * codes.e + x * codes.de + steps * (0x1p-20f * size + 0x1p-125f)) * (1.0f + 0x1p-10f);
-    return margin < 1e30f ? margin : INFINITY;
+    return 2.0f * (dx * codes.e + x * codes.de + steps * (0x1p-20f * size + 0x1p-125f)) * (1.0f + 0x1p-10f);
 }
 
 // Below it no code can be the nearest. The subtraction rounds.

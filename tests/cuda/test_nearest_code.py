@@ -72,6 +72,26 @@ def test_hard_vectors(gpu: Gpu, path: str, kind: str, cosine: bool) -> None:
             assert torch.equal(result, on_cpu(x, codebook, cosine)), sizes
 
 
+@pytest.mark.parametrize("rounded", ["codes", "vectors"])
+def test_roundings_that_add_up(gpu: Gpu, path: str, rounded: str) -> None:
+    """In bfloat16 each channel of the nearest code loses half a unit and of another gains it: nearly the bound."""
+    below, above, unit = 1 + 2**-8 - 2**-16, 1 + 2**-8 + 2**-16, 2**-7
+    x, codebook = torch.full((40, 32), 4.0), torch.zeros(128, 32)
+    if rounded == "codes":
+        codebook[70], codebook[100] = below, above
+        codebook[100, 0] = 1  # less than the others have more: the rounded code is nearer still
+    else:
+        x[:, :16], x[:, 16:], x[:, 0] = below, above, 1 + unit
+        codebook[:] = -1  # far away
+        codebook[70, :16] = codebook[100, 16:] = 1
+    exact, rough = (
+        x[0].to(t).double() @ codebook.to(t).double().T - codebook.double().square().sum(1) / 2
+        for t in (torch.float64, torch.bfloat16)
+    )
+    assert (exact.argmax(), rough.argmax()) == (70, 100)
+    assert (ops.nearest_code(gpu(x), gpu(codebook)) == 70).all()
+
+
 @pytest.mark.parametrize("cosine", [False, True])
 def test_nan_in_vectors_and_codes(gpu: Gpu, path: str, cosine: bool) -> None:
     """The first code whose score is NaN, as torch.argmin has it."""
