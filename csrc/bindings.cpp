@@ -136,7 +136,7 @@ void def_kernels(py::module_& m) {
         "Index of the nearest codebook entry: (N, C), (V, C) -> (N,).", "x", "codebook", "out", "cosine",
         "scratch");
     m.def("nearest_code_scratch", nearest_code_scratch, py::arg("n"), py::arg("v"), py::arg("c"),
-          "Floats of scratch memory that nearest_code needs on CUDA.");
+          py::arg("filter") = py::none(), "Floats of scratch memory that nearest_code needs on CUDA.");
     def(m, "qk_norm", qk_norm_params, cpu::qk_norm,
         "(B, L, 3, H, D) -> q, and k and v from entry `offset` on: biases, L2 norm, scale.", "qkv", "q_bias",
         "v_bias", "log_scale", "q", "k", "v", "offset");

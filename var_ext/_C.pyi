@@ -50,8 +50,11 @@ def nearest_code(
 ) -> None:
     """(N, C) float32, (V, C) float32 -> (N,) int64: argmin of squared L2 or argmax of cosine; ties: lowest index."""
 
-def nearest_code_scratch(n: int, v: int, c: int) -> int:
-    """Floats of scratch memory that `nearest_code` needs on CUDA."""
+def nearest_code_scratch(n: int, v: int, c: int, filter: bool | None = None) -> int:
+    """Floats of scratch memory that `nearest_code` needs on CUDA.
+
+    Their number tells the kernels whether to filter on the tensor cores: None, as the sizes make it worth while.
+    """
 
 def adaln(
     x: TensorView,
