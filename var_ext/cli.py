@@ -81,7 +81,7 @@ def sample(
     from var_ext.hub import load
 
     sampler = load(model, device=local_device(device))
-    options = {"cfg": cfg, "top_k": top_k, "top_p": top_p}
+    options: dict[str, Any] = {"cfg": cfg, "top_k": top_k, "top_p": top_p}
     if writes_images(out):
         given = {name: value for name, value in options.items() if value is not None}
         classes = sampler.num_classes if labels is None else labels

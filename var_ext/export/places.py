@@ -14,6 +14,7 @@ from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from pathlib import Path
+from typing import IO
 
 import numpy as np
 from numpy.lib import format as npy
@@ -145,9 +146,8 @@ class Npz(Place):
 
     def complete(self, part: range) -> bool:
         try:
-            array = np.load(
-                self.part(part), mmap_mode="r"
-            )  # fails where the file is shorter than its header says
+            # an error where the file is shorter than its header says
+            array = npy.open_memmap(self.part(part), mode="r")
         except (OSError, ValueError):
             return False
         return array.shape == self._shape(len(part)) and array.dtype == np.uint8
@@ -155,9 +155,14 @@ class Npz(Place):
     def _shape(self, count: int) -> tuple[int, ...]:
         return (count, self.side, self.side, 3)
 
+    def _write_header(self, handle: IO[bytes], count: int) -> None:
+        header = {"descr": "|u1", "fortran_order": False, "shape": self._shape(count)}
+        npy.write_array_header_1_0(handle, header)
+
     def write(self, part: range, pixels: np.ndarray) -> None:
         with atomic_write(self.part(part)) as handle:
-            np.save(handle, pixels)
+            self._write_header(handle, len(part))
+            handle.write(pixels.reshape(-1).data)  # numpy.save would not tell why a disk refuses
 
     def finished(self) -> bool:
         return zipfile.is_zipfile(self.path)  # a file cut short has lost its directory
@@ -170,7 +175,6 @@ class Npz(Place):
             shutil.rmtree(self.parts)
 
     def _assemble(self) -> None:
-        header = {"descr": "|u1", "fortran_order": False, "shape": self._shape(len(self.plan))}
         member = zipfile.ZipInfo(
             "arr_0.npy", (1980, 1, 1, 0, 0, 0)
         )  # no time of day: equal images, equal files
@@ -179,9 +183,9 @@ class Npz(Place):
             zipfile.ZipFile(handle, "w") as archive,  # not compressed, as numpy.savez writes
             archive.open(member, "w", force_zip64=True) as array,
         ):
-            npy.write_array_header_1_0(array, header)
+            self._write_header(array, len(self.plan))
             for part in self.plan.parts:
-                array.write(np.load(self.part(part)).reshape(-1).data)
+                array.write(npy.open_memmap(self.part(part), mode="r").reshape(-1).data)
 
 
 def place_of(out: str | os.PathLike[str], plan: Plan, side: int) -> Place:
