@@ -7,6 +7,7 @@ from collections import Counter
 import pytest
 import torch
 from torch import nn
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from tests.models.conftest import small_pair
 from var_ext.engine import Engine, SeededDraw, named_precision, options_for
@@ -203,3 +204,28 @@ def test_rows_of_nan_stay_nan_in_int8():
     x[1, 2] = torch.nan
     y = layer(x)
     assert y[1].isnan().all() and y[[0, 2]].isfinite().all()
+
+
+def test_the_loop_copies_no_cache(pair):
+    """Between the first logits and the last nothing is concatenated, and keys and values stay where they are."""
+    engine, names, caches = engine_of(pair, "bf16"), [], set()
+    transformer, _ = engine.parts()
+
+    class Watch(TorchDispatchMode):
+        def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+            names.append(str(func))
+            if "cached_attention" in str(func):
+                caches.add(args[1].data_ptr())
+            return func(*args, **(kwargs or {}))
+
+    kept = []
+    with Watch(), torch.no_grad():
+        options = options_for(engine.schedule, cfg=2.0, top_k=12)
+        draw = SeededDraw(SEEDS, options, engine.vae.quantize.embedding.weight)
+        for _ in engine.generate(
+            LABELS, options.cfg, draw, guided=4, mark=lambda *_: kept.append(len(names))
+        ):
+            pass
+    loop = names[kept[0] :]
+    assert len(caches) == len(transformer.blocks)  # one place a block, at every scale
+    assert not [name for name in loop if "cat" in name.split(".")[1]]
