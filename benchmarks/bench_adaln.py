@@ -82,6 +82,7 @@ def contest(batch: int, length: int, channels: int, branch: bool, training: bool
             "torch eager": entrant(positional(eager)),
             "torch.compile": entrant(compiled(positional(reference.adaln))),
         },
+        launches=3 if training else 1,  # backward: the rows, then the sums over tokens
         bytes=nbytes(x) * passes * (2 if branch else 1) + nbytes(scale, shift),
         check=agree_by_largest if training or kind != torch.float32 else agree,
     )

@@ -1,9 +1,12 @@
 """residual_quantize: features of 256 px images to tokens, with the published codebook's size; and its gradients.
 
-On CUDA four launches a scale and two in front: 42 for ten scales. Backward takes five a scale, four at the last, and
-one for the codebook: 50. Counted for an H100 (60 TFLOP/s in fp32 outside the tensor cores, 3.0 TB/s) at batch 8: the
-search is 1.43 GFLOP, 24 us, the convolutions 0.38 GFLOP, 6.3 us, backward 0.75 GFLOP, 12.6 us; f_hat and the rest
-move 0.8 MB a scale, which stays in the L2 cache. At batch 1 launches decide: a CUDA graph holds them all.
+On CUDA four launches a scale and two in front: 42 for ten scales. One launch instead, of an image a block, would have
+each multiprocessor search the codebook for an image alone, 0.7 M cycles or 390 us; spread over the chip, eight images
+take 24 us. Backward takes five a scale, four at the last, and one for the codebook: 50. Counted for an H100 (60 TFLOP/s
+in fp32 outside the tensor cores, 3.0 TB/s) at batch 8: the search is 1.43 GFLOP, 24 us, the convolutions 0.38 GFLOP,
+6.3 us, backward 0.75 GFLOP, 12.6 us; f_hat and the rest move 0.8 MB a scale, which stays in the L2 cache. At batch 1
+launches decide: a CUDA graph holds them all. Scales of 2048 vectors and more, of 50 images the last four, are searched
+behind nearest_code's filter in bf16.
 """
 
 from __future__ import annotations
@@ -15,7 +18,7 @@ import torch
 from contest import Contest, agree, nbytes
 from torch import Tensor
 
-from var_ext import ScaleSchedule, ops, reference
+from var_ext import _C, ScaleSchedule, ops, reference
 from var_ext.schedule import SCALES_256
 
 SHAPES = {
@@ -69,8 +72,15 @@ def contest(
     arguments = (features, codebook, weight, bias, phi_index, schedule)
     functions = {"var_ext": ops.residual_quantize, "reference": reference.residual_quantize}
     search = 2 * batch * schedule.num_tokens * codes * channels
+    sizes = [(batch * side**2, codes, channels) for side in patch_nums]
+    filtered = sum(
+        n
+        for n, *rest in sizes
+        if _C.nearest_code_scratch(n, *rest) != _C.nearest_code_scratch(n, *rest, filter=False)
+    )
     convolutions = 2 * batch * len(schedule) * side * side * channels * channels * 9
     scales = len(schedule) * nbytes(features) if backward_pass else 0  # written, and their gradients read
+    unused = len(weight) - len(set(phi_index))  # their gradients are zeros: two launches each
     return Contest(
         {
             name: partial(with_gradients, function, *arguments)
@@ -80,6 +90,8 @@ def contest(
         },
         bytes=nbytes(features, features, codebook, weight) + batch * schedule.num_tokens * 8 + 2 * scales,
         flops=search + convolutions * (3 if backward_pass else 1),
+        tensor_flops=2 * filtered * (codes - 11) * channels,
+        launches=2 + 4 * len(schedule) + (5 * len(schedule) + 2 * unused if backward_pass else 0),
         check=mostly_equal,
     )
 

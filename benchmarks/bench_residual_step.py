@@ -1,7 +1,8 @@
 """residual_step of eight 256 px images: a coarse scale, a fine one, and the last; forward, and with its gradients.
 
 On CUDA one launch forward, where an image has up to 256 pixels (two beyond that, for the next scale's windows); four
-backward: the mirrored convolution, the gather to the codes (not at the last scale), sums of parts, sums of those.
+backward: the mirrored convolution, the gather to the codes (not at the last scale), sums of parts, sums of those; and
+one in front where the next scale's windows have a gradient.
 Counted for an H100 (60 TFLOP/s in fp32 outside the tensor cores, 3.0 TB/s): eight images are 38 MFLOP and 0.6 MB,
 0.6 us of arithmetic, and three times that with gradients; at batch 1 a launch takes longer than the work.
 """
@@ -66,6 +67,7 @@ def contest(
         calls,
         bytes=passes * nbytes(*given, f_hat)
         + (batch * channels * following * following * 4 if following else 0),
+        launches=(6 if following else 4) if backward_pass else 1,
         flops=passes * 2 * batch * side * side * channels * channels * 9,
     )
 

@@ -97,6 +97,7 @@ def contest(
             "topk + sort + multinomial": partial(published, logits, **filters),
         },
         bytes=nbytes(logits) + batch * length * 8,
+        launches=1,
         check=same,
         checks={"topk + sort + multinomial": partial(allowed, kept)},
     )

@@ -4,12 +4,11 @@ from __future__ import annotations
 
 import contextlib
 import importlib
-import inspect
 import io
 import sys
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor, nn
@@ -82,18 +81,8 @@ def labels_of(batch: int, device: torch.device) -> Tensor:
     return torch.arange(batch, device=device) * 37 % 1000
 
 
-class Contender:
-    """A model with the published sampling method, listened to at the methods that part its work.
-
-    Args:
-        var: it has `autoregressive_infer_cfg`, `vae_proxy[0]`, and `before_head`, the name of the method that
-            makes logits.
-        autocast: dtype of the surrounding autocast.
-    """
-
-    def __init__(self, var: nn.Module, before_head: str, autocast: torch.dtype | None = None) -> None:
-        self.var, self.vae = var, var.vae_proxy[0]
-        self.before_head, self.autocast = before_head, autocast
+class Contender(Protocol):
+    """Draws a batch with one seed, as the published method does."""
 
     def draw(
         self, labels: Tensor, seed: int, *, watch: Watch | None = None, forced: Sequence[Tensor] | None = None
@@ -104,41 +93,82 @@ class Contender:
             watch: marks `PARTS`, the first three once a scale.
             forced: tokens (B, l) of each scale that go on in place of those drawn.
         """
-        device, drawn = labels.device, []
+        ...
+
+
+class Published:
+    """The published method, as it is or under autocast, listened to at the methods that part its work."""
+
+    def __init__(self, var: nn.Module, precision: str) -> None:
+        self.var, self.vae, self.autocast = var, var.vae_proxy[0], DTYPES.get(precision)
+
+    def draw(
+        self, labels: Tensor, seed: int, *, watch: Watch | None = None, forced: Sequence[Tensor] | None = None
+    ) -> tuple[Tensor, Tensor]:
+        drawn: list[Tensor] = []
 
         def tokens_in(_: nn.Module, inputs: tuple[Tensor]) -> tuple[Tensor]:
             drawn.append(inputs[0])
             return inputs if forced is None else (forced[len(drawn) - 1],)
 
         with contextlib.ExitStack() as stack:
-            handle = self.vae.quantize.embedding.register_forward_pre_hook(tokens_in)
-            stack.callback(handle.remove)
+            stack.callback(self.vae.quantize.embedding.register_forward_pre_hook(tokens_in).remove)
             if watch:
-                listen = [
-                    (self.var, self.before_head, "transformer", None),
+                for owner, method, before, after in (
+                    (self.var, "get_logits", "transformer", None),
                     (self.vae.quantize, "get_next_autoregressive_input", "head and sampling", "quantizer"),
                     (self.vae, "fhat_to_img", None, "decoder"),
-                ]
-                for owner, method, before, after in listen:
+                ):
                     stack.enter_context(_marked(owner, method, watch, before, after))
             if self.autocast:
-                stack.enter_context(torch.autocast(device.type, dtype=self.autocast))
+                stack.enter_context(torch.autocast(labels.device.type, dtype=self.autocast))
             images = self.var.autoregressive_infer_cfg(len(labels), labels, g_seed=seed, **OPTIONS)
         return images.float(), torch.cat(drawn, dim=1)
 
 
+class Fast:
+    """`var_ext.accelerate` of the published model."""
+
+    def __init__(self, var: nn.Module, precision: str) -> None:
+        self.fast = var_ext.accelerate(var, dtype=precision)
+        self.engine = self.fast.sampler.engine
+
+    def draw(
+        self, labels: Tensor, seed: int, *, watch: Watch | None = None, forced: Sequence[Tensor] | None = None
+    ) -> tuple[Tensor, Tensor]:
+        codebook = self.engine.vae.quantize.embedding
+        ends = {"draw": "head and sampling", "step": "quantizer"}
+        more: dict[str, Any] = {}
+        if watch:
+            more["mark"] = lambda part, _: watch(ends[part]) if part in ends else None
+        if forced is not None:
+            more["edit"] = lambda _, k: codebook(forced[k]).float()
+        with contextlib.ExitStack() as stack:
+            if watch:
+                stack.enter_context(_marked(self.engine, "_logits", watch, "transformer", None))
+            stack.enter_context(_marked(self.engine, "sample", watch, None, "decoder", more))
+            return self.fast.autoregressive_infer_cfg(
+                len(labels), labels, g_seed=seed, return_tokens=True, **OPTIONS
+            )
+
+
 @contextlib.contextmanager
 def _marked(
-    owner: nn.Module, method: str, watch: Watch, before: str | None, after: str | None
+    owner: Any,
+    method: str,
+    watch: Watch | None,
+    before: str | None,
+    after: str | None,
+    more: Mapping[str, Any] | None = None,
 ) -> Iterator[None]:
-    """`before` ends where the method of this one object is called, `after` where it returns."""
+    """`before` ends where the method of this one object is called, with `more` arguments; `after` where it returns."""
     original = getattr(owner, method)
 
     def listening(*args: Any, **kwargs: Any) -> Any:
-        if before:
+        if watch and before:
             watch(before)
-        result = original(*args, **kwargs)
-        if after:
+        result = original(*args, **kwargs, **(more or {}))
+        if watch and after:
             watch(after)
         return result
 
@@ -149,48 +179,20 @@ def _marked(
         del owner.__dict__[method]
 
 
-def published(var: nn.Module, precision: str) -> Contender:
-    """The published code: as it is, or under autocast."""
-    return Contender(var, "get_logits", DTYPES.get(precision))
+def make(who: str, var: nn.Module, precision: str) -> Contender:
+    """The contender of this name, on the weights of a published model."""
+    return {"published": Published, "var_ext": Fast}[who](var, precision)
 
 
-def fast(var: nn.Module, precision: str) -> Contender:
-    """var_ext with the weights of a published model: the one place that says how it is made."""
-    own, size = var.vae_proxy[0], dict(var.vae_proxy[0].state_dict())
-    vae, twin = build_vae_var(
-        var.head.weight.device,
-        patch_nums=var.patch_nums,
-        V=var.V,
-        Cvae=var.Cvae,
-        ch=size["decoder.conv_out.weight"].shape[1],
-        num_classes=var.num_classes,
-        depth=var.depth,
-    )
-    vae.load_state_dict(own.state_dict(), assign=True)
-    twin.load_state_dict(var.state_dict(), assign=True)
-    return Contender(twin.eval(), "_logits", DTYPES.get(precision))
-
-
-def precisions_of_fast(device: torch.device) -> tuple[str, ...]:
-    """In which precisions `fast` can run here."""
-    if not hasattr(var_ext, "accelerate"):
-        return ("fp32", "bf16", "fp16") if device.type == "cuda" else ("fp32", "bf16")
+def precisions_on(device: torch.device) -> tuple[str, ...]:
+    """What may be asked for on a device."""
     return ("fp32", "bf16", "fp16") if device.type == "cuda" else ("fp32", "bf16", "int8")
 
 
 def drawer(var: nn.Module, precision: str) -> Callable[[Tensor, Tensor], Tensor]:
-    """var_ext's own sampler, labels and seeds -> images."""
-    vae = var.vae_proxy[0]
-    if "precision" in inspect.signature(Sampler).parameters:
-        sampler = Sampler(vae, var, precision=precision)
-        return lambda labels, seeds: sampler(labels, seeds, batch_size=len(labels), **OPTIONS)
-    sampler, dtype = Sampler(vae, var), DTYPES.get(precision)
-
-    def draw(labels: Tensor, seeds: Tensor) -> Tensor:
-        with torch.autocast(labels.device.type, dtype=dtype, enabled=dtype is not None):
-            return sampler(labels, seeds, batch_size=len(labels), **OPTIONS)
-
-    return draw
+    """var_ext's own sampler, labels and seeds -> images: on a GPU one captured graph."""
+    sampler = Sampler(var.vae_proxy[0], var, precision=precision)
+    return lambda labels, seeds: sampler(labels, seeds, batch_size=len(labels), **OPTIONS)
 
 
 def drawn(draw: Callable[[Tensor, Tensor], Tensor], batch: int, device: torch.device) -> Tensor:

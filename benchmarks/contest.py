@@ -50,6 +50,7 @@ class Contest:
         competitors: name -> a call without arguments; the others are checked against "reference".
         bytes: what the op has to read and write at least.
         flops: what it has to compute at least.
+        tensor_flops: of these, what var_ext computes in bfloat16 on a GPU, whatever the dtype.
         launches: kernels that var_ext launches on a GPU for one call; 0 if nobody counted.
         images: pictures that one call draws (end to end only).
         check: compares a competitor's result with the reference's; raises AssertionError.
@@ -59,6 +60,7 @@ class Contest:
     competitors: Mapping[str, Callable[[], Any]]
     bytes: int = 0
     flops: int = 0
+    tensor_flops: int = 0
     launches: int = 0
     images: int = 0
     check: Callable[[Any, Any], None] = agree

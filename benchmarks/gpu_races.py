@@ -64,7 +64,8 @@ def dtype_of(shape: str) -> str:
 
 def least(contest: Contest, shape: str, limits: dict[str, float]) -> float:
     """Seconds that the op's bytes and FLOPs take at these rates, whichever is more."""
-    return max(contest.bytes / limits["copy"], contest.flops / limits[dtype_of(shape)])
+    computing = (contest.flops - contest.tensor_flops) / limits[dtype_of(shape)]
+    return max(contest.bytes / limits["copy"], computing + contest.tensor_flops / limits["bf16"])
 
 
 def build(module: ModuleType, arguments: dict[str, Any], device: str, seed: int = 0) -> Contest:

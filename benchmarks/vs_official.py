@@ -21,7 +21,7 @@ from statistics import median
 from typing import Any
 
 import torch
-from contenders import OPTIONS, Contender, fast, labels_of, precisions_of_fast, published, published_model
+from contenders import OPTIONS, Contender, Published, labels_of, make, precisions_on, published_model
 from tables import duration
 from versus import (
     Timed,
@@ -68,7 +68,7 @@ def arguments() -> argparse.Namespace:
     options = parser.parse_args()
     if options.tiny:
         options.depth = 2
-    possible = precisions_of_fast(options.device)
+    possible = precisions_on(options.device)
     options.precisions = options.precisions or list(possible)
     if unknown := set(options.precisions) - set(possible):
         parser.error(f"--precisions may be {', '.join(possible)} here, got {', '.join(sorted(unknown))}")
@@ -80,14 +80,10 @@ def names(precisions: list[str]) -> list[Key]:
     return [("published", p) for p in precisions if p != "int8"] + [("var_ext", p) for p in precisions]
 
 
-def make(who: str, var: torch.nn.Module, precision: str) -> Contender:
-    return (published if who == "published" else fast)(var, precision)
-
-
 # ---------------------------------------------------------------------- answers
 
 
-def compare(contenders: dict[Key, Contender], reference: Contender, batch: int) -> list[dict[str, Any]]:
+def compare(contenders: dict[Key, Contender], reference: Published, batch: int) -> list[dict[str, Any]]:
     """A row for each contender: tokens equal to those of the published code in fp32, and the images' PSNR."""
     device = reference.var.head.weight.device
     labels = labels_of(batch, device)
@@ -167,7 +163,7 @@ def main() -> None:
     var = published_model(options.official, options.depth, device, options.tiny)
     contenders = {key: make(key[0], var, key[1]) for key in names(options.precisions)}
     # a toy has few tokens
-    answers = compare(contenders, published(var, "fp32"), 8 if options.tiny else min(options.batch_sizes))
+    answers = compare(contenders, Published(var, "fp32"), 8 if options.tiny else min(options.batch_sizes))
     for row in answers:
         way = "given the published tokens" if row["forced"] else "on its own"
         print(

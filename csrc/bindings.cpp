@@ -13,6 +13,7 @@
 #include "ops/group_norm_silu.h"
 #include "ops/nearest_code.h"
 #include "ops/qk_norm.h"
+#include "ops/quantize_rows.h"
 #include "ops/residual_quantize.h"
 #include "ops/residual_step.h"
 #include "ops/sample_tokens.h"
@@ -88,9 +89,10 @@ py::dict kernels() {
     const std::vector<std::string> devices = {"cpu"};
 #endif
     py::dict table;  // a fresh one: callers may change theirs
-    for (const char* op : {"adaln", "area_downsample", "bias_gelu", "bicubic_upsample",
-                           "block_causal_attention", "cached_attention", "group_norm_silu", "nearest_code",
-                           "qk_norm", "residual_quantize", "residual_step", "sample_tokens"}) {
+    for (const char* op :
+         {"adaln", "area_downsample", "bias_gelu", "bicubic_upsample", "block_causal_attention",
+          "cached_attention", "group_norm_silu", "nearest_code", "qk_norm", "quantize_rows",
+          "residual_quantize", "residual_step", "sample_tokens"}) {
         table[op] = devices;
     }
     return table;
@@ -134,13 +136,15 @@ void def_kernels(py::module_& m) {
         "Index of the nearest codebook entry: (N, C), (V, C) -> (N,).", "x", "codebook", "out", "cosine",
         "scratch");
     m.def("nearest_code_scratch", nearest_code_scratch, py::arg("n"), py::arg("v"), py::arg("c"),
-          "Floats of scratch memory that nearest_code needs on CUDA.");
+          py::arg("filter") = py::none(), "Floats of scratch memory that nearest_code needs on CUDA.");
     def(m, "qk_norm", qk_norm_params, cpu::qk_norm,
         "(B, L, 3, H, D) -> q, and k and v from entry `offset` on: biases, L2 norm, scale.", "qkv", "q_bias",
         "v_bias", "log_scale", "q", "k", "v", "offset");
     def(m, "qk_norm_backward", qk_norm_backward_params, cpu::qk_norm_backward, "Gradients of qk_norm.",
         "grad_q", "grad_k", "grad_v", "qkv", "q_bias", "log_scale", "grad_qkv", "grad_q_bias", "grad_v_bias",
         "grad_log_scale", "scratch");
+    def(m, "quantize_rows", quantize_rows_params, cpu::quantize_rows,
+        "(R, C) -> (R, C) uint8 around 128 and a scale a row, (R,).", "x", "q", "scale");
     def(m, "residual_quantize", residual_quantize_params, cpu::residual_quantize,
         "All scales of the quantizer.", "features", "codebook", "phi_weight", "phi_bias", "phi_index",
         "patch_nums", "ratio", "cosine", "tokens", "f_hat", "scales", "scratch");
@@ -178,7 +182,8 @@ PYBIND11_MODULE(_C, m) {
         .value("float64", DType::float64)
         .value("bfloat16", DType::bfloat16)
         .value("float16", DType::float16)
-        .value("int64", DType::int64);
+        .value("int64", DType::int64)
+        .value("uint8", DType::uint8);
     py::class_<TensorView>(m, "TensorView", "A borrowed strided tensor; strides are in elements.")
         .def(py::init<uintptr_t, std::vector<int64_t>, std::vector<int64_t>, DType>(), py::arg("ptr"),
              py::arg("shape"), py::arg("strides"), py::arg("dtype"))

@@ -44,9 +44,11 @@ def test_an_image_is_its_own_whatever_the_batch(sampler, tokens, batch, count):
     assert torch.equal(drawn, tokens[order])
 
 
-def test_both_backends_draw_the_same_digits(sampler, tokens):
+def test_both_backends_draw_the_same_digits():
+    exact = var_ext.load("digits", precision="fp32")  # in bf16 a draw may fall on a rounding error
+    tokens = exact.tokens(LABELS, SEEDS)
     with backend.force("reference"):
-        assert torch.equal(sampler.tokens(LABELS, SEEDS), tokens)
+        assert torch.equal(exact.tokens(LABELS, SEEDS), tokens)
 
 
 def test_quality_is_what_was_promised(sampler):

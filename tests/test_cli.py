@@ -15,7 +15,7 @@ import numpy as np
 import pytest
 import torch
 from click.testing import CliRunner, Result
-from PIL import Image
+from PIL import Image, ImageDraw, ImageFont
 
 import var_ext
 from tests.tiny import SCALES, tiny
@@ -59,7 +59,7 @@ def test_help_has_an_example(words: tuple[str, ...]) -> None:
 
 
 def test_all_commands_are_there() -> None:
-    wanted = {"sample", "train", "eval", "convert", "info", "bench"}
+    wanted = {"sample", "edit", "train", "eval", "convert", "info", "bench"}
     assert set(main.commands) == wanted
     assert run("--version").output.split()[-1] == var_ext.__version__
 
@@ -143,8 +143,8 @@ def test_threads(model: str, tmp_path: Path) -> None:
         (["--labels", "0-9"], 1, "labels must be in 0..5"),
         (["--labels", "x"], 2, "must be whole numbers and ranges such as 3,5,8 or 0-9, got 'x'"),
         (["--labels", "3, 9-5"], 2, "must have ranges that go up, such as 0-9, got '9-5'"),
-        (["--cfg", "nan"], 2, "'--cfg': must be a finite number, got nan"),
-        (["--top-p", "nan"], 2, "'--top-p': must be a finite number, got nan"),
+        (["--cfg", "nan"], 2, "'--cfg': must be a finite number in "),
+        (["--top-p", "nan"], 2, "'--top-p': must be a finite number in "),
         (["--seed", str(2**63 - 1)], 2, "'--seed'"),
         (["--out", "."], 1, "could not write .: it must be a file or not be there yet, and is a folder"),
         (["--out", ""], 1, "could not write .: it must be a file"),
@@ -178,6 +178,77 @@ def test_grid_checks_its_images() -> None:
         ValueError, match=r"images must have shape \(6, 3, H, W\) for 2 rows of 3, got \(5, 3, 8, 8\)"
     ):
         labelled_grid(torch.zeros(5, 3, 8, 8), ["a", "b"], ["1", "2", "3"])
+
+
+# ---------------------------------------------------------------------- edit
+
+
+def drawn(path: Path, size: tuple[int, int] = (8, 8), text: str = "7") -> np.ndarray:
+    """Writes a picture of a digit, gray on black; returns its pixels."""
+    picture = Image.new("RGB", size)
+    font = ImageFont.load_default(min(size))
+    ImageDraw.Draw(picture).text((size[0] / 2, size[1] / 2), text, "silver", font, anchor="mm")
+    picture.save(path)
+    return np.asarray(picture)
+
+
+def test_edit_a_drawn_digit(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    before = drawn(Path("seven.png"), (32, 32))
+    output = run("edit", "seven.png", "--box", "0,0.5,1,1", "--paste").output
+    assert "50% of the finest tokens drawn anew" in output and str(tmp_path / "edited.png") in output
+    after = np.asarray(Image.open("edited.png"))
+    assert np.array_equal(after[:16], before[:16]) and not np.array_equal(after[16:], before[16:])
+    sheet = Image.open("edited-sheet.png")  # before, mask and after, 64 pixels each
+    cells = [
+        np.asarray(sheet)[-68:-4, x - 64 : x] for x in (sheet.width - 140, sheet.width - 72, sheet.width - 4)
+    ]
+    masked = before.copy()
+    masked[16:] = 128
+    for cell, picture in zip(cells, (before, masked, after), strict=True):
+        assert np.array_equal(cell[::2, ::2], picture)
+
+
+def test_edit_options_reach_the_sampler(model: str, tmp_path: Path) -> None:
+    before, mask = drawn(tmp_path / "a.png"), np.zeros((8, 8), np.uint8)
+    mask[3:5, 1] = 255
+    Image.fromarray(mask).save(tmp_path / "mask.png")
+    args = ["--mask", tmp_path / "mask.png", "--outside", "--label", 2, "--seed", 4, "--count", 2]
+    args += ["--cfg", 1, "--top-k", 3, "--top-p", 0.9, "--batch-size", 1, "--out", tmp_path / "b.png"]
+    run("edit", tmp_path / "a.png", "--model", model, *args)
+    image = torch.from_numpy(before.transpose(2, 0, 1) / np.float32(255))
+    edited = hub.load(model).edit(
+        image, torch.from_numpy(mask == 0), 2, [4, 5], cfg=1.0, top_k=3, top_p=0.9, batch_size=1
+    )
+    for seed, pixels in zip((4, 5), edited, strict=True):
+        wanted = (pixels * 255).round().byte().permute(1, 2, 0).numpy()
+        assert np.array_equal(np.asarray(Image.open(tmp_path / f"b-{seed}.png")), wanted)
+    assert (tmp_path / "b-sheet.png").is_file() and not (tmp_path / "b.png").exists()
+
+
+@pytest.mark.parametrize(
+    ("args", "code", "message"),
+    [
+        ([], 2, "wanted either --mask or --box, got neither"),
+        (["--box", "0,0,1,1", "--mask", "IMAGE"], 2, "wanted either --mask or --box, got both"),
+        (["--box", "0,0,1"], 2, "must be four numbers such as 0.2,0.2,0.8,0.8, got '0,0,1'"),
+        (["--box", "a,b,c,d"], 2, "must be four numbers"),
+        (["--box", "0,0,2,1"], 1, "a box must be four numbers (x0, y0, x1, y1) in [0, 1]"),
+        (["--box", "0,0,1,1", "--outside"], 2, "wanted something to replace"),
+        (["--box", "0,0,1,1", "--label", "9"], 1, "labels must be in 0..5"),
+        (["--mask", "nothing.png"], 1, "wanted a readable image, got nothing.png"),
+        (["--mask", "OTHER"], 1, "must have the picture's size, 8 x 8, got 9 x 8"),
+        (["--box", "0,0,1,1", "--out", "."], 1, "could not write ."),
+    ],
+)
+def test_bad_input_to_edit(model: str, tmp_path: Path, args: list[str], code: int, message: str) -> None:
+    files = {"IMAGE": tmp_path / "a.png", "OTHER": tmp_path / "other.png"}
+    drawn(files["IMAGE"])
+    drawn(files["OTHER"], (9, 8))
+    words = [str(files.get(arg, arg)) for arg in args]
+    defaults = ["--model", model, "--out", str(tmp_path / "out.png")]
+    assert message in run("edit", files["IMAGE"], *defaults, *words, code=code).output
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["a.png", "other.png"]
 
 
 # ---------------------------------------------------------------------- train
@@ -355,10 +426,20 @@ def test_info_of_models(model: str, tmp_path: Path) -> None:
 
 
 def test_bench_times_whole_and_parts(model: str) -> None:
-    output = run("bench", model, "--batch-sizes", "1,3", "--repeats", 1).output
-    for words in ("batch 1:", "batch 3:", "images/s", "scale  4 x 4", "guidance and drawing", "decoder"):
+    output = run("bench", model, "--batch-sizes", "1,3", "--repeats", 1, "--precisions", "fp32,int8").output
+    for words in (
+        "batch 1, fp32:",
+        "batch 3, int8:",
+        "images/s",
+        "scale  4 x 4",
+        "drawing tokens",
+        "decoder",
+    ):
+        assert words in output
+    # the exact mode is its own measure
+    for words in ("fp32: logits off by 0.00%", "100.0% of tokens equal, images of the same tokens inf dB"):
         assert words in output
     timing = measure(hub.load(model), 2, repeats=1)
     assert timing.images_per_second == 2 / timing.total
-    parts = [*timing.scales, *timing.draws, timing.last_step, timing.decoder]
-    assert len(parts) == 2 * len(SCALES) + 2 and min(parts) > 0
+    parts = [*timing.scales, *timing.draws, *timing.steps, timing.decoder]
+    assert len(parts) == 3 * len(SCALES) + 1 and min(parts) > 0

@@ -70,10 +70,11 @@ def test_half_precision_on_disk(tmp_path: Path) -> None:
     assert sampler.vae.quantize.ema_vocab_hit_SV[0, 0] == 1e6
 
 
-def test_transformer_in_another_dtype(model_folder: Path) -> None:
-    sampler = hub.load(model_folder, dtype=torch.bfloat16)
-    assert sampler.var.head.weight.dtype == torch.bfloat16
-    assert sampler.vae.decoder.conv_in.weight.dtype == torch.float32
+@pytest.mark.parametrize("precision", ["fp32", "bf16", torch.bfloat16, "int8"])
+def test_another_precision_leaves_the_weights_alone(model_folder: Path, precision: str) -> None:
+    sampler = hub.load(model_folder, precision=precision)
+    assert sampler.precision.name == (precision if isinstance(precision, str) else "bf16")
+    assert {p.dtype for p in (*sampler.var.parameters(), *sampler.vae.parameters())} == {torch.float32}
     image = sampler(0, 0)
     assert image.dtype == torch.float32 and image.isfinite().all()
 

@@ -12,7 +12,7 @@ from var_ext import Sampler, backend
 
 @pytest.fixture(scope="module")
 def sampler() -> Sampler:
-    return Sampler(*small_pair(), defaults={"cfg": 2.0, "top_k": 12, "top_p": 0.9})
+    return Sampler(*small_pair(), defaults={"cfg": 2.0, "top_k": 12, "top_p": 0.9}, precision="fp32")
 
 
 LABELS = torch.arange(64) % 5
@@ -84,7 +84,7 @@ def test_no_images_is_an_empty_batch(sampler):
         (([7], [0]), {}, r"labels must be in 0..5 \(5: no class\), got \[7\]"),
         (([1, 2], [0, 1, 2]), {}, r"got shapes \(2,\) and \(3,\)"),
         (([1], [0]), {"top_p": 1.5}, r"top_p must be in \[0, 1\], got 1.5"),
-        (([1], [0]), {"top_k": -1}, "top_k must be 0 or more, got -1"),
+        (([1], [0]), {"top_k": -1}, "top_k must be whole numbers of 0 or more, got -1"),
         (([1], [0]), {"batch_size": 0}, "batch_size must be at least 1, got 0"),
     ],
 )

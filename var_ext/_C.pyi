@@ -15,6 +15,7 @@ class DType:
     bfloat16: ClassVar[DType]
     float16: ClassVar[DType]
     int64: ClassVar[DType]
+    uint8: ClassVar[DType]
     @property
     def name(self) -> str: ...
     @property
@@ -49,8 +50,11 @@ def nearest_code(
 ) -> None:
     """(N, C) float32, (V, C) float32 -> (N,) int64: argmin of squared L2 or argmax of cosine; ties: lowest index."""
 
-def nearest_code_scratch(n: int, v: int, c: int) -> int:
-    """Floats of scratch memory that `nearest_code` needs on CUDA."""
+def nearest_code_scratch(n: int, v: int, c: int, filter: bool | None = None) -> int:
+    """Floats of scratch memory that `nearest_code` needs on CUDA.
+
+    Their number tells the kernels whether to filter on the tensor cores: None, as the sizes make it worth while.
+    """
 
 def adaln(
     x: TensorView,
@@ -186,6 +190,12 @@ def bias_gelu_backward(
     scratch: TensorView | None,
 ) -> None:
     """From the gradient of the output, (..., C), those of x and bias."""
+
+def quantize_rows(x: TensorView, q: TensorView, scale: TensorView) -> None:
+    """(R, C) float32, bfloat16, float16 -> (R, C) uint8 around 128, and (R,) float32: the scale of each row.
+
+    Rows of x at any distance, of dense channels; q and scale contiguous.
+    """
 
 def residual_step(
     f_hat: TensorView,
@@ -327,6 +337,7 @@ class CudaStream:
     group_norm_silu_backward = group_norm_silu_backward
     qk_norm = qk_norm
     qk_norm_backward = qk_norm_backward
+    quantize_rows = quantize_rows
     sample_tokens = sample_tokens
     residual_quantize = residual_quantize
     residual_quantize_backward = residual_quantize_backward

@@ -20,6 +20,7 @@ CATALOGUE = (
     "group_norm_silu",
     "nearest_code",
     "qk_norm",
+    "quantize_rows",
     "residual_quantize",
     "residual_step",
     "sample_tokens",

@@ -1,32 +1,37 @@
-"""Where the time of sampling goes: the whole call, the transformer by scale, drawing tokens, the decoder."""
+"""Where the time of sampling goes, and what a precision costs in accuracy."""
 
 from __future__ import annotations
 
+import math
 import time
 from dataclasses import dataclass
 from itertools import pairwise
 from statistics import median
 
 import torch
+from torch import Tensor
 
-from var_ext import ops
+from var_ext.engine import Engine, SeededDraw, named_precision
 from var_ext.sampling import Sampler
+
+PARTS = ("transformer", "draw", "step")  # of a scale, in their order
 
 
 @dataclass(frozen=True)
 class Timing:
     """Median wall-clock seconds of drawing a batch once.
 
-    `scales[k]` is the transformer at scale k, with the residual step that makes its input; `last_step` is
-    the residual step after the last scale.
+    `scales[k]` is the transformer at scale k with its head; `draws` guidance and drawing, `steps` the quantizer's
+    residual steps.
     """
 
     batch: int
+    precision: str
     total: float
     sides: tuple[int, ...]
     scales: tuple[float, ...]
     draws: tuple[float, ...]
-    last_step: float
+    steps: tuple[float, ...]
     decoder: float
 
     @property
@@ -34,21 +39,29 @@ class Timing:
         """End to end, from labels and seeds to pixels."""
         return self.batch / self.total
 
-    def as_text(self) -> str:
-        """A table of the parts, in milliseconds and as a share of their sum."""
-        parts = {
+    def parts(self) -> dict[str, float]:
+        """Name of each part -> seconds."""
+        scales = {
             f"transformer, scale {side:>2} x {side}": seconds
             for side, seconds in zip(self.sides, self.scales, strict=True)
         }
-        parts["transformer, all scales"] = sum(self.scales)
-        parts["guidance and drawing"] = sum(self.draws)
-        parts["last residual step"] = self.last_step
-        parts["decoder"] = self.decoder
-        whole = sum(self.scales) + sum(self.draws) + self.last_step + self.decoder
+        return scales | {
+            "transformer, all scales": sum(self.scales),
+            "drawing tokens": sum(self.draws),
+            "residual steps": sum(self.steps),
+            "decoder": self.decoder,
+        }
+
+    def as_text(self) -> str:
+        """A table of the parts, in milliseconds and as a share of their sum."""
+        whole = sum(self.scales) + sum(self.draws) + sum(self.steps) + self.decoder
         head = (
-            f"batch {self.batch}: {1e3 * self.total:.1f} ms end to end, {self.images_per_second:.1f} images/s"
+            f"batch {self.batch}, {self.precision}: {1e3 * self.total:.1f} ms end to end, "
+            f"{self.images_per_second:.1f} images/s"
         )
-        rows = [f"  {name:<28}{1e3 * s:>10.2f} ms {100 * s / whole:>5.1f}%" for name, s in parts.items()]
+        rows = [
+            f"  {name:<28}{1e3 * s:>10.2f} ms {100 * s / whole:>5.1f}%" for name, s in self.parts().items()
+        ]
         return "\n".join([head, *rows])
 
 
@@ -73,44 +86,113 @@ def measure(sampler: Sampler, batch: int, *, repeats: int = 5) -> Timing:
         if run:  # the first run warms caches and thread pools
             totals.append(total)
             parts.append([after - before for before, after in pairwise(marks)])
-    medians = [median(column) for column in zip(*parts, strict=True)]
-    count = len(sampler.vae.schedule)
+    *medians, decoder = (median(column) for column in zip(*parts, strict=True))
     return Timing(
         batch=batch,
+        precision=sampler.precision.name,
         total=median(totals),
         sides=sampler.vae.schedule.patch_nums,
-        scales=tuple(medians[0 : 2 * count : 2]),
-        draws=tuple(medians[1 : 2 * count : 2]),
-        last_step=medians[2 * count],
-        decoder=medians[2 * count + 1],
+        scales=tuple(medians[0::3]),
+        draws=tuple(medians[1::3]),
+        steps=tuple(medians[2::3]),
+        decoder=decoder,
     )
 
 
-@torch.no_grad()
-def _marks(sampler: Sampler, labels: torch.Tensor, seeds: torch.Tensor) -> list[float]:
-    """Times at the ends of the parts: start, each scale's logits and tokens in turn, f_hat, pixels."""
-    options, schedule = sampler.defaults, sampler.vae.schedule
+@torch.inference_mode()
+def _marks(sampler: Sampler, labels: Tensor, seeds: Tensor) -> list[float]:
+    """Times at the ends of the parts: start, then of each scale its logits, tokens and residual step, then pixels."""
+    options, engine = sampler.options(), sampler.engine
     marks = [_now(sampler.device)]
-
-    def choose(logits: torch.Tensor, k: int) -> torch.Tensor:
-        marks.append(_now(sampler.device))
-        tokens = ops.sample_tokens(
-            logits,
-            seeds,
-            scale_index=k,
-            cfg=options["cfg"] * schedule.ratio(k),
-            top_k=options["top_k"],
-            top_p=options["top_p"],
-        )  # (B, l)
-        codes = sampler.vae.quantize.embedding(tokens)  # (B, l, C)
-        marks.append(_now(sampler.device))
-        return codes
-
-    f_hat = sampler.var.generate(labels, choose)
-    marks.append(_now(sampler.device))
-    sampler.vae.fhat_to_img(f_hat)
+    draw = SeededDraw(seeds, options, sampler.vae.quantize.embedding.weight.float())
+    engine.sample(labels, options, draw, mark=lambda part, k: marks.append(_now(sampler.device)))
     marks.append(_now(sampler.device))
     return marks
+
+
+@dataclass(frozen=True)
+class Deviation:
+    """How far a precision is from fp32, on the same tokens (teacher forcing).
+
+    `logits` is the root mean square error of logits over their deviation from their mean; `tokens` the share of equal
+    draws for the same random numbers; `psnr` of images decoded from the same tokens, in dB; `pictures` of whole
+    samplings, whose tokens may differ.
+    """
+
+    precision: str
+    logits: float
+    tokens: float
+    psnr: float
+    pictures: float
+
+    def as_text(self) -> str:
+        """One line."""
+        return (
+            f"{self.precision}: logits off by {100 * self.logits:.2f}% of their deviation, "
+            f"{100 * self.tokens:.1f}% of tokens equal, images of the same tokens {self.psnr:.1f} dB, "
+            f"drawn alone {self.pictures:.1f} dB"
+        )
+
+
+@torch.inference_mode()
+def deviation(sampler: Sampler, precision: str, *, images: int = 8) -> Deviation:
+    """Draws `images` in fp32, then has `precision` predict and decode the same tokens.
+
+    Raises:
+        ValueError: the device has no such precision.
+    """
+    device, options = sampler.device, sampler.options()
+    labels = torch.arange(images, device=device) % sampler.num_classes
+    seeds = torch.arange(images, device=device)
+    codebook = sampler.vae.quantize.embedding.weight.float()
+    engines = [
+        Engine(sampler.var, named_precision(name, device), pack=True)
+        for name in dict.fromkeys(("fp32", precision))
+    ]
+    exact, other = engines[0], engines[-1]
+    forced = _Forced(SeededDraw(seeds, options, codebook), None)
+    pictures, tokens = exact.sample(labels, options, forced)
+    again = _Forced(SeededDraw(seeds, options, codebook), tokens)
+    decoded, drawn = other.sample(labels, options, again)
+    logits = torch.cat(forced.logits, dim=1)
+    error = torch.cat(again.logits, dim=1) - logits
+    spread = (logits - logits.mean(dim=-1, keepdim=True)).square().mean().sqrt()
+    whole, _ = other.sample(labels, options, SeededDraw(seeds, options, codebook))
+    return Deviation(
+        precision,
+        float(error.square().mean().sqrt() / spread),
+        float((drawn == tokens).double().mean()),
+        psnr(decoded, pictures),
+        psnr(whole, pictures),
+    )
+
+
+class _Forced:
+    """Draws as `inner` does, and gives the codes of `tokens` instead; keeps guided logits (B, l, V)."""
+
+    def __init__(self, inner: SeededDraw, tokens: Tensor | None) -> None:
+        self.inner, self.forced, self.tokens = inner, tokens, inner.tokens
+        self.logits: list[Tensor] = []
+
+    def __call__(self, logits: Tensor, k: int, cfg: float | Tensor | None) -> Tensor:
+        codes = self.inner(logits, k, cfg)
+        logits = logits.float()
+        if cfg is not None:
+            cond, uncond = logits.chunk(2)
+            logits = (1 + cfg) * cond - cfg * uncond
+        self.logits.append(logits)
+        if self.forced is None:
+            return codes
+        before = sum(part.shape[1] for part in self.tokens[:-1])
+        return torch.nn.functional.embedding(
+            self.forced[:, before : before + logits.shape[1]], self.inner.codebook
+        )
+
+
+def psnr(images: Tensor, exact: Tensor) -> float:
+    """Peak signal-to-noise ratio in dB of images in [0, 1]; infinite if equal."""
+    error = float((images - exact).square().mean())
+    return 10 * math.log10(1 / error) if error else math.inf
 
 
 def _now(device: torch.device) -> float:

@@ -1,4 +1,4 @@
-"""The command line: `var-ext sample | train | eval | convert | info | bench`.
+"""The command line: `var-ext sample | edit | train | eval | convert | info | bench`.
 
 Commands parse, call the public functions and print. What is slow to import is imported inside them.
 """
@@ -15,22 +15,28 @@ from var_ext.cli_options import (
     SEED,
     Group,
     build_recipe,
+    control_options,
+    editing_options,
     file_option,
+    four_numbers,
+    images_option,
     machine_options,
     model_option,
     numbers,
+    precision_option,
     preset_for,
     recipe_options,
     sampling_options,
     train_options,
+    writes_images,
 )
-from var_ext.files import atomic_write, write_json
+from var_ext.files import atomic_write, check_writable, write_json
 
 
 @click.group(cls=Group, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110})
 @click.version_option(package_name="var_ext", prog_name="var-ext")
 def main() -> None:
-    """Visual autoregressive image models: sample, train, evaluate, convert.
+    """Visual autoregressive image models: sample, edit, train, evaluate, convert.
 
     \b
     Example: var-ext sample
@@ -45,33 +51,50 @@ def main() -> None:
     "--count", type=click.IntRange(min=1), default=8, show_default=True, help="Images of each class."
 )
 @sampling_options
-@click.option(
-    "--batch-size", type=click.IntRange(min=1), default=64, show_default=True, help="Images drawn at once."
-)
-@file_option("--out", default="samples.png", show_default=True, help="PNG to write.")
+@control_options
+@click.option("--batch-size", type=click.IntRange(min=1), help="Images drawn at once.  [default: what fits]")
+@precision_option
+@images_option
+@click.option("--quiet", is_flag=True, help="No progress bar.")
 @machine_options
 def sample(
     model: str,
     labels: list[int] | None,
     seed: int,
     count: int,
-    cfg: float | None,
-    top_k: int | None,
-    top_p: float | None,
-    batch_size: int,
-    out: Path,
+    batch_size: int | None,
+    precision: str | None,
+    out: str,
+    quiet: bool,
     device: str,
+    **options: Any,
 ) -> None:
-    """Draw a grid of images, one row a class, one column a seed.
+    """Draw a grid of images, one row a class, one column a seed; or many images, one by one.
 
     \b
     Example: var-ext sample --labels 3,5,8 --count 10 --cfg 2 --out digits.png
     The image of a class and a seed is the same in every grid.
+    \b
+    Example: var-ext sample --model var-d16 --count 50 --out samples.npz
+    Example: torchrun --nproc-per-node 8 -m var_ext sample --model var-d16 --count 50 --device cuda --out pngs/
+    Classes take turns and each image has the next seed. The same command goes on with a run that was stopped.
     """
+    from var_ext.export import evaluation_plan, export_images, local_device, rank_and_world
     from var_ext.grid import labelled_grid
     from var_ext.hub import load
 
-    sampler = load(model, device=device)
+    sampler = load(model, device=local_device(device), precision=precision)
+    if writes_images(out):
+        given = {name: value for name, value in options.items() if value is not None}
+        classes = sampler.num_classes if labels is None else labels
+        plan = evaluation_plan(
+            classes, count, seed, batch_size=batch_size or 32, **{**sampler.defaults, **given}
+        )
+        path = export_images(sampler, plan, out, progress=not quiet)
+        if rank_and_world()[0] == 0:
+            last = seed + len(plan) - 1
+            click.echo(f"{len(plan)} images of {model}, seeds {seed}-{last}: {path.resolve()}")
+        return
     if labels is None:
         count_all = sampler.num_classes
         labels = list(range(count_all)) if count_all <= 20 else list(range(0, count_all, count_all // 8))[:8]
@@ -81,10 +104,8 @@ def sample(
     images = sampler(
         [label for label, _ in pairs],
         [each for _, each in pairs],
-        cfg=cfg,
-        top_k=top_k,
-        top_p=top_p,
         batch_size=batch_size,
+        **options,
     ).cpu()
     seconds = time.perf_counter() - start
     grid = labelled_grid(
@@ -93,7 +114,91 @@ def sample(
     with atomic_write(out) as handle:
         grid.save(handle, format="PNG")
     click.echo(f"{len(pairs)} images of {model} in {seconds:.2f} s: {len(pairs) / seconds:.1f} images/s")
-    click.echo(f"rows are classes, columns seeds {seeds[0]}-{seeds[-1]}: {out.resolve()}")
+    click.echo(f"rows are classes, columns seeds {seeds[0]}-{seeds[-1]}: {Path(out).resolve()}")
+
+
+@main.command()
+@click.argument("image", type=click.Path(path_type=Path))
+@model_option
+@click.option("--mask", type=click.Path(path_type=Path), help="Picture of IMAGE's size; white is replaced.")
+@click.option(
+    "--box",
+    callback=four_numbers,
+    help="x0,y0,x1,y1: left, top, right, bottom of what is replaced, in shares of the side.",
+)
+@click.option("--outside", is_flag=True, help="Replace what lies outside mask or box.")
+@click.option("--label", type=click.IntRange(min=0), help="Class to draw.  [default: none, what fits]")
+@click.option("--seed", type=SEED, default=0, show_default=True, help="Seed of the first image.")
+@click.option("--count", type=click.IntRange(min=1), default=1, show_default=True, help="Images to draw.")
+@editing_options
+@control_options
+@precision_option
+@click.option("--paste", is_flag=True, help="Put the pixels of IMAGE back where the mask is not.")
+@click.option("--batch-size", type=click.IntRange(min=1), help="Images drawn at once.  [default: what fits]")
+@file_option(
+    "--out", default="edited.png", show_default=True, help="PNG to write; of several images NAME-SEED.png."
+)
+@machine_options
+def edit(
+    image: Path,
+    model: str,
+    mask: Path | None,
+    box: tuple[float, ...],
+    outside: bool,
+    label: int | None,
+    seed: int,
+    count: int,
+    paste: bool,
+    batch_size: int | None,
+    precision: str | None,
+    out: Path,
+    device: str,
+    **options: Any,
+) -> None:
+    """Draw a part of IMAGE anew: the white part of a mask, a box, or what lies outside.
+
+    \b
+    Example: var-ext edit photo.png --model var-d16 --box 0.2,0.2,0.8,0.8 --count 4 --paste
+    Example: var-ext edit photo.png --model var-d16 --mask mask.png --label 207 --out dog.png
+    IMAGE is cut to the square in its middle and brought to the model's size.
+    """
+    from var_ext.data.pictures import load_picture
+    from var_ext.editing import Region
+    from var_ext.grid import as_picture, edit_sheet
+    from var_ext.hub import load
+
+    if bool(mask) == bool(box):
+        raise click.UsageError("wanted either --mask or --box, got " + ("both" if box else "neither"))
+    seeds = list(range(seed, seed + count))
+    outs = [out] if count == 1 else [out.with_stem(f"{out.stem}-{each}") for each in seeds]
+    sheet = out.with_name(f"{out.stem}-sheet.png")
+    for path in (sheet, *outs):
+        check_writable(path)
+    sampler = load(model, device=device, precision=precision)
+    size, grid = sampler.image_size, sampler.vae.schedule.side
+    picture, painted = load_picture(image, size, mask)
+    region = Region.of(box if painted is None else painted, image_size=size, grid=grid, outside=outside)
+    if not region.replace.any():
+        raise click.UsageError("wanted something to replace, got a mask without any in the middle square")
+    edited = sampler.edit(
+        picture,
+        region.replace,
+        label,
+        seeds,
+        paste=paste,
+        batch_size=batch_size,
+        **options,
+    ).cpu()
+    name = _name(sampler.class_names, sampler.num_classes if label is None else label)
+    pictures = [as_picture(each) for each in edited]
+    pictures.append(edit_sheet(picture, region.replace[0], edited, name, [str(each) for each in seeds]))
+    for path, drawn in zip((*outs, sheet), pictures, strict=True):
+        with atomic_write(path) as handle:
+            drawn.save(handle, format="PNG")
+    share = 100 * (1 - region.keep.float().mean().item())
+    click.echo(f"{share:.0f}% of the finest tokens drawn anew, seeds {seeds[0]}-{seeds[-1]}, {name}")
+    click.echo(f"edited: {outs[0].resolve()}" + (f" ... {outs[-1].name}" if count > 1 else ""))
+    click.echo(f"before, mask, after: {sheet.resolve()}")
 
 
 def _name(class_names: list[str], label: int) -> str:
@@ -177,6 +282,7 @@ def evaluate() -> None:
 @click.option("--images-per-class", type=click.IntRange(min=1), default=100, show_default=True)
 @click.option("--seed", type=SEED, default=0, show_default=True, help="Seed of the first image.")
 @sampling_options
+@precision_option
 @file_option("--json", "json_path", help="Write the figures to this file too.")
 @click.option("--quiet", is_flag=True, help="No progress bar.")
 @machine_options
@@ -184,12 +290,11 @@ def eval_digits(
     model: str,
     images_per_class: int,
     seed: int,
-    cfg: float | None,
-    top_k: int | None,
-    top_p: float | None,
+    precision: str | None,
     json_path: Path | None,
     quiet: bool,
     device: str,
+    **options: Any,
 ) -> None:
     """Judge generated digits: asked class, Fréchet distance, distance to training images.
 
@@ -200,13 +305,11 @@ def eval_digits(
     from var_ext.hub import load
 
     report = evaluate_digits(
-        load(model, device=device),
+        load(model, device=device, precision=precision),
         images_per_class=images_per_class,
         seed=seed,
-        cfg=cfg,
-        top_k=top_k,
-        top_p=top_p,
         progress=not quiet,
+        **options,
     )
     click.echo(report.as_markdown())
     if json_path is not None:
@@ -266,16 +369,24 @@ def info(model: str | None) -> None:
 @click.option(
     "--repeats", type=click.IntRange(min=1), default=5, show_default=True, help="Timed runs; median shown."
 )
+@click.option(
+    "--precisions",
+    default="fp32,bf16",
+    show_default=True,
+    help="Of fp32, bf16, fp16 and int8, to be compared.",
+)
 @machine_options
-def bench(model: str, batch_sizes: list[int], repeats: int, device: str) -> None:
-    """Time the sampler end to end, and its parts: the transformer by scale, the decoder.
+def bench(model: str, batch_sizes: list[int], repeats: int, precisions: str, device: str) -> None:
+    """Time the sampler end to end and its parts, and measure what each precision costs in accuracy.
 
     \b
-    Example: var-ext bench digits --batch-sizes 1,64 --threads 1
+    Example: var-ext bench digits --batch-sizes 1,64 --precisions bf16,int8 --threads 1
     """
-    from var_ext.bench import measure
+    from var_ext.bench import deviation, measure
     from var_ext.hub import load
 
-    sampler = load(model, device=device)
-    for batch in batch_sizes:
-        click.echo(measure(sampler, batch, repeats=repeats).as_text())
+    for precision in precisions.split(","):
+        sampler = load(model, device=device, precision=precision.strip())
+        for batch in batch_sizes:
+            click.echo(measure(sampler, batch, repeats=repeats).as_text())
+        click.echo(deviation(sampler, sampler.precision.name).as_text())

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
+import os
 from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar, get_origin
@@ -45,16 +46,33 @@ def numbers(value: str) -> list[int]:
     return found
 
 
-def _finite(_: click.Context, __: click.Parameter, value: float | None) -> float | None:
-    if value is not None and not math.isfinite(value):
-        raise click.BadParameter(f"must be a finite number, got {value}")
-    return value
+def four_numbers(_: click.Context, __: click.Parameter, value: str | None) -> tuple[float, ...]:
+    """An option of four numbers, "x0,y0,x1,y1", none where it is left out; what they may be, the editing code says."""
+    if value is None:
+        return ()
+    try:
+        edges = tuple(float(part) for part in value.split(","))
+    except ValueError:
+        edges = ()
+    if len(edges) != 4:
+        raise click.BadParameter(f"must be four numbers such as 0.2,0.2,0.8,0.8, got {value!r}")
+    return edges
 
 
 def _writable(_: click.Context, __: click.Parameter, path: Path | None) -> Path | None:
     if path is not None:
         check_writable(path)
     return path
+
+
+def writes_images(out: str) -> bool:
+    """Whether --out of `sample` asks for the images one by one: NAME.npz, a name that ends with /, or a folder."""
+    return out.endswith((".npz", "/")) or os.path.isdir(out)
+
+
+def _writable_images(_: click.Context, __: click.Parameter, out: str) -> str:
+    check_writable(Path(out, "plan.json") if out.endswith("/") or os.path.isdir(out) else Path(out))
+    return out
 
 
 # The first of many seeds that follow each other: all of them stay below 2^63, for any count that can be drawn.
@@ -64,6 +82,16 @@ SEED = click.IntRange(0, 2**62)
 def file_option(*names: str, **settings: Any) -> Callable[[Command], Command]:
     """A file to write at the end; that it can be written shows before the work begins."""
     return click.option(*names, type=click.Path(path_type=Path), callback=_writable, **settings)
+
+
+# A string: a path would drop the / at the end.
+images_option = click.option(
+    "--out",
+    default="samples.png",
+    show_default=True,
+    callback=_writable_images,
+    help="PNG of a grid to write; or NAME.npz or FOLDER/ for the images one by one.",
+)
 
 
 def machine_options(command: Command) -> Command:
@@ -92,21 +120,59 @@ def machine_options(command: Command) -> Command:
     )(command)
 
 
-def sampling_options(command: Command) -> Command:
-    """--cfg, --top-k and --top-p; left out, the model's recommended values hold."""
-    command = click.option(
-        "--top-p", type=click.FloatRange(0, 1), callback=_finite, help="Keep the likeliest share; 0 is all."
-    )(command)
-    command = click.option("--top-k", type=click.IntRange(min=0), help="Keep the likeliest codes; 0 is all.")(
-        command
-    )
-    return click.option(
-        "--cfg",
-        type=float,
-        callback=_finite,
-        help="Strength of guidance.  [default for all three: the model's]",
-    )(command)
+def per_scale(kind: type, low: float, high: float = math.inf) -> Callable[[str], Any]:
+    """A type of option: a number, or one for each scale, "1.5" or "0,1,2,3"."""
 
+    def parse(value: str) -> Any:
+        try:
+            found = [kind(part) for part in value.split(",")]
+        except ValueError:
+            raise click.BadParameter(
+                f"must be a number, or one a scale such as 0,1,2, got {value!r}"
+            ) from None
+        if not all(math.isfinite(x) and low <= x <= high for x in found):
+            raise click.BadParameter(f"must be a finite number in [{low:g}, {high:g}], got {value}")
+        return found[0] if len(found) == 1 else found
+
+    return parse
+
+
+def _options(*options: Callable[[Command], Command]) -> Callable[[Command], Command]:
+    def add(command: Command) -> Command:
+        for option in reversed(options):
+            command = option(command)
+        return command
+
+    return add
+
+
+def _guidance_options(defaults: str) -> Callable[[Command], Command]:
+    cfg = f"Guidance: what it grows to, or one value a scale.  [default for these three: {defaults}]"
+    top_k = "Keep the likeliest codes; 0 is all; one value or one a scale."
+    return _options(
+        click.option("--cfg", type=per_scale(float, -math.inf), help=cfg),
+        click.option("--top-k", type=per_scale(int, 0), help=top_k),
+        click.option(
+            "--top-p", type=per_scale(float, 0, 1), help="Keep the likeliest share; 0 is all; likewise."
+        ),
+    )
+
+
+sampling_options = _guidance_options("the model's")
+editing_options = _guidance_options("3, 900, 0.95")
+control_options = _options(
+    click.option(
+        "--temperature", type=per_scale(float, 1e-9), default="1", show_default=True, help="Likewise."
+    ),
+    click.option("--cfg-until", type=click.IntRange(min=0), help="No guidance from this scale on."),
+    click.option("--more-smooth", is_flag=True, help="Mix codes; for show, not for evaluation."),
+)
+
+precision_option = click.option(
+    "--precision",
+    type=click.Choice(["fp32", "bf16", "fp16", "int8"]),
+    help="Arithmetic of transformer and decoder.  [default: bf16 where the device has it, else fp32]",
+)
 
 model_option = click.option(
     "--model",

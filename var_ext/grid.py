@@ -30,9 +30,7 @@ def labelled_grid(images: torch.Tensor, rows: Sequence[str], columns: Sequence[s
             f"{len(columns)}, got {tuple(images.shape)}"
         )
     factor = max(1, -(-MIN_CELL // images.shape[3]))
-    pixels = (
-        (images.clamp(0, 1) * 255).round().to("cpu", torch.uint8).permute(0, 2, 3, 1).numpy()
-    )  # (N, H, W, 3)
+    pixels = _bytes(images)  # (N, H, W, 3)
     pixels = np.repeat(np.repeat(pixels, factor, axis=1), factor, axis=2)
     height, width = pixels.shape[1:3]
 
@@ -51,3 +49,28 @@ def labelled_grid(images: torch.Tensor, rows: Sequence[str], columns: Sequence[s
             place = (left + j * (width + GAP), top + i * (height + GAP))
             grid.paste(Image.fromarray(pixels[i * len(columns) + j]), place)
     return grid
+
+
+def edit_sheet(
+    before: torch.Tensor, replaced: torch.Tensor, after: torch.Tensor, row: str, columns: Sequence[str]
+) -> Image.Image:
+    """An edited image in one row: before, what is kept of it (the rest is gray), after.
+
+    Args:
+        before: (3, H, W) floating point in [0, 1].
+        replaced: (H, W) bool.
+        after: (len(columns), 3, H, W) as `before`.
+        row, columns: names of the row and of the images after.
+    """
+    kept = before.masked_fill(replaced, 0.5)
+    return labelled_grid(torch.cat((torch.stack((before, kept)), after)), [row], ["before", "mask", *columns])
+
+
+def as_picture(image: torch.Tensor) -> Image.Image:
+    """One image, (3, H, W) floating point in [0, 1]; what lies outside is clipped."""
+    return Image.fromarray(_bytes(image[None])[0])
+
+
+def _bytes(images: torch.Tensor) -> np.ndarray:
+    """(N, 3, H, W) in [0, 1] -> (N, H, W, 3) uint8."""
+    return (images.clamp(0, 1) * 255).round().to("cpu", torch.uint8).permute(0, 2, 3, 1).numpy()

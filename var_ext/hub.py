@@ -54,7 +54,7 @@ def load(
     name_or_path: str | os.PathLike[str] = "digits",
     *,
     device: torch.device | str = "cpu",
-    dtype: torch.dtype = torch.float32,
+    precision: str | torch.dtype | None = None,
 ) -> Sampler:
     """Loads a model, ready to sample.
 
@@ -64,10 +64,11 @@ def load(
             with the files of a model folder. Names come first: write "./digits" for a folder that is called
             like one.
         device: where to put the model.
-        dtype: floating-point type of the transformer; the tokenizer stays fp32.
+        precision: "fp32", "bf16", "fp16" or "int8", see `Sampler`; None: "bf16" where the device has its
+            arithmetic, else "fp32".
 
     Raises:
-        ValueError: no such model, or a device that is not there.
+        ValueError: no such model, a device that is not there, or one without this precision.
         CheckpointError: its files cannot be fetched, read, or used.
     """
     device = checked_device(device)
@@ -84,9 +85,10 @@ def load(
         var = folder.load_var(path, vae)
     return Sampler(
         vae.to(device),
-        var.to(device=device, dtype=dtype),
+        var.to(device),
         class_names=settings.get("class_names"),
         defaults=settings.get("sampling") or None,
+        precision=precision,
     )
 
 

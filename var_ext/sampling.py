@@ -2,14 +2,28 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor
+from tqdm import tqdm
 
-from var_ext import ops
+from var_ext import editing
+from var_ext.editing import KeptCodes, Region
+from var_ext.engine import (
+    Engine,
+    Graphs,
+    Options,
+    SeededDraw,
+    default_precision,
+    named_precision,
+    options_for,
+)
+from var_ext.engine.memory import batch_for
 from var_ext.models import VAR, VQVAE
+
+Integers = int | Sequence[int] | Tensor
 
 DEFAULTS: Mapping[str, Any] = {"cfg": 1.5, "top_k": 900, "top_p": 0.96}  # of the published evaluation
 
@@ -18,16 +32,22 @@ class Sampler:
     """A tokenizer and a transformer, ready to draw images.
 
     Each image has a seed of its own: the same (label, seed) takes the same random numbers in any batch, at any place in
-    it, on any device and with any number of threads. Logits differ by rounding between batch sizes, as matrix products
-    do; a token could differ only where that tips a draw.
+    it, on any device and with any number of threads. On the CPU its sums have the same order as well, so it is the same
+    bit for bit; elsewhere logits differ by rounding between batch sizes, and a token where that tips a draw.
 
     Args:
         vae, var: the two models, `var` built on `vae`; switched to evaluation.
         class_names: name of each class, for show.
         defaults: recommended cfg, top_k and top_p; those of the published evaluation where left out.
+        precision: "fp32", whose answers are the published ones, "bf16", "fp16" or "int8" (linear layers, CPU);
+            None: "bf16" where the device has its arithmetic, else "fp32". The models' own weights are not changed.
+        memory: budget in bytes for what grows with the batch, where batch_size is not given; None: half of what is
+            free.
+        graph: on a GPU run a sampling as one captured CUDA graph; the first call of a batch size captures it.
 
     Raises:
-        ValueError: `var` was built on another tokenizer, names do not match classes, or a default is unknown.
+        ValueError: `var` was built on another tokenizer, names do not match classes, a default is unknown, or the
+            device has no such precision.
     """
 
     def __init__(
@@ -37,6 +57,9 @@ class Sampler:
         *,
         class_names: Sequence[str] | None = None,
         defaults: Mapping[str, Any] | None = None,
+        precision: str | torch.dtype | None = None,
+        memory: int | None = None,
+        graph: bool = True,
     ) -> None:
         if var.vae_proxy[0] is not vae:
             raise ValueError("var must be built on the vae that is given with it, got another one")
@@ -48,6 +71,13 @@ class Sampler:
         self.vae, self.var = vae.eval(), var.eval()
         self.class_names = list(class_names or map(str, range(var.num_classes)))
         self.defaults = {**DEFAULTS, **(defaults or {})}
+        self.memory, self._asked, self._graph = memory, precision, graph
+        self._make_engine()
+
+    def _make_engine(self) -> None:
+        self.precision = named_precision(self._asked or default_precision(self.device), self.device)
+        self.engine = Engine(self.var, self.precision, pack=True)
+        self.graphs = Graphs(self.engine) if self._graph and self.device.type == "cuda" else None
 
     @property
     def num_classes(self) -> int:
@@ -68,100 +98,217 @@ class Sampler:
         """Move both models; returns self."""
         self.vae.to(device)
         self.var.to(device)
+        self._make_engine()
         return self
 
     def __call__(
         self,
-        labels: int | Sequence[int] | Tensor,
-        seeds: int | Sequence[int] | Tensor | None = None,
+        labels: Integers,
+        seeds: Integers | None = None,
         *,
-        cfg: float | None = None,
-        top_k: int | None = None,
-        top_p: float | None = None,
-        batch_size: int = 64,
+        cfg: float | Sequence[float] | None = None,
+        top_k: int | Sequence[int] | None = None,
+        top_p: float | Sequence[float] | None = None,
+        temperature: float | Sequence[float] = 1.0,
+        cfg_until: int | None = None,
+        more_smooth: bool = False,
+        batch_size: int | None = None,
     ) -> Tensor:
         """Draw one image for each (label, seed).
 
         Args:
             labels: (N,) classes in 0..num_classes, or one for all seeds.
             seeds: (N,) integers of 64 bits, or one for all labels; None draws them from torch's global generator.
-            cfg: guidance; at scale k of K its weight is cfg * k / (K - 1). 0: none.
-            top_k, top_p: see `ops.sample_tokens`; 0 keeps all. None, here and above: the recommended value.
-            batch_size: how many images to draw at once.
+            cfg: guidance. One value is the published ramp, cfg * k / (K - 1) at scale k of K; K values are taken as
+                they are. 0: none.
+            top_k, top_p: see `ops.sample_tokens`; one value or one a scale; 0 keeps all. None, here and above: the
+                recommended value.
+            temperature: logits are divided by it after guidance; one value or one a scale.
+            cfg_until: no guidance from this scale on, and no work for the unconditional half; None: on all scales.
+            more_smooth: mix codes by a Gumbel-softmax instead of drawing one; for show, not for evaluation.
+            batch_size: how many images to draw at once; None: as many as the memory budget allows, 64 at most.
 
         Returns:
             (N, 3, S, S) float32 in [0, 1].
 
         Raises:
-            ValueError: a label, a seed or an option is out of range, or labels and seeds differ in number.
+            ValueError: a label, a seed or an option is out of range, labels and seeds differ in number, or the memory
+                budget is too small for one image.
             TypeError: labels or seeds are not integers.
+            torch.OutOfMemoryError: a batch does not fit; the message names the remedy.
         """
-        return self._draw(labels, seeds, cfg, top_k, top_p, batch_size)[0]
+        options = self.options(
+            cfg=cfg,
+            top_k=top_k,
+            top_p=top_p,
+            temperature=temperature,
+            cfg_until=cfg_until,
+            more_smooth=more_smooth,
+        )
+        side = self.image_size
+        empty = torch.empty(0, 3, side, side, device=self.device)
+        return torch.cat(
+            [empty, *(images for _, images, _ in self._batches(labels, seeds, options, batch_size))]
+        )
 
     def tokens(
         self,
-        labels: int | Sequence[int] | Tensor,
-        seeds: int | Sequence[int] | Tensor | None = None,
+        labels: Integers,
+        seeds: Integers | None = None,
         *,
-        cfg: float | None = None,
-        top_k: int | None = None,
-        top_p: float | None = None,
-        batch_size: int = 64,
+        batch_size: int | None = None,
+        **options: Any,
     ) -> Tensor:
         """As a call, but the drawn tokens instead of images: (N, L) int64."""
-        return self._draw(labels, seeds, cfg, top_k, top_p, batch_size, decode=False)[1]
+        parts = self._batches(labels, seeds, self.options(**options), batch_size, decode=False)
+        empty = torch.empty(0, self.var.L, dtype=torch.int64, device=self.device)
+        return torch.cat([empty, *(tokens for _, _, tokens in parts)])
 
-    def _draw(
+    def edit(
         self,
-        labels: int | Sequence[int] | Tensor,
-        seeds: int | Sequence[int] | Tensor | None,
-        cfg: float | None,
-        top_k: int | None,
-        top_p: float | None,
-        batch_size: int,
-        decode: bool = True,
-    ) -> tuple[Tensor, Tensor]:
-        options: dict[str, Any] = {
-            "cfg": self.defaults["cfg"] if cfg is None else cfg,
-            "top_k": self.defaults["top_k"] if top_k is None else top_k,
-            "top_p": self.defaults["top_p"] if top_p is None else top_p,
-        }
-        if batch_size < 1:
-            raise ValueError(f"batch_size must be at least 1, got {batch_size}")
+        image: Tensor,
+        mask: Tensor | Sequence[float],
+        label: Integers | None = None,
+        seed: Integers | None = None,
+        *,
+        outside: bool = False,
+        paste: bool = False,
+        batch_size: int | None = None,
+        **options: Any,
+    ) -> Tensor:
+        """Draw a part of given images anew (paper, section 4.4): in-painting, out-painting, class-conditional editing.
+
+        What the mask covers is replaced. The rest is kept as tokens: it comes back as the tokenizer renders it, a bit
+        changed near the mask, unless it is pasted. The N images are all that image, mask, label and seed ask for, each
+        of which is one for all or N.
+
+        Args:
+            image: (3, S, S) or (N, 3, S, S) floating point in [0, 1].
+            mask: True or at least 0.5 where to replace: (S, S), (N, S, S) or (N, 1, S, S) bool or floating point, or
+                the same in tokens of the last scale. A token stays only if none of its pixels is to be replaced. Or
+                a box (x0, y0, x1, y1) in shares of the side, rounded to whole tokens; see `editing.Region`.
+            label: class to draw, (N,) in 0..num_classes; None: no class, what fits to what is kept.
+            seed: (N,) integers of 64 bits; None draws one an image from torch's global generator.
+            outside: replace what lies outside the mask or box: out-painting.
+            paste: put the given pixels back where the mask does not cover them.
+            batch_size: how many images to tokenize and draw at once; None: as in a call.
+            options: as in a call; cfg, top_k and top_p left out: 3, 900, 0.95, those of the published demonstration.
+
+        Returns:
+            (N, 3, S, S) float32 in [0, 1].
+
+        Raises:
+            ValueError: wrong shape or range of image, mask, box, label, seed or an option, or their numbers differ.
+            TypeError: image or mask is not of floats (a mask: or bools), or label or seed not of integers.
+        """
+        size = self._batch_size(batch_size)
+        images = editing.checked_images(image, self.image_size).to(self.device)
+        region = Region.of(mask, image_size=self.image_size, grid=self.vae.schedule.side, outside=outside)
+        labels = _row("label", self.num_classes if label is None else label)
+        seeds = None if seed is None else _row("seed", seed)
+        counts = {} if seeds is None else {"seed": len(seeds)}
+        count = editing.common_count(image=len(images), mask=len(region.keep), label=len(labels), **counts)
+        kept = KeptCodes.of(self.vae, images, region.keep, count=count, batch_size=size)
+        seeds = None if seeds is None else seeds.expand(count)
+        given = {name: value for name, value in options.items() if value is not None}
+        chosen = self.options(**{**editing.DEFAULTS, **given})
+        parts = self._batches(labels.expand(count), seeds, chosen, size, edit=kept)
+        edited = torch.cat([images[:0], *(part for _, part, _ in parts)])
+        return torch.where(region.replace.to(self.device)[:, None], edited, images) if paste else edited
+
+    def stream(
+        self,
+        labels: Integers,
+        seeds: Integers | None = None,
+        *,
+        batch_size: int | None = None,
+        progress: bool = False,
+        **options: Any,
+    ) -> Iterator[tuple[int, Tensor]]:
+        """Images as they are done: (index of the first, images (b, 3, S, S)) batch after batch.
+
+        Args:
+            labels, seeds, batch_size, options: as in a call; checked before the first batch is drawn.
+            progress: show a bar.
+        """
         pairs = self._pairs(labels, seeds)
-        side = self.image_size
-        images = [torch.empty(0, 3, side, side)] if decode else []
-        tokens = [torch.empty(0, self.var.L, dtype=torch.int64)]
-        # calls are cheaper in inference mode than under no_grad; what leaves it is copied into ordinary tensors
+        batches = self._batches(*pairs, self.options(**options), batch_size)
+
+        def drawn() -> Iterator[tuple[int, Tensor]]:
+            with tqdm(total=len(pairs[0]), unit="image", disable=not progress) as bar:
+                for start, images, _ in batches:
+                    bar.update(len(images))
+                    yield start, images
+
+        return drawn()
+
+    def scales(self, labels: Integers, seeds: Integers | None = None, **options: Any) -> Tensor:
+        """What each scale adds: the decoded f_hat after it, (K, N, 3, S, S) float32 in [0, 1]; arguments as in a call.
+
+        The last of the K is what a call returns.
+        """
+        label, seed = self._pairs(labels, seeds)
+        chosen = self.options(**options)
         with torch.inference_mode():
-            for label, seed in zip(*(t.to(self.device).split(batch_size) for t in pairs), strict=True):
-                if not len(label):
-                    continue
-                f_hat, drawn = self._draw_batch(label, seed, **options)
-                tokens.append(drawn)
-                if decode:
-                    f_hat = f_hat.to(self.vae.post_quant_conv.weight.dtype)
-                    images.append(self.vae.fhat_to_img(f_hat).float().add(1).mul(0.5))
-        return torch.cat([t.to(self.device) for t in images]) if decode else tokens[0], torch.cat(
-            [t.to(self.device) for t in tokens]
-        )
+            draw = self._draw(seed.to(self.device), chosen)
+            f_hats = self.engine.generate(label.to(self.device), chosen.cfg, draw, guided=chosen.guided)
+            images = torch.stack([self.engine.decode(f_hat) for f_hat in f_hats])
+        return images.clone()
 
-    def _draw_batch(
-        self, labels: Tensor, seeds: Tensor, cfg: float, top_k: int, top_p: float
-    ) -> tuple[Tensor, Tensor]:
-        drawn: list[Tensor] = []
+    def options(self, **options: Any) -> Options:
+        """Options of a call as values for each scale, with the recommended ones where they are None or left out."""
+        own = {name: options.get(name) for name in self.defaults}
+        chosen = {name: self.defaults[name] if value is None else value for name, value in own.items()}
+        return options_for(self.var.schedule, **{**options, **chosen})
 
-        def choose(logits: Tensor, k: int) -> Tensor:
-            t = cfg * self.var.schedule.ratio(k)
-            drawn.append(ops.sample_tokens(logits, seeds, scale_index=k, cfg=t, top_k=top_k, top_p=top_p))
-            return self.vae.quantize.embedding(drawn[-1])  # (B, l, Cvae)
+    def _draw(self, seeds: Tensor, options: Options) -> SeededDraw:
+        return SeededDraw(seeds, options, self.vae.quantize.embedding.weight.float())
 
-        f_hat = self.var.generate(labels, choose)
-        return f_hat, torch.cat(drawn, dim=1)
+    def _batches(
+        self,
+        labels: Integers,
+        seeds: Integers | None,
+        options: Options,
+        batch_size: int | None,
+        *,
+        decode: bool = True,
+        edit: KeptCodes | None = None,
+    ) -> Iterator[tuple[int, Tensor, Tensor]]:
+        """(index of the first, images, tokens) of batch after batch."""
+        label, seed = self._pairs(labels, seeds)
+        return self._drawn(label, seed, options, self._batch_size(batch_size), decode, edit)
 
-    def _pairs(
-        self, labels: int | Sequence[int] | Tensor, seeds: int | Sequence[int] | Tensor | None
-    ) -> tuple[Tensor, Tensor]:
+    def _batch_size(self, given: int | None) -> int:
+        size = batch_for(self.var, self.precision, self.device, self.memory) if given is None else given
+        if size < 1:
+            raise ValueError(f"batch_size must be at least 1, got {size}")
+        return size
+
+    def _drawn(
+        self, labels: Tensor, seeds: Tensor, options: Options, size: int, decode: bool, edit: KeptCodes | None
+    ) -> Iterator[tuple[int, Tensor, Tensor]]:
+        for start in range(0, len(labels), size):
+            rows = slice(start, start + size)
+            label, seed = (t[rows].to(self.device) for t in (labels, seeds))
+            try:
+                # calls are cheaper in inference mode than under no_grad; what leaves it is copied into ordinary tensors
+                with torch.inference_mode():
+                    if self.graphs and edit is None:
+                        images, tokens = self.graphs.sample(label, seed, options, decode=decode)
+                    else:
+                        kept = None if edit is None else edit[rows]
+                        draw = self._draw(seed, options)
+                        images, tokens = self.engine.sample(label, options, draw, edit=kept, decode=decode)
+            except RuntimeError as error:  # of CPU memory torch has no error class
+                if not isinstance(error, torch.OutOfMemoryError) and "not enough memory" not in str(error):
+                    raise
+                raise torch.OutOfMemoryError(
+                    f"drawing {len(label)} images at once ran out of memory ({str(error).splitlines()[0]}): give a "
+                    "smaller batch_size, or Sampler a smaller memory budget"
+                ) from error
+            yield start, images.clone(), tokens.clone()
+
+    def _pairs(self, labels: Integers, seeds: Integers | None) -> tuple[Tensor, Tensor]:
         """Labels and seeds as two (N,) int64 tensors."""
         label = _integers("labels", labels)
         if seeds is None:
@@ -174,10 +321,18 @@ class Sampler:
                 f"got shapes {tuple(label.shape)} and {tuple(seed.shape)}"
             )
         label, seed = torch.broadcast_tensors(label, seed)
-        return label.reshape(-1), seed.reshape(-1)
+        return self.var.checked_labels(label.reshape(-1)), seed.reshape(-1)
 
 
-def _integers(name: str, values: int | Sequence[int] | Tensor) -> Tensor:
+def _row(name: str, values: Integers) -> Tensor:
+    """`values` as (N,) int64, N = 1 for a single one."""
+    tensor = _integers(name, values)
+    if tensor.ndim > 1:
+        raise ValueError(f"{name} must be one integer or (N,), got shape {tuple(tensor.shape)}")
+    return tensor.reshape(-1)
+
+
+def _integers(name: str, values: Integers) -> Tensor:
     """`values` as int64; nothing is rounded or wrapped on the way."""
     try:
         tensor = torch.as_tensor(values)

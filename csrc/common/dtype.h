@@ -5,7 +5,7 @@
 
 namespace var_ext {
 
-enum class DType { float32, float64, bfloat16, float16, int64 };
+enum class DType { float32, float64, bfloat16, float16, int64, uint8 };
 
 const char* dtype_name(DType dtype);
 int64_t dtype_size(DType dtype);  // bytes

@@ -18,6 +18,8 @@ const char* dtype_name(DType dtype) {
             return "float16";
         case DType::int64:
             return "int64";
+        case DType::uint8:
+            return "uint8";
     }
     return "unknown";
 }
@@ -34,6 +36,8 @@ int64_t dtype_size(DType dtype) {
             return 2;
         case DType::int64:
             return 8;
+        case DType::uint8:
+            return 1;
     }
     return 0;
 }

@@ -11,6 +11,7 @@
 #include "ops/group_norm_silu.h"
 #include "ops/nearest_code.h"
 #include "ops/qk_norm.h"
+#include "ops/quantize_rows.h"
 #include "ops/residual_quantize.h"
 #include "ops/residual_step.h"
 #include "ops/sample_tokens.h"
@@ -78,6 +79,7 @@ void def_cuda_kernels(py::module_& m) {
         "offset");
     def(s, "qk_norm_backward", qk_norm_backward_params, cuda::qk_norm_backward, "grad_q", "grad_k", "grad_v",
         "qkv", "q_bias", "log_scale", "grad_qkv", "grad_q_bias", "grad_v_bias", "grad_log_scale", "scratch");
+    def(s, "quantize_rows", quantize_rows_params, cuda::quantize_rows, "x", "q", "scale");
     def(s, "sample_tokens", sample_tokens_params, cuda::sample_tokens, "logits", "seeds", "out",
         "scale_index", "cfg", "top_k", "top_p");
     def(s, "residual_quantize", residual_quantize_params, cuda::residual_quantize, "features", "codebook",

@@ -2,13 +2,14 @@
 
 #include <string>
 
+#include "cuda/nearest_code_filter.cuh"
 #include "cuda/nearest_code_pack.cuh"
 #include "cuda/nearest_code_search.cuh"
 
 namespace var_ext::cuda {
 
-CodeSearch code_search(float* scratch, int64_t n, int64_t v, int64_t c, int64_t* out) {
-    const NearestCodeLayout layout(n, v, c);
+CodeSearch code_search(float* scratch, const NearestCodeLayout& layout, int64_t n, int64_t v, int64_t c,
+                       int64_t* out) {
     CodeSearch search;
     search.codes = scratch;
     search.rows = scratch + layout.rows;
@@ -23,6 +24,11 @@ CodeSearch code_search(float* scratch, int64_t n, int64_t v, int64_t c, int64_t*
     search.tiles = static_cast<int>(layout.tiles);
     search.splits = static_cast<int>(layout.splits);
     search.out = out;
+    const bool packs_low = layout.minus > layout.low;
+    search.filter = layout.filter;
+    search.low = packs_low ? reinterpret_cast<const uint32_t*>(scratch + layout.low) : nullptr;
+    search.minus = packs_low ? scratch + layout.minus : nullptr;
+    search.norms = packs_low ? scratch + layout.norms : nullptr;
     return search;
 }
 
@@ -35,14 +41,25 @@ void pack_codes(const char* op, const CudaStream& stream, const CodeSearch& sear
                                search.channels_packed,
                                true,
                                cosine};
-    pack_rows(op, stream, MatrixRows{codebook, strides[0], strides[1]}, packed,
-              int64_t{search.tiles} * search_codes_of_tile);
+    const MatrixRows codes = {codebook, strides[0], strides[1]};
+    const int64_t in_memory = int64_t{search.tiles} * search_codes_of_tile;
+    if (search.low == nullptr) {
+        pack_rows(op, stream, codes, packed, NoFilter{}, in_memory);
+        return;
+    }
+    const FilterCodes filter = {const_cast<uint32_t*>(search.low), const_cast<float*>(search.minus),
+                                const_cast<float*>(search.norms), filter_groups(search.channels)};
+    pack_rows(op, stream, codes, packed, filter, in_memory);
 }
 
 void search_codes(const char* op, const CudaStream& stream, const CodeSearch& search) {
-    const int64_t row_blocks = (search.n + search_rows - 1) / search_rows;
-    launch(op, stream, dim3(static_cast<unsigned>(row_blocks * search.splits)), search_threads,
-           search_shared(search.channels_packed) * sizeof(float), nearest_code_search_kernel, search);
+    if (search.filter) {
+        filter_codes(op, stream, search);
+    } else {
+        const int64_t row_blocks = (search.n + search_rows - 1) / search_rows;
+        launch(op, stream, dim3(static_cast<unsigned>(row_blocks * search.splits)), search_threads,
+               search_shared(search.channels_packed) * sizeof(float), nearest_code_search_kernel, search);
+    }
     const int64_t warps = search_threads / 32;
     launch(op, stream, dim3(static_cast<unsigned>((search.n + warps - 1) / warps)), search_threads, 0,
            nearest_code_finish_kernel, search);
@@ -57,16 +74,18 @@ void nearest_code(const NearestCodeParams& p, const CudaStream& stream) {
                                std::to_string(p.c));
     }
     if (p.scratch == nullptr) {
-        contract_error(op, "scratch must have shape (" + std::to_string(nearest_code_scratch(p.n, p.v, p.c)) +
+        contract_error(op, "scratch must have shape (" +
+                               std::to_string(nearest_code_scratch(p.n, p.v, p.c, {})) +
                                ",) on CUDA, got none");
     }
-    CodeSearch search = code_search(p.scratch, p.n, p.v, p.c, p.out);
+    const NearestCodeLayout layout(p.n, p.v, p.c, p.filter, p.filter);
+    CodeSearch search = code_search(p.scratch, layout, p.n, p.v, p.c, p.out);
     search.stride = p.out_stride;
     const int64_t strides[2] = {p.codebook_stride_v, p.codebook_stride_c};
     pack_codes(op, stream, search, p.codebook, strides, p.cosine);
     const PackedRows packed = {const_cast<float*>(search.rows), nullptr, p.n,     search.channels,
                                search.channels_packed,          false,   p.cosine};
-    pack_rows(op, stream, MatrixRows{p.x, p.x_stride_n, p.x_stride_c}, packed, p.n);
+    pack_rows(op, stream, MatrixRows{p.x, p.x_stride_n, p.x_stride_c}, packed, NoFilter{}, p.n);
     search_codes(op, stream, search);
 }
 

@@ -1,5 +1,6 @@
 // The search for the nearest code in three steps: vectors are packed, blocks search tiles of the codebook,
-// and a last step takes the lowest over the tiles. residual_quantize packs its own vectors.
+// plainly or behind a filter on the tensor cores, and a last step takes the lowest over the tiles.
+// residual_quantize packs its own vectors.
 //
 // Scores are those of the CPU kernels bit for bit (on processors with FMA): one chain of fused products over
 // the channels. The lowest score and of equal ones the lowest index do not depend on the order of the search.
@@ -18,9 +19,14 @@ struct CodeSearch {
     int64_t n, v, image, image_stride, stride;
     int channels, channels_packed, tiles, splits;
     int64_t* out;
+    bool filter;
+    // the filter's codes, see NearestCodeLayout; null where none of the searches that share them filters
+    const uint32_t* low;
+    const float *minus, *norms;
 };
 
-CodeSearch code_search(float* scratch, int64_t n, int64_t v, int64_t c, int64_t* out);
+CodeSearch code_search(float* scratch, const NearestCodeLayout& layout, int64_t n, int64_t v, int64_t c,
+                       int64_t* out);
 
 // Packs V codes: the first step of a search.
 void pack_codes(const char* op, const CudaStream& stream, const CodeSearch& search, const float* codebook,

@@ -42,18 +42,18 @@ __device__ inline void copy_rows(float* to, int stride, const float* from, int64
     }
 }
 
-// budget: registers <= 168, shared <= 67584, blocks >= 2
-// sass: LDGSTS, LDS.128
-__global__ void __launch_bounds__(search_threads, 2) nearest_code_search_kernel(const CodeSearch p) {
+__device__ inline int first_tile_of(const CodeSearch& p, int split) {
+    return static_cast<int>(static_cast<int64_t>(p.tiles) * split / p.splits);
+}
+
+// What a block does: vectors first_row and the 63 after it against the tiles of a split.
+__device__ inline void search_tiles(const CodeSearch& p, int split, int64_t first_row) {
     float* const shared = reinterpret_cast<float*>(ptx::shared_memory());
     const int width = search_width(p.channels_packed), stride = width + 4, memory_row = p.channels_packed + 4;
     const int parts = (p.channels_packed + width - 1) / width;  // of the channels
     float* const codes = shared;                                // (2, 128, stride)
     float* const rows = shared + 2 * search_codes_of_tile * stride;
-    const int split = static_cast<int>(blockIdx.x) % p.splits;
-    const int64_t first_row = static_cast<int64_t>(blockIdx.x / p.splits) * search_rows;
-    const int first_tile = static_cast<int>(static_cast<int64_t>(p.tiles) * split / p.splits);
-    const int end_tile = static_cast<int>(static_cast<int64_t>(p.tiles) * (split + 1) / p.splits);
+    const int first_tile = first_tile_of(p, split), end_tile = first_tile_of(p, split + 1);
     const int steps = (end_tile - first_tile) * parts;
 
     const int lane = static_cast<int>(threadIdx.x) % 32, warp = static_cast<int>(threadIdx.x) / 32;
@@ -153,6 +153,13 @@ __global__ void __launch_bounds__(search_threads, 2) nearest_code_search_kernel(
     to[1] = __uint_as_float(static_cast<unsigned>(nearest));
 }
 
+// budget: registers <= 168, shared <= 67584, blocks >= 2
+// sass: LDGSTS, LDS.128
+__global__ void __launch_bounds__(search_threads, 2) nearest_code_search_kernel(const CodeSearch p) {
+    const int split = static_cast<int>(blockIdx.x) % p.splits;
+    search_tiles(p, split, static_cast<int64_t>(blockIdx.x / p.splits) * search_rows);
+}
+
 // The definition, for vectors or codebooks with NaN, infinities or products near the end of the fp32 range:
 // by a warp, lane by lane each 32nd code, the products not fused. The first NaN wins.
 __device__ inline int search_unusual(const CodeSearch& p, const float* x) {
@@ -179,6 +186,11 @@ __device__ inline int search_unusual(const CodeSearch& p, const float* x) {
     return nan != none ? nan : code;
 }
 
+// Whether no score of a vector overflows or is NaN: |x.e| and |e|^2 are below this product.
+__device__ inline bool is_ordinary(float sum_of_x, float largest) {
+    return times(plus(sum_of_x, largest), largest) < 1e38f;
+}
+
 // A warp a vector: the lowest over the splits of the codebook.
 // budget: registers <= 64, shared <= 0, blocks >= 8
 __global__ void __launch_bounds__(search_threads, 8) nearest_code_finish_kernel(const CodeSearch p) {
@@ -192,8 +204,7 @@ __global__ void __launch_bounds__(search_threads, 8) nearest_code_finish_kernel(
         largest = larger(largest, __shfl_xor_sync(0xffffffff, largest, distance));
     }
     const float* const x = p.rows + row * (p.channels_packed + 4);
-    // |x.e| and |e|^2 are below this product: no score of an ordinary vector overflows or is NaN
-    const bool ordinary = times(plus(x[p.channels_packed + 1], largest), largest) < 1e38f;
+    const bool ordinary = is_ordinary(x[p.channels_packed + 1], largest);
     float low = INFINITY;
     int code = 0;
     if (ordinary) {

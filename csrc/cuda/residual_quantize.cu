@@ -4,7 +4,8 @@
 // Counted for one launch instead, of an image a block: r and f_hat are 64 KB, but the codebook would stream
 // through each SM, and of 680 x 4096 scores of 32 products an image an SM would have 0.7 M cycles, 390 us,
 // where all together need 3. So the search is spread over the chip, and launches divide it from the
-// convolution.
+// convolution. Scales large enough are searched behind the filter, as in nearest_code: of 50 images the last
+// four, 29 of 34 thousand vectors.
 #include "ops/residual_quantize.h"
 
 #include <algorithm>
@@ -76,13 +77,14 @@ void residual_quantize(const ResidualQuantizeParams& p, const CudaStream& stream
                 launch_pool(op, stream, q.batch, phi, rest, square_store(pooled, q.channels, side));
             }
         }
-        CodeSearch search = code_search(p.scratch, q.batch * count, q.codes, q.channels, p.tokens + done);
+        CodeSearch search = code_search(p.scratch, layout.search(q.batch, side, q.channels, q.codes),
+                                        q.batch * count, q.codes, q.channels, p.tokens + done);
         search.image = count;
         search.image_stride = q.tokens;
         if (k == 0) pack_codes(op, stream, search, p.codebook, p.codebook_strides, p.cosine);
         const PackedRows packed = {const_cast<float*>(search.rows), nullptr, search.n, search.channels,
                                    search.channels_packed,          false,   p.cosine};
-        pack_rows(op, stream, rows, packed, search.n);
+        pack_rows(op, stream, rows, packed, NoFilter{}, search.n);
         search_codes(op, stream, search);
 
         const TokenCodes codes = {

@@ -7,6 +7,7 @@
 #pragma once
 
 #include <cstdint>
+#include <optional>
 
 #include "common/tensor_view.h"
 #include "cuda/stream.h"
@@ -23,25 +24,38 @@ struct NearestCodeParams {
     int64_t out_stride;
     bool cosine;
     float* scratch;  // CUDA alone: nearest_code_scratch floats; null on the CPU
+    bool filter;     // CUDA alone: whether the scratch memory has room for the filter
 };
 
 // The memory that the CUDA kernels work in, offsets in floats. Vectors lie in rows of the channels, filled up
 // with zeros to a multiple of 8, and four numbers more: |e|^2 / 2 and sum |e|, or 0 and sum |x|.
 struct NearestCodeLayout {
     static constexpr int64_t code_tile = 128, row_tile = 64, pack_rows = 64;
+    static constexpr int64_t filter_row_tile = 128, filter_channels = 64, filter_codes = 1 << 26;  // at most
+    bool filter;       // before the search
     int64_t channels;  // C filled up
     int64_t tiles;     // of codes; V is filled up with codes at an infinite distance
     int64_t splits;    // parts of the tiles that are searched side by side
-    int64_t largest;   // (tiles * 2,) the largest sum |e| of 64 codes each
-    int64_t found;     // (splits, N, 2) lowest score and its code
-    int64_t rows;      // (N, channels + 4); the codes, (128 tiles, channels + 4), stand at 0
-    int64_t size;      // of all
+    // For the filter alone; empty without it.
+    int64_t low;    // (tiles, groups, 128, 32) bf16: the codes, 32 channels a group, filled up with zeros
+    int64_t minus;  // (128 tiles,) -|e|^2 / 2
+    int64_t norms;  // (tiles * 2, 2) the largest |e|, and |e - its bf16|, of 64 codes each
 
-    NearestCodeLayout(int64_t n, int64_t v, int64_t c);
+    int64_t largest;  // (tiles * 2,) the largest sum |e| of 64 codes each
+    int64_t found;    // (splits, N, 2) lowest score and its code
+    int64_t rows;     // (N, channels + 4); the codes, (128 tiles, channels + 4), stand at 0
+    int64_t size;     // of all
+
+    // `packs_low`: whether there is room for the filter's codes.
+    NearestCodeLayout(int64_t n, int64_t v, int64_t c, bool filters, bool packs_low);
 };
 
-// Floats of scratch memory for N vectors against V codes of C channels.
-int64_t nearest_code_scratch(int64_t n, int64_t v, int64_t c);
+// Whether the search on CUDA pays for a filter on the tensor cores.
+bool nearest_code_filter(int64_t n, int64_t v, int64_t c);
+
+// Floats of scratch memory for N vectors against V codes of C channels. Its size tells the kernels whether to
+// filter; nothing given, nearest_code_filter decides.
+int64_t nearest_code_scratch(int64_t n, int64_t v, int64_t c, std::optional<bool> filter);
 
 // Checks the contract; throws std::invalid_argument. `scratch` may be null.
 NearestCodeParams nearest_code_params(const TensorView& x, const TensorView& codebook, const TensorView& out,

@@ -3,7 +3,6 @@
 #include <algorithm>
 #include <limits>
 
-#include "ops/nearest_code.h"
 #include "ops/residual_step.h"
 
 namespace var_ext {
@@ -79,13 +78,20 @@ QuantizerShape quantizer_shape(const char* op, const TensorView& codebook, const
 
 ResidualQuantizeLayout::ResidualQuantizeLayout(int64_t batch, int64_t channels, int64_t codes,
                                                const std::vector<int64_t>& patch_nums) {
+    filters = nearest_code_filter(batch * patch_nums.back() * patch_nums.back(), codes, channels);
     residual = 0;
     for (int64_t side : patch_nums) {
-        residual = std::max(residual, nearest_code_scratch(batch * side * side, codes, channels));
+        residual = std::max(residual, search(batch, side, channels, codes).size);
     }
     const int64_t side = patch_nums.back();
     pooled = residual + batch * channels * side * side;
     size = pooled + batch * channels * side * side;
+}
+
+NearestCodeLayout ResidualQuantizeLayout::search(int64_t batch, int64_t side, int64_t channels,
+                                                 int64_t codes) const {
+    const int64_t n = batch * side * side;
+    return {n, codes, channels, nearest_code_filter(n, codes, channels), filters};
 }
 
 ResidualQuantizeBackwardLayout::ResidualQuantizeBackwardLayout(int64_t batch, int64_t channels,

@@ -12,6 +12,7 @@
 
 #include "common/tensor_view.h"
 #include "cuda/stream.h"
+#include "ops/nearest_code.h"
 
 namespace var_ext {
 
@@ -52,12 +53,15 @@ struct ResidualQuantizeBackwardParams {
 
 // The memory that the CUDA kernels work in, offsets in floats.
 struct ResidualQuantizeLayout {
-    int64_t residual;  // (B, C, P, P); the search's own memory stands at 0, see NearestCodeLayout
+    bool filters;      // whether the search of a scale filters: then there is room for the filter's codes
+    int64_t residual;  // (B, C, P, P); the search's own memory stands at 0
     int64_t pooled;    // (B, C, p, p) of a scale
     int64_t size;      // of all
 
     ResidualQuantizeLayout(int64_t batch, int64_t channels, int64_t codes,
                            const std::vector<int64_t>& patch_nums);
+    // Of a scale's search; the codebook lies in the same places for all of them.
+    NearestCodeLayout search(int64_t batch, int64_t side, int64_t channels, int64_t codes) const;
 };
 struct ResidualQuantizeBackwardLayout {
     int64_t codes;  // (B, L, C) gradients of the codes; those of f_hat, (B, C, P, P), stand at 0

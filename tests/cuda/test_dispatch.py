@@ -117,6 +117,7 @@ def call_all(given: dict[str, torch.Tensor], backward: bool = True) -> list[torc
         tokens,
         ops.cached_attention(q.detach(), k.detach(), v.detach(), 5),
         ops.nearest_code(image.detach().permute(0, 2, 3, 1), codebook.detach()),
+        *ops.quantize_rows(x.detach()),
         ops.sample_tokens(x.detach(), given["seeds"], scale_index=1, top_k=5, top_p=0.5),
     ]
     return [t.detach() for t in (*outputs, *grads, *drawn)]

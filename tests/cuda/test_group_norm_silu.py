@@ -105,6 +105,20 @@ def test_any_place(gpu: Gpu, off: int, dtype: torch.dtype, memory_format: torch.
 
 
 @memory_formats
+def test_offsets_beyond_32_bits(gpu: Gpu, memory_format: torch.memory_format) -> None:
+    """The last channel of the last image. Backward takes its offsets from the same places."""
+    if gpu.level != "emulated":
+        pytest.skip("spans 4 GB, of which the emulator touches a few pages")
+    near, weight, bias, _ = example([1, 8, 8, 8], torch.bfloat16, memory_format)
+    shape = (2**31 // near.numel() + 1, 8, 8, 8)
+    x = torch.empty(shape, dtype=torch.bfloat16, memory_format=memory_format)
+    x[-1] = near[0]
+    with gpu.sampled(2):
+        y = native(x, weight, bias, 8)
+    assert torch.equal(y[-1, -1], native(near, weight, bias, 8)[0, -1])
+
+
+@memory_formats
 def test_strides_that_need_a_copy(gpu: Gpu, memory_format: torch.memory_format) -> None:
     x = torch.randn(2, 12, 9, 10)[:, ::2, 1:, ::3]  # (2, 6, 8, 4)
     weight, bias = torch.randn(2, 12)[:, ::2]

@@ -65,6 +65,20 @@ def test_the_bits_of_the_cpu(
     assert torch.equal(same, f_hat)
 
 
+def test_a_filter_before_the_search(gpu: Gpu) -> None:
+    """At the second scale, with the codes that the first has packed."""
+    given = inputs((1, 4), batch=33, channels=17, codes=16000)
+    sizes = (33, 16000, 17), (33 * 16, 16000, 17)
+    assert [_C.nearest_code_scratch(*s) == _C.nearest_code_scratch(*s, filter=True) for s in sizes] == [
+        False,
+        True,
+    ]
+    tokens, f_hat, _ = ops.residual_quantize(*moved(gpu, given))
+    if _C.isa() != "portable":
+        for mine, cpus in zip((tokens, f_hat), on_cpu(given, False), strict=False):
+            assert torch.equal(mine.cpu(), cpus)
+
+
 @pytest.mark.parametrize("sides", SCHEDULES)
 @pytest.mark.parametrize("cosine", [False, True])
 def test_against_float64(gpu: Gpu, sides: tuple[int, ...], cosine: bool) -> None:

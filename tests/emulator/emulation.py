@@ -79,6 +79,6 @@ def extent(view: _C.TensorView) -> tuple[int, int]:
     """Address and length in bytes of the memory that a view spans."""
     if 0 in view.shape:
         return view.ptr, 0
-    size = {"float32": 4, "bfloat16": 2, "float16": 2, "float64": 8, "int64": 8}[view.dtype.name]
+    size = {"float32": 4, "bfloat16": 2, "float16": 2, "float64": 8, "int64": 8, "uint8": 1}[view.dtype.name]
     last = sum((n - 1) * stride for n, stride in zip(view.shape, view.strides, strict=True))
     return view.ptr, (last + 1) * size

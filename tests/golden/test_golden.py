@@ -15,7 +15,8 @@ from torch.nn import functional as F
 
 from tests.golden import weights
 from tests.threads import threads
-from var_ext import backend
+from var_ext import Sampler, backend
+from var_ext.editing import KeptCodes
 from var_ext.models import VAR, VQVAE
 
 CASES = ("base256", "plain256", "shared512")
@@ -162,3 +163,22 @@ def test_sampling(golden, name, seed, cfg, top_k, top_p, smooth):
     )
     assert torch.equal(tokens, torch.from_numpy(answers[f"{name}_tokens"]).long())
     same_image(images, answers, f"{name}_image", smooth_tolerance() if smooth else FLOAT_TOLERANCE)
+
+
+@pytest.mark.parametrize("name", ["inpaint", "outpaint"])
+def test_editing(golden, name, monkeypatch):
+    _, answers, vae, var, image = golden
+    hook, drawn = KeptCodes.__call__, []
+
+    def spy(kept: KeptCodes, codes: Tensor, k: int) -> Tensor:
+        drawn.append(codes.clone())
+        return hook(kept, codes, k)
+
+    monkeypatch.setattr(KeptCodes, "__call__", spy)
+    # keeps what lies outside the box, or inside; no random number decides with top_k 1
+    edited = Sampler(vae, var, precision="fp32").edit(
+        (image + 1) / 2, (0.1, 0.1, 0.8, 0.8), outside=name == "outpaint", top_k=1
+    )
+    tokens = torch.from_numpy(answers[f"{name}_greedy_tokens"]).long()
+    assert torch.equal(torch.cat(drawn, dim=1), vae.quantize.embedding(tokens))
+    same_image(edited, answers, f"{name}_greedy_image")

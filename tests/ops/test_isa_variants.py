@@ -11,7 +11,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from tests.threads import threads
-from var_ext import _C
+from var_ext import _C, reference
 from var_ext.ops._native import view
 
 FLOATS = [torch.float32, torch.float64, torch.bfloat16, torch.float16]
@@ -206,6 +206,19 @@ def test_nearest_code_special_values(cosine: bool) -> None:
     check(x, codebook)
     codebook[9, 4] = float("inf")
     check(x[5:], codebook)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
+def test_quantize_rows_sizes(dtype: torch.dtype) -> None:
+    """Channels around the vectors' widths and their steps of four; not a byte beside its own is written."""
+    for channels in (*range(1, 70), 127, 128, 129, 200, 256):
+        x = unaligned(torch.randn(3, channels).to(dtype))
+        memory, scale = torch.full((3 * channels + 2,), 7, dtype=torch.uint8), torch.full((5,), 7.0)
+        _C.quantize_rows(view(x), view(memory[1:-1].view(3, channels)), view(scale[1:-1]))
+        q, expected = reference.quantize_rows(x)
+        assert torch.equal(memory[1:-1].view(3, channels), q)
+        assert torch.equal(scale[1:-1, None], expected)
+        assert memory[0] == memory[-1] == scale[0] == scale[-1] == 7
 
 
 def test_nothing_in_nothing_out() -> None:

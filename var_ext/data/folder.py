@@ -5,17 +5,17 @@ To accept another image format, add its suffix to `SUFFIXES`; to change the crop
 
 import hashlib
 import logging
-from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
+from collections.abc import Iterable
 from functools import cached_property
 from pathlib import Path
 
 import numpy as np
 import torch
-from PIL import Image, ImageOps
+from PIL import Image
 from torch import Tensor
 
 from var_ext.data.dataset import DataError, ImageDataset, check_split, stable_order
+from var_ext.data.pictures import opened, resized, upright_rgb
 
 log = logging.getLogger(__name__)
 
@@ -56,12 +56,10 @@ class FolderDataset(ImageDataset):
 
     def load(self, index: int) -> Tensor:
         path, size = self.paths[index], self.image_size
-        with _opened(path) as file:
-            image = _upright_rgb(file)
-        side = round(MARGIN * size)
-        ratio = side / min(image.size)
-        width, height = max(side, round(image.width * ratio)), max(side, round(image.height * ratio))
-        image = image.resize((width, height), Image.Resampling.LANCZOS)
+        with opened(path) as file:
+            image = upright_rgb(file)
+        image = resized(image, round(MARGIN * size), Image.Resampling.LANCZOS)
+        width, height = image.size
         if self.augment > 0:
             rng = self.rng(index)
             left, top = int(rng.integers(width - size + 1)), int(rng.integers(height - size + 1))
@@ -79,32 +77,10 @@ class FolderDataset(ImageDataset):
         reading the headers finds most broken files before hours of work."""
         lines = []
         for path in self.paths:
-            with _opened(path), open(path, "rb") as file:
+            with opened(path), open(path, "rb") as file:
                 head = hashlib.sha256(file.read(HEAD)).hexdigest()
             lines.append(f"{path.relative_to(self.root).as_posix()} {path.stat().st_size} {head}")
         return lines
-
-
-@contextmanager
-def _opened(path: Path) -> Iterator[Image.Image]:
-    """The image of a file, of which only the header is read so far."""
-    try:
-        with Image.open(path) as file:
-            yield file
-    # Pillow reports broken files by many classes, from OSError to SyntaxError and struct.error.
-    except Exception as error:
-        raise DataError(f"wanted a readable image, got {path}: {error}") from error
-
-
-def _upright_rgb(file: Image.Image) -> Image.Image:
-    """As a viewer shows it: turned as EXIF says, transparent parts on white, 16-bit gray as 8-bit."""
-    image = ImageOps.exif_transpose(file)
-    if image.mode.startswith("I"):  # a gray PNG of 16 bits, which convert would clip at 255
-        image = Image.fromarray((np.asarray(image) / 257).round().astype(np.uint8))
-    if "A" in image.getbands() or "transparency" in image.info:
-        image = image.convert("RGBA")
-        image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image)
-    return image.convert("RGB")
 
 
 def _find(root: Path, split: str) -> dict[str, list[Path]]:

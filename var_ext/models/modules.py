@@ -1,21 +1,9 @@
-"""Small modules of both models, and the question whether a module may be computed in another way."""
+"""Small modules of the transformer."""
 
 from __future__ import annotations
 
 import torch
 from torch import Tensor, nn
-
-
-def is_plain(module: nn.Module, kind: type[nn.Module]) -> bool:
-    """Whether a call of `module` does what its class says and nothing else: no subclass (an adapter, a quantized layer)
-    and no hooks. Only then may its parameters be used without calling it."""
-    hooks = (
-        module._forward_hooks,
-        module._forward_pre_hooks,
-        module._backward_hooks,
-        module._backward_pre_hooks,
-    )
-    return type(module) is kind and not any(hooks)
 
 
 class Dropout(nn.Dropout):

@@ -7,8 +7,7 @@ C width, H heads, D channels of a head, K scales, V codes.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Sequence
 from typing import Any, NamedTuple, cast
 
 import torch
@@ -16,23 +15,13 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from var_ext import ops
-from var_ext.models.modules import Dropout, DropPath, is_plain
+from var_ext.engine import Engine, is_plain, precision_in_force, published_sample
+from var_ext.models.modules import Dropout, DropPath
 from var_ext.models.vqvae import VQVAE
 from var_ext.reference.block_causal_attention import block_causal_mask
-from var_ext.reference.sample_tokens import keep_top
 from var_ext.schedule import SCALES_256, ScaleSchedule
 
 Modulation = tuple[Tensor, ...]  # vectors of (B, C)
-Choose = Callable[[Tensor, int], Tensor]  # logits (2B, l, V) and scale index -> codes (B, l, Cvae)
-
-
-@dataclass
-class KVCache:
-    """Keys and values of one block for all scales, allocated once: (B, L, H, D) each, the first `length` filled."""
-
-    k: Tensor
-    v: Tensor
-    length: int = 0
 
 
 class Stream(NamedTuple):
@@ -58,7 +47,7 @@ class Stream(NamedTuple):
 
 
 class SelfAttention(nn.Module):
-    """Multi-head self-attention: block-causal over a whole sequence, or one scale against the cache of those before."""
+    """Multi-head block-causal self-attention over a whole sequence. Sampling, scale by scale, is `var_ext.engine`'s."""
 
     def __init__(self, embed_dim: int, num_heads: int, proj_drop: float, attn_l2_norm: bool) -> None:
         super().__init__()
@@ -77,18 +66,12 @@ class SelfAttention(nn.Module):
         self.proj = nn.Linear(embed_dim, embed_dim)
         self.proj_drop = Dropout(proj_drop)
 
-    def forward(self, x: Tensor, context: ScaleSchedule | KVCache) -> Tensor:
+    def forward(self, x: Tensor, schedule: ScaleSchedule) -> Tensor:
         qkv = self.mat_qkv(x).unflatten(-1, (3, self.num_heads, self.head_dim))  # (B, L, 3, H, D)
         q_bias, v_bias = (bias.to(qkv.dtype).view(self.num_heads, -1) for bias in (self.q_bias, self.v_bias))
         log_scale = self.scale_mul_1H11.to(qkv.dtype).flatten() if self.attn_l2_norm else None
-        if isinstance(context, KVCache):
-            cache = (context.k, context.v)
-            q = ops.qk_norm(qkv, q_bias, v_bias, log_scale, cache=cache, offset=context.length)
-            context.length += x.shape[1]
-            out = ops.cached_attention(q, *cache, context.length, scale=self.scale)
-        else:
-            q, k, v = ops.qk_norm(qkv, q_bias, v_bias, log_scale)
-            out = ops.block_causal_attention(q, k, v, context, scale=self.scale)
+        q, k, v = ops.qk_norm(qkv, q_bias, v_bias, log_scale)
+        out = ops.block_causal_attention(q, k, v, schedule, scale=self.scale)
         return self.proj_drop(self.proj(out.flatten(2)))  # (B, L, C)
 
 
@@ -148,11 +131,11 @@ class AdaLNSelfAttn(nn.Module):
         six = six.unflatten(-1, (6, -1))  # (B, 6, C)
         return (six + self.ada_gss[0] if self.shared_aln else six).to(dtype).unbind(1)
 
-    def forward(self, stream: Stream, modulation: Modulation, context: ScaleSchedule | KVCache) -> Stream:
+    def forward(self, stream: Stream, modulation: Modulation, schedule: ScaleSchedule) -> Stream:
         stream = Stream(*stream)  # checkpointing hands over a plain tuple
         gamma1, gamma2, scale1, scale2, shift1, shift2 = modulation
         x, h = stream.normed(scale1, shift1, self.norm_eps)
-        stream = Stream(x, self.attn(h, context), self.drop_path(gamma1))
+        stream = Stream(x, self.attn(h, schedule), self.drop_path(gamma1))
         x, h = stream.normed(scale2, shift2, self.norm_eps)
         return Stream(x, self.ffn(h), self.drop_path(gamma2))
 
@@ -322,7 +305,7 @@ class VAR(nn.Module):
             wanted = f"(B, L, Cvae) = ({len(labels)}, *, {self.Cvae})"
             raise ValueError(f"x_BLCv_wo_first_l must have shape {wanted}, got {tuple(x.shape)}")
         if labels.device.type == "cpu" and not torch.compiler.is_compiling():  # elsewhere a look would wait
-            self._checked_labels(labels)
+            self.checked_labels(labels)
 
     def _positions(self) -> Tensor:
         return self.lvl_embed(self.lvl_1L) + self.pos_1LC  # (1, L, C)
@@ -349,50 +332,8 @@ class VAR(nn.Module):
 
     # ------------------------------------------------------------------ sampling
 
-    @torch.no_grad()
-    def generate(self, label_B: Tensor, choose: Choose) -> Tensor:
-        """The loop over scales, with guidance halves side by side and a preallocated cache.
-
-        Args:
-            label_B: (B,) int64 in 0..num_classes.
-            choose: gets the logits (2B, l, V) of a scale, conditional half first, and the scale's index; returns the
-                codes, or mixtures of codes, that enter f_hat: (B, l, Cvae).
-
-        Returns:
-            f_hat (B, Cvae, P, P) float32, ready for `VQVAE.fhat_to_img`.
-
-        Raises:
-            ValueError: a label is out of range.
-        """
-        labels = self._checked_labels(label_B)
-        quantize, schedule = self.vae_proxy[0].quantize, self.schedule
-        cond = self.class_emb(torch.cat((labels, torch.full_like(labels, self.num_classes))))  # (2B, C)
-        positions = self._positions()
-        x = cond[:, None] + self.pos_start + positions[:, : self.first_l]
-        dtype = self._dtype(x)
-
-        shared = self.shared_ada_lin(cond)
-        # once an image, not once a scale
-        modulations = [block.modulation(shared, dtype) for block in self.blocks]
-        head_modulation = self._head_modulation(cond)
-        shape = (len(cond), self.L, self.num_heads, self.C // self.num_heads)
-        caches = [
-            KVCache(x.new_empty(shape, dtype=dtype), x.new_empty(shape, dtype=dtype)) for _ in self.blocks
-        ]
-        f_hat = x.new_zeros(len(labels), self.Cvae, schedule.side, schedule.side, dtype=torch.float32)
-        for k, side in enumerate(schedule.patch_nums):
-            stream = Stream(x.to(dtype))
-            for block, modulation, cache in zip(self.blocks, modulations, caches, strict=True):
-                stream = block(stream, modulation, cache)
-            codes = choose(self._logits(stream, head_modulation), k)  # (B, l, Cvae)
-            grid = codes.transpose(1, 2).reshape(len(labels), self.Cvae, side, side)
-            f_hat, pooled = quantize.get_next_autoregressive_input(k, len(schedule), f_hat, grid)
-            if k + 1 < len(schedule):
-                words = self._words(pooled.flatten(2).transpose(1, 2))
-                x = (words + positions[:, schedule.slices[k + 1]]).repeat(2, 1, 1)  # (2B, l', C)
-        return f_hat
-
-    def _checked_labels(self, labels: Tensor) -> Tensor:
+    def checked_labels(self, labels: Tensor) -> Tensor:
+        """`labels` if all are in 0..num_classes, else ValueError; on a GPU it waits for them."""
         if labels.numel() and not 0 <= int(labels.min()) <= int(labels.max()) <= self.num_classes:
             bad = labels[(labels < 0) | (labels > self.num_classes)].tolist()
             raise ValueError(
@@ -430,35 +371,12 @@ class VAR(nn.Module):
         Raises:
             ValueError: a label or an option is out of range, or labels are not (B,) int64.
         """
-        device = self.lvl_1L.device
-        if top_k < 0 or not 0.0 <= top_p <= 1.0:
-            raise ValueError(f"top_k must be 0 or more and top_p in [0, 1], got {top_k} and {top_p}")
-        rng = None if g_seed is None else torch.Generator(device).manual_seed(g_seed)
-        if label_B is None:
-            uniform = torch.full((1, self.num_classes), 1 / self.num_classes, device=device)
-            label_B = uniform.multinomial(max(B, 1), replacement=True, generator=rng)[0, :B]
-        elif isinstance(label_B, int):
-            label_B = torch.full((B,), label_B if label_B >= 0 else self.num_classes, device=device)
-        label_B = torch.as_tensor(label_B, device=device)
-        if label_B.shape != (B,) or label_B.dtype != torch.int64:
-            raise ValueError(f"label_B must be ({B},) int64, got {tuple(label_B.shape)} {label_B.dtype}")
-        codebook, tokens = self.vae_proxy[0].quantize.embedding, []
-
-        def choose(logits: Tensor, k: int) -> Tensor:
-            ratio = self.schedule.ratio(k)
-            t = cfg * ratio
-            logits = keep_top((1 + t) * logits[:B] - t * logits[B:], top_k, top_p)  # (B, l, V)
-            drawn = logits.softmax(dim=-1).flatten(0, 1).multinomial(1, replacement=True, generator=rng)
-            tokens.append(drawn.view(logits.shape[:2]))
-            if not more_smooth:
-                return codebook(tokens[-1])
-            temperature = max(0.27 * (1 - 0.95 * ratio), 0.005)
-            gumbel = -torch.empty_like(logits).exponential_(generator=rng).log()
-            return ((logits * (1 + ratio) + gumbel) / temperature).softmax(dim=-1) @ codebook.weight
-
-        f_hat = self.generate(label_B, choose)
-        images = self.vae_proxy[0].fhat_to_img(f_hat).float().add(1).mul(0.5)
-        return (images, torch.cat(tokens, dim=1)) if return_tokens else images
+        # weights are used as they are: they may change before the next call
+        engine = Engine(self, precision_in_force(self.head.weight), pack=False)
+        images, tokens = published_sample(
+            engine, B, label_B, g_seed, cfg=cfg, top_k=top_k, top_p=top_p, more_smooth=more_smooth
+        )
+        return (images, tokens) if return_tokens else images
 
     # ------------------------------------------------------------------ initialisation
 

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from var_ext import ops
-from var_ext.models.modules import is_plain
+from var_ext.engine import is_plain, spread_taps
 from var_ext.models.quantizer import MultiScaleQuantizer
 from var_ext.schedule import SCALES_256
 
@@ -76,12 +76,6 @@ class Downsample(nn.Module):
         return self.conv(F.pad(x, (0, 1, 0, 1)))
 
 
-def _spread_taps(weight: Tensor, dim: int) -> Tensor:
-    """Three taps along `dim` over doubled pixels -> the four places that one pixel reaches, nearest edge first."""
-    before, here, after = weight.unbind(dim)
-    return torch.stack([after, here + after, before + here, before], dim)
-
-
 class Upsample(nn.Module):
     """Nearest-neighbour x2, then a 3x3 convolution: (B, C, H, W) -> (B, C, 2H, 2W).
 
@@ -96,7 +90,7 @@ class Upsample(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         if not is_plain(self.conv, nn.Conv2d):
             return self.conv(F.interpolate(x, scale_factor=2, mode="nearest"))
-        weight = _spread_taps(_spread_taps(self.conv.weight, 2), 3).transpose(0, 1)  # (C_in, C_out, 4, 4)
+        weight = spread_taps(spread_taps(self.conv.weight, 2), 3).transpose(0, 1)  # (C_in, C_out, 4, 4)
         return F.conv_transpose2d(x, weight, self.conv.bias, stride=2, padding=1)
 
 

@@ -12,6 +12,7 @@ from var_ext.ops.cached_attention import cached_attention
 from var_ext.ops.group_norm_silu import group_norm_silu
 from var_ext.ops.nearest_code import nearest_code
 from var_ext.ops.qk_norm import qk_norm
+from var_ext.ops.quantize_rows import quantize_rows
 from var_ext.ops.residual_quantize import residual_quantize
 from var_ext.ops.residual_step import residual_step
 from var_ext.ops.sample_tokens import sample_tokens
@@ -26,6 +27,7 @@ __all__ = [
     "group_norm_silu",
     "nearest_code",
     "qk_norm",
+    "quantize_rows",
     "residual_quantize",
     "residual_step",
     "sample_tokens",

@@ -18,6 +18,7 @@ else:
         torch.bfloat16: _C.DType.bfloat16,
         torch.float16: _C.DType.float16,
         torch.int64: _C.DType.int64,
+        torch.uint8: _C.DType.uint8,
     }
 
 
@@ -25,7 +26,7 @@ _thread = threading.local()
 
 
 def view(tensor: torch.Tensor) -> _C.TensorView:
-    """Borrow `tensor` for one kernel call: any shape and strides; fp32, fp64, bf16, fp16 or int64.
+    """Borrow `tensor` for one kernel call: any shape and strides; fp32, fp64, bf16, fp16, int64 or uint8.
 
     The view does not keep the tensor alive: hold the tensor until the kernel has returned.
 

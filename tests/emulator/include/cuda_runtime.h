@@ -166,6 +166,9 @@ inline double __dmul_rn(double x, double y) {
 inline double __fma_rn(double x, double y, double z) {
     return std::fma(x, y, z);
 }
+inline int __popc(unsigned x) {
+    return __builtin_popcount(x);
+}
 inline unsigned __float_as_uint(float x) {
     unsigned bits;
     memcpy(&bits, &x, sizeof(bits));

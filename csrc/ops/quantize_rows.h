@@ -1,0 +1,32 @@
+// quantize_rows: rows of floating-point numbers as bytes around 128, and a scale a row: x ~ (q - 128) scale.
+//
+// The numbers are in quantize_rows_steps.h; CPU, CUDA and reference agree in every bit.
+#pragma once
+
+#include <cstdint>
+
+#include "common/tensor_view.h"
+#include "cuda/stream.h"
+
+namespace var_ext {
+
+struct QuantizeRowsParams {
+    const void* x;  // (rows, C), C >= 1: float32, bfloat16 or float16
+    uint8_t* q;     // (rows, C), dense
+    float* scale;   // (rows,), dense
+    DType dtype;    // of x
+    int64_t rows, channels;
+    int64_t x_stride;  // in elements, any
+};
+
+// Checks the contract; throws std::invalid_argument.
+QuantizeRowsParams quantize_rows_params(const TensorView& x, const TensorView& q, const TensorView& scale);
+
+namespace cpu {
+void quantize_rows(const QuantizeRowsParams& p);
+}
+namespace cuda {
+void quantize_rows(const QuantizeRowsParams& p, const CudaStream& stream);
+}
+
+}  // namespace var_ext

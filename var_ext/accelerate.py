@@ -1,0 +1,135 @@
+"""The published model, faster: `accelerate` takes an instance of its VAR class and draws with this project's engine."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from var_ext.engine import Engine, precision_in_force, published_sample
+from var_ext.files import CheckpointError
+from var_ext.folder import build_vae, build_var, fill
+from var_ext.models import VAR
+from var_ext.published import deduce_vae, deduce_var
+from var_ext.sampling import Sampler
+
+PARTS = ("autoregressive_infer_cfg", "num_classes", "num_heads", "patch_nums", "vae_proxy", "blocks")
+TOKENIZER_PARTS = ("encoder", "decoder", "quantize", "quant_conv", "post_quant_conv")
+
+
+class Accelerated:
+    """What `accelerate` returns: the published method, and a `Sampler` for everything else.
+
+    Attributes:
+        var: the weights of the given model behind this project's `VAR`.
+        sampler: draws by (label, seed), streams, edits; see `Sampler`.
+    """
+
+    def __init__(self, var: VAR, dtype: str | torch.dtype | None) -> None:
+        self.var, self._follows = var, dtype is None
+        self.num_classes = var.num_classes
+        own = precision_in_force(var.head.weight) if dtype is None else None
+        self.sampler = Sampler(var.vae_proxy[0], var, precision=own.dtype if own else dtype)
+
+    @torch.no_grad()
+    def autoregressive_infer_cfg(
+        self,
+        B: int,
+        label_B: int | Sequence[int] | Tensor | None,
+        g_seed: int | None = None,
+        cfg: float = 1.5,
+        top_k: int = 0,
+        top_p: float = 0.0,
+        more_smooth: bool = False,
+        *,
+        seeds: Sequence[int] | Tensor | None = None,
+        return_tokens: bool = False,
+    ) -> Tensor | tuple[Tensor, Tensor]:
+        """The published method: the same random numbers for the same g_seed on the same type of device.
+
+        Args:
+            B, label_B, g_seed, cfg, top_k, top_p, more_smooth: as published.
+            seeds: (B,) integers: a random stream an image, as `Sampler` has, instead of one for the batch.
+            return_tokens: also return the drawn tokens.
+
+        Returns:
+            images (B, 3, S, S) float32 in [0, 1]; with `return_tokens` also tokens (B, L) int64.
+
+        Raises:
+            ValueError: a label or an option is out of range, labels or seeds are not (B,) integers, or both g_seed and
+                seeds are given.
+        """
+        engine = self.sampler.engine
+        if self._follows:  # the model's own precision or autocast's: weights shared, none packed
+            engine = Engine(self.var, precision_in_force(self.var.head.weight), pack=False)
+        images, tokens = published_sample(
+            engine,
+            B,
+            label_B,
+            g_seed,
+            cfg=cfg,
+            top_k=top_k,
+            top_p=top_p,
+            more_smooth=more_smooth,
+            seeds=seeds,
+        )
+        return (images, tokens) if return_tokens else images
+
+
+def accelerate(model: nn.Module, dtype: str | torch.dtype | None = None) -> Accelerated:
+    """A faster twin of a published VAR model, on the same weights.
+
+    The weights are shared: what changes them later, in training for instance, changes the twin. Nothing of the
+    published code is imported; its instance is read by its attributes and the names of its entries.
+
+    Args:
+        model: an instance of the published `VAR`, as `build_vae_var` of the published code returns it.
+        dtype: None keeps the model's precision, or that of the autocast around a call, and its answers. "bf16", "fp16"
+            or "int8", or a torch dtype, asks for a faster mode, which keeps a packed copy of the weights; so does
+            "fp32" on the CPU.
+
+    Raises:
+        TypeError: `model` is not of the published kind; the message says what is missing.
+        ValueError: the device has no such precision.
+    """
+    vae = _tokenizer_of(model)
+    quantize, heads = vae.quantize, int(model.num_heads)  # type: ignore[arg-type]
+    var_entries, vae_entries = (m.state_dict(keep_vars=True) for m in (model, vae))
+    patch_nums = tuple(int(side) for side in model.patch_nums)  # type: ignore[union-attr]
+    try:
+        vae_config = deduce_vae(vae_entries, patch_nums, "the tokenizer")
+        for name, attribute in (
+            ("using_znorm", "using_znorm"),
+            ("beta", "beta"),
+            ("quant_resi", "quant_resi_ratio"),
+        ):
+            vae_config[name] = getattr(quantize, attribute, vae_config.get(name))
+        own_vae = build_vae({k: v for k, v in vae_config.items() if v is not None}, "the tokenizer")
+        fill(own_vae, vae_entries, "the tokenizer")
+        var_config = deduce_var(var_entries, "the model", patch_nums=patch_nums, num_heads=heads)
+        var_config["norm_eps"] = model.blocks[0].ln_wo_grad.eps  # type: ignore[index,union-attr]
+        own = build_var(own_vae, var_config, "the model")
+        fill(own, var_entries, "the model")
+    except (CheckpointError, AttributeError) as error:
+        raise TypeError(f"accelerate takes the published VAR, but {error}") from error
+    return Accelerated(own, dtype)
+
+
+def _tokenizer_of(model: Any) -> Any:
+    missing = [name for name in PARTS if not hasattr(model, name)]
+    if missing or not isinstance(model, nn.Module):
+        raise TypeError(
+            f"accelerate takes an instance of the published VAR, got a {type(model).__name__}"
+            + (f" without {', '.join(missing)}" if missing else "")
+        )
+    proxy: Any = model.vae_proxy
+    vae = proxy[0]
+    missing = [name for name in TOKENIZER_PARTS if not hasattr(vae, name)]
+    if missing:
+        raise TypeError(
+            "accelerate takes a VAR whose vae_proxy holds the published VQVAE, got a "
+            f"{type(vae).__name__} without {', '.join(missing)}"
+        )
+    return vae

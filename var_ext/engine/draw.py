@@ -1,0 +1,120 @@
+"""How the tokens of a scale are drawn from its logits: a random stream an image, or the published one for a batch."""
+
+from __future__ import annotations
+
+from typing import Protocol
+
+import torch
+from torch import Tensor
+
+from var_ext import ops
+from var_ext.engine.options import Options
+from var_ext.reference.sample_tokens import keep_top, philox4x32
+from var_ext.schedule import ScaleSchedule
+
+Guidance = float | Tensor | None
+
+
+class Draw(Protocol):
+    """Draws scale after scale; `tokens` gathers what was drawn, (B, p_k^2) int64 each."""
+
+    tokens: list[Tensor]
+
+    def __call__(self, logits: Tensor, k: int, cfg: Guidance) -> Tensor:
+        """Codes (B, l, Cvae) of scale k from logits (B, l, V), or with cfg (2B, l, V), conditional half first."""
+        ...
+
+
+class Table(Protocol):
+    """Values of every scale and image on the device, (K, B) each."""
+
+    top_k: Tensor
+    top_p: Tensor
+
+
+def smooth_temperature(ratio: float) -> float:
+    """Of the Gumbel-softmax of `more_smooth`, at ratio = k / (K - 1)."""
+    return max(0.27 * (1 - 0.95 * ratio), 0.005)
+
+
+def _mixture(logits: Tensor, gumbel: Tensor, ratio: float, codebook: Tensor) -> Tensor:
+    """Codes mixed by a Gumbel-softmax: (B, l, V) -> (B, l, Cvae)."""
+    weights = ((logits * (1 + ratio) + gumbel) / smooth_temperature(ratio)).softmax(dim=-1)
+    return weights @ codebook
+
+
+class SeededDraw:
+    """Every image has a stream of its own: Philox keyed by its seed, counted by scale and position.
+
+    Args:
+        seeds: (B,) int64.
+        options: their values may stand in `table` instead, where a captured graph reads them.
+        codebook: (V, Cvae) float32.
+        table: `top_k` and `top_p` on the device, (K, B) each.
+    """
+
+    def __init__(self, seeds: Tensor, options: Options, codebook: Tensor, table: Table | None = None) -> None:
+        self.seeds, self.options, self.codebook, self.table = seeds, options, codebook, table
+        self.tokens: list[Tensor] = []
+
+    def __call__(self, logits: Tensor, k: int, cfg: Guidance) -> Tensor:
+        options, heat = self.options, self.options.temperature[k]
+        top_k: int | Tensor = self.table.top_k[k] if self.table else options.top_k[k]
+        top_p: float | Tensor = self.table.top_p[k] if self.table else options.top_p[k]
+        if heat != 1:
+            logits = logits.float() / heat
+        self.tokens.append(
+            ops.sample_tokens(logits, self.seeds, scale_index=k, cfg=cfg, top_k=top_k, top_p=top_p)
+        )
+        if not options.more_smooth:
+            return torch.nn.functional.embedding(self.tokens[-1], self.codebook)
+        logits = keep_top(_guided(logits.float(), cfg), options.top_k[k], options.top_p[k])
+        noise = gumbel_noise(self.seeds, k, *logits.shape[1:])
+        return _mixture(logits, noise, k / max(len(options.cfg) - 1, 1), self.codebook)
+
+
+def _guided(logits: Tensor, cfg: Guidance) -> Tensor:
+    if cfg is None:
+        return logits
+    cond, uncond = logits.chunk(2)
+    t = cfg[:, None, None].float() if isinstance(cfg, Tensor) else cfg
+    return (1 + t) * cond - t * uncond
+
+
+def gumbel_noise(seeds: Tensor, k: int, positions: int, codes: int) -> Tensor:
+    """Gumbel noise (B, positions, codes) float32, a pure function of (seed, scale, position, code).
+
+    The fourth word of the counter keeps it apart from the numbers that draw tokens.
+    """
+    position = torch.arange(positions, device=seeds.device)[:, None]
+    quad = torch.arange(-(-codes // 4), device=seeds.device)
+    low = 0xFFFFFFFF
+    key = ((seeds & low)[:, None, None], (seeds >> 32 & low)[:, None, None])
+    words = torch.stack(philox4x32((position, k, quad, 1), key), dim=-1)  # (B, positions, codes / 4, 4)
+    uniform = (words.flatten(2)[..., :codes].double() + 0.5) * 2.0**-32
+    return -(-uniform.log()).log().float()
+
+
+class PublishedDraw:
+    """The random stream of the published code: one generator for the whole batch, torch's own draws.
+
+    Args:
+        rng: None takes torch's global generator.
+    """
+
+    def __init__(
+        self, rng: torch.Generator | None, options: Options, schedule: ScaleSchedule, codebook: Tensor
+    ) -> None:
+        self.rng, self.options, self.schedule, self.codebook = rng, options, schedule, codebook
+        self.tokens: list[Tensor] = []
+
+    def __call__(self, logits: Tensor, k: int, cfg: Guidance) -> Tensor:
+        options, ratio = self.options, self.schedule.ratio(k)
+        logits = _guided(logits.float(), cfg) / options.temperature[k]
+        logits = keep_top(logits, options.top_k[k], options.top_p[k])  # (B, l, V)
+        drawn = logits.softmax(dim=-1).flatten(0, 1).multinomial(1, replacement=True, generator=self.rng)
+        self.tokens.append(drawn.view(logits.shape[:2]))
+        if not options.more_smooth:
+            return torch.nn.functional.embedding(self.tokens[-1], self.codebook)
+        gumbel = -torch.empty_like(logits).exponential_(generator=self.rng).log()
+        return _mixture(logits, gumbel, ratio, self.codebook)

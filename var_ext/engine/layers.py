@@ -1,0 +1,135 @@
+"""Linear layers and convolutions with weights cast, packed or quantized once. The products are torch's own: oneDNN,
+cuBLAS, cuDNN.
+
+Packed layers add up in an order that does not depend on how many rows there are, so an image does not depend on its
+batch. Unpacked float32 ones differ in the last bits between few and many rows.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from var_ext import ops
+from var_ext.engine.precision import Precision
+
+Layer = Callable[[Tensor], Tensor]
+ROWS = 64  # for which oneDNN is asked to lay out weights; with any other number the layout is the same
+
+
+def is_plain(module: nn.Module, kind: type[nn.Module]) -> bool:
+    """Whether a call of `module` does what its class says and nothing else: no subclass (an adapter, a quantized layer)
+    and no hooks. Only then may its parameters be used without calling it."""
+    hooks = (
+        module._forward_hooks,
+        module._forward_pre_hooks,
+        module._backward_hooks,
+        module._backward_pre_hooks,
+    )
+    return type(module) is kind and not any(hooks)
+
+
+def linear(
+    module: nn.Module, precision: Precision, *, pack: bool, bias: bool = True, int8: bool = True
+) -> Layer:
+    """A layer (..., N) -> (..., M) in `precision`, from an `nn.Linear` or what stands in its place.
+
+    Args:
+        pack: keep a copy of the weight laid out for oneDNN (CPU); else use the weight, cast if need be.
+        bias: add it; False where the caller does.
+        int8: let it be quantized if the precision says so.
+    """
+    if not is_plain(module, nn.Linear):
+        assert bias, "the bias of a layer that has to be called cannot be left out"
+        return Called(module, precision.dtype)
+    assert isinstance(module, nn.Linear)
+    weight, own = module.weight.detach(), module.bias if bias else None
+    added = None if own is None else own.detach().to(precision.dtype)
+    if precision.int8 and int8:
+        return Int8Linear(weight, added, precision.dtype)
+    weight = weight.to(precision.dtype)
+    if pack and weight.device.type == "cpu" and _has_packed_layers(weight.dtype):
+        return PackedLinear(weight, added)
+    return lambda x: F.linear(x, weight, added)
+
+
+def _has_packed_layers(dtype: torch.dtype) -> bool:
+    known = (torch.float32, torch.bfloat16, torch.float16)
+    return (
+        dtype in known
+        and torch.backends.mkldnn.is_available()
+        and hasattr(torch.ops.mkldnn, "_linear_pointwise")
+    )
+
+
+class Called:
+    """A module that has to be called as it is, in the dtype of its own weights."""
+
+    def __init__(self, module: nn.Module, dtype: torch.dtype) -> None:
+        self.module, self.dtype = module, dtype
+
+    def __call__(self, x: Tensor) -> Tensor:
+        own = next(self.module.parameters(), x).dtype
+        with torch.autocast(x.device.type, enabled=False):
+            return self.module(x.to(own)).to(self.dtype)
+
+
+class PackedLinear:
+    """oneDNN's product with a weight (M, N) that lies in memory as its kernel reads it."""
+
+    def __init__(self, weight: Tensor, bias: Tensor | None) -> None:
+        self.weight = torch.ops.mkldnn._reorder_linear_weight(weight.contiguous(), ROWS)
+        self.bias = bias
+
+    def __call__(self, x: Tensor) -> Tensor:
+        if (
+            x.numel() == x.shape[-1] and x.dtype == torch.float32
+        ):  # one row takes another kernel with other sums
+            return self(x.expand(2, *x.shape))[0]
+        return torch.ops.mkldnn._linear_pointwise(x, self.weight, self.bias, "none", [], "")
+
+
+class Int8Linear:
+    """oneDNN's product of 8-bit integers: a scale for each row of the weight (M, N), and for each token."""
+
+    def __init__(self, weight: Tensor, bias: Tensor | None, dtype: torch.dtype) -> None:
+        weight = weight.float()
+        self.scale = (weight.abs().amax(dim=1) / 127).clamp_min(1e-30)  # (M,)
+        quantized = (weight / self.scale[:, None]).round().clamp(-127, 127).to(torch.int8)
+        self.weight = torch.ops.onednn.qlinear_prepack(quantized, [ROWS, weight.shape[1]])
+        self.zero_points = torch.zeros_like(self.scale, dtype=torch.int64)
+        self.bias, self.dtype = bias, dtype
+
+    def __call__(self, x: Tensor) -> Tensor:
+        codes, scale = ops.quantize_rows(x)  # (..., N) uint8 around 128, (..., 1)
+        y = torch.ops.onednn.qlinear_pointwise(
+            codes,
+            1.0,
+            128,
+            self.weight,
+            self.scale,
+            self.zero_points,
+            None,
+            1.0,
+            0,
+            self.dtype,
+            "none",
+            [],
+            "",
+        )
+        scale = scale.to(self.dtype)  # exact: scales are bfloat16 numbers
+        return y.mul_(scale) if self.bias is None else torch.addcmul(self.bias, y, scale, out=y)
+
+
+def convolution(module: nn.Conv2d, precision: Precision) -> Layer:
+    """A convolution (B, C, H, W) -> (B, C', H', W') in `precision`, channels last, from an `nn.Conv2d` or what stands
+    in its place."""
+    if not is_plain(module, nn.Conv2d):
+        return Called(module, precision.dtype)
+    weight = module.weight.detach().to(precision.dtype, memory_format=torch.channels_last)
+    bias = None if module.bias is None else module.bias.detach().to(precision.dtype)
+    stride, padding, dilation, groups = module.stride, module.padding, module.dilation, module.groups
+    return lambda x: F.conv2d(x, weight, bias, stride, padding, dilation, groups)

@@ -1,0 +1,50 @@
+"""How many images fit into memory at once."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from var_ext.engine.precision import Precision
+
+LARGEST_BATCH = 64  # of a choice made here: products are as fast as they get well before it
+
+
+def bytes_per_image(var: Any, precision: Precision) -> int:
+    """What one more image with guidance takes while it is drawn; counted, and measured to be within a fifth."""
+    schedule, size = var.schedule, precision.dtype.itemsize
+    cache = 2 * var.depth * schedule.num_tokens * var.C  # keys and values
+    hidden = round(var.C * (4 + 3 + 2 * 4))  # the stream, a branch, qkv, the feed-forward layer twice
+    last = max(schedule.lengths)
+    vae = var.vae_proxy[0]
+    features, pixels = var.Cvae * schedule.side**2, 3 * vae.image_size**2
+    return size * 2 * (cache + last * hidden) + 4 * (2 * last * var.V + 4 * features + 2 * pixels)
+
+
+def budget(device: torch.device) -> int:
+    """Half of the memory that is free on the device, in bytes."""
+    if device.type == "cuda":
+        return torch.cuda.mem_get_info(device)[0] // 2
+    try:
+        lines = Path("/proc/meminfo").read_text().splitlines()
+        return int(next(line for line in lines if line.startswith("MemAvailable")).split()[1]) * 1024 // 2
+    except (OSError, StopIteration):
+        return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") // 4
+
+
+def batch_for(var: Any, precision: Precision, device: torch.device, memory: int | None) -> int:
+    """How many images to draw at once within `memory` bytes; None: `budget`.
+
+    Raises:
+        ValueError: not even one image fits.
+    """
+    given, each = budget(device) if memory is None else memory, bytes_per_image(var, precision)
+    if given < each:
+        raise ValueError(
+            f"the memory budget must be at least {each / 2**20:.1f} MiB, what one image takes, "
+            f"got {given / 2**20:.1f} MiB"
+        )
+    return min(given // each, LARGEST_BATCH)

@@ -1,0 +1,89 @@
+"""What a caller may choose for a sampling, scale by scale."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+from var_ext.schedule import ScaleSchedule
+
+
+@dataclass(frozen=True)
+class Options:
+    """One value a scale, K each.
+
+    cfg: guidance t, logits = (1 + t) cond - t uncond; temperature: logits are divided by it after guidance; top_k,
+    top_p: see `ops.sample_tokens`; more_smooth: codes are mixed by a Gumbel-softmax instead of drawn.
+    """
+
+    cfg: tuple[float, ...]
+    top_k: tuple[int, ...]
+    top_p: tuple[float, ...]
+    temperature: tuple[float, ...]
+    more_smooth: bool = False
+
+    @property
+    def guided(self) -> int:
+        """How many of the first scales compute the unconditional half: those up to the last with guidance."""
+        return max((k + 1 for k, t in enumerate(self.cfg) if t != 0), default=0)
+
+
+def options_for(
+    schedule: ScaleSchedule,
+    *,
+    cfg: float | Sequence[float] = 0.0,
+    top_k: int | Sequence[int] = 0,
+    top_p: float | Sequence[float] = 0.0,
+    temperature: float | Sequence[float] = 1.0,
+    cfg_until: int | None = None,
+    more_smooth: bool = False,
+) -> Options:
+    """Spreads single values over the scales.
+
+    Args:
+        schedule: of the model, K scales.
+        cfg: one value is the published ramp, cfg * k / (K - 1) at scale k; K values are taken as they are.
+        top_k, top_p, temperature: one value for all scales, or K.
+        cfg_until: no guidance from this scale on, and no work for its unconditional half; None: on all.
+        more_smooth: see `Options`.
+
+    Raises:
+        ValueError: a list has not K values, or a value is out of range.
+        TypeError: a value is no number.
+    """
+    count = len(schedule)
+    ramp = _spread("cfg", cfg, count)
+    if not isinstance(cfg, Sequence):
+        ramp = [t * schedule.ratio(k) for k, t in enumerate(ramp)]
+    if cfg_until is not None:
+        if not 0 <= cfg_until <= count:
+            raise ValueError(f"cfg_until must be in 0..{count}, the number of scales, got {cfg_until}")
+        ramp[cfg_until:] = [0.0] * (count - cfg_until)
+    kept = _spread("top_k", top_k, count)
+    if any(k != int(k) or k < 0 for k in kept):
+        raise ValueError(f"top_k must be whole numbers of 0 or more, got {top_k}")
+    shares = _spread("top_p", top_p, count)
+    if any(not 0 <= p <= 1 for p in shares):
+        raise ValueError(f"top_p must be in [0, 1], got {top_p}")
+    heats = _spread("temperature", temperature, count)
+    if any(not heat > 0 for heat in heats):
+        raise ValueError(
+            f"temperature must be above 0, got {temperature}; top_k = 1 takes the most likely token"
+        )
+    return Options(tuple(ramp), tuple(map(int, kept)), tuple(shares), tuple(heats), bool(more_smooth))
+
+
+def _spread(name: str, value: Any, count: int) -> list[float]:
+    values = list(value) if isinstance(value, Sequence) and not isinstance(value, str) else [value] * count
+    if len(values) != count:
+        raise ValueError(f"{name} must be one value or one for each of the {count} scales, got {len(values)}")
+    try:
+        return [float(v) for v in values]
+    except (TypeError, ValueError) as error:
+        raise TypeError(f"{name} must be a number or a list of numbers, got {value!r}") from error
+
+
+def without_guidance(options: Options) -> Options:
+    """The same with cfg 0 everywhere."""
+    return replace(options, cfg=(0.0,) * len(options.cfg))

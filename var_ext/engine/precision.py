@@ -1,0 +1,65 @@
+"""In which arithmetic a sampling runs."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+
+NAMES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16, "int8": torch.bfloat16}
+
+
+@dataclass(frozen=True)
+class Precision:
+    """Arithmetic of the transformer and the decoder; the quantizer's is always float32.
+
+    `dtype` is that of activations, cache, and of weights where `int8` does not hold them as 8-bit integers.
+    """
+
+    name: str
+    dtype: torch.dtype
+    int8: bool = False
+
+    @property
+    def mixes_hidden(self) -> bool:
+        """Whether the halves of guidance may be mixed before the head, which halves its work but rounds otherwise."""
+        return self.dtype in (torch.bfloat16, torch.float16)
+
+
+def default_precision(device: torch.device) -> str:
+    """ "bf16" where the device has its arithmetic, else "fp32"."""
+    if device.type == "cuda":
+        return "bf16" if torch.cuda.is_bf16_supported(including_emulation=False) else "fp32"
+    return "bf16" if torch.cpu._is_avx512_bf16_supported() else "fp32"
+
+
+def named_precision(name: str | torch.dtype, device: torch.device) -> Precision:
+    """The precision of this name, or of a dtype.
+
+    Raises:
+        ValueError: there is none, or the device has no arithmetic for it.
+    """
+    if isinstance(name, torch.dtype):
+        name = next((n for n, dtype in NAMES.items() if dtype == name), str(name).removeprefix("torch."))
+    if name not in NAMES:
+        raise ValueError(f"precision must be one of {', '.join(NAMES)}, got {name!r}")
+    on = device.type
+    if name == "int8" and (on != "cpu" or not torch.backends.mkldnn.is_available()):
+        raise ValueError(f"precision int8 is for linear layers on the CPU through oneDNN, got device {on}")
+    if name == "fp16" and on == "cpu" and not torch.ops.mkldnn._is_mkldnn_fp16_supported():
+        raise ValueError(
+            "precision fp16 needs a GPU or a CPU with its arithmetic (avx512_fp16), got neither: take bf16"
+        )
+    if name == "bf16" and on == "cuda" and not torch.cuda.is_bf16_supported(including_emulation=False):
+        raise ValueError(
+            "precision bf16 needs a GPU of compute capability 8.0 or newer, got an older one: take fp16"
+        )
+    return Precision(name, NAMES[name], int8=name == "int8")
+
+
+def precision_in_force(weight: torch.Tensor) -> Precision:
+    """That of the surrounding autocast, else of a model's weights."""
+    on = weight.device.type
+    dtype = torch.get_autocast_dtype(on) if torch.is_autocast_enabled(on) else weight.dtype
+    name = next((n for n, known in NAMES.items() if known == dtype), str(dtype).removeprefix("torch."))
+    return Precision(name, dtype)

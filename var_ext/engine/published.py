@@ -1,0 +1,58 @@
+"""The published sampling method on an engine: its arguments and its random stream."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from var_ext.engine.draw import Draw, PublishedDraw, SeededDraw
+from var_ext.engine.engine import Engine
+from var_ext.engine.options import options_for
+
+
+def published_sample(
+    engine: Engine,
+    B: int,
+    label_B: int | Sequence[int] | Tensor | None,
+    g_seed: int | None,
+    *,
+    cfg: float,
+    top_k: int,
+    top_p: float,
+    more_smooth: bool,
+    seeds: Sequence[int] | Tensor | None = None,
+) -> tuple[Tensor, Tensor]:
+    """Images (B, 3, S, S) in [0, 1] and tokens (B, L); arguments as in `VAR.autoregressive_infer_cfg`.
+
+    Args:
+        seeds: (B,) integers, a random stream an image instead of one for the batch.
+
+    Raises:
+        ValueError: a label or an option is out of range, labels or seeds are not (B,) integers, or both g_seed and
+            seeds are given.
+    """
+    var, device = engine.var, engine.device
+    options = options_for(engine.schedule, cfg=cfg, top_k=top_k, top_p=top_p, more_smooth=more_smooth)
+    rng = None if g_seed is None else torch.Generator(device).manual_seed(g_seed)
+    if label_B is None:
+        uniform = torch.full((1, var.num_classes), 1 / var.num_classes, device=device)
+        label_B = uniform.multinomial(max(B, 1), replacement=True, generator=rng)[0, :B]
+    elif isinstance(label_B, int):
+        label_B = torch.full((B,), label_B if label_B >= 0 else var.num_classes, device=device)
+    labels = _batch("label_B", label_B, B, device)
+    codebook = engine.vae.quantize.embedding.weight.detach().float()
+    draw: Draw = PublishedDraw(rng, options, engine.schedule, codebook)
+    if seeds is not None:
+        if g_seed is not None:
+            raise ValueError(f"either g_seed or seeds must be given, got {g_seed} and {seeds}")
+        draw = SeededDraw(_batch("seeds", seeds, B, device), options, codebook)
+    return engine.sample(var.checked_labels(labels), options, draw)
+
+
+def _batch(name: str, values: Sequence[int] | Tensor, size: int, device: torch.device) -> Tensor:
+    tensor = torch.as_tensor(values, device=device)
+    if tensor.shape != (size,) or tensor.dtype != torch.int64:
+        raise ValueError(f"{name} must be ({size},) int64, got {tuple(tensor.shape)} {tensor.dtype}")
+    return tensor

@@ -1,0 +1,21 @@
+"""Images on disk, many of them: resumable, the same bytes however often a run is stopped and on however many ranks.
+
+plan.py says which images, places.py where they go (a folder of PNGs, or one .npz), run.py draws what is missing.
+"""
+
+from var_ext.export.places import Folder, Npz, Place, place_of, to_uint8
+from var_ext.export.plan import Plan, evaluation_plan
+from var_ext.export.run import export_images, local_device, rank_and_world
+
+__all__ = [
+    "Folder",
+    "Npz",
+    "Place",
+    "Plan",
+    "evaluation_plan",
+    "export_images",
+    "local_device",
+    "place_of",
+    "rank_and_world",
+    "to_uint8",
+]

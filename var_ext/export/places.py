@@ -1,0 +1,211 @@
+"""Where exported images go: a folder of PNGs, or one .npz as the ADM evaluation suite reads it.
+
+Both hold the same pixels. A file of a part is complete or not trusted: it appears under its name all at once, and its
+length is looked at before it is taken for done.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+import zipfile
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
+from pathlib import Path
+
+import numpy as np
+from numpy.lib import format as npy
+from PIL import Image
+from torch import Tensor, uint8
+
+from var_ext.export.plan import Plan
+from var_ext.files import CheckpointError, atomic_write
+
+PLAN = "plan.json"
+PNG_START, PNG_END = b"\x89PNG\r\n\x1a\n\0\0\0\rIHDR", b"\0\0\0\0IEND\xaeB`\x82"
+
+
+def to_uint8(images: Tensor) -> Tensor:
+    """(B, 3, S, S) in [0, 1] -> (B, S, S, 3) uint8: 255 times the value, the fraction cut off.
+
+    So does the published code, and figures are compared with its. What lies outside is clipped.
+    """
+    return images.clamp(0, 1).mul(255).to(uint8).permute(0, 2, 3, 1).contiguous()
+
+
+class Place(ABC):
+    """Where the images of a plan go.
+
+    Args:
+        path: the folder or file.
+        plan: which images.
+        side: of the images in pixels.
+    """
+
+    plan_file: Path
+
+    def __init__(self, path: Path, plan: Plan, side: int) -> None:
+        self.path, self.plan, self.side = path, plan, side
+
+    @abstractmethod
+    def check(self) -> None:
+        """Raises CheckpointError where something else is in the place."""
+
+    @abstractmethod
+    def complete(self, part: range) -> bool:
+        """Whether all files of a part are there and whole."""
+
+    @abstractmethod
+    def write(self, part: range, pixels: np.ndarray) -> None:
+        """Writes a part, pixels (B, S, S, 3) uint8. Raises CheckpointError."""
+
+    def finished(self) -> bool:
+        """Whether `finish` has run, and the parts need not be there any more."""
+        return False
+
+    @abstractmethod
+    def finish(self) -> None:
+        """Does what is left when all parts are complete; one rank calls it. Raises CheckpointError."""
+
+
+class Folder(Place):
+    """FOLDER/000000.png and so on, the number is the place in the plan; and FOLDER/plan.json."""
+
+    def __init__(self, path: Path, plan: Plan, side: int) -> None:
+        super().__init__(path, plan, side)
+        self.plan_file = path / PLAN
+        self.digits = max(6, len(str(len(plan) - 1)))
+
+    def check(self) -> None:
+        # looked at in this order: a rank that is ahead writes plan.json before its first image
+        there = sorted(name for name in _listed(self.path) if not name.startswith("."))
+        if there and not os.path.exists(self.plan_file):
+            raise CheckpointError(
+                f"{self.path} must be empty or hold images of an earlier run with their {PLAN}, "
+                f"but holds {', '.join(there[:3])}{', ...' if there[3:] else ''}"
+            )
+
+    def image(self, index: int) -> Path:
+        """The file of an image."""
+        return self.path / f"{index:0{self.digits}d}.png"
+
+    def complete(self, part: range) -> bool:
+        return all(self._whole(index) for index in part)
+
+    def _whole(self, index: int) -> bool:
+        """Begins as a PNG of the right size and ends as a PNG: not cut short."""
+        size = self.side.to_bytes(4, "big")
+        try:
+            with open(self.image(index), "rb") as handle:
+                start = handle.read(24)
+                handle.seek(-len(PNG_END), os.SEEK_END)
+                return start == PNG_START + size + size and handle.read() == PNG_END
+        except OSError:
+            return False
+
+    def write(self, part: range, pixels: np.ndarray) -> None:
+        missing = [index for index in part if not self._whole(index)]
+
+        def save(index: int) -> None:
+            with atomic_write(self.image(index)) as handle:
+                # level 1: twice as fast as the default for files a tenth larger
+                Image.fromarray(pixels[index - part.start]).save(handle, format="PNG", compress_level=1)
+
+        with ThreadPoolExecutor(min(8, os.cpu_count() or 1)) as pool:  # compression leaves Python's lock
+            list(pool.map(save, missing))
+
+    def finish(self) -> None:
+        _remove_remains(self.path, "*.png")
+
+
+class Npz(Place):
+    """NAME.npz with `arr_0` (N, S, S, 3) uint8, and NAME.npz.plan.json beside it.
+
+    Until all parts are there they are NAME.npz.parts/000000.npy and so on. The file is put together from them one by
+    one, so memory holds a part; the disk holds the images twice for that while.
+    """
+
+    def __init__(self, path: Path, plan: Plan, side: int) -> None:
+        super().__init__(path, plan, side)
+        self.plan_file = path.with_name(f"{path.name}.{PLAN}")
+        self.parts = path.with_name(f"{path.name}.parts")
+
+    def check(self) -> None:
+        if os.path.exists(self.path) and not os.path.exists(self.plan_file):
+            raise CheckpointError(
+                f"{self.path} is there without {self.plan_file.name}: of which images cannot be told. "
+                "Write to another place, or remove it"
+            )
+
+    def part(self, part: range) -> Path:
+        """The file of a part."""
+        return self.parts / f"{part.start // self.plan.batch_size:06d}.npy"
+
+    def complete(self, part: range) -> bool:
+        try:
+            array = np.load(
+                self.part(part), mmap_mode="r"
+            )  # fails where the file is shorter than its header says
+        except (OSError, ValueError):
+            return False
+        return array.shape == self._shape(len(part)) and array.dtype == np.uint8
+
+    def _shape(self, count: int) -> tuple[int, ...]:
+        return (count, self.side, self.side, 3)
+
+    def write(self, part: range, pixels: np.ndarray) -> None:
+        with atomic_write(self.part(part)) as handle:
+            np.save(handle, pixels)
+
+    def finished(self) -> bool:
+        return zipfile.is_zipfile(self.path)  # a file cut short has lost its directory
+
+    def finish(self) -> None:
+        if not self.finished():
+            _remove_remains(self.path.parent, self.path.name)
+            self._assemble()
+        with suppress(FileNotFoundError):
+            shutil.rmtree(self.parts)
+
+    def _assemble(self) -> None:
+        header = {"descr": "|u1", "fortran_order": False, "shape": self._shape(len(self.plan))}
+        member = zipfile.ZipInfo(
+            "arr_0.npy", (1980, 1, 1, 0, 0, 0)
+        )  # no time of day: equal images, equal files
+        with (
+            atomic_write(self.path) as handle,
+            zipfile.ZipFile(handle, "w") as archive,  # not compressed, as numpy.savez writes
+            archive.open(member, "w", force_zip64=True) as array,
+        ):
+            npy.write_array_header_1_0(array, header)
+            for part in self.plan.parts:
+                array.write(np.load(self.part(part)).reshape(-1).data)
+
+
+def place_of(out: str | os.PathLike[str], plan: Plan, side: int) -> Place:
+    """A name that ends with .npz is a file, all else a folder."""
+    path = Path(out)
+    return (Npz if is_npz(out) else Folder)(path, plan, side)
+
+
+def is_npz(out: str | os.PathLike[str]) -> bool:
+    """Whether images go to one .npz file rather than to a folder."""
+    return os.fspath(out).endswith(".npz")
+
+
+def _listed(folder: Path) -> Sequence[str]:
+    try:
+        return os.listdir(folder)
+    except FileNotFoundError:
+        return []
+    except OSError as error:
+        raise CheckpointError(f"could not read {folder}: {error.strerror or error}") from error
+
+
+def _remove_remains(folder: Path, pattern: str) -> None:
+    """Removes what writers that were killed left of files with such names (see `atomic_write`)."""
+    for remains in folder.glob(f".{pattern}.*.tmp"):
+        with suppress(OSError):
+            remains.unlink()

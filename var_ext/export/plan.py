@@ -1,0 +1,161 @@
+"""Which images an export draws, and the record of it that a resumed run must agree with."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from itertools import zip_longest
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from var_ext.files import CheckpointError, atomic_write, read_json
+from var_ext.sampling import DEFAULTS, Sampler
+
+FORMAT = "var_ext-images/1"
+
+
+@dataclass(frozen=True)
+class Plan:
+    """A list of images, cut into parts.
+
+    A part is `batch_size` images that follow each other (the last part: what is left), and is always drawn as one
+    batch, whatever was drawn before and by whichever rank: where logits differ by rounding between batch sizes, as on
+    GPUs, this is what makes a resumed or shared export equal to the byte.
+
+    Args:
+        labels, seeds: one of each an image.
+        options: keywords of `Sampler.stream`, such as cfg, top_k and top_p; the sampler's defaults where left out.
+        batch_size: images a part.
+
+    Raises:
+        ValueError: labels and seeds differ in number, or batch_size is less than 1.
+    """
+
+    labels: tuple[int, ...]
+    seeds: tuple[int, ...]
+    options: Mapping[str, Any] = field(default_factory=dict)
+    batch_size: int = 64
+
+    def __post_init__(self) -> None:
+        if len(self.labels) != len(self.seeds):
+            raise ValueError(f"a plan must have a seed a label, got {len(self.labels)} and {len(self.seeds)}")
+        if self.batch_size < 1:
+            raise ValueError(f"batch_size must be at least 1, got {self.batch_size}")
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+    @property
+    def parts(self) -> list[range]:
+        """Places of the images of each part."""
+        size = self.batch_size
+        return [range(start, min(start + size, len(self))) for start in range(0, len(self), size)]
+
+    def resolved(self, sampler: Sampler) -> dict[str, Any]:
+        """All options, those left out with the sampler's recommended value."""
+        return {**sampler.defaults, **self.options}
+
+    def record(self, sampler: Sampler) -> dict[str, Any]:
+        """What decides the bytes of the images, as JSON values.
+
+        Raises:
+            ValueError: a label is not one of the sampler's.
+        """
+        wrong = [label for label in self.labels if not 0 <= label <= sampler.num_classes]
+        if wrong:
+            last = sampler.num_classes
+            raise ValueError(f"labels must be in 0..{last} ({last}: no class), got {wrong[:8]}")
+        record = {
+            "format": FORMAT,
+            "labels": list(self.labels),
+            "seeds": list(self.seeds),
+            "batch_size": self.batch_size,
+            "options": self.resolved(sampler),
+            "precision": sampler.precision.name,
+            "device": sampler.device.type,
+            "vae": sampler.vae.config,
+            "var": sampler.var.config,
+            "weights": fingerprint(sampler),
+        }
+        return json.loads(json.dumps(record, default=lambda value: value.tolist()))  # tuples become lists
+
+
+def evaluation_plan(
+    classes: int | Sequence[int],
+    per_class: int = 50,
+    seed: int = 0,
+    *,
+    batch_size: int = 64,
+    **options: Any,
+) -> Plan:
+    """The plan of the published evaluation: every class equally often, a seed of its own for each image.
+
+    Classes take turns (0, 1, 2, ... and again from 0): the ADM suite computes the Inception Score of each run of 5000
+    images, and a run of few classes would score low. Image i has the seed `seed` + i.
+
+    Args:
+        classes: their number, or a list of them.
+        per_class: images of each.
+        seed: of the first image.
+        batch_size: images drawn at once.
+        options: as for `Plan`; left out are cfg 1.5, top_k 900 and top_p 0.96.
+
+    Raises:
+        ValueError: per_class is negative, or batch_size less than 1.
+    """
+    if per_class < 0:
+        raise ValueError(f"per_class must be 0 or more, got {per_class}")
+    labels = tuple(range(classes) if isinstance(classes, int) else classes) * per_class
+    return Plan(labels, tuple(range(seed, seed + len(labels))), {**DEFAULTS, **options}, batch_size)
+
+
+def fingerprint(sampler: Sampler) -> str:
+    """Hash of up to 64 values, evenly spaced, of every entry of both models: tells trainings apart."""
+    digest = hashlib.sha256()
+    for model in (sampler.vae, sampler.var):
+        for name, entry in model.state_dict().items():
+            flat = entry.detach().reshape(-1)
+            few = flat[:: max(1, flat.numel() // 64)][:64]
+            digest.update(f"{name} {tuple(entry.shape)}".encode())
+            digest.update(few.to("cpu", torch.float64).numpy().tobytes())
+    return digest.hexdigest()[:32]
+
+
+def agree(path: Path, record: Mapping[str, Any]) -> None:
+    """Writes the record to `path`, or holds it against the one that is there.
+
+    Raises:
+        CheckpointError: another plan is there, and what differs; or the file cannot be read or written.
+    """
+    if not os.path.exists(path):
+        with atomic_write(path) as handle:
+            handle.write(json.dumps(record).encode())
+    there = read_json(path)  # another rank may have written it
+    different = list(differences(there, record))
+    if different:
+        raise CheckpointError(
+            f"{path} is of other images: {'; '.join(different[:4])}{'; ...' if different[4:] else ''}. "
+            "Write to another place, or remove what is there"
+        )
+
+
+def differences(old: Any, new: Any, name: str = "") -> list[str]:
+    """What differs between two JSON values, one sentence each."""
+    if isinstance(old, dict) and isinstance(new, dict):
+        keys = list(dict.fromkeys([*old, *new]))
+        return [
+            text
+            for key in keys
+            for text in differences(old.get(key), new.get(key), f"{name}.{key}".removeprefix("."))
+        ]
+    if isinstance(old, list) and isinstance(new, list) and old != new:
+        if len(old) != len(new):
+            return [f"{name}: {len(old)} values there, {len(new)} now"]
+        first = next(i for i, (a, b) in enumerate(zip_longest(old, new)) if a != b)
+        return [f"{name}: from place {first} on, {old[first]!r} there, {new[first]!r} now"]
+    return [] if old == new else [f"{name}: {old!r} there, {new!r} now"]
