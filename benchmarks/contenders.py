@@ -152,6 +152,34 @@ class Fast:
             )
 
 
+class Graphed:
+    """`Sampler` on the same weights, on a GPU one captured graph for everything. Its random stream is its own."""
+
+    def __init__(self, var: nn.Module, precision: str) -> None:
+        self.sampler = var_ext.accelerate(var, dtype=precision).sampler
+        own = self.sampler
+        self.eager = Sampler(own.vae, own.var, precision=precision, graph=False)
+
+    def draw(
+        self, labels: Tensor, seed: int, *, watch: Watch | None = None, forced: Sequence[Tensor] | None = None
+    ) -> tuple[Tensor, Tensor]:
+        """Images, and no tokens: nothing inside a graph can be marked or forced."""
+        return drawn(self._call, len(labels), labels.device), labels.new_empty(len(labels), 0)
+
+    def _call(self, labels: Tensor, seeds: Tensor) -> Tensor:
+        return self.sampler(labels, seeds, batch_size=len(labels), **OPTIONS)
+
+    def beside_eager(self, labels: Tensor) -> tuple[float, Tensor, Tensor]:
+        """The share of tokens that are equal with and without the graph, and the images of both."""
+        seeds = torch.arange(len(labels), device=labels.device)
+        tokens, others = (
+            sampler.tokens(labels, seeds, batch_size=len(labels), **OPTIONS)
+            for sampler in (self.sampler, self.eager)
+        )
+        images = self.eager(labels, seeds, batch_size=len(labels), **OPTIONS)
+        return tokens.eq(others).double().mean().item(), self._call(labels, seeds), images
+
+
 @contextlib.contextmanager
 def _marked(
     owner: Any,
@@ -181,7 +209,7 @@ def _marked(
 
 def make(who: str, var: nn.Module, precision: str) -> Contender:
     """The contender of this name, on the weights of a published model."""
-    return {"published": Published, "var_ext": Fast}[who](var, precision)
+    return {"published": Published, "var_ext": Fast, "var_ext graph": Graphed}[who](var, precision)
 
 
 def precisions_on(device: torch.device) -> tuple[str, ...]:

@@ -59,6 +59,7 @@ def facts(report: Report) -> str:
         + (f", diffusers {about['diffusers']}" if "diffusers" in about else ""),
         "commit": f"`{(about['commit'] or 'unknown')[:12]}`{changed}",
         "model": f"VAR d{model['depth']}" + (", **a toy**" if model["tiny"] else ", 256 px"),
+        **({"published code": "with flash-attn"} if model.get("flash_attn") else {}),
         "load": f"{about['load']:.1f} processes in the minute before{busy}",
         "laps": str(report["laps"]),
     }

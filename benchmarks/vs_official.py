@@ -7,7 +7,8 @@ The weights are random, and the same for all: speed does not depend on them. Fir
 are not timed. With the seed of the published generator, fp32 must draw the tokens that the published code draws. Other
 precisions get the published tokens as input at every scale (teacher forcing), and two figures must be good enough: the
 share of tokens that they draw all the same, and the images. The published code runs in fp32, and in 16 bits under
-autocast. Peak memory is that of a fresh process for each competitor.
+autocast. On a GPU var_ext also draws as one captured graph; that has a random stream of its own, and in fp32 must draw
+what it draws without the graph. Peak memory is that of a fresh process for each competitor.
 """
 
 from __future__ import annotations
@@ -21,7 +22,7 @@ from statistics import median
 from typing import Any
 
 import torch
-from contenders import OPTIONS, Contender, Published, labels_of, make, precisions_on, published_model
+from contenders import OPTIONS, Contender, Graphed, Published, labels_of, make, precisions_on, published_model
 from tables import duration
 from versus import (
     Timed,
@@ -75,9 +76,12 @@ def arguments() -> argparse.Namespace:
     return options
 
 
-def names(precisions: list[str]) -> list[Key]:
-    """Who races: the published code in each precision that it has, var_ext in all."""
-    return [("published", p) for p in precisions if p != "int8"] + [("var_ext", p) for p in precisions]
+def names(precisions: list[str], device: torch.device) -> list[Key]:
+    """Who races: the published code in each precision that it has, var_ext in all, on a GPU also as a graph."""
+    graphs = [("var_ext graph", p) for p in precisions] if device.type == "cuda" else []
+    return (
+        [("published", p) for p in precisions if p != "int8"] + [("var_ext", p) for p in precisions] + graphs
+    )
 
 
 # ---------------------------------------------------------------------- answers
@@ -91,6 +95,11 @@ def compare(contenders: dict[Key, Contender], reference: Published, batch: int) 
     lengths = [side * side for side in reference.var.patch_nums]
     rows = []
     for (who, precision), contender in contenders.items():
+        if isinstance(contender, Graphed):
+            share, own_images, eager = contender.beside_eager(labels)
+            row = dict(who=who, precision=precision, forced=False, tokens=share, psnr=psnr(own_images, eager))
+            rows.append(row)
+            continue
         forced = None if precision == "fp32" else tokens.split(lengths, dim=1)
         own_images, own_tokens = contender.draw(labels, 0, forced=forced)
         rows.append(
@@ -110,10 +119,12 @@ def wrong(rows: list[dict[str, Any]]) -> list[str]:
     failures = []
     for row in rows:
         share, decibels = WANTED[row["precision"]]
-        if row["who"] == "var_ext" and (row["tokens"] < share or row["psnr"] < decibels):
+        if row["who"] == "published" or (row["who"] == "var_ext graph" and row["precision"] != "fp32"):
+            continue
+        if row["tokens"] < share or row["psnr"] < decibels:
             failures.append(
-                f"{row['precision']}: {row['tokens']:.2%} of the tokens equal, images {row['psnr']:.1f} dB; "
-                f"wanted {share:.0%} and {decibels:.0f} dB"
+                f"{row['who']} {row['precision']}: {row['tokens']:.2%} of the tokens equal, "
+                f"images {row['psnr']:.1f} dB; wanted {share:.0%} and {decibels:.0f} dB"
             )
     return failures
 
@@ -161,7 +172,7 @@ def main() -> None:
         return
     device = options.device
     var = published_model(options.official, options.depth, device, options.tiny)
-    contenders = {key: make(key[0], var, key[1]) for key in names(options.precisions)}
+    contenders = {key: make(key[0], var, key[1]) for key in names(options.precisions, device)}
     # a toy has few tokens
     answers = compare(contenders, Published(var, "fp32"), 8 if options.tiny else min(options.batch_sizes))
     for row in answers:

@@ -235,7 +235,25 @@ def test_wrong_answers_are_not_timed(checkout: Path, tmp_path: Path) -> None:
     out = tmp_path / "official.json"
     done = run("vs_official", "--official", checkout, "--tiny", "--precisions", "fp32", "--json", out)
     assert done.returncode == 1 and not out.exists()
-    assert "not timed, for the answers of var_ext are wrong:\nfp32: " in done.stderr
+    assert "not timed, for the answers of var_ext are wrong:\nvar_ext fp32: " in done.stderr
+
+
+def test_the_graph_stands_beside_the_same_sampler_without_it(checkout: Path) -> None:
+    """Without a GPU there is no graph: both are the same."""
+    import contenders
+    import vs_official
+
+    var = contenders.published_model(checkout, 1, CPU, tiny=True)
+    keys = vs_official.names(["fp32", "bf16"], torch.device("cuda"))
+    assert keys[-2:] == [("var_ext graph", "fp32"), ("var_ext graph", "bf16")]
+    assert len(vs_official.names(["fp32", "int8"], CPU)) == 3
+    graphed = {("var_ext graph", "fp32"): contenders.make("var_ext graph", var, "fp32")}
+    (row,) = vs_official.compare(graphed, contenders.Published(var, "fp32"), 2)
+    assert (row["tokens"], row["psnr"]) == (1, 200)
+    assert graphed["var_ext graph", "fp32"].draw(contenders.labels_of(2, CPU), 0)[0].shape == (2, 3, 64, 64)
+    row |= dict(tokens=0.5)
+    assert vs_official.wrong([row])[0].startswith("var_ext graph fp32: 50.00% of the tokens")
+    assert not vs_official.wrong([{**row, "precision": "bf16"}, {**row, "who": "published"}])
 
 
 # ---------------------------------------------------------------------- DiT
