@@ -128,6 +128,33 @@ def test_sample_without_a_class(model: str, tmp_path: Path) -> None:
     )  # 3 is "no class"
 
 
+def test_sample_writes_images_one_by_one(model: str, tmp_path: Path) -> None:
+    options = ("--model", model, "--count", 3, "--seed", 7, "--labels", "4,1", "--batch-size", 4, "--cfg", 2)
+    (tmp_path / "there").mkdir()
+    for out in ("a.npz", "pngs/", "there"):
+        result = run("sample", *options, "--out", f"{tmp_path}/{out}")
+        assert f"6 images of {model}, seeds 7-12: {tmp_path / out}" in result.stdout
+        assert "6/6" in result.stderr
+    images = np.load(tmp_path / "a.npz")["arr_0"]
+    drawn = hub.load(model)([4, 1, 4, 1, 4, 1], range(7, 13), cfg=2.0, top_k=8, top_p=0.9, batch_size=4)
+    assert np.array_equal(images, (drawn * 255).byte().permute(0, 2, 3, 1).numpy())
+    for folder in ("pngs", "there"):
+        pngs = [tmp_path / folder / f"{i:06d}.png" for i in range(6)]
+        assert np.array_equal(images, np.stack([np.asarray(Image.open(path)) for path in pngs]))
+    before = (tmp_path / "a.npz").stat().st_mtime_ns
+    assert not run("sample", *options, "--quiet", "--out", tmp_path / "a.npz").stderr  # all there
+    assert (tmp_path / "a.npz").stat().st_mtime_ns == before
+    output = run("sample", *options, "--cfg", 3, "--out", f"{tmp_path}/pngs", code=1).output
+    assert "options.cfg: 2.0 there, 3.0 now. Write to another place" in output
+
+
+def test_images_one_by_one_are_of_all_classes(model: str, tmp_path: Path) -> None:
+    run("sample", "--model", model, "--count", 2, "--out", tmp_path / "a.npz")
+    plan = json.loads((tmp_path / "a.npz.plan.json").read_text())
+    assert plan["labels"] == [0, 1, 2, 3, 4] * 2 and plan["seeds"] == list(range(10))
+    assert plan["options"].items() >= {"cfg": 1.5, "top_k": 8, "top_p": 0.9}.items()
+
+
 def test_threads(model: str, tmp_path: Path) -> None:
     before = torch.get_num_threads()
     try:
@@ -146,7 +173,9 @@ def test_threads(model: str, tmp_path: Path) -> None:
         (["--cfg", "nan"], 2, "'--cfg': must be a finite number in "),
         (["--top-p", "nan"], 2, "'--top-p': must be a finite number in "),
         (["--seed", str(2**63 - 1)], 2, "'--seed'"),
-        (["--out", "."], 1, "could not write .: it must be a file or not be there yet, and is a folder"),
+        (["--out", "."], 1, ". must be empty or hold images of an earlier run with their plan.json"),
+        (["--out", "/dev/null/a.npz"], 1, "could not write /dev/null/a.npz: Not a directory"),
+        (["--out", "/dev/null/"], 1, "could not write /dev/null/plan.json: Not a directory"),
         (["--out", ""], 1, "could not write .: it must be a file"),
         (["--count", "0"], 2, "'--count'"),
         (["--seed", "-1"], 2, "'--seed'"),

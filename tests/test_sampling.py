@@ -76,6 +76,51 @@ def test_greedy_needs_no_seed(sampler):
 
 def test_no_images_is_an_empty_batch(sampler):
     assert sampler([], []).shape == (0, 3, 8, 8)
+    assert sampler.tokens([], []).shape == (0, 30)
+    assert not list(sampler.stream([], []))
+
+
+def test_a_stream_yields_the_images_of_a_call(sampler):
+    drawn = list(sampler.stream(LABELS[:10], SEEDS[:10], batch_size=4, cfg=1.0, top_k=5, top_p=0.8))
+    assert [start for start, _ in drawn] == [0, 4, 8]
+    images = torch.cat([images for _, images in drawn])
+    assert torch.equal(images, sampler(LABELS[:10], SEEDS[:10], batch_size=4, cfg=1.0, top_k=5, top_p=0.8))
+
+
+def test_a_stream_draws_what_is_asked_for(sampler, monkeypatch):
+    draw, sizes = sampler._draw_batch, []
+    monkeypatch.setattr(
+        sampler, "_draw_batch", lambda labels, *a, **k: sizes.append(len(labels)) or draw(labels, *a, **k)
+    )
+    stream = sampler.stream(1, range(10), batch_size=3)
+    assert sizes == []
+    next(stream), next(stream)
+    assert sizes == [3, 3]
+    stream.close()
+
+
+def test_a_stream_leaves_autograd_to_its_reader(sampler):
+    for _, images in sampler.stream([1], [2]):
+        assert torch.is_grad_enabled() and not torch.is_inference_mode_enabled()
+        assert not images.is_inference() and not images.requires_grad
+        (images * torch.ones(1, requires_grad=True)).sum().backward()  # may be saved for a gradient
+
+
+def test_a_stream_shows_progress_when_asked_to(sampler, capfd, caplog):
+    with caplog.at_level("INFO", logger="var_ext"):
+        list(sampler.stream(1, range(5), batch_size=3))
+    assert [record.getMessage() for record in caplog.records] == ["3 of 5 images", "5 of 5 images"]
+    assert capfd.readouterr() == ("", "")
+    list(sampler.stream(1, range(5), batch_size=3, progress=True))
+    out, err = capfd.readouterr()
+    assert "5/5" in err and not out
+
+
+def test_a_stream_checks_its_arguments_at_once(sampler):
+    with pytest.raises(ValueError, match="batch_size must be at least 1, got 0"):
+        sampler.stream([1], [0], batch_size=0)
+    with pytest.raises(ValueError, match=r"got shapes \(2,\) and \(3,\)"):
+        sampler.stream([1, 2], [0, 1, 2])
 
 
 @pytest.mark.parametrize(

@@ -85,7 +85,7 @@ def sample(
 
     sampler = load(model, device=local_device(device), precision=precision)
     if writes_images(out):
-        given = {name: value for name, value in options.items() if value is not None}
+        given = {name: value for name, value in options.items() if value is not None and value is not False}
         classes = sampler.num_classes if labels is None else labels
         plan = evaluation_plan(
             classes, count, seed, batch_size=batch_size or 32, **{**sampler.defaults, **given}

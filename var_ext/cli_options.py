@@ -161,9 +161,7 @@ def _guidance_options(defaults: str) -> Callable[[Command], Command]:
 sampling_options = _guidance_options("the model's")
 editing_options = _guidance_options("3, 900, 0.95")
 control_options = _options(
-    click.option(
-        "--temperature", type=per_scale(float, 1e-9), default="1", show_default=True, help="Likewise."
-    ),
+    click.option("--temperature", type=per_scale(float, 1e-9), help="Likewise.  [default: 1]"),
     click.option("--cfg-until", type=click.IntRange(min=0), help="No guidance from this scale on."),
     click.option("--more-smooth", is_flag=True, help="Mix codes; for show, not for evaluation."),
 )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
@@ -22,6 +23,8 @@ from var_ext.engine import (
 )
 from var_ext.engine.memory import batch_for
 from var_ext.models import VAR, VQVAE
+
+log = logging.getLogger(__name__)
 
 Integers = int | Sequence[int] | Tensor
 
@@ -229,7 +232,7 @@ class Sampler:
 
         Args:
             labels, seeds, batch_size, options: as in a call; checked before the first batch is drawn.
-            progress: show a bar.
+            progress: show a bar; else each batch is a line of the log.
         """
         pairs = self._pairs(labels, seeds)
         batches = self._batches(*pairs, self.options(**options), batch_size)
@@ -238,6 +241,8 @@ class Sampler:
             with tqdm(total=len(pairs[0]), unit="image", disable=not progress) as bar:
                 for start, images, _ in batches:
                     bar.update(len(images))
+                    if not progress:
+                        log.info("%d of %d images", start + len(images), len(pairs[0]))
                     yield start, images
 
         return drawn()
@@ -257,9 +262,8 @@ class Sampler:
 
     def options(self, **options: Any) -> Options:
         """Options of a call as values for each scale, with the recommended ones where they are None or left out."""
-        own = {name: options.get(name) for name in self.defaults}
-        chosen = {name: self.defaults[name] if value is None else value for name, value in own.items()}
-        return options_for(self.var.schedule, **{**options, **chosen})
+        given = {name: value for name, value in options.items() if value is not None}
+        return options_for(self.var.schedule, **{**self.defaults, **given})
 
     def _draw(self, seeds: Tensor, options: Options) -> SeededDraw:
         return SeededDraw(seeds, options, self.vae.quantize.embedding.weight.float())
@@ -285,28 +289,39 @@ class Sampler:
         return size
 
     def _drawn(
-        self, labels: Tensor, seeds: Tensor, options: Options, size: int, decode: bool, edit: KeptCodes | None
+        self,
+        labels: Tensor,
+        seeds: Tensor,
+        options: Options,
+        size: int,
+        decode: bool,
+        edit: KeptCodes | None,
     ) -> Iterator[tuple[int, Tensor, Tensor]]:
         for start in range(0, len(labels), size):
             rows = slice(start, start + size)
             label, seed = (t[rows].to(self.device) for t in (labels, seeds))
-            try:
-                # calls are cheaper in inference mode than under no_grad; what leaves it is copied into ordinary tensors
-                with torch.inference_mode():
-                    if self.graphs and edit is None:
-                        images, tokens = self.graphs.sample(label, seed, options, decode=decode)
-                    else:
-                        kept = None if edit is None else edit[rows]
-                        draw = self._draw(seed, options)
-                        images, tokens = self.engine.sample(label, options, draw, edit=kept, decode=decode)
-            except RuntimeError as error:  # of CPU memory torch has no error class
-                if not isinstance(error, torch.OutOfMemoryError) and "not enough memory" not in str(error):
-                    raise
-                raise torch.OutOfMemoryError(
-                    f"drawing {len(label)} images at once ran out of memory ({str(error).splitlines()[0]}): give a "
-                    "smaller batch_size, or Sampler a smaller memory budget"
-                ) from error
-            yield start, images.clone(), tokens.clone()
+            kept = None if edit is None else edit[rows]
+            yield start, *self._draw_batch(label, seed, options, decode=decode, edit=kept)
+
+    def _draw_batch(
+        self, labels: Tensor, seeds: Tensor, options: Options, *, decode: bool, edit: KeptCodes | None
+    ) -> tuple[Tensor, Tensor]:
+        try:
+            # calls are cheaper in inference mode than under no_grad; what leaves it is copied into ordinary tensors
+            with torch.inference_mode():
+                if self.graphs and edit is None:
+                    images, tokens = self.graphs.sample(labels, seeds, options, decode=decode)
+                else:
+                    draw = self._draw(seeds, options)
+                    images, tokens = self.engine.sample(labels, options, draw, edit=edit, decode=decode)
+        except RuntimeError as error:  # of CPU memory torch has no error class
+            if not isinstance(error, torch.OutOfMemoryError) and "not enough memory" not in str(error):
+                raise
+            raise torch.OutOfMemoryError(
+                f"drawing {len(labels)} images at once ran out of memory ({str(error).splitlines()[0]}): give a "
+                "smaller batch_size, or Sampler a smaller memory budget"
+            ) from error
+        return images.clone(), tokens.clone()
 
     def _pairs(self, labels: Integers, seeds: Integers | None) -> tuple[Tensor, Tensor]:
         """Labels and seeds as two (N,) int64 tensors."""

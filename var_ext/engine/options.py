@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any
 
 from var_ext.schedule import ScaleSchedule
@@ -54,6 +55,8 @@ def options_for(
     """
     count = len(schedule)
     ramp = _spread("cfg", cfg, count)
+    if not all(map(math.isfinite, ramp)):
+        raise ValueError(f"cfg must be finite, got {cfg}")
     if not isinstance(cfg, Sequence):
         ramp = [t * schedule.ratio(k) for k, t in enumerate(ramp)]
     if cfg_until is not None:
@@ -82,8 +85,3 @@ def _spread(name: str, value: Any, count: int) -> list[float]:
         return [float(v) for v in values]
     except (TypeError, ValueError) as error:
         raise TypeError(f"{name} must be a number or a list of numbers, got {value!r}") from error
-
-
-def without_guidance(options: Options) -> Options:
-    """The same with cfg 0 everywhere."""
-    return replace(options, cfg=(0.0,) * len(options.cfg))

@@ -6,6 +6,7 @@ length is looked at before it is taken for done.
 
 from __future__ import annotations
 
+import logging
 import os
 import shutil
 import zipfile
@@ -14,6 +15,7 @@ from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from pathlib import Path
+from typing import IO
 
 import numpy as np
 from numpy.lib import format as npy
@@ -22,6 +24,8 @@ from torch import Tensor, uint8
 
 from var_ext.export.plan import Plan
 from var_ext.files import CheckpointError, atomic_write
+
+log = logging.getLogger(__name__)
 
 PLAN = "plan.json"
 PNG_START, PNG_END = b"\x89PNG\r\n\x1a\n\0\0\0\rIHDR", b"\0\0\0\0IEND\xaeB`\x82"
@@ -110,7 +114,7 @@ class Folder(Place):
 
         def save(index: int) -> None:
             with atomic_write(self.image(index)) as handle:
-                # level 1: twice as fast as the default for files a tenth larger
+                # level 1: compression must not hold up the drawing
                 Image.fromarray(pixels[index - part.start]).save(handle, format="PNG", compress_level=1)
 
         with ThreadPoolExecutor(min(8, os.cpu_count() or 1)) as pool:  # compression leaves Python's lock
@@ -145,9 +149,8 @@ class Npz(Place):
 
     def complete(self, part: range) -> bool:
         try:
-            array = np.load(
-                self.part(part), mmap_mode="r"
-            )  # fails where the file is shorter than its header says
+            # an error where the file is shorter than its header says
+            array = npy.open_memmap(self.part(part), mode="r")
         except (OSError, ValueError):
             return False
         return array.shape == self._shape(len(part)) and array.dtype == np.uint8
@@ -155,9 +158,14 @@ class Npz(Place):
     def _shape(self, count: int) -> tuple[int, ...]:
         return (count, self.side, self.side, 3)
 
+    def _write_header(self, handle: IO[bytes], count: int) -> None:
+        header = {"descr": "|u1", "fortran_order": False, "shape": self._shape(count)}
+        npy.write_array_header_1_0(handle, header)
+
     def write(self, part: range, pixels: np.ndarray) -> None:
         with atomic_write(self.part(part)) as handle:
-            np.save(handle, pixels)
+            self._write_header(handle, len(part))
+            handle.write(pixels.reshape(-1).data)  # numpy.save would not tell why a disk refuses
 
     def finished(self) -> bool:
         return zipfile.is_zipfile(self.path)  # a file cut short has lost its directory
@@ -166,20 +174,19 @@ class Npz(Place):
         if not self.finished():
             _remove_remains(self.path.parent, self.path.name)
             self._assemble()
-        with suppress(FileNotFoundError):
-            shutil.rmtree(self.parts)
+        shutil.rmtree(self.parts, ignore_errors=True)
+        if self.parts.exists():
+            log.warning("could not remove %s, which is no longer needed", self.parts)
 
     def _assemble(self) -> None:
-        header = {"descr": "|u1", "fortran_order": False, "shape": self._shape(len(self.plan))}
-        member = zipfile.ZipInfo(
-            "arr_0.npy", (1980, 1, 1, 0, 0, 0)
-        )  # no time of day: equal images, equal files
+        # no time of day: equal images, equal files
+        member = zipfile.ZipInfo("arr_0.npy", (1980, 1, 1, 0, 0, 0))
         with (
             atomic_write(self.path) as handle,
             zipfile.ZipFile(handle, "w") as archive,  # not compressed, as numpy.savez writes
             archive.open(member, "w", force_zip64=True) as array,
         ):
-            npy.write_array_header_1_0(array, header)
+            self._write_header(array, len(self.plan))
             for part in self.plan.parts:
                 array.write(np.load(self.part(part)).reshape(-1).data)
 

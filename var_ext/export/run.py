@@ -5,7 +5,6 @@ from __future__ import annotations
 import logging
 import os
 import time
-from collections.abc import Callable
 from pathlib import Path
 
 from torch import distributed
@@ -84,9 +83,7 @@ def _draw(
             bar.update(len(part))
 
 
-def _wait(
-    place: Place, parts: list[range], patience: float, sleep: Callable[[float], None] = time.sleep
-) -> None:
+def _wait(place: Place, parts: list[range], patience: float) -> None:
     """Returns when all parts are complete."""
     left, quiet = parts, 0.0
     while still := [part for part in left if not place.complete(part)]:
@@ -100,7 +97,7 @@ def _wait(
         if quiet == 0:
             log.info("waiting for %d of %d parts from other ranks", len(still), len(parts))
         left = still
-        sleep(LOOK_EVERY)
+        time.sleep(LOOK_EVERY)
         quiet += LOOK_EVERY
 
 

@@ -1,0 +1,65 @@
+"""A whole sampling on the CUDA kernels: as one graph's capture would run them, against the CPU kernels."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from tests.cuda.conftest import Gpu
+from tests.emulator import emulation
+from tests.models.conftest import small_pair
+from var_ext.engine import Engine, Graphs, SeededDraw, named_precision, options_for
+from var_ext.engine.graph import capture_cuda_graph
+from var_ext.ops import _native
+
+OPTIONS = {"cfg": 2.0, "top_k": 12, "top_p": 0.9}
+
+
+def rerun(run):
+    """What a graph does, in the emulator: a replay writes where the capture wrote."""
+    outputs = run()
+
+    def replay():
+        for place, value in zip(outputs, run(), strict=True):
+            place.copy_(value)
+
+    return replay, outputs
+
+
+@pytest.mark.parametrize("mode", ["fp32", "bf16", "fp16"])
+def test_a_sampling_draws_the_tokens_of_the_cpu(gpu: Gpu, mode: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    labels, seeds = torch.tensor([0, 3, 1]), torch.tensor([5, -6, 2**40])
+    vae, var = small_pair()
+    # heads of 32 channels, as the kernels take them
+    device = gpu(labels).device
+    options = options_for(var.schedule, **OPTIONS)
+    with monkeypatch.context() as on_cpu, torch.inference_mode():
+        on_cpu.setattr(_native, "is_gpu", lambda tensor: tensor.is_cuda)
+        exact = Engine(var.eval(), named_precision("fp32", torch.device("cpu")), pack=True)
+        draw = SeededDraw(seeds, options, vae.quantize.embedding.weight)
+        expected = exact.sample(labels, options, draw)
+    vae.to(device)
+    var.to(device)
+    precision = named_precision(mode, torch.device("cuda")) if gpu.level == "hardware" else _precision(mode)
+    engine = Engine(var, precision, pack=False)
+    graphs = Graphs(engine, capture_cuda_graph if gpu.level == "hardware" else rerun)
+    before = set(emulation.Stream.called)
+    emulation.Stream.called.clear()
+    images, tokens = graphs.sample(gpu(labels), gpu(seeds), options)
+    images, tokens = images.cpu(), tokens.cpu()
+    same = (tokens == expected[1]).double().mean()
+    assert same == 1 if mode == "fp32" else same > 0.8  # in 16 bits some draws fall on a rounding error
+    if mode == "fp32":
+        torch.testing.assert_close(images, expected[0], rtol=1e-4, atol=1e-4)
+    other, _ = graphs.sample(gpu(labels.flip(0)), gpu(seeds.flip(0)), options)
+    torch.testing.assert_close(other.cpu().flip(0), images, rtol=1e-3, atol=1e-3)
+    if gpu.level == "emulated":
+        kernels = {"adaln", "bias_gelu", "cached_attention", "group_norm_silu", "qk_norm", "residual_step"}
+        assert kernels | {"sample_tokens"} <= emulation.Stream.called
+    emulation.Stream.called.update(before)
+
+
+def _precision(mode: str):
+    from var_ext.engine import PRECISIONS, Precision
+
+    return Precision(mode, PRECISIONS[mode])

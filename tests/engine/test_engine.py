@@ -1,0 +1,205 @@
+"""The loop over scales: batches, precisions, guidance, hooks, changes of weights."""
+
+from __future__ import annotations
+
+from collections import Counter
+
+import pytest
+import torch
+from torch import nn
+
+from tests.models.conftest import small_pair
+from var_ext.engine import Engine, SeededDraw, named_precision, options_for
+from var_ext.engine.layers import Int8Linear, PackedLinear, linear
+
+CPU = torch.device("cpu")
+MODES = ["fp32", "bf16", "int8"]
+LABELS = torch.arange(9) % 5
+SEEDS = 7 * torch.arange(9)
+
+
+def engine_of(pair, mode: str, pack: bool = True) -> Engine:
+    return Engine(pair[1].eval(), named_precision(mode, CPU), pack=pack)
+
+
+@torch.inference_mode()
+def sample(engine: Engine, labels=LABELS, seeds=SEEDS, *, edit=None, mark=None, **options):
+    chosen = options_for(engine.schedule, **{"cfg": 2.0, "top_k": 12, "top_p": 0.9, **options})
+    draw = SeededDraw(seeds, chosen, engine.vae.quantize.embedding.weight.float())
+    return engine.sample(labels, chosen, draw, edit=edit, mark=mark)
+
+
+@pytest.mark.parametrize("mode", MODES)
+@pytest.mark.parametrize("cfg", [0.0, 2.0])
+def test_images_do_not_depend_on_their_batch_in_a_single_bit(pair, mode, cfg):
+    engine = engine_of(pair, mode)
+    images, tokens = sample(engine, cfg=cfg)
+    for rows in (slice(0, 1), slice(3, 8)):
+        part = sample(engine, LABELS[rows], SEEDS[rows], cfg=cfg)
+        assert torch.equal(part[1], tokens[rows]) and torch.equal(part[0], images[rows])
+
+
+@pytest.mark.parametrize("pack", [False, True])
+def test_float32_gives_the_tokens_of_the_training_pass(pair, pack):
+    """Whatever is packed, fused or cached: logits of both ways to them agree, so draws do."""
+    engine, var = engine_of(pair, "fp32", pack), pair[1]
+    kept = []
+
+    def edit(codes, k):
+        kept.append(codes)
+        return codes
+
+    _, tokens = sample(engine, cfg=0.0, top_k=1, top_p=0.0, edit=edit)
+    given = [tokens[:, s] for s in var.schedule.slices]
+    with torch.no_grad():
+        logits = var(LABELS, pair[0].quantize.idxBl_to_var_input(given))
+    best = logits.topk(2, dim=-1).values
+    sure = best[..., 0] - best[..., 1] > 1e-4  # far above the rounding of float32
+    assert torch.equal(logits.argmax(dim=-1)[sure], tokens[sure]) and sure.double().mean() > 0.9
+    assert [codes.shape[1] for codes in kept] == list(var.schedule.lengths)
+
+
+@pytest.mark.parametrize(("mode", "off"), [("bf16", 0.03), ("int8", 0.1)])
+def test_low_precision_stays_near_float32(pair, mode, off):
+    """Relative to the spread of logits: bfloat16 has 8 bits, int8 has 7 and two roundings a layer."""
+    logits = {}
+    for name in ("fp32", mode):
+        engine, kept = engine_of(pair, name), []
+
+        def draw(found, k, cfg, kept=kept):
+            kept.append(found[:3].float())
+            return torch.zeros(3, found.shape[1], pair[1].Cvae)
+
+        with torch.inference_mode():
+            for _ in engine.generate(LABELS[:3], [0.0] * 4, draw, guided=0):
+                pass
+        logits[name] = torch.cat(kept, dim=1)
+    error = (logits[mode] - logits["fp32"]).square().mean().sqrt() / logits["fp32"].std()
+    assert 0 < error < off
+
+
+@pytest.mark.parametrize("mode", MODES)
+def test_mixing_before_the_head_is_guidance(pair, mode):
+    """Logits of the mixture are the mixture of logits, up to the rounding of the precision."""
+    engine, seen = engine_of(pair, mode), []
+    transformer, _ = engine.parts()
+    hidden = torch.randn(6, 4, pair[1].C, dtype=engine.precision.dtype)
+    with torch.inference_mode():
+        logits, left = engine._logits(transformer, hidden, 3, 1.7)
+        cond, uncond = transformer.head(hidden).float().chunk(2)
+    seen = logits.float()
+    if mode == "fp32":
+        assert left == 1.7 and seen.shape[0] == 6
+        seen, left = (1 + left) * seen[:3] - left * seen[3:], None
+    expected = 2.7 * cond - 1.7 * uncond
+    assert left is None and seen.shape == expected.shape
+    tolerance = {"fp32": 1e-5}.get(mode, 2.0**-7 * 4.4)  # each half is rounded before it is scaled
+    assert (seen - expected).abs().max() <= tolerance * expected.abs().max()
+    with torch.inference_mode():
+        of_tensor, none = engine._logits(transformer, hidden, 3, torch.full((3,), 1.7, dtype=torch.float64))
+    assert (none is None) == (mode != "fp32")
+    if none is None:
+        assert (of_tensor.float() - expected).abs().max() <= tolerance * expected.abs().max()
+
+
+@pytest.mark.parametrize("until", [0, 2, 4])
+def test_halves_without_guidance_are_not_computed(pair, until, monkeypatch):
+    engine, rows = engine_of(pair, "fp32"), []
+    transformer, _ = engine.parts()
+    block = transformer.blocks[0]
+    attention = block.attention
+    monkeypatch.setattr(block, "attention", lambda h, *rest: rows.append(len(h)) or attention(h, *rest))
+    _, tokens = sample(engine, cfg_until=until)
+    assert rows == [18] * until + [9] * (4 - until)
+    ramp = [2.0 * engine.schedule.ratio(k) if k < until else 0.0 for k in range(4)]
+    assert torch.equal(sample(engine, cfg=ramp)[1], tokens)
+
+
+def test_a_guidance_of_zero_between_others_keeps_the_halves(pair):
+    engine = engine_of(pair, "fp32")
+    options = options_for(engine.schedule, cfg=[1.0, 0.0, 2.0, 0.0])
+    assert options.guided == 3
+    assert sample(engine, cfg=[1.0, 0.0, 2.0, 0.0])[1].shape == (9, 30)
+
+
+def test_more_smooth_mixes_codes_from_a_stream_an_image(pair):
+    engine = engine_of(pair, "fp32")
+    plain, tokens = sample(engine)
+    smooth, smooth_tokens = sample(engine, more_smooth=True)
+    assert torch.equal(tokens[:, :1], smooth_tokens[:, :1])  # the same draws, until the mixture enters f_hat
+    assert not torch.equal(plain, smooth)
+    assert torch.equal(sample(engine, LABELS[4:5], SEEDS[4:5], more_smooth=True)[0], smooth[4:5])
+
+
+def test_a_low_temperature_draws_the_likeliest(pair):
+    engine = engine_of(pair, "fp32")
+    greedy = sample(engine, top_k=1)[1]
+    cold = sample(engine, top_k=0, top_p=0.0, temperature=1e-4)[1]
+    assert (cold == greedy).double().mean() > 0.99  # but for near-ties
+    assert not torch.equal(sample(engine, temperature=[1, 1, 1, 3])[1], sample(engine)[1])
+
+
+def test_edit_changes_codes_and_marks_tell_the_parts(pair):
+    engine, marks = engine_of(pair, "fp32"), Counter()
+    plain, _ = sample(engine, mark=lambda part, k: marks.update([part]))
+    assert marks == {"transformer": 4, "draw": 4, "step": 4}
+    blank, _ = sample(engine, edit=lambda codes, k: torch.zeros_like(codes))
+    assert not torch.equal(plain, blank) and torch.equal(blank[0], blank[1])
+
+
+@pytest.mark.parametrize("mode", MODES)
+def test_a_change_of_weights_is_seen(mode):
+    pair = small_pair()
+    engine = engine_of(pair, mode)
+    before = sample(engine)[0]
+    assert torch.equal(sample(engine)[0], before)
+    parts = engine.parts()
+    with torch.no_grad():
+        pair[1].blocks[1].ffn.fc2.weight.mul_(-2)
+    assert engine.parts() != parts
+    assert not torch.equal(sample(engine)[0], before)
+    with torch.no_grad():
+        pair[0].decoder.conv_out.bias.add_(0.25)
+    after = sample(engine)[0]
+    pair[0].decoder.conv_out.bias = nn.Parameter(pair[0].decoder.conv_out.bias.detach() + 0.25)
+    assert not torch.equal(sample(engine)[0], after)
+
+
+class Doubled(nn.Linear):
+    def forward(self, x):
+        return 2 * super().forward(x)
+
+
+@pytest.mark.parametrize("mode", MODES)
+def test_adapters_and_hooks_are_called(mode):
+    pair = small_pair()
+    plain = sample(engine_of(pair, mode))[0]
+    proj = pair[1].blocks[0].attn.proj
+    pair[1].blocks[0].attn.proj = Doubled(proj.in_features, proj.out_features)
+    pair[1].blocks[0].attn.proj.load_state_dict(proj.state_dict())
+    assert not torch.equal(sample(engine_of(pair, mode))[0], plain)
+    calls = []
+    for layer in (pair[1].blocks[1].ffn.fc1, pair[0].decoder.conv_in, pair[0].decoder.up[1].upsample.conv):
+        layer.register_forward_hook(lambda *_: calls.append(1))
+    sample(engine_of(pair, mode), LABELS[:1], SEEDS[:1])
+    assert len(calls) == 4 + 2
+
+
+def test_layers_are_what_the_precision_says():
+    module = nn.Linear(24, 40)
+    x = torch.randn(3, 5, 24)
+    kinds = {mode: linear(module, named_precision(mode, CPU), pack=True) for mode in MODES}
+    assert isinstance(kinds["fp32"], PackedLinear) and isinstance(kinds["int8"], Int8Linear)
+    exact = module(x)
+    for mode, off in (("fp32", 1e-6), ("bf16", 0.02), ("int8", 0.03)):
+        y = kinds[mode](x.to(named_precision(mode, CPU).dtype))
+        assert y.shape == exact.shape and (y.float() - exact).abs().max() < off * exact.abs().max()
+    assert not isinstance(linear(module, named_precision("fp32", CPU), pack=False), PackedLinear)
+
+
+def test_rows_of_nan_stay_nan_in_int8():
+    layer = linear(nn.Linear(8, 8), named_precision("int8", CPU), pack=True)
+    x = torch.randn(3, 8, dtype=torch.bfloat16)
+    x[1, 2] = torch.nan
+    y = layer(x)
+    assert y[1].isnan().all() and y[[0, 2]].isfinite().all()

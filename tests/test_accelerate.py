@@ -1,0 +1,83 @@
+"""`accelerate` on a stand-in of the published class: its attributes and entries, and another forward pass."""
+
+from __future__ import annotations
+
+from types import SimpleNamespace
+
+import pytest
+import torch
+from torch import nn
+
+import var_ext
+from tests.models.conftest import PATCH_NUMS, small_pair
+
+ARGUMENTS = {"B": 3, "label_B": torch.tensor([1, 4, 0]), "g_seed": 5, "cfg": 3.0, "top_k": 12, "top_p": 0.9}
+
+
+def published(**options) -> nn.Module:
+    """This project's model behind the published attributes: what `accelerate` may rely on."""
+    vae, var = small_pair(**options)
+    vae.quantize.quant_resi_ratio = 0.5
+    for block in var.blocks:
+        block.ln_wo_grad = nn.LayerNorm(var.C, eps=1e-6, elementwise_affine=False)
+    var.patch_nums = PATCH_NUMS
+    return var.eval()
+
+
+@pytest.mark.parametrize("shared", [False, True])
+@pytest.mark.parametrize("smooth", [False, True])
+def test_same_answers_from_shared_weights(shared, smooth):
+    model = published(shared_aln=shared)
+    fast = var_ext.accelerate(model)
+    expected, tokens = model.autoregressive_infer_cfg(**ARGUMENTS, more_smooth=smooth, return_tokens=True)
+    images, drawn = fast.autoregressive_infer_cfg(**ARGUMENTS, more_smooth=smooth, return_tokens=True)
+    assert torch.equal(drawn, tokens) and torch.equal(images, expected)
+    mine = dict(fast.var.named_parameters()) | dict(fast.var.vae_proxy[0].named_parameters())
+    theirs = dict(model.named_parameters()) | dict(model.vae_proxy[0].named_parameters())
+    assert all(mine[name].data_ptr() == theirs[name].data_ptr() for name in theirs)
+    with torch.no_grad():
+        model.head.weight.neg_()
+    assert not torch.equal(fast.autoregressive_infer_cfg(**ARGUMENTS), images)
+
+
+def test_the_precision_follows_autocast_unless_one_is_asked_for():
+    model = published()
+    fast, exact = var_ext.accelerate(model), var_ext.accelerate(model, "fp32")
+    plain = fast.autoregressive_infer_cfg(**ARGUMENTS)
+    with torch.autocast("cpu", torch.bfloat16):
+        low, same = fast.autoregressive_infer_cfg(**ARGUMENTS), exact.autoregressive_infer_cfg(**ARGUMENTS)
+    torch.testing.assert_close(same, plain, rtol=1e-4, atol=1e-5)
+    assert low.dtype == torch.float32 and (low - plain).abs().max() > 0
+    for dtype in ("bf16", torch.bfloat16, "int8"):
+        images = var_ext.accelerate(model, dtype).autoregressive_infer_cfg(**ARGUMENTS)
+        assert images.isfinite().all() and (images - plain).abs().max() > 0
+
+
+def test_seeds_give_each_image_its_own_stream():
+    fast = var_ext.accelerate(published(), "bf16")
+    given = {**ARGUMENTS, "g_seed": None, "seeds": torch.tensor([7, 8, 9])}
+    images, tokens = fast.autoregressive_infer_cfg(**given, return_tokens=True)
+    assert torch.equal(fast.sampler([1, 4, 0], [7, 8, 9], cfg=3.0, top_k=12, top_p=0.9), images)
+    alone = {**given, "B": 1, "label_B": torch.tensor([4]), "seeds": [8]}
+    assert torch.equal(fast.autoregressive_infer_cfg(**alone, return_tokens=True)[1], tokens[1:2])
+    with pytest.raises(ValueError, match="either g_seed or seeds must be given"):
+        fast.autoregressive_infer_cfg(**{**given, "g_seed": 3})
+    with pytest.raises(ValueError, match=r"seeds must be \(3,\) int64, got \(2,\)"):
+        fast.autoregressive_infer_cfg(**{**given, "seeds": [1, 2]})
+
+
+def test_other_models_are_told_what_is_missing():
+    with pytest.raises(TypeError, match="got a Linear without autoregressive_infer_cfg, num_classes"):
+        var_ext.accelerate(nn.Linear(2, 3))
+    model = published()
+    model.vae_proxy = (SimpleNamespace(decoder=None),)
+    with pytest.raises(TypeError, match="got a SimpleNamespace without encoder, quantize, quant_conv"):
+        var_ext.accelerate(model)
+    model = published()
+    model.blocks[1].attn.proj = nn.Linear(64, 64, bias=False)
+    with pytest.raises(
+        TypeError, match=r"takes the published VAR, but the model must have .*blocks.1.attn.proj.bias"
+    ):
+        var_ext.accelerate(model)
+    with pytest.raises(ValueError, match="precision must be one of fp32, bf16, fp16, int8, got 'fp8'"):
+        var_ext.accelerate(published(), "fp8")
