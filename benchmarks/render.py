@@ -16,6 +16,7 @@ from typing import Any
 sys.path.insert(0, str(Path(__file__).resolve().parent))
 
 import gpu_page
+import versus_page
 from tables import duration, markdown
 
 COPY, PRODUCT = "copy of 256 MiB", "{} product of 2048 x 2048"
@@ -148,7 +149,7 @@ def render(report: dict[str, Any], command: str = "make bench") -> str:
     for op in sorted(set(results.seconds) - set(END_TO_END)):
         kernel = next(info["kernel"] for (name, _), info in results.info.items() if name == op)
         parts.append(f"## {op}\n\n{KERNEL[kernel]}\n\n{results.table(op)}\n")
-    return "\n".join([*parts, gpu_page.section()])
+    return "\n".join([*parts, versus_page.section(), gpu_page.section()])
 
 
 def main() -> None:

@@ -1,0 +1,228 @@
+"""The samplers that race: the published code in its own folder, and var_ext, with the same weights."""
+
+from __future__ import annotations
+
+import contextlib
+import importlib
+import io
+import sys
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor, nn
+from versus import Watch, randomize
+
+import var_ext
+from var_ext.models import build_vae_var
+from var_ext.sampling import Sampler
+
+DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16}
+TINY = dict(patch_nums=(1, 2, 3, 4), V=1024, Cvae=32, ch=32)  # a few seconds for everything
+OPTIONS = dict(cfg=1.5, top_k=900, top_p=0.96)  # of the published evaluation
+PARTS = ("transformer", "head and sampling", "quantizer", "decoder")
+
+# What the published code overwrites in torch, to build models faster.
+_OVERWRITTEN = (
+    nn.Linear, nn.LayerNorm, nn.BatchNorm2d, nn.SyncBatchNorm, nn.Conv1d, nn.Conv2d, nn.ConvTranspose1d,
+    nn.ConvTranspose2d,
+)  # fmt: skip
+
+
+@contextlib.contextmanager
+def contained(folder: Path) -> Iterator[None]:
+    """The folder's modules can be imported here; their names, what they print and what they do to torch end here."""
+    modules, path = dict(sys.modules), list(sys.path)
+    own = [vars(cls).get("reset_parameters") for cls in _OVERWRITTEN]
+    # a name of theirs that something else here already has
+    for name in [n for n in sys.modules if n.split(".")[0] in ("models", "utils", "dist")]:
+        del sys.modules[name]
+    sys.path.insert(0, str(folder))
+    try:
+        with contextlib.redirect_stdout(io.StringIO()), contextlib.redirect_stderr(io.StringIO()):
+            yield
+    finally:
+        sys.path[:] = path
+        for name in [n for n in sys.modules if n.split(".")[0] in ("models", "utils", "dist")]:
+            del sys.modules[name]
+            if name in modules:
+                sys.modules[name] = modules[name]
+        for cls, method in zip(_OVERWRITTEN, own, strict=True):
+            if method is not None:
+                cls.reset_parameters = method
+            elif "reset_parameters" in vars(cls):
+                del cls.reset_parameters
+
+
+def published_model(folder: Path, depth: int, device: torch.device, tiny: bool = False) -> nn.Module:
+    """The published class with random weights; its tokenizer is `vae_proxy[0]`."""
+    if not (folder / "models" / "__init__.py").is_file():
+        raise SystemExit(f"--official must be a checkout of the published code, with models/; got {folder}")
+    with contained(folder):
+        models = importlib.import_module("models")
+        size = dict(TINY) if tiny else {}
+        vae, var = models.build_vae_var(device=device, depth=depth, init_adaln_gamma=0.5, **size)
+    var.rng = torch.Generator(device)  # the published one is made for a GPU wherever there is one
+    randomize(vae, var)
+    return var.eval()
+
+
+def our_model(depth: int, device: torch.device, tiny: bool = False) -> nn.Module:
+    """The same with the classes of var_ext."""
+    size: dict[str, Any] = dict(TINY) if tiny else {}
+    vae, var = build_vae_var(device, depth=depth, init_adaln_gamma=0.5, **size)
+    randomize(vae, var)
+    return var.eval()
+
+
+def labels_of(batch: int, device: torch.device) -> Tensor:
+    """(B,) classes, the same in every program."""
+    return torch.arange(batch, device=device) * 37 % 1000
+
+
+class Contender(Protocol):
+    """Draws a batch with one seed, as the published method does."""
+
+    def draw(
+        self, labels: Tensor, seed: int, *, watch: Watch | None = None, forced: Sequence[Tensor] | None = None
+    ) -> tuple[Tensor, Tensor]:
+        """Images (B, 3, S, S) in [0, 1] and the drawn tokens (B, L).
+
+        Args:
+            watch: marks `PARTS`, the first three once a scale.
+            forced: tokens (B, l) of each scale that go on in place of those drawn.
+        """
+        ...
+
+
+class Published:
+    """The published method, as it is or under autocast, listened to at the methods that part its work."""
+
+    def __init__(self, var: nn.Module, precision: str) -> None:
+        self.var, self.vae, self.autocast = var, var.vae_proxy[0], DTYPES.get(precision)
+
+    def draw(
+        self, labels: Tensor, seed: int, *, watch: Watch | None = None, forced: Sequence[Tensor] | None = None
+    ) -> tuple[Tensor, Tensor]:
+        drawn: list[Tensor] = []
+
+        def tokens_in(_: nn.Module, inputs: tuple[Tensor]) -> tuple[Tensor]:
+            drawn.append(inputs[0])
+            return inputs if forced is None else (forced[len(drawn) - 1],)
+
+        with contextlib.ExitStack() as stack:
+            stack.callback(self.vae.quantize.embedding.register_forward_pre_hook(tokens_in).remove)
+            if watch:
+                for owner, method, before, after in (
+                    (self.var, "get_logits", "transformer", None),
+                    (self.vae.quantize, "get_next_autoregressive_input", "head and sampling", "quantizer"),
+                    (self.vae, "fhat_to_img", None, "decoder"),
+                ):
+                    stack.enter_context(_marked(owner, method, watch, before, after))
+            if self.autocast:
+                stack.enter_context(torch.autocast(labels.device.type, dtype=self.autocast))
+            images = self.var.autoregressive_infer_cfg(len(labels), labels, g_seed=seed, **OPTIONS)
+        return images.float(), torch.cat(drawn, dim=1)
+
+
+class Fast:
+    """`var_ext.accelerate` of the published model."""
+
+    def __init__(self, var: nn.Module, precision: str) -> None:
+        self.fast = var_ext.accelerate(var, dtype=precision)
+        self.engine = self.fast.sampler.engine
+
+    def draw(
+        self, labels: Tensor, seed: int, *, watch: Watch | None = None, forced: Sequence[Tensor] | None = None
+    ) -> tuple[Tensor, Tensor]:
+        codebook = self.engine.vae.quantize.embedding
+        ends = {"draw": "head and sampling", "step": "quantizer"}
+        more: dict[str, Any] = {}
+        if watch:
+            more["mark"] = lambda part, _: watch(ends[part]) if part in ends else None
+        if forced is not None:
+            more["edit"] = lambda _, k: codebook(forced[k]).float()
+        with contextlib.ExitStack() as stack:
+            if watch:
+                stack.enter_context(_marked(self.engine, "_logits", watch, "transformer", None))
+            stack.enter_context(_marked(self.engine, "sample", watch, None, "decoder", more))
+            return self.fast.autoregressive_infer_cfg(
+                len(labels), labels, g_seed=seed, return_tokens=True, **OPTIONS
+            )
+
+
+class Graphed:
+    """`Sampler` on the same weights, on a GPU one captured graph for everything. Its random stream is its own."""
+
+    def __init__(self, var: nn.Module, precision: str) -> None:
+        self.sampler = var_ext.accelerate(var, dtype=precision).sampler
+        own = self.sampler
+        self.eager = Sampler(own.vae, own.var, precision=precision, graph=False)
+
+    def draw(
+        self, labels: Tensor, seed: int, *, watch: Watch | None = None, forced: Sequence[Tensor] | None = None
+    ) -> tuple[Tensor, Tensor]:
+        """Images, and no tokens: nothing inside a graph can be marked or forced."""
+        return drawn(self._call, len(labels), labels.device), labels.new_empty(len(labels), 0)
+
+    def _call(self, labels: Tensor, seeds: Tensor) -> Tensor:
+        return self.sampler(labels, seeds, batch_size=len(labels), **OPTIONS)
+
+    def beside_eager(self, labels: Tensor) -> tuple[float, Tensor, Tensor]:
+        """The share of tokens that are equal with and without the graph, and the images of both."""
+        seeds = torch.arange(len(labels), device=labels.device)
+        tokens, others = (
+            sampler.tokens(labels, seeds, batch_size=len(labels), **OPTIONS)
+            for sampler in (self.sampler, self.eager)
+        )
+        images = self.eager(labels, seeds, batch_size=len(labels), **OPTIONS)
+        return tokens.eq(others).double().mean().item(), self._call(labels, seeds), images
+
+
+@contextlib.contextmanager
+def _marked(
+    owner: Any,
+    method: str,
+    watch: Watch | None,
+    before: str | None,
+    after: str | None,
+    more: Mapping[str, Any] | None = None,
+) -> Iterator[None]:
+    """`before` ends where the method of this one object is called, with `more` arguments; `after` where it returns."""
+    original = getattr(owner, method)
+
+    def listening(*args: Any, **kwargs: Any) -> Any:
+        if watch and before:
+            watch(before)
+        result = original(*args, **kwargs, **(more or {}))
+        if watch and after:
+            watch(after)
+        return result
+
+    owner.__dict__[method] = listening
+    try:
+        yield
+    finally:
+        del owner.__dict__[method]
+
+
+def make(who: str, var: nn.Module, precision: str) -> Contender:
+    """The contender of this name, on the weights of a published model."""
+    return {"published": Published, "var_ext": Fast, "var_ext graph": Graphed}[who](var, precision)
+
+
+def precisions_on(device: torch.device) -> tuple[str, ...]:
+    """What may be asked for on a device."""
+    return ("fp32", "bf16", "fp16") if device.type == "cuda" else ("fp32", "bf16", "int8")
+
+
+def drawer(var: nn.Module, precision: str) -> Callable[[Tensor, Tensor], Tensor]:
+    """var_ext's own sampler, labels and seeds -> images: on a GPU one captured graph."""
+    sampler = Sampler(var.vae_proxy[0], var, precision=precision)
+    return lambda labels, seeds: sampler(labels, seeds, batch_size=len(labels), **OPTIONS)
+
+
+def drawn(draw: Callable[[Tensor, Tensor], Tensor], batch: int, device: torch.device) -> Tensor:
+    """A batch of images of `drawer`."""
+    return draw(labels_of(batch, device), torch.arange(batch, device=device))

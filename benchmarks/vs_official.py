@@ -1,0 +1,207 @@
+"""var_ext beside the published code: same weights, machine, process and dtype, in turns.
+
+    python benchmarks/vs_official.py --official DIR                # DIR: a checkout of github.com/FoundationVision/VAR
+    python benchmarks/vs_official.py --official DIR --tiny --laps 1 --json /tmp/tiny.json       # seconds on a CPU
+
+The weights are random, and the same for all: speed does not depend on them. First the answers are compared; wrong ones
+are not timed. With the seed of the published generator, fp32 must draw the tokens that the published code draws. Other
+precisions get the published tokens as input at every scale (teacher forcing), and two figures must be good enough: the
+share of tokens that they draw all the same, and the images. The published code runs in fp32, and in 16 bits under
+autocast. On a GPU var_ext also draws as one captured graph; that has a random stream of its own, and in fp32 must draw
+what it draws without the graph. Peak memory is that of a fresh process for each competitor.
+"""
+
+from __future__ import annotations
+
+import argparse
+import functools
+import json
+from collections.abc import Callable
+from pathlib import Path
+from statistics import median
+from typing import Any
+
+import torch
+from contenders import OPTIONS, Contender, Graphed, Published, labels_of, make, precisions_on, published_model
+from tables import duration
+from versus import (
+    Timed,
+    Watch,
+    about,
+    in_fresh_process,
+    memory_of,
+    numbers,
+    out_of_memory,
+    psnr,
+    race,
+    release,
+    words,
+    write,
+)
+
+# The share of equal tokens and the PSNR of the images that a precision must reach to be timed.
+WANTED = {"fp32": (1.0, 60.0), "bf16": (0.9, 25.0), "fp16": (0.9, 30.0), "int8": (0.6, 25.0)}
+Key = tuple[str, str]  # ("published" or "var_ext", precision)
+
+
+def arguments() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--official", type=Path, required=True, help="folder of the published code")
+    parser.add_argument("--depth", type=int, default=16)
+    parser.add_argument(
+        "--batch-sizes", type=numbers, default=[1, 8], help="what does not fit is reported so"
+    )
+    parser.add_argument(
+        "--precisions", type=words, default=None, help="of fp32, bf16, fp16 (GPU), int8 (CPU)"
+    )
+    parser.add_argument("--laps", type=int, default=3)
+    parser.add_argument("--device", type=torch.device, default=torch.device("cpu"))
+    parser.add_argument(
+        "--tiny", action="store_true", help="a toy tokenizer and four scales; takes --depth 2"
+    )
+    parser.add_argument("--no-memory", action="store_true", help="start no processes to measure memory")
+    parser.add_argument(
+        "--json", type=Path, help="the result file; one in benchmarks/results/versus otherwise"
+    )
+    parser.add_argument("--memory-of", nargs=3, metavar=("WHO", "PRECISION", "BATCH"), help=argparse.SUPPRESS)
+    options = parser.parse_args()
+    if options.tiny:
+        options.depth = 2
+    possible = precisions_on(options.device)
+    options.precisions = options.precisions or list(possible)
+    if unknown := set(options.precisions) - set(possible):
+        parser.error(f"--precisions may be {', '.join(possible)} here, got {', '.join(sorted(unknown))}")
+    return options
+
+
+def names(precisions: list[str], device: torch.device) -> list[Key]:
+    """Who races: the published code in each precision that it has, var_ext in all, on a GPU also as a graph."""
+    graphs = [("var_ext graph", p) for p in precisions] if device.type == "cuda" else []
+    return (
+        [("published", p) for p in precisions if p != "int8"] + [("var_ext", p) for p in precisions] + graphs
+    )
+
+
+# ---------------------------------------------------------------------- answers
+
+
+def compare(contenders: dict[Key, Contender], reference: Published, batch: int) -> list[dict[str, Any]]:
+    """A row for each contender: tokens equal to those of the published code in fp32, and the images' PSNR."""
+    device = reference.var.head.weight.device
+    labels = labels_of(batch, device)
+    images, tokens = reference.draw(labels, 0)
+    lengths = [side * side for side in reference.var.patch_nums]
+    rows = []
+    for (who, precision), contender in contenders.items():
+        if isinstance(contender, Graphed):
+            share, own_images, eager = contender.beside_eager(labels)
+            row = dict(who=who, precision=precision, forced=False, tokens=share, psnr=psnr(own_images, eager))
+            rows.append(row)
+            continue
+        forced = None if precision == "fp32" else tokens.split(lengths, dim=1)
+        own_images, own_tokens = contender.draw(labels, 0, forced=forced)
+        rows.append(
+            dict(
+                who=who,
+                precision=precision,
+                forced=forced is not None,
+                tokens=(own_tokens == tokens).double().mean().item(),
+                psnr=psnr(own_images, images),
+            )
+        )
+    return rows
+
+
+def wrong(rows: list[dict[str, Any]]) -> list[str]:
+    """What keeps var_ext from being timed."""
+    failures = []
+    for row in rows:
+        share, decibels = WANTED[row["precision"]]
+        if row["who"] == "published" or (row["who"] == "var_ext graph" and row["precision"] != "fp32"):
+            continue
+        if row["tokens"] < share or row["psnr"] < decibels:
+            failures.append(
+                f"{row['who']} {row['precision']}: {row['tokens']:.2%} of the tokens equal, "
+                f"images {row['psnr']:.1f} dB; wanted {share:.0%} and {decibels:.0f} dB"
+            )
+    return failures
+
+
+# ---------------------------------------------------------------------- time
+
+
+def timed(contenders: dict[Key, Contender], batch: int, laps: int, device: torch.device) -> dict[Key, Timed]:
+    labels = labels_of(batch, device)
+
+    def run(contender: Contender) -> Callable[[Watch], Any]:
+        return lambda watch: contender.draw(labels, 0, watch=watch)
+
+    by_name = {" ".join(key): run(contender) for key, contender in contenders.items()}
+    results = race(by_name, laps, device)
+    return {key: results[" ".join(key)] for key in contenders}
+
+
+def memory_worker(options: argparse.Namespace) -> None:
+    """Prints the memory of one contender, alone in this process."""
+    who, precision, batch = options.memory_of
+    contender = make(
+        who, published_model(options.official, options.depth, options.device, options.tiny), precision
+    )
+    labels = labels_of(int(batch), options.device)
+    try:
+        print(json.dumps(memory_of(functools.partial(contender.draw, labels, 0), options.device)))
+    except RuntimeError as error:
+        if not out_of_memory(error):
+            raise
+        print(json.dumps(dict(error="out of memory")))
+
+
+def memory(options: argparse.Namespace, key: Key, batch: int) -> dict[str, Any]:
+    """The same from a fresh process."""
+    passed = ["--official", str(options.official.resolve()), "--depth", str(options.depth)]
+    passed += ["--device", str(options.device), *(["--tiny"] if options.tiny else [])]
+    return in_fresh_process(__file__, [*passed, "--memory-of", *key, str(batch)])
+
+
+def main() -> None:
+    options = arguments()
+    if options.memory_of:
+        memory_worker(options)
+        return
+    device = options.device
+    var = published_model(options.official, options.depth, device, options.tiny)
+    contenders = {key: make(key[0], var, key[1]) for key in names(options.precisions, device)}
+    # a toy has few tokens
+    answers = compare(contenders, Published(var, "fp32"), 8 if options.tiny else min(options.batch_sizes))
+    for row in answers:
+        way = "given the published tokens" if row["forced"] else "on its own"
+        print(
+            f"{row['who']} {row['precision']}: {row['tokens']:.2%} of tokens equal {way}, images {row['psnr']:.1f} dB"
+        )
+    if failures := wrong(answers):
+        raise SystemExit("not timed, for the answers of var_ext are wrong:\n" + "\n".join(failures))
+
+    rows: list[dict[str, Any]] = []
+    for batch in options.batch_sizes:
+        for (who, precision), result in timed(contenders, batch, options.laps, device).items():
+            rows.append(dict(who=who, precision=precision, batch=batch, **result.as_dict()))
+            if result.seconds:
+                print(f"batch {batch}, {who} {precision}: {duration(median(result.seconds))}", flush=True)
+    parameters = sum(p.numel() for p in var.parameters())
+    flash = any(getattr(block.attn, "using_flash", False) for block in var.blocks)
+    del contenders, var
+    release(device)
+    for row in rows:
+        key = (row["who"], row["precision"])
+        row["memory"] = None if options.no_memory else memory(options, key, row["batch"])
+    model = dict(depth=options.depth, parameters=parameters, tiny=options.tiny, flash_attn=flash)
+    report = dict(
+        about=about(device), model=model, options=OPTIONS, laps=options.laps, answers=answers, rows=rows
+    )
+    write("official", report, options.json)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,323 @@
+"""The comparisons with other programs: clocks, counts, refusals, pages; and tiny runs that need no other program."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+import torch
+from torch import nn
+from torch.nn.attention import SDPBackend, sdpa_kernel
+from torch.utils.flop_counter import FlopCounterMode
+
+from var_ext.models import VQVAE
+
+pytestmark = pytest.mark.xdist_group("benchmarks")
+ROOT = Path(__file__).resolve().parent.parent
+CPU = torch.device("cpu")
+
+# Answers as the published code does, without its cache: each scale sees all coarser ones anew.
+PUBLISHED = """
+import torch
+from torch import nn
+
+import dist
+from var_ext.models import VAR
+from var_ext.models import build_vae_var as build
+from var_ext.reference.sample_tokens import keep_top
+
+GUIDANCE = 1.0
+
+
+class Published(VAR):
+    def get_logits(self, labels, x):
+        return self(labels, x)
+
+    @torch.no_grad()
+    def autoregressive_infer_cfg(self, B, label_B, g_seed=None, cfg=1.5, top_k=0, top_p=0.0, more_smooth=False):
+        self.rng.manual_seed(g_seed)
+        quantize, count, x = self.vae_proxy[0].quantize, len(self.patch_nums), None
+        labels = torch.cat((label_B, torch.full_like(label_B, self.num_classes)))
+        f_hat = torch.zeros(B, self.Cvae, self.patch_nums[-1], self.patch_nums[-1])
+        for k, side in enumerate(self.patch_nums):
+            logits = self.get_logits(labels, x if x is None else x.repeat(2, 1, 1))[:, -side * side :]
+            t = GUIDANCE * cfg * k / (count - 1)
+            logits = keep_top((1 + t) * logits[:B] - t * logits[B:], top_k, top_p)
+            tokens = logits.softmax(-1).flatten(0, 1).multinomial(1, replacement=True, generator=self.rng)
+            codes = quantize.embedding(tokens.view(B, -1)).transpose(1, 2).reshape(B, self.Cvae, side, side)
+            f_hat, pooled = quantize.get_next_autoregressive_input(k, count, f_hat, codes)
+            words = pooled.flatten(2).transpose(1, 2)
+            x = words if x is None else torch.cat((x, words), dim=1)
+        return self.vae_proxy[0].fhat_to_img(f_hat).add(1).mul(0.5)
+
+
+def build_vae_var(**sizes):
+    print("a word from the constructor")
+    for layer in (nn.Linear, nn.Conv2d):
+        layer.reset_parameters = lambda self: None
+    vae, var = build(**sizes)
+    var.__class__, var.patch_nums = Published, sizes["patch_nums"]
+    for block in var.blocks:
+        block.ln_wo_grad = nn.LayerNorm(var.C, eps=1e-6, elementwise_affine=False)
+    return vae, var
+"""
+
+
+@pytest.fixture(autouse=True)
+def _benchmarks(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.syspath_prepend(ROOT / "benchmarks")
+
+
+@pytest.fixture
+def checkout(tmp_path: Path) -> Path:
+    """A folder laid out as the published code is."""
+    folder = tmp_path / "official"
+    (folder / "models").mkdir(parents=True)
+    (folder / "models" / "__init__.py").write_text(PUBLISHED)
+    (folder / "dist.py").write_text("print('and one from another module')\n")
+    return folder
+
+
+def run(program: str, *arguments: object) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, f"benchmarks/{program}.py", *map(str, arguments)]
+    environment = {
+        **os.environ,
+        "OMP_NUM_THREADS": "1",
+    }  # the threads of a toy wait for each other most of the time
+    return subprocess.run(
+        command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=120, check=False
+    )
+
+
+# ---------------------------------------------------------------------- counts
+
+
+@pytest.mark.parametrize(
+    ("depth", "products", "attention"), [(16, 559, 38), (20, 1084, 59), (24, 1865, 84), (30, 3631, 132)]
+)
+def test_the_counted_flops(depth: int, products: int, attention: int) -> None:
+    import flops
+
+    cost = flops.sampling(depth)
+    assert round((sum(cost.products) + sum(cost.head)) / 1e9) == products
+    assert round(sum(cost.attention) / 1e9) == attention
+    assert round(cost.decoder / 1e9) == 352
+    assert round(flops.sampling(depth, merged=False).decoder / 1e9) == 394
+    assert sum(flops.sampling(depth, mixed=True).head) * 2 == sum(cost.head)
+    assert sum(flops.sampling(depth, guided=False).products) * 2 == sum(cost.products)
+
+
+def test_the_decoders_flops_are_those_that_torch_counts() -> None:
+    import flops
+
+    vae = VQVAE(vocab_size=16, z_channels=8, ch=32, v_patch_nums=(1, 2, 4))
+    with FlopCounterMode(display=False) as counter, sdpa_kernel(SDPBackend.MATH):  # others are not counted
+        vae.fhat_to_img(torch.zeros(1, 8, 4, 4))
+    assert counter.get_total_flops() == flops.decoder([32, 32, 64, 64, 128], 4, 8)
+
+
+def test_a_step_of_dit() -> None:
+    """The paper counts 118.6 multiply-adds, in 10^9, of a forward pass."""
+    import flops
+
+    assert flops.dit_step(guided=False) / 2e9 == pytest.approx(118.6, rel=5e-3)
+
+
+# ---------------------------------------------------------------------- clocks
+
+
+def test_competitors_take_turns() -> None:
+    """One lap to warm up; each lap begins with the next competitor; who runs out of memory leaves."""
+    import versus
+
+    calls: list[str] = []
+
+    def competitor(name: str) -> Callable[[Any], None]:
+        def call(watch: Any) -> None:
+            calls.append(name)
+            if name == "greedy" and len(calls) > 3:
+                raise RuntimeError("DefaultCPUAllocator: not enough memory: you tried to allocate 1 bytes")
+            watch("first")
+            watch("second")
+            watch("first")
+
+        return call
+
+    results = versus.race({name: competitor(name) for name in ("a", "b", "greedy")}, 3, CPU)
+    assert " ".join(calls) == "a b greedy a b greedy b a a b"
+    assert [len(results[name].seconds) for name in ("a", "b", "greedy")] == [3, 3, 0]
+    assert results["greedy"].error == "out of memory" and results["greedy"].parts() == {}
+    parts = results["a"].parts()
+    assert {part: len(seconds) for part, seconds in parts.items()} == {"first": 2, "second": 1}
+
+    def broken(_: Any) -> None:
+        raise RuntimeError("something else")
+
+    with pytest.raises(RuntimeError, match="something else"):
+        versus.race({"broken": broken}, 1, CPU)
+
+
+def test_a_part_is_the_median_over_laps() -> None:
+    import versus
+
+    laps = [{"step": [seconds, 2.0]} for seconds in (1.0, 9.0, 3.0)]
+    assert versus.Timed([1.0] * 3, laps).parts() == {"step": [3.0, 2.0]}
+
+
+@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="reads /proc")
+def test_memory_is_that_of_the_draws() -> None:
+    import versus
+
+    before = bytearray(64 << 20)  # a peak of the past
+    del before
+
+    def draw() -> None:
+        bytearray(200 << 20)
+
+    memory = versus.memory_of(draw, CPU)
+    assert 190 << 20 < memory["peak"] - memory["resting"] < 260 << 20
+
+
+# ---------------------------------------------------------------------- the published code
+
+
+def test_the_published_code_leaves_no_trace(
+    checkout: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import contenders
+
+    monkeypatch.setitem(sys.modules, "dist", SimpleNamespace())  # somebody else's
+    methods = [vars(layer).get("reset_parameters") for layer in (nn.Linear, nn.Conv2d)]
+    modules, path = set(sys.modules), list(sys.path)
+    var = contenders.published_model(checkout, 1, CPU, tiny=True)
+    assert type(var).__name__ == "Published"
+    assert [vars(layer).get("reset_parameters") for layer in (nn.Linear, nn.Conv2d)] == methods
+    assert "models" not in sys.modules and sys.path == path and set(sys.modules) >= modules
+    assert isinstance(sys.modules["dist"], SimpleNamespace)
+    assert capsys.readouterr() == ("", "")
+    with pytest.raises(SystemExit, match="must be a checkout of the published code"):
+        contenders.published_model(checkout / "models", 1, CPU)
+
+
+def test_vs_official(checkout: Path, tmp_path: Path) -> None:
+    """The program itself on a toy: answers, time, parts, memory."""
+    out = tmp_path / "official.json"
+    done = run(
+        "vs_official", "--official", checkout, "--tiny", "--laps", 1, "--batch-sizes", "2", "--json", out,
+        "--precisions", "fp32",
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    report = json.loads(out.read_text(encoding="utf-8"))
+    assert [(row["who"], row["precision"], row["batch"]) for row in report["rows"]] == [
+        ("published", "fp32", 2),
+        ("var_ext", "fp32", 2),
+    ]
+    for row in report["rows"]:
+        assert len(row["seconds"]) == 1 and row["error"] is None
+        assert row["memory"]["peak"] >= row["memory"]["resting"] > 0
+        assert {name: len(seconds) for name, seconds in row["parts"].items()} == {
+            "transformer": 4, "head and sampling": 4, "quantizer": 4, "decoder": 1,
+        }  # fmt: skip
+    assert all(row["tokens"] == 1 and row["psnr"] > 60 for row in report["answers"])
+    assert str(tmp_path) not in out.read_text(encoding="utf-8")
+
+
+def test_wrong_answers_are_not_timed(checkout: Path, tmp_path: Path) -> None:
+    source = checkout / "models" / "__init__.py"
+    source.write_text(source.read_text().replace("GUIDANCE = 1.0", "GUIDANCE = 0.5"))
+    out = tmp_path / "official.json"
+    done = run("vs_official", "--official", checkout, "--tiny", "--precisions", "fp32", "--json", out)
+    assert done.returncode == 1 and not out.exists()
+    assert "not timed, for the answers of var_ext are wrong:\nvar_ext fp32: " in done.stderr
+
+
+def test_the_graph_stands_beside_the_same_sampler_without_it(checkout: Path) -> None:
+    """Without a GPU there is no graph: both are the same."""
+    import contenders
+    import vs_official
+
+    var = contenders.published_model(checkout, 1, CPU, tiny=True)
+    keys = vs_official.names(["fp32", "bf16"], torch.device("cuda"))
+    assert keys[-2:] == [("var_ext graph", "fp32"), ("var_ext graph", "bf16")]
+    assert len(vs_official.names(["fp32", "int8"], CPU)) == 3
+    graphed = {("var_ext graph", "fp32"): contenders.make("var_ext graph", var, "fp32")}
+    (row,) = vs_official.compare(graphed, contenders.Published(var, "fp32"), 2)
+    assert (row["tokens"], row["psnr"]) == (1, 200)
+    assert graphed["var_ext graph", "fp32"].draw(contenders.labels_of(2, CPU), 0)[0].shape == (2, 3, 64, 64)
+    row |= dict(tokens=0.5)
+    assert vs_official.wrong([row])[0].startswith("var_ext graph fp32: 50.00% of the tokens")
+    assert not vs_official.wrong([{**row, "precision": "bf16"}, {**row, "who": "published"}])
+
+
+# ---------------------------------------------------------------------- DiT
+
+
+class Vae:
+    def decode(self, x: torch.Tensor) -> torch.Tensor:
+        return x + 1
+
+
+class Pipe:
+    """Calls its parts as diffusers' pipeline does."""
+
+    device = CPU
+
+    def __init__(self) -> None:
+        self.transformer = nn.Identity()
+        self.vae = Vae()
+
+    def __call__(self, labels: list[int], *, num_inference_steps: int, **options: Any) -> Any:
+        assert set(options) == {"guidance_scale", "generator", "output_type"}
+        x = torch.zeros(len(labels), 3, 2, 2)
+        for _ in range(num_inference_steps):
+            x = self.transformer(x)
+        return SimpleNamespace(images=self.vae.decode(x))
+
+
+def test_the_steps_of_dit_are_told_apart() -> None:
+    import versus
+    import vs_dit
+
+    pipe, watch = Pipe(), versus.Watch(CPU)
+
+    images = vs_dit.draw(pipe, 2, 5, watch)
+    assert images.shape == (2, 3, 2, 2) and images.eq(1).all()
+    assert {part: len(seconds) for part, seconds in watch.parts().items()} == dict(start=1, step=5, decoder=1)
+    assert "decode" not in vars(pipe.vae) and not pipe.transformer._forward_pre_hooks
+    parts = dict(start=[0.5], step=[2.0, 9.0, 3.0], decoder=[1.0])
+    assert vs_dit.seconds_of(parts, 250) == 0.5 + 250 * 3 + 1
+    assert set(vs_dit.linearity(pipe, parts, CPU)) == {"4", "8"}
+
+
+def test_without_diffusers_it_says_what_to_install() -> None:
+    program = (
+        "import sys; sys.path.insert(0, 'benchmarks'); sys.modules['diffusers'] = None; "
+        "import vs_dit; sys.argv = ['vs_dit.py', '--tiny']; vs_dit.main()"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", program], cwd=ROOT, capture_output=True, text=True, timeout=60, check=False
+    )
+    assert done.returncode == 1 and "pip install 'var_ext[versus]'" in done.stderr
+
+
+# ---------------------------------------------------------------------- cost
+
+
+def test_cost(tmp_path: Path) -> None:
+    out = tmp_path / "cost.json"
+    done = run(
+        "cost", "--tiny", "--laps", 1, "--depth", 2, "--depths", "1,2", "--batch-sizes", "1,3", "--json", out,
+        "--precisions", "fp32",
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    rows = json.loads(out.read_text(encoding="utf-8"))["rows"]
+    assert [(row["depth"], row["batch"]) for row in rows] == [(1, 1), (2, 1), (2, 3)]
+    assert rows[0]["flops"]["decoder"] == rows[1]["flops"]["decoder"] > 0
+    assert rows[0]["flops"]["transformer"] < rows[1]["flops"]["transformer"]
