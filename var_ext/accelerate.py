@@ -27,11 +27,11 @@ class Accelerated:
         sampler: draws by (label, seed), streams, edits; see `Sampler`.
     """
 
-    def __init__(self, var: VAR, dtype: str | torch.dtype | None) -> None:
+    def __init__(self, var: VAR, dtype: str | torch.dtype | None, release: bool) -> None:
         self.var, self._follows = var, dtype is None
         self.num_classes = var.num_classes
         own = precision_in_force(var.head.weight) if dtype is None else None
-        self.sampler = Sampler(var.vae_proxy[0], var, precision=own.dtype if own else dtype)
+        self.sampler = Sampler(var.vae_proxy[0], var, precision=own.dtype if own else dtype, release=release)
 
     @torch.no_grad()
     def autoregressive_infer_cfg(
@@ -78,7 +78,9 @@ class Accelerated:
         return (images, tokens) if return_tokens else images
 
 
-def accelerate(model: nn.Module, dtype: str | torch.dtype | None = None) -> Accelerated:
+def accelerate(
+    model: nn.Module, dtype: str | torch.dtype | None = None, *, release: bool = False
+) -> Accelerated:
     """A faster twin of a published VAR model, on the same weights.
 
     The weights are shared: what changes them later, in training for instance, changes the twin. Nothing of the
@@ -89,11 +91,14 @@ def accelerate(model: nn.Module, dtype: str | torch.dtype | None = None) -> Acce
         dtype: None keeps the model's precision, or that of the autocast around a call, and its answers. "bf16", "fp16"
             or "int8", or a torch dtype, asks for a faster mode, which keeps a packed copy of the weights; so does
             "fp32" on the CPU.
+        release: with a dtype, free the model's own weights as they are packed: it can do nothing else afterwards.
 
     Raises:
         TypeError: `model` is not of the published kind; the message says what is missing.
-        ValueError: the device has no such precision.
+        ValueError: the device has no such precision, or weights that are shared would have to be released.
     """
+    if release and dtype is None:
+        raise ValueError("release needs a dtype, got None: without one the weights themselves are used")
     vae = _tokenizer_of(model)
     quantize, heads = vae.quantize, int(model.num_heads)  # type: ignore[arg-type]
     var_entries, vae_entries = (m.state_dict(keep_vars=True) for m in (model, vae))
@@ -114,7 +119,7 @@ def accelerate(model: nn.Module, dtype: str | torch.dtype | None = None) -> Acce
         fill(own, var_entries, "the model")
     except (CheckpointError, AttributeError) as error:
         raise TypeError(f"accelerate takes the published VAR, but {error}") from error
-    return Accelerated(own, dtype)
+    return Accelerated(own, dtype, release)
 
 
 def _tokenizer_of(model: Any) -> Any:

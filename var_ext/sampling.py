@@ -46,6 +46,8 @@ class Sampler:
             None: "bf16" where the device has its arithmetic, else "fp32". The models' own weights are not changed.
         memory: budget in bytes for what grows with the batch, where batch_size is not given; None: half of what is
             free.
+        release: free the models' own weights as they are packed, which halves the memory of "bf16" and more; `vae` and
+            `var` are of no other use then.
         graph: on a GPU run a sampling as one captured CUDA graph; the first call of a batch size captures it.
 
     Raises:
@@ -63,6 +65,7 @@ class Sampler:
         precision: str | torch.dtype | None = None,
         memory: int | None = None,
         graph: bool = True,
+        release: bool = False,
     ) -> None:
         if var.vae_proxy[0] is not vae:
             raise ValueError("var must be built on the vae that is given with it, got another one")
@@ -74,12 +77,12 @@ class Sampler:
         self.vae, self.var = vae.eval(), var.eval()
         self.class_names = list(class_names or map(str, range(var.num_classes)))
         self.defaults = {**DEFAULTS, **(defaults or {})}
-        self.memory, self._asked, self._graph = memory, precision, graph
+        self.memory, self._asked, self._graph, self._release = memory, precision, graph, release
         self._make_engine()
 
     def _make_engine(self) -> None:
         self.precision = named_precision(self._asked or default_precision(self.device), self.device)
-        self.engine = Engine(self.var, self.precision, pack=True)
+        self.engine = Engine(self.var, self.precision, pack=True, release=self._release)
         self.graphs = Graphs(self.engine) if self._graph and self.device.type == "cuda" else None
 
     @property

@@ -5,11 +5,10 @@ It reads models by the published names of their parts and knows no model class. 
 are used; `engine` runs them, `graph` as one captured CUDA graph.
 """
 
-from var_ext.engine.decoder import spread_taps
 from var_ext.engine.draw import Draw, PublishedDraw, SeededDraw
 from var_ext.engine.engine import Engine
 from var_ext.engine.graph import Graphs
-from var_ext.engine.layers import is_plain
+from var_ext.engine.layers import is_plain, spread_taps
 from var_ext.engine.options import Options, options_for
 from var_ext.engine.precision import NAMES as PRECISIONS
 from var_ext.engine.precision import Precision, default_precision, named_precision, precision_in_force

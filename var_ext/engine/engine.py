@@ -11,6 +11,7 @@ from torch import Tensor
 
 from var_ext.engine.decoder import Decoder
 from var_ext.engine.draw import Draw, Guidance
+from var_ext.engine.layers import release
 from var_ext.engine.options import Options
 from var_ext.engine.precision import Precision
 from var_ext.engine.transformer import Modulation, Transformer
@@ -29,10 +30,13 @@ class Engine:
         precision: of transformer and decoder.
         pack: on the CPU keep linear weights laid out for oneDNN: faster, and an image does not depend on its batch;
             takes the memory of a copy of the weights where the precision is the model's own.
+        release: free each weight of the model's linear layers and of the decoder once it is packed. The models are of
+            no other use then.
     """
 
-    def __init__(self, var: Any, precision: Precision, *, pack: bool) -> None:
+    def __init__(self, var: Any, precision: Precision, *, pack: bool, release: bool = False) -> None:
         self.var, self.vae, self.precision, self.pack = var, var.vae_proxy[0], precision, pack
+        self.release = release and pack
         self.schedule = var.schedule
         self._transformer: Transformer | None = None
         self._decoder: Decoder | None = None
@@ -40,13 +44,17 @@ class Engine:
 
     def parts(self) -> tuple[Transformer, Decoder]:
         """Transformer and decoder of the model's present weights."""
+        if self.release and self._transformer is not None and self._decoder is not None:
+            return self._transformer, self._decoder
         made_of = tuple(_identity(p) for model in (self.var, self.vae) for p in model.parameters())
         if self._transformer is None or self._decoder is None or made_of != self._made_of:
             self._transformer = self._decoder = None  # the old ones go before the new ones come
             # ordinary tensors serve calls in inference mode and out of it
             with torch.inference_mode(False), torch.no_grad(), _no_autocast(self.device):
-                self._transformer = Transformer(self.var, self.precision, self.pack)
-                self._decoder = Decoder(self.vae, self.precision)
+                self._transformer = Transformer(self.var, self.precision, self.pack, self.release)
+                self._decoder = Decoder(self.vae, self.precision, self.pack)
+                if self.release:
+                    release(self.vae.decoder)
             self._made_of = made_of
         return self._transformer, self._decoder
 
@@ -103,13 +111,12 @@ class Engine:
         transformer, _ = self.parts()
         batch, schedule = len(labels), self.schedule
         quantize = self.vae.quantize
-        with _no_autocast(self.device):
-            rows = 2 * batch if guided else batch
+        rows = 2 * batch if guided else batch
+        with _no_autocast(self.device), transformer.cache(rows, schedule.num_tokens) as cache:
             classes = torch.cat((labels, torch.full_like(labels, self.var.num_classes)))[:rows]
             cond = transformer.condition(classes)  # (rows, C)
             x = transformer.first(cond)
             modulations, *head = transformer.modulations(cond)
-            cache = transformer.cache(rows, schedule.num_tokens)
             f_hat = torch.zeros(
                 batch, self.var.Cvae, schedule.side, schedule.side, dtype=torch.float32, device=self.device
             )

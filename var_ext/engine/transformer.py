@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
 from var_ext import ops
-from var_ext.engine.layers import Layer, is_plain, linear
+from var_ext.engine.layers import Layer, is_plain, linear, release
 from var_ext.engine.precision import Precision
+
+LARGEST_KEPT = 2**30  # bytes of keys and values that stay between samplings
 
 
 class Modulation(NamedTuple):
@@ -73,10 +77,14 @@ class Block:
 class Transformer:
     """All blocks, embeddings and the head, from a module with the published names."""
 
-    def __init__(self, var: Any, precision: Precision, pack: bool) -> None:
+    def __init__(self, var: Any, precision: Precision, pack: bool, free: bool) -> None:
         dtype = precision.dtype
         self.dtype, self.classes = dtype, var.class_emb
-        self.blocks = [Block(block, precision, pack) for block in var.blocks]
+        self.blocks = []
+        for block in var.blocks:
+            self.blocks.append(Block(block, precision, pack))
+            if free:
+                release(block)
         self.heads, self.channels = var.num_heads, var.C
         shared = var.blocks[0].shared_aln
         self.shared = linear(var.shared_ada_lin[-1], precision, pack=pack, int8=False) if shared else None
@@ -88,11 +96,26 @@ class Transformer:
         self.words_dtype = var.word_embed.weight.dtype
         self.positions = (var.lvl_embed(var.lvl_1L) + var.pos_1LC).detach()  # (1, L, C)
         self.start = var.pos_start.detach()  # (1, p_0^2, C)
+        self._kept: Tensor | None = None
+        if free:
+            for part in (var.shared_ada_lin, var.head_nm, var.head):
+                release(part)
 
-    def cache(self, rows: int, length: int) -> Tensor:
-        """Memory for keys and values: (blocks, 2, rows, length, H, D)."""
+    @contextmanager
+    def cache(self, rows: int, length: int) -> Iterator[Tensor]:
+        """Memory for keys and values: (blocks, 2, rows, length, H, D).
+
+        On the CPU that of the last sampling, if no other has it now: fresh memory costs a fault a page.
+        """
         shape = (len(self.blocks), 2, rows, length, self.heads, self.channels // self.heads)
-        return torch.empty(shape, dtype=self.dtype, device=self.start.device)
+        kept, self._kept = self._kept, None
+        if kept is None or kept.shape != shape:
+            kept = None  # the old goes before the new comes
+            with torch.inference_mode(False):
+                kept = torch.empty(shape, dtype=self.dtype, device=self.start.device)
+        yield kept
+        if kept.device.type == "cpu" and kept.nbytes <= LARGEST_KEPT:
+            self._kept = kept
 
     def condition(self, labels: Tensor) -> Tensor:
         """Class embeddings: (B,) -> (B, C)."""
