@@ -127,10 +127,16 @@ class Published:
 
 
 class Fast:
-    """`var_ext.accelerate` of the published model."""
+    """`var_ext.accelerate` of the published model.
 
-    def __init__(self, var: nn.Module, precision: str) -> None:
-        self.fast = var_ext.accelerate(var, dtype=precision)
+    Args:
+        keep: how its weights are kept: "packed" beside those of the model, "released" with those of the model freed, or
+            "shared", fp32 alone.
+    """
+
+    def __init__(self, var: nn.Module, precision: str, keep: str = "packed") -> None:
+        dtype = None if keep == "shared" else precision
+        self.fast = var_ext.accelerate(var, dtype=dtype, release=keep == "released")
         self.engine = self.fast.sampler.engine
 
     def draw(
@@ -208,7 +214,9 @@ def _marked(
 
 
 def make(who: str, var: nn.Module, precision: str) -> Contender:
-    """The contender of this name, on the weights of a published model."""
+    """The contender of this name, on the weights of a published model; "var_ext released": see `Fast`."""
+    if who in ("var_ext released", "var_ext shared"):
+        return Fast(var, precision, who.split()[1])
     return {"published": Published, "var_ext": Fast, "var_ext graph": Graphed}[who](var, precision)
 
 

@@ -108,7 +108,7 @@ def times(batch: int, rows: list[Report]) -> str:
     lines = []
     for row in rows:
         name, memory = f"{row['who']} {row['precision']}", row.get("memory")
-        ends = [size(memory, "peak"), size(memory, "resting")]
+        ends = [size(memory, "peak"), size(row.get("released"), "peak"), size(memory, "resting")]
         if not row["seconds"]:
             lines.append([name, row["error"], "", "", "", "", *ends, ""])
             continue
@@ -117,7 +117,7 @@ def times(batch: int, rows: list[Report]) -> str:
         ratios = [f"{median(r['seconds']) / mine:.2f}" if r else "" for r in (same, published.get("fp32"))]
         shown = [duration(mine), duration(mine / batch), duration(rest) if rest else ""]
         lines.append([name, *shown, *ratios, *ends, spread(row["seconds"])])
-    table = markdown([*columns, "peak memory", "at rest", "laps differ by"], lines)
+    table = markdown([*columns, "peak memory", "with release", "at rest", "laps differ by"], lines)
     if any(row["precision"] == "int8" for row in rows):
         table += "\n\nint8 stands beside the published code under bf16 autocast."
     return table

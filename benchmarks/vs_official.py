@@ -79,9 +79,11 @@ def arguments() -> argparse.Namespace:
 def names(precisions: list[str], device: torch.device) -> list[Key]:
     """Who races: the published code in each precision that it has, var_ext in all, on a GPU also as a graph."""
     graphs = [("var_ext graph", p) for p in precisions] if device.type == "cuda" else []
-    return (
-        [("published", p) for p in precisions if p != "int8"] + [("var_ext", p) for p in precisions] + graphs
-    )
+    published = [("published", p) for p in precisions if p != "int8"]
+    shared = [
+        ("var_ext shared", p) for p in precisions if p == "fp32"
+    ]  # the model's weights, not a packed copy
+    return published + shared + [("var_ext", p) for p in precisions] + graphs
 
 
 # ---------------------------------------------------------------------- answers
@@ -196,6 +198,9 @@ def main() -> None:
     for row in rows:
         key = (row["who"], row["precision"])
         row["memory"] = None if options.no_memory else memory(options, key, row["batch"])
+        if row["who"] == "var_ext" and not options.no_memory:
+            released = ("var_ext released", row["precision"])
+            row["released"] = memory(options, released, row["batch"])
     model = dict(depth=options.depth, parameters=parameters, tiny=options.tiny, flash_attn=flash)
     report = dict(
         about=about(device), model=model, options=OPTIONS, laps=options.laps, answers=answers, rows=rows

@@ -13,7 +13,7 @@ from var_ext import ops
 from var_ext.engine.layers import Layer, is_plain, linear, release
 from var_ext.engine.precision import Precision
 
-LARGEST_KEPT = 2**30  # bytes of keys and values that stay between samplings
+LARGEST_KEPT = 2**27  # bytes of keys and values that stay between samplings; more would be missed in decoding
 
 
 class Modulation(NamedTuple):
