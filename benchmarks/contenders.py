@@ -137,7 +137,7 @@ class Fast:
     def __init__(self, var: nn.Module, precision: str, keep: str = "packed") -> None:
         dtype = None if keep == "shared" else precision
         self.fast = var_ext.accelerate(var, dtype=dtype, release=keep == "released")
-        self.engine = self.fast.sampler.engine
+        self.engine = self.fast.engine
 
     def draw(
         self, labels: Tensor, seed: int, *, watch: Watch | None = None, forced: Sequence[Tensor] | None = None

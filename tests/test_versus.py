@@ -217,6 +217,7 @@ def test_vs_official(checkout: Path, tmp_path: Path) -> None:
     report = json.loads(out.read_text(encoding="utf-8"))
     assert [(row["who"], row["precision"], row["batch"]) for row in report["rows"]] == [
         ("published", "fp32", 2),
+        ("var_ext shared", "fp32", 2),
         ("var_ext", "fp32", 2),
     ]
     for row in report["rows"]:
@@ -235,7 +236,7 @@ def test_wrong_answers_are_not_timed(checkout: Path, tmp_path: Path) -> None:
     out = tmp_path / "official.json"
     done = run("vs_official", "--official", checkout, "--tiny", "--precisions", "fp32", "--json", out)
     assert done.returncode == 1 and not out.exists()
-    assert "not timed, for the answers of var_ext are wrong:\nvar_ext fp32: " in done.stderr
+    assert "not timed, for the answers of var_ext are wrong:\nvar_ext shared fp32: " in done.stderr
 
 
 def test_the_graph_stands_beside_the_same_sampler_without_it(checkout: Path) -> None:
@@ -246,7 +247,7 @@ def test_the_graph_stands_beside_the_same_sampler_without_it(checkout: Path) -> 
     var = contenders.published_model(checkout, 1, CPU, tiny=True)
     keys = vs_official.names(["fp32", "bf16"], torch.device("cuda"))
     assert keys[-2:] == [("var_ext graph", "fp32"), ("var_ext graph", "bf16")]
-    assert len(vs_official.names(["fp32", "int8"], CPU)) == 3
+    assert len(vs_official.names(["fp32", "int8"], CPU)) == 4
     graphed = {("var_ext graph", "fp32"): contenders.make("var_ext graph", var, "fp32")}
     (row,) = vs_official.compare(graphed, contenders.Published(var, "fp32"), 2)
     assert (row["tokens"], row["psnr"]) == (1, 200)

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from var_ext.engine import Engine, precision_in_force, published_sample
+from var_ext.engine import Engine, Precision, precision_in_force, published_sample
 from var_ext.files import CheckpointError
 from var_ext.folder import build_vae, build_var, fill
 from var_ext.models import VAR
@@ -30,8 +30,19 @@ class Accelerated:
     def __init__(self, var: VAR, dtype: str | torch.dtype | None, release: bool) -> None:
         self.var, self._follows = var, dtype is None
         self.num_classes = var.num_classes
+        self._shared: dict[Precision, Engine] = {}
         own = precision_in_force(var.head.weight) if dtype is None else None
         self.sampler = Sampler(var.vae_proxy[0], var, precision=own.dtype if own else dtype, release=release)
+
+    @property
+    def engine(self) -> Engine:
+        """What draws now: the sampler's, or in the model's or autocast's precision one that shares weights."""
+        if not self._follows:
+            return self.sampler.engine
+        precision = precision_in_force(self.var.head.weight)
+        if precision not in self._shared:
+            self._shared = {precision: Engine(self.var, precision, pack=False)}  # one: casts take memory
+        return self._shared[precision]
 
     @torch.no_grad()
     def autoregressive_infer_cfg(
@@ -61,11 +72,8 @@ class Accelerated:
             ValueError: a label or an option is out of range, labels or seeds are not (B,) integers, or both g_seed and
                 seeds are given.
         """
-        engine = self.sampler.engine
-        if self._follows:  # the model's own precision or autocast's: weights shared, none packed
-            engine = Engine(self.var, precision_in_force(self.var.head.weight), pack=False)
         images, tokens = published_sample(
-            engine,
+            self.engine,
             B,
             label_B,
             g_seed,
