@@ -81,3 +81,15 @@ def test_other_models_are_told_what_is_missing():
         var_ext.accelerate(model)
     with pytest.raises(ValueError, match="precision must be one of fp32, bf16, fp16, int8, got 'fp8'"):
         var_ext.accelerate(published(), "fp8")
+
+
+def test_weights_are_released_on_request():
+    model = published()
+    expected = var_ext.accelerate(model, "bf16").autoregressive_infer_cfg(**ARGUMENTS)
+    fast = var_ext.accelerate(model, "bf16", release=True)
+    for _ in range(2):  # nothing is packed a second time
+        assert torch.equal(fast.autoregressive_infer_cfg(**ARGUMENTS), expected)
+    left = sum(p.numel() for p in (*model.blocks.parameters(), *model.vae_proxy[0].decoder.parameters()))
+    assert left < 10_000 and model.head.weight.numel() == 0
+    with pytest.raises(ValueError, match="release needs a dtype, got None"):
+        var_ext.accelerate(published(), release=True)
