@@ -93,3 +93,21 @@ def test_weights_are_released_on_request():
     assert left < 10_000 and model.head.weight.numel() == 0
     with pytest.raises(ValueError, match="release needs a dtype, got None"):
         var_ext.accelerate(published(), release=True)
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float64])
+def test_weights_of_another_dtype_are_shared_as_they_are(dtype):
+    model = published().to(dtype)
+    fast = var_ext.accelerate(model)
+    assert fast.var.head.weight.data_ptr() == model.head.weight.data_ptr()
+    assert fast.engine.precision.dtype == dtype
+    expected = model.autoregressive_infer_cfg(**ARGUMENTS)
+    assert torch.equal(fast.autoregressive_infer_cfg(**ARGUMENTS), expected)
+    assert fast.sampler(1, 2).isfinite().all()
+
+
+def test_a_sampler_that_released_weights_stays_where_it_is():
+    fast = var_ext.accelerate(published(), "bf16", release=True)
+    fast.sampler(1, 2)
+    with pytest.raises(RuntimeError, match="released and cannot be moved: load them again"):
+        fast.sampler.to("cpu")

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from var_ext.engine import Engine, Precision, precision_in_force, published_sample
+from var_ext.engine import PRECISIONS, Engine, Precision, precision_in_force, published_sample
 from var_ext.files import CheckpointError
 from var_ext.folder import build_vae, build_var, fill
 from var_ext.models import VAR
@@ -31,8 +31,10 @@ class Accelerated:
         self.var, self._follows = var, dtype is None
         self.num_classes = var.num_classes
         self._shared: dict[Precision, Engine] = {}
-        own = precision_in_force(var.head.weight) if dtype is None else None
-        self.sampler = Sampler(var.vae_proxy[0], var, precision=own.dtype if own else dtype, release=release)
+        if dtype is None:
+            dtype = precision_in_force(var.head.weight).name
+            dtype = dtype if dtype in PRECISIONS else "fp32"
+        self.sampler = Sampler(var.vae_proxy[0], var, precision=dtype, release=release)
 
     @property
     def engine(self) -> Engine:
@@ -91,8 +93,9 @@ def accelerate(
 ) -> Accelerated:
     """A faster twin of a published VAR model, on the same weights.
 
-    The weights are shared: what changes them later, in training for instance, changes the twin. Nothing of the
-    published code is imported; its instance is read by its attributes and the names of its entries.
+    The parameters are shared: what changes them in place later, in training for instance, changes the twin (see
+    `Sampler.refresh` for writes through `.data`). Nothing of the published code is imported; its instance is read by
+    its attributes and the names of its entries.
 
     Args:
         model: an instance of the published `VAR`, as `build_vae_var` of the published code returns it.
@@ -120,11 +123,11 @@ def accelerate(
         ):
             vae_config[name] = getattr(quantize, attribute, vae_config.get(name))
         own_vae = build_vae({k: v for k, v in vae_config.items() if v is not None}, "the tokenizer")
-        fill(own_vae, vae_entries, "the tokenizer")
+        fill(own_vae, vae_entries, "the tokenizer", cast=False)
         var_config = deduce_var(var_entries, "the model", patch_nums=patch_nums, num_heads=heads)
         var_config["norm_eps"] = model.blocks[0].ln_wo_grad.eps  # type: ignore[index,union-attr]
         own = build_var(own_vae, var_config, "the model")
-        fill(own, var_entries, "the model")
+        fill(own, var_entries, "the model", cast=False)
     except (CheckpointError, AttributeError) as error:
         raise TypeError(f"accelerate takes the published VAR, but {error}") from error
     return Accelerated(own, dtype, release)

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from var_ext.engine import Engine, SeededDraw, named_precision
+from var_ext.engine.draw import guided_logits
 from var_ext.sampling import Sampler
 
 PARTS = ("transformer", "draw", "step")  # of a scale, in their order
@@ -21,7 +22,8 @@ PARTS = ("transformer", "draw", "step")  # of a scale, in their order
 class Timing:
     """Median wall-clock seconds of drawing a batch once.
 
-    `scales[k]` is the transformer at scale k with its head; `draws` guidance and drawing, `steps` the quantizer's
+    On a GPU the whole is the captured graph, the parts are without it. `scales[k]` is the transformer at scale k with
+    its head; `draws` guidance and drawing, `steps` the quantizer's
     residual steps.
     """
 
@@ -139,8 +141,10 @@ def deviation(sampler: Sampler, precision: str, *, images: int = 8) -> Deviation
     """Draws `images` in fp32, then has `precision` predict and decode the same tokens.
 
     Raises:
-        ValueError: the device has no such precision.
+        ValueError: the device has no such precision, or the sampler has released its models' weights.
     """
+    if sampler.engine.release:
+        raise ValueError("a sampler that releases weights cannot be compared: fp32 needs them")
     device, options = sampler.device, sampler.options()
     labels = torch.arange(images, device=device) % sampler.num_classes
     seeds = torch.arange(images, device=device)
@@ -176,10 +180,7 @@ class _Forced:
 
     def __call__(self, logits: Tensor, k: int, cfg: float | Tensor | None) -> Tensor:
         codes = self.inner(logits, k, cfg)
-        logits = logits.float()
-        if cfg is not None:
-            cond, uncond = logits.chunk(2)
-            logits = (1 + cfg) * cond - cfg * uncond
+        logits = guided_logits(logits.float(), cfg)
         self.logits.append(logits)
         if self.forced is None:
             return codes

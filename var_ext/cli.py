@@ -52,7 +52,11 @@ def main() -> None:
 )
 @sampling_options
 @control_options
-@click.option("--batch-size", type=click.IntRange(min=1), help="Images drawn at once.  [default: what fits]")
+@click.option(
+    "--batch-size",
+    type=click.IntRange(min=1),
+    help="Images drawn at once.  [default: what fits; of exports 32]",
+)
 @precision_option
 @images_option
 @click.option("--quiet", is_flag=True, help="No progress bar.")

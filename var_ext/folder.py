@@ -147,12 +147,15 @@ def build_var(vae: VQVAE, config: Mapping[str, Any], source: str) -> VAR:
         raise CheckpointError(f'"var" of {source} must be arguments of VAR, but: {error}') from error
 
 
-def fill(model: torch.nn.Module, entries: Mapping[str, torch.Tensor], source: str) -> None:
+def fill(
+    model: torch.nn.Module, entries: Mapping[str, torch.Tensor], source: str, *, cast: bool = True
+) -> None:
     """Gives a model on the meta device its entries: all of them, none besides, each of its shape.
 
     Args:
         entries: name -> tensor; floating-point ones are brought to the model's dtype, others must have it.
         source: what to call the entries in an error.
+        cast: False takes floating-point entries as they are: parameters are then shared with `entries`.
 
     Raises:
         CheckpointError: names the first entries that are missing, unexpected or of another shape or kind.
@@ -177,7 +180,7 @@ def fill(model: torch.nn.Module, entries: Mapping[str, torch.Tensor], source: st
         raise CheckpointError(
             f"{source} must have the {len(wanted)} entries of this {type(model).__name__}, but {listed}"
         )
-    converted = {name: tensor.to(wanted[name].dtype) for name, tensor in entries.items()}
+    converted = {name: tensor.to(wanted[name].dtype) if cast else tensor for name, tensor in entries.items()}
     model.load_state_dict(converted, strict=True, assign=True)
     left = [n for n, t in itertools.chain(model.named_parameters(), model.named_buffers()) if t.is_meta]
     if left:

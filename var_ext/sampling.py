@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
-from var_ext import editing
+from var_ext import backend, editing
 from var_ext.editing import KeptCodes, Region
 from var_ext.engine import (
     Engine,
@@ -81,7 +81,8 @@ class Sampler:
         self._make_engine()
 
     def _make_engine(self) -> None:
-        self.precision = named_precision(self._asked or default_precision(self.device), self.device)
+        asked = default_precision(self.device) if self._asked is None else self._asked
+        self.precision = named_precision(asked, self.device)
         self.engine = Engine(self.var, self.precision, pack=True, release=self._release)
         self.graphs = Graphs(self.engine) if self._graph and self.device.type == "cuda" else None
 
@@ -98,14 +99,24 @@ class Sampler:
     @property
     def device(self) -> torch.device:
         """Where the models are."""
-        return self.var.lvl_1L.device
+        return self.var.pos_1LC.device
 
     def to(self, device: torch.device | str) -> Sampler:
-        """Move both models; returns self."""
+        """Move both models; returns self.
+
+        Raises:
+            RuntimeError: their weights were released.
+        """
+        if self.engine.released:
+            raise RuntimeError("the models' weights were released and cannot be moved: load them again")
         self.vae.to(device)
         self.var.to(device)
         self._make_engine()
         return self
+
+    def refresh(self) -> None:
+        """Take the weights anew at the next call: only needed after writes through `.data`, which leave no trace."""
+        self.engine.refresh()
 
     def __call__(
         self,
@@ -251,9 +262,9 @@ class Sampler:
         return drawn()
 
     def scales(self, labels: Integers, seeds: Integers | None = None, **options: Any) -> Tensor:
-        """What each scale adds: the decoded f_hat after it, (K, N, 3, S, S) float32 in [0, 1]; arguments as in a call.
+        """What each scale adds: the decoded f_hat after it, (K, N, 3, S, S) float32 in [0, 1].
 
-        The last of the K is what a call returns.
+        Arguments are as in a call, but all N are drawn as one batch. The last of the K is what a call returns.
         """
         label, seed = self._pairs(labels, seeds)
         chosen = self.options(**options)
@@ -287,7 +298,7 @@ class Sampler:
 
     def _batch_size(self, given: int | None) -> int:
         size = batch_for(self.var, self.precision, self.device, self.memory) if given is None else given
-        if size < 1:
+        if not isinstance(size, int) or size < 1:
             raise ValueError(f"batch_size must be at least 1, got {size}")
         return size
 
@@ -312,7 +323,8 @@ class Sampler:
         try:
             # calls are cheaper in inference mode than under no_grad; what leaves it is copied into ordinary tensors
             with torch.inference_mode():
-                if self.graphs and edit is None:
+                captured = edit is None and backend.use_native("sample_tokens", "cuda")
+                if self.graphs and captured:
                     images, tokens = self.graphs.sample(labels, seeds, options, decode=decode)
                 else:
                     draw = self._draw(seeds, options)

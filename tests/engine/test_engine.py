@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import copy
+import pickle
 from collections import Counter
 
 import pytest
@@ -163,7 +165,16 @@ def test_a_change_of_weights_is_seen(mode):
         pair[0].decoder.conv_out.bias.add_(0.25)
     after = sample(engine)[0]
     pair[0].decoder.conv_out.bias = nn.Parameter(pair[0].decoder.conv_out.bias.detach() + 0.25)
-    assert not torch.equal(sample(engine)[0], after)
+    last = sample(engine)[0]
+    assert not torch.equal(last, after)
+    with torch.no_grad():
+        pair[1].head.weight.data.neg_()  # leaves no trace
+    engine.refresh()
+    assert not torch.equal(sample(engine)[0], last)
+    calls: list[int] = []
+    pair[1].blocks[0].attn.proj.register_forward_hook(lambda *_: calls.append(1))
+    sample(engine)
+    assert len(calls) == 4
 
 
 class Doubled(nn.Linear):
@@ -229,3 +240,42 @@ def test_the_loop_copies_no_cache(pair):
     loop = names[kept[0] :]
     assert len(caches) == len(transformer.blocks)  # one place a block, at every scale
     assert not [name for name in loop if "cat" in name.split(".")[1]]
+
+
+def test_copies_and_pickles_pack_anew(pair):
+    engine = engine_of(pair, "int8")
+    images = sample(engine)[0]
+    for other in (copy.deepcopy(engine), pickle.loads(pickle.dumps(engine))):
+        assert other.var is not engine.var and torch.equal(sample(other)[0], images)
+    released = Engine(pair[1], named_precision("bf16", CPU), pack=True, release=True)
+    copy.deepcopy(released).parts()
+    released.parts()
+    with pytest.raises(TypeError, match="released the model's weights cannot be copied"):
+        copy.deepcopy(released)
+
+
+def test_released_weights_leave_adapters_alone():
+    """What has to be called keeps its weights; what failed halfway says so."""
+    pair = small_pair()
+    pair[1].blocks[0].attn.proj = nn.Sequential(pair[1].blocks[0].attn.proj)  # a wrapper, as adapters are
+    expected = sample(engine_of(pair, "bf16"))[0]
+    engine = Engine(pair[1], named_precision("bf16", CPU), pack=True, release=True)
+    assert torch.equal(sample(engine)[0], expected)
+    assert pair[1].blocks[0].attn.proj[0].weight.numel() and not pair[1].blocks[0].attn.mat_qkv.weight.numel()
+    half, pair[1].head = Engine(small_pair()[1], named_precision("bf16", CPU), pack=True, release=True), None
+    half.vae.decoder = None
+    with pytest.raises(AttributeError):
+        half.parts()
+    with pytest.raises(RuntimeError, match="released before all were packed: load the model again"):
+        half.parts()
+
+
+def test_autocast_around_a_sampling_is_the_callers_between_scales(pair):
+    engine = engine_of(pair, "fp32")
+    options = options_for(engine.schedule)
+    with torch.no_grad(), torch.autocast("cpu", torch.bfloat16):
+        for _ in engine.generate(
+            LABELS, options.cfg, SeededDraw(SEEDS, options, engine.vae.quantize.embedding.weight), guided=0
+        ):
+            assert torch.is_autocast_enabled("cpu")
+    assert not torch.is_autocast_enabled("cpu")

@@ -17,9 +17,11 @@ from var_ext.engine.precision import Precision
 class Decoder:
     """f_hat (B, C, P, P) float32 -> images (B, 3, S, S) float32 in [0, 1]; a tokenizer with the published names."""
 
-    def __init__(self, vae: Any, precision: Precision, pack: bool) -> None:
+    def __init__(self, vae: Any, precision: Precision, pack: bool, free: bool) -> None:
         decoder, self.dtype, side = vae.decoder, precision.dtype, vae.schedule.side
-        conv = partial(convolution, precision=precision, pack=pack)
+        conv, upsample = (
+            partial(make, precision=precision, pack=pack, free=free) for make in (convolution, upsampling)
+        )
         resnet, attention = (partial(make, conv=conv, dtype=self.dtype) for make in (_resnet, _attention))
         self.steps: list[Layer] = [
             conv(vae.post_quant_conv, side=side),
@@ -34,7 +36,7 @@ class Decoder:
                 if len(level.attn):
                     self.steps.append(attention(level.attn[n], side=side))
             if hasattr(level, "upsample"):
-                self.steps.append(upsampling(level.upsample.conv, precision, pack=pack, side=side))
+                self.steps.append(upsample(level.upsample.conv, side=side))
                 side *= 2
         self.steps += [_norm_silu(decoder.norm_out, self.dtype), conv(decoder.conv_out, side=side)]
 

@@ -68,12 +68,13 @@ class SeededDraw:
         )
         if not options.more_smooth:
             return torch.nn.functional.embedding(self.tokens[-1], self.codebook)
-        logits = keep_top(_guided(logits.float(), cfg), options.top_k[k], options.top_p[k])
+        logits = keep_top(guided_logits(logits.float(), cfg), options.top_k[k], options.top_p[k])
         noise = gumbel_noise(self.seeds, k, *logits.shape[1:])
         return _mixture(logits, noise, k / max(len(options.cfg) - 1, 1), self.codebook)
 
 
-def _guided(logits: Tensor, cfg: Guidance) -> Tensor:
+def guided_logits(logits: Tensor, cfg: Guidance) -> Tensor:
+    """(1 + cfg) cond - cfg uncond of the two halves (2B, l, V), or without cfg the logits (B, l, V) themselves."""
     if cfg is None:
         return logits
     cond, uncond = logits.chunk(2)
@@ -110,7 +111,7 @@ class PublishedDraw:
 
     def __call__(self, logits: Tensor, k: int, cfg: Guidance) -> Tensor:
         options, ratio = self.options, self.schedule.ratio(k)
-        logits = _guided(logits.float(), cfg) / options.temperature[k]
+        logits = guided_logits(logits.float(), cfg) / options.temperature[k]
         logits = keep_top(logits, options.top_k[k], options.top_p[k])  # (B, l, V)
         drawn = logits.softmax(dim=-1).flatten(0, 1).multinomial(1, replacement=True, generator=self.rng)
         self.tokens.append(drawn.view(logits.shape[:2]))

@@ -7,11 +7,11 @@ from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from var_ext.engine.decoder import Decoder
 from var_ext.engine.draw import Draw, Guidance
-from var_ext.engine.layers import release
+from var_ext.engine.layers import is_plain
 from var_ext.engine.options import Options
 from var_ext.engine.precision import Precision
 from var_ext.engine.transformer import Modulation, Transformer
@@ -20,10 +20,14 @@ Edit = Callable[[Tensor, int], Tensor]  # codes (B, l, Cvae) and scale index -> 
 Mark = Callable[[str, int], None]  # the end of a part of scale k
 
 
+DECODED_AT_ONCE = 16  # images, on a GPU
+
+
 class Engine:
     """Runs a transformer and its tokenizer, both with the published names of parts.
 
-    Weights are cast, packed or quantized when first needed, and again after a change to the model's own.
+    Weights are cast, packed or quantized when first needed, and again after a change to the model's own that torch has
+    a record of; see `refresh`.
 
     Args:
         var: the transformer; `var.vae_proxy[0]` is its tokenizer.
@@ -41,22 +45,59 @@ class Engine:
         self._transformer: Transformer | None = None
         self._decoder: Decoder | None = None
         self._made_of: tuple[Any, ...] = ()
+        self.builds = 0  # how often weights were packed
+
+    def __getstate__(self) -> dict[str, Any]:
+        """For copies and pickles: packed weights stay behind and are made anew."""
+        if self.released:
+            raise TypeError("an engine that has released the model's weights cannot be copied or pickled")
+        return {**self.__dict__, "_transformer": None, "_decoder": None, "_made_of": ()}
+
+    @property
+    def released(self) -> bool:
+        """Whether the model's own weights are gone."""
+        return self.release and self.builds > 0
+
+    def refresh(self) -> None:
+        """Packs the weights anew at the next call: after writes through `.data`, which leave no trace."""
+        if not self.released:
+            self._transformer = self._decoder = None
 
     def parts(self) -> tuple[Transformer, Decoder]:
         """Transformer and decoder of the model's present weights."""
-        if self.release and self._transformer is not None and self._decoder is not None:
+        if self._transformer and self._decoder and (self.release or self._is_fresh()):
             return self._transformer, self._decoder
-        made_of = tuple(_identity(p) for model in (self.var, self.vae) for p in model.parameters())
-        if self._transformer is None or self._decoder is None or made_of != self._made_of:
-            self._transformer = self._decoder = None  # the old ones go before the new ones come
-            # ordinary tensors serve calls in inference mode and out of it
-            with torch.inference_mode(False), torch.no_grad(), _no_autocast(self.device):
-                self._transformer = Transformer(self.var, self.precision, self.pack, self.release)
-                self._decoder = Decoder(self.vae, self.precision, self.pack)
-                if self.release:
-                    release(self.vae.decoder)
-            self._made_of = made_of
-        return self._transformer, self._decoder
+        if self.released:
+            raise RuntimeError(
+                "the model's weights were released before all were packed: load the model again"
+            )
+        self._transformer = self._decoder = None  # the old ones go before the new ones come
+        self.builds += 1
+        # held on to, so that no other tensor comes to lie where they lay
+        self._made_of = () if self.release else self._present()
+        # ordinary tensors serve calls in inference mode and out of it
+        with torch.inference_mode(False), torch.no_grad(), _no_autocast(self.device):
+            transformer = Transformer(self.var, self.precision, self.pack, self.release)
+            decoder = Decoder(self.vae, self.precision, self.pack, self.release)
+        self._transformer, self._decoder = transformer, decoder
+        return transformer, decoder
+
+    def _present(self) -> tuple[Any, ...]:
+        """The model's parameters with their versions, and which layers are plain."""
+        models = (self.var, self.vae)
+        parameters = [
+            (p.detach(), 0 if p.is_inference() else p._version)
+            for model in models
+            for p in model.parameters()
+        ]
+        layers = [m for model in models for m in model.modules() if isinstance(m, nn.Linear | nn.Conv2d)]
+        return parameters, [(type(m), is_plain(m, type(m))) for m in layers]
+
+    def _is_fresh(self) -> bool:
+        if not self._made_of:
+            return False
+        (old, plain), (new, now) = self._made_of, self._present()
+        return plain == now and len(old) == len(new) and all(map(_same, old, new))
 
     @property
     def device(self) -> torch.device:
@@ -95,9 +136,8 @@ class Engine:
         guided: int,
         edit: Edit | None = None,
         mark: Mark | None = None,
-        finest: int | None = None,
     ) -> Iterator[Tensor]:
-        """f_hat (B, Cvae, P, P) float32 after each scale; the same memory or not, the last one is the result.
+        """f_hat (B, Cvae, P, P) float32 after each scale; the last one is the result.
 
         Args:
             labels: (B,) int64.
@@ -106,43 +146,42 @@ class Engine:
             guided: how many of the first scales compute the unconditional half; no guidance after them.
             edit: changes codes before they enter f_hat.
             mark: told when the "transformer", the "draw" and the "step" of a scale are done.
-            finest: stop after this scale.
         """
         transformer, _ = self.parts()
         batch, schedule = len(labels), self.schedule
         quantize = self.vae.quantize
         rows = 2 * batch if guided else batch
-        with _no_autocast(self.device), transformer.cache(rows, schedule.num_tokens) as cache:
-            classes = torch.cat((labels, torch.full_like(labels, self.var.num_classes)))[:rows]
-            cond = transformer.condition(classes)  # (rows, C)
-            x = transformer.first(cond)
-            modulations, *head = transformer.modulations(cond)
-            f_hat = torch.zeros(
-                batch, self.var.Cvae, schedule.side, schedule.side, dtype=torch.float32, device=self.device
-            )
+        with transformer.cache(rows, schedule.num_tokens) as cache:
+            with _no_autocast(self.device):
+                classes = torch.cat((labels, torch.full_like(labels, self.var.num_classes)))[:rows]
+                cond = transformer.condition(classes)  # (rows, C)
+                x = transformer.first(cond)
+                modulations, *head = transformer.modulations(cond)
+            shape = (batch, self.var.Cvae, schedule.side, schedule.side)
+            f_hat = torch.zeros(shape, dtype=torch.float32, device=self.device)
             for k, side in enumerate(schedule.patch_nums):
-                if k == guided and rows > batch:  # from here on the unconditional half serves nothing
-                    rows, x, cache = batch, x[:batch], cache[:, :, :batch]
-                    modulations = [Modulation(*(vector[:batch] for vector in m)) for m in modulations]
-                    head = [vector[:batch] for vector in head]
-                offset = schedule.slices[k].start
-                hidden = transformer(x, modulations, (head[0], head[1]), cache, offset)  # (rows, l, C)
-                logits, t = self._logits(transformer, hidden, batch, cfg[k] if k < guided else None)
-                if mark:
-                    mark("transformer", k)
-                codes = draw(logits, k, t)  # (B, l, Cvae)
-                if edit:
-                    codes = edit(codes, k)
-                if mark:
-                    mark("draw", k)
-                grid = codes.transpose(1, 2).reshape(batch, self.var.Cvae, side, side)
-                f_hat, pooled = quantize.get_next_autoregressive_input(k, len(schedule), f_hat, grid)
-                if mark:
-                    mark("step", k)
+                with _no_autocast(self.device):  # not around the yield: there the caller's holds
+                    if k == guided and rows > batch:  # from here on the unconditional half serves nothing
+                        rows, x, cache = batch, x[:batch], cache[:, :, :batch]
+                        modulations = [Modulation(*(vector[:batch] for vector in m)) for m in modulations]
+                        head = [vector[:batch] for vector in head]
+                    offset = schedule.slices[k].start
+                    hidden = transformer(x, modulations, (head[0], head[1]), cache, offset)  # (rows, l, C)
+                    logits, t = self._logits(transformer, hidden, batch, cfg[k] if k < guided else None)
+                    if mark:
+                        mark("transformer", k)
+                    codes = draw(logits, k, t)  # (B, l, Cvae)
+                    if edit:
+                        codes = edit(codes, k)
+                    if mark:
+                        mark("draw", k)
+                    grid = codes.transpose(1, 2).reshape(batch, self.var.Cvae, side, side)
+                    f_hat, pooled = quantize.get_next_autoregressive_input(k, len(schedule), f_hat, grid)
+                    if mark:
+                        mark("step", k)
+                    if k + 1 < len(schedule):
+                        x = transformer.embed(pooled, schedule.slices[k + 1], rows)
                 yield f_hat
-                if k == (len(schedule) - 1 if finest is None else finest):
-                    return
-                x = transformer.embed(pooled, schedule.slices[k + 1], rows)
 
     def _logits(
         self, transformer: Transformer, hidden: Tensor, batch: int, t: Guidance
@@ -160,14 +199,10 @@ class Engine:
             return transformer.head((cond + weight * (cond - uncond)).to(hidden.dtype)), None
         return transformer.head(torch.lerp(uncond, cond, 1 + t)), None  # guidance commutes with a linear head
 
-    def decode(self, f_hat: Tensor, *, at_once: int | None = None) -> Tensor:
-        """Images (B, 3, S, S) float32 in [0, 1].
-
-        Args:
-            at_once: how many images to decode in one go; None: on the CPU one, where more are no faster.
-        """
+    def decode(self, f_hat: Tensor) -> Tensor:
+        """Images (B, 3, S, S) float32 in [0, 1]; on the CPU one after the other, where more at once are no faster."""
         decoder = self.parts()[1]
-        size = at_once or (1 if f_hat.device.type == "cpu" else 16)
+        size = 1 if f_hat.device.type == "cpu" else DECODED_AT_ONCE
         side = self.vae.image_size
         images = f_hat.new_empty(len(f_hat), 3, side, side)
         with _no_autocast(self.device):
@@ -176,9 +211,9 @@ class Engine:
         return images
 
 
-def _identity(parameter: Tensor) -> tuple[Any, ...]:
-    version = 0 if parameter.is_inference() else parameter._version
-    return parameter.data_ptr(), version, parameter.dtype, parameter.device
+def _same(old: tuple[Tensor, int], new: tuple[Tensor, int]) -> bool:
+    a, b = old[0], new[0]
+    return old[1] == new[1] and a.data_ptr() == b.data_ptr() and (a.dtype, a.device) == (b.dtype, b.device)
 
 
 def _no_autocast(device: torch.device) -> torch.autocast:

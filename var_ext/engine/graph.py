@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections import OrderedDict
 from collections.abc import Callable
+from contextlib import nullcontext
 from dataclasses import dataclass
 from typing import Any
 
@@ -33,7 +34,7 @@ def capture_cuda_graph(run: Callable[[], Outputs]) -> tuple[Callable[[], None], 
         run()  # libraries choose their algorithms and allocate outside the capture
     torch.cuda.current_stream().wait_stream(aside)
     graph = torch.cuda.CUDAGraph()
-    with torch.cuda.graph(graph):
+    with torch.cuda.graph(graph, capture_error_mode="thread_local"):  # other threads may allocate
         outputs = run()
     return graph.replay, outputs
 
@@ -56,7 +57,7 @@ class Inputs:
         return cls(each, each.clone(), table, table.to(torch.int64), table.clone())
 
     def fill(self, labels: Tensor, seeds: Tensor, options: Options) -> None:
-        """Writes the values of a call; nothing is waited for."""
+        """Writes the values of a call."""
         self.labels.copy_(labels)
         self.seeds.copy_(seeds)
         for target, values in (
@@ -65,6 +66,16 @@ class Inputs:
             (self.top_p, options.top_p),
         ):
             target.copy_(torch.tensor(values, dtype=target.dtype)[:, None].expand_as(target))
+
+
+@dataclass
+class Captured:
+    """A graph and the memory that it reads and writes."""
+
+    inputs: Inputs
+    replay: Callable[[], None]
+    outputs: Outputs
+    codebook: Tensor
 
 
 class Graphs:
@@ -77,26 +88,37 @@ class Graphs:
 
     def __init__(self, engine: Engine, capture: Capture = capture_cuda_graph) -> None:
         self.engine, self.capture = engine, capture
-        self._kept: OrderedDict[tuple[Any, ...], tuple[Inputs, Callable[[], None], Outputs]] = OrderedDict()
+        self._kept: OrderedDict[tuple[Any, ...], Captured] = OrderedDict()
+        self._weights = 0  # the engine's build that they belong to
 
     def sample(self, labels: Tensor, seeds: Tensor, options: Options, *, decode: bool = True) -> Outputs:
         """As `Engine.sample` with a `SeededDraw`: images (B, 3, S, S), tokens (B, L); copies, so that they last."""
+        with torch.cuda.device(labels.device) if labels.is_cuda else nullcontext():
+            return self._sampled(labels, seeds, options, decode)
+
+    def __getstate__(self) -> dict[str, Any]:
+        """For copies and pickles: graphs stay behind."""
+        return {**self.__dict__, "_kept": OrderedDict()}
+
+    def _sampled(self, labels: Tensor, seeds: Tensor, options: Options, decode: bool) -> Outputs:
         mixed = (options.top_k, options.top_p) if options.more_smooth else ()
-        weights = self.engine.parts()  # a change of weights makes new parts, and so new graphs
-        key = (len(labels), options.guided, options.temperature, mixed, decode, *map(id, weights))
+        self.engine.parts()
+        if self._weights != self.engine.builds:  # the graphs read memory that is gone
+            self._kept.clear()
+            self._weights = self.engine.builds
+        key = (len(labels), options.guided, options.temperature, mixed, decode)
         if key not in self._kept:
             while len(self._kept) >= KEPT:
                 self._kept.popitem(last=False)
             self._kept[key] = self._captured(labels, seeds, options, decode)
         self._kept.move_to_end(key)
-        inputs, replay, (images, tokens) = self._kept[key]
-        inputs.fill(labels, seeds, options)
-        replay()
+        captured = self._kept[key]
+        captured.inputs.fill(labels, seeds, options)
+        captured.replay()
+        images, tokens = captured.outputs
         return images.clone(), tokens.clone()
 
-    def _captured(
-        self, labels: Tensor, seeds: Tensor, options: Options, decode: bool
-    ) -> tuple[Inputs, Callable[[], None], Outputs]:
+    def _captured(self, labels: Tensor, seeds: Tensor, options: Options, decode: bool) -> Captured:
         engine, codebook = self.engine, self.engine.vae.quantize.embedding.weight.detach().float()
         inputs = Inputs.empty(len(labels), len(options.cfg), engine.device)
         inputs.fill(labels, seeds, options)
@@ -105,4 +127,4 @@ class Graphs:
             draw = SeededDraw(inputs.seeds, options, codebook, inputs)
             return engine.sample(inputs.labels, options, draw, decode=decode, cfg=list(inputs.cfg))
 
-        return inputs, *self.capture(run)
+        return Captured(inputs, *self.capture(run), codebook)

@@ -34,12 +34,19 @@ def is_plain(module: nn.Module, kind: type[nn.Module]) -> bool:
 
 
 def linear(
-    module: nn.Module, precision: Precision, *, pack: bool, bias: bool = True, int8: bool = True
+    module: nn.Module,
+    precision: Precision,
+    *,
+    pack: bool,
+    free: bool = False,
+    bias: bool = True,
+    int8: bool = True,
 ) -> Layer:
     """A layer (..., N) -> (..., M) in `precision`, from an `nn.Linear` or what stands in its place.
 
     Args:
         pack: keep a copy of the weight laid out for oneDNN (CPU); else use the weight, cast if need be.
+        free: let go of the module's own weight once there is a copy.
         bias: add it; False where the caller does.
         int8: let it be quantized if the precision says so.
     """
@@ -49,12 +56,21 @@ def linear(
     assert isinstance(module, nn.Linear)
     weight, own = module.weight.detach(), module.bias if bias else None
     added = None if own is None else own.detach().to(precision.dtype)
+    layer: Layer
     if precision.int8 and int8:
-        return Int8Linear(weight, added, precision.dtype)
-    weight = weight.to(precision.dtype)
-    if pack and weight.device.type == "cpu" and _has_packed_layers(weight.dtype):
-        return PackedLinear(weight, added)
-    return lambda x: F.linear(x, weight, added)
+        layer = Int8Linear(weight, added, precision.dtype)
+    elif pack and weight.device.type == "cpu" and _has_packed_layers(precision.dtype):
+        layer = PackedLinear(weight.to(precision.dtype), added)
+    else:
+        cast = weight.to(precision.dtype)
+        free, layer = free and cast is not weight, lambda x: F.linear(x, cast, added)
+    if free:
+        _let_go(module)
+    return layer
+
+
+def _let_go(module: nn.Linear | nn.Conv2d) -> None:
+    module.weight.data = module.weight.data.new_empty(0)
 
 
 def _has_packed_layers(dtype: torch.dtype) -> bool:
@@ -125,29 +141,37 @@ class Int8Linear:
         return y.mul_(scale) if self.bias is None else torch.addcmul(self.bias, y, scale, out=y)
 
 
-def convolution(module: nn.Conv2d, precision: Precision, *, pack: bool, side: int) -> Layer:
+def convolution(
+    module: nn.Conv2d, precision: Precision, *, pack: bool, free: bool = False, side: int
+) -> Layer:
     """A convolution (B, C, H, W) -> (B, C', H', W') in `precision`, channels last, from an `nn.Conv2d` or what stands
     in its place.
 
     Args:
-        pack: as for `linear`.
+        pack, free: as for `linear`.
         side: H and W for which oneDNN is asked to lay out the weight; other sizes work as well.
     """
     if not is_plain(module, nn.Conv2d):
         return Called(module, precision.dtype)
-    weight, bias = _weights(module, precision)
-    stride, padding, dilation, groups = module.stride, module.padding, module.dilation, module.groups
-    if pack and weight.device.type == "cpu" and _has_packed_layers(weight.dtype):
-        shape = [1, weight.shape[1] * groups, side, side]
+    own, bias = module.weight.detach(), _bias(module, precision)
+    weight, where = own.to(precision.dtype), own.device.type
+    geometry: Any = (module.padding, module.stride, module.dilation, module.groups)
+    layer: Layer
+    if pack and where == "cpu" and _has_packed_layers(weight.dtype):
+        shape = [1, weight.shape[1] * module.groups, side, side]
         weight = weight.contiguous(memory_format=torch.channels_last)
-        packed = torch.ops.mkldnn._reorder_convolution_weight(
-            weight, padding, stride, dilation, groups, shape
-        )
-        rest: Any = (bias, padding, stride, dilation, groups, "none", [], "")
-        return lambda x: torch.ops.mkldnn._convolution_pointwise(x, packed, *rest)
-    if weight.device.type == "cuda":  # cuDNN would bring it to this layout at each call
-        weight = weight.contiguous(memory_format=torch.channels_last)
-    return lambda x: F.conv2d(x, weight, bias, stride, padding, dilation, groups)
+        packed = torch.ops.mkldnn._reorder_convolution_weight(weight, *geometry, shape)
+        rest: Any = (bias, *geometry, "none", [], "")
+        layer = lambda x: torch.ops.mkldnn._convolution_pointwise(x, packed, *rest)  # noqa: E731
+    else:
+        if where == "cuda":  # cuDNN would bring it to this layout at each call
+            weight = weight.contiguous(memory_format=torch.channels_last)
+        kept, (padding, stride, dilation, groups) = weight, geometry
+        free = free and kept.data_ptr() != own.data_ptr()
+        layer = lambda x: F.conv2d(x, kept, bias, stride, padding, dilation, groups)  # noqa: E731
+    if free:
+        _let_go(module)
+    return layer
 
 
 def spread_taps(weight: Tensor, dim: int) -> Tensor:
@@ -156,24 +180,29 @@ def spread_taps(weight: Tensor, dim: int) -> Tensor:
     return torch.stack([after, here + after, before + here, before], dim)
 
 
-def upsampling(module: nn.Conv2d, precision: Precision, *, pack: bool, side: int) -> Layer:
+def upsampling(
+    module: nn.Conv2d, precision: Precision, *, pack: bool, free: bool = False, side: int
+) -> Layer:
     """Nearest-neighbour x2 and a 3x3 convolution as one transposed 4x4 convolution: 16 of 36 products.
 
     Args:
-        pack, side: as for `convolution`; `side` before doubling.
+        pack, free, side: as for `convolution`; `side` before doubling.
     """
     if not is_plain(module, nn.Conv2d):
         called = Called(module, precision.dtype)
         return lambda x: called(F.interpolate(x, scale_factor=2, mode="nearest"))
-    bias = None if module.bias is None else module.bias.detach().to(precision.dtype)
+    bias = _bias(module, precision)
 
     def taps() -> Tensor:  # (C_in, C_out, 4, 4), added up in float32
         spread = spread_taps(spread_taps(module.weight.detach().float(), 2), 3).transpose(0, 1)
-        return spread.to(precision.dtype).clone(memory_format=torch.contiguous_format)
+        layout = torch.channels_last if spread.is_cuda else torch.contiguous_format
+        return spread.to(precision.dtype).clone(memory_format=layout)
 
     if not pack:  # no copy that outlasts the call
         return lambda x: F.conv_transpose2d(x, taps(), bias, stride=2, padding=1)
     weight = taps()
+    if free:
+        _let_go(module)
     if weight.device.type == "cpu" and _has_packed_layers(weight.dtype):
         shape = [1, weight.shape[0], side, side]
         ones, twos, none = [1, 1], [2, 2], [0, 0]
@@ -185,15 +214,5 @@ def upsampling(module: nn.Conv2d, precision: Precision, *, pack: bool, side: int
     return lambda x: F.conv_transpose2d(x, weight, bias, stride=2, padding=1)
 
 
-def _weights(module: nn.Conv2d, precision: Precision) -> tuple[Tensor, Tensor | None]:
-    bias = None if module.bias is None else module.bias.detach().to(precision.dtype)
-    return module.weight.detach().to(precision.dtype), bias
-
-
-def release(module: nn.Module) -> None:
-    """Frees the weights of the plain linear layers and convolutions in `module`."""
-    for part in module.modules():
-        if is_plain(part, nn.Linear) or is_plain(part, nn.Conv2d):
-            weight = part.weight
-            assert isinstance(weight, nn.Parameter)
-            weight.data = weight.data.new_empty(0)
+def _bias(module: nn.Conv2d, precision: Precision) -> Tensor | None:
+    return None if module.bias is None else module.bias.detach().to(precision.dtype)

@@ -21,13 +21,17 @@ def bytes_per_image(var: Any, precision: Precision) -> int:
     last = max(schedule.lengths)
     vae = var.vae_proxy[0]
     features, pixels = var.Cvae * schedule.side**2, 3 * vae.image_size**2
-    return size * 2 * (cache + last * hidden) + 4 * (2 * last * var.V + 4 * features + 2 * pixels)
+    bytes_ = size * 2 * (cache + last * hidden) + 4 * (2 * last * var.V + 4 * features + 2 * pixels)
+    if var.pos_1LC.is_cuda:  # decoded many at once there: four maps of full size
+        bytes_ += size * 4 * vae.decoder.norm_out.num_channels * vae.image_size**2
+    return bytes_
 
 
 def budget(device: torch.device) -> int:
     """Half of the memory that is free on the device, in bytes."""
     if device.type == "cuda":
-        return torch.cuda.mem_get_info(device)[0] // 2
+        cached = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)  # torch's own, free
+        return (torch.cuda.mem_get_info(device)[0] + cached) // 2
     try:
         lines = Path("/proc/meminfo").read_text().splitlines()
         return int(next(line for line in lines if line.startswith("MemAvailable")).split()[1]) * 1024 // 2

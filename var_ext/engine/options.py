@@ -60,11 +60,11 @@ def options_for(
     if not isinstance(cfg, Sequence):
         ramp = [t * schedule.ratio(k) for k, t in enumerate(ramp)]
     if cfg_until is not None:
-        if not 0 <= cfg_until <= count:
+        if not isinstance(cfg_until, int) or not 0 <= cfg_until <= count:
             raise ValueError(f"cfg_until must be in 0..{count}, the number of scales, got {cfg_until}")
         ramp[cfg_until:] = [0.0] * (count - cfg_until)
     kept = _spread("top_k", top_k, count)
-    if any(k != int(k) or k < 0 for k in kept):
+    if not all(math.isfinite(k) and k >= 0 and k == int(k) for k in kept):
         raise ValueError(f"top_k must be whole numbers of 0 or more, got {top_k}")
     shares = _spread("top_p", top_p, count)
     if any(not 0 <= p <= 1 for p in shares):

@@ -39,8 +39,9 @@ def published_sample(
     if label_B is None:
         uniform = torch.full((1, var.num_classes), 1 / var.num_classes, device=device)
         label_B = uniform.multinomial(max(B, 1), replacement=True, generator=rng)[0, :B]
-    elif isinstance(label_B, int):
-        label_B = torch.full((B,), label_B if label_B >= 0 else var.num_classes, device=device)
+    elif not isinstance(label_B, Tensor | Sequence):  # one for all, of any integer type
+        one = int(label_B)
+        label_B = torch.full((B,), one if one >= 0 else var.num_classes, device=device)
     labels = _batch("label_B", label_B, B, device)
     codebook = engine.vae.quantize.embedding.weight.detach().float()
     draw: Draw = PublishedDraw(rng, options, engine.schedule, codebook)
@@ -53,6 +54,6 @@ def published_sample(
 
 def _batch(name: str, values: Sequence[int] | Tensor, size: int, device: torch.device) -> Tensor:
     tensor = torch.as_tensor(values, device=device)
-    if tensor.shape != (size,) or tensor.dtype != torch.int64:
+    if tensor.shape != (size,) or tensor.dtype not in (torch.int64, torch.int32):
         raise ValueError(f"{name} must be ({size},) int64, got {tuple(tensor.shape)} {tensor.dtype}")
-    return tensor
+    return tensor.to(torch.int64)

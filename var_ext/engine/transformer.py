@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import partial
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
 from var_ext import ops
-from var_ext.engine.layers import Layer, is_plain, linear, release
+from var_ext.engine.layers import Layer, is_plain, linear
 from var_ext.engine.precision import Precision
 
 LARGEST_KEPT = 2**27  # bytes of keys and values that stay between samplings; more would be missed in decoding
@@ -30,24 +31,24 @@ class Modulation(NamedTuple):
 class Block:
     """One block, from a module with the published names."""
 
-    def __init__(self, block: Any, precision: Precision, pack: bool) -> None:
-        dtype, attn, ffn = precision.dtype, block.attn, block.ffn
+    def __init__(self, block: Any, layer: Callable[..., Layer], dtype: torch.dtype) -> None:
+        attn, ffn = block.attn, block.ffn
         heads = attn.num_heads
         self.heads, self.softmax_scale, self.eps = heads, attn.scale, block.norm_eps
-        self.qkv = linear(attn.mat_qkv, precision, pack=pack)
+        self.qkv = layer(attn.mat_qkv)
         self.q_bias, self.v_bias = (b.detach().to(dtype).view(heads, -1) for b in (attn.q_bias, attn.v_bias))
         self.log_scale = attn.scale_mul_1H11.detach().to(dtype).flatten() if attn.attn_l2_norm else None
-        self.proj = linear(attn.proj, precision, pack=pack)
+        self.proj = layer(attn.proj)
         fused = is_plain(ffn.fc1, torch.nn.Linear) and ffn.fc1.bias is not None
-        self.fc1 = linear(ffn.fc1, precision, pack=pack, bias=not fused)
+        self.fc1 = layer(ffn.fc1, bias=not fused)
         self.fc1_bias = ffn.fc1.bias.detach().to(dtype) if fused else None
-        self.fc2 = linear(ffn.fc2, precision, pack=pack)
+        self.fc2 = layer(ffn.fc2)
         if block.shared_aln:
             self.offset = block.ada_gss.detach()[0].to(dtype)  # (1, 6, C)
             self.project: Layer | None = None
         else:
             # the gates and norms keep 16 bits: their weights are read once an image
-            self.project = linear(block.ada_lin[-1], precision, pack=pack, int8=False)
+            self.project = layer(block.ada_lin[-1], int8=False)
 
     def modulation(self, activated: Tensor, shared: Tensor | None) -> Modulation:
         """Of SiLU(class embedding) (B, C), or of its shared projection (B, 6C)."""
@@ -79,27 +80,22 @@ class Transformer:
 
     def __init__(self, var: Any, precision: Precision, pack: bool, free: bool) -> None:
         dtype = precision.dtype
+        layer = partial(linear, precision=precision, pack=pack, free=free)
         self.dtype, self.classes = dtype, var.class_emb
-        self.blocks = []
-        for block in var.blocks:
-            self.blocks.append(Block(block, precision, pack))
-            if free:
-                release(block)
+        self.blocks = [Block(block, layer, dtype) for block in var.blocks]
         self.heads, self.channels = var.num_heads, var.C
         shared = var.blocks[0].shared_aln
-        self.shared = linear(var.shared_ada_lin[-1], precision, pack=pack, int8=False) if shared else None
-        self.head_modulation = linear(var.head_nm.ada_lin[-1], precision, pack=pack, int8=False)
+        self.shared = layer(var.shared_ada_lin[-1], int8=False) if shared else None
+        self.head_modulation = layer(var.head_nm.ada_lin[-1], int8=False)
         self.head_eps = var.head_nm.norm_eps
-        self.head = linear(var.head, precision, pack=pack, int8=False)
+        self.head = layer(var.head, int8=False)
         # embeddings stay in the model's dtype: 32 channels in, once a scale
         self.words = linear(var.word_embed, Precision("", var.word_embed.weight.dtype), pack=False)
         self.words_dtype = var.word_embed.weight.dtype
-        self.positions = (var.lvl_embed(var.lvl_1L) + var.pos_1LC).detach()  # (1, L, C)
+        levels = var.lvl_1L.to(var.pos_1LC.device)  # a shared model moves without this buffer
+        self.positions = (var.lvl_embed(levels) + var.pos_1LC).detach()  # (1, L, C)
         self.start = var.pos_start.detach()  # (1, p_0^2, C)
         self._kept: Tensor | None = None
-        if free:
-            for part in (var.shared_ada_lin, var.head_nm, var.head):
-                release(part)
 
     @contextmanager
     def cache(self, rows: int, length: int) -> Iterator[Tensor]:
