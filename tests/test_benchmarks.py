@@ -124,7 +124,8 @@ def test_the_page_shows_the_figures(tmp_path: Path, load: float, busy: bool) -> 
     assert "| batch 10 | 20.0 | 10.0 | 500 ms | 2.00 |" in page
     assert "`0123456789ab` with uncommitted changes" in page
     assert "Some chip, 2 cores" in page
-    assert ("busy" in page) == busy
+    ops = page.split("# Beside other programs")[0]  # what follows are this repository's own results
+    assert ("busy" in ops) == busy
     assert "10.0 GB/s" in page
     assert "100 GFLOP/s" in page
 
