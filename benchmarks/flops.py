@@ -11,7 +11,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import accumulate, pairwise
 
-SCALES_256 = (1, 2, 3, 4, 5, 6, 8, 10, 13, 16)
+from var_ext.schedule import SCALES_256
+
 VAR_WIDTHS = (160, 160, 320, 320, 640)  # of the tokenizer's levels, finest first
 SD_WIDTHS = (128, 256, 512, 512)  # of the autoencoder that DiT decodes with
 

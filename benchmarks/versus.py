@@ -22,6 +22,8 @@ from torch import nn
 
 import var_ext
 from var_ext import _C
+from var_ext.bench import psnr
+from var_ext.engine.memory import out_of_memory
 
 ROOT = Path(__file__).resolve().parent.parent
 FOLDER = ROOT / "benchmarks" / "results" / "versus"
@@ -85,11 +87,6 @@ def release(device: torch.device) -> None:
     gc.collect()
     if device.type == "cuda":
         torch.cuda.empty_cache()
-
-
-def out_of_memory(error: RuntimeError) -> bool:
-    """Whether that is what happened; for the CPU torch has no class of its own."""
-    return isinstance(error, torch.OutOfMemoryError) or "not enough memory" in str(error)
 
 
 def race(
@@ -191,10 +188,9 @@ def randomize(vae: nn.Module, var: nn.Module, seed: int = 0) -> None:
     last.bias.zero_()
 
 
-def psnr(images: torch.Tensor, expected: torch.Tensor) -> float:
-    """Decibels, for images in [0, 1]; at most 200."""
-    error = (images.double() - expected.double()).square().mean().item()
-    return min(200.0, -10 * torch.tensor(max(error, 1e-30)).log10().item())
+def finite_psnr(images: torch.Tensor, expected: torch.Tensor) -> float:
+    """`var_ext.bench.psnr`, at most 200: JSON has no infinity."""
+    return min(200.0, psnr(images.double(), expected.double()))
 
 
 # ---------------------------------------------------------------------- results

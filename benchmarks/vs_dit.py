@@ -23,7 +23,9 @@ from typing import Any
 import torch
 from contenders import DTYPES, drawer, drawn, our_model
 from tables import duration
-from versus import Watch, about, in_fresh_process, memory_of, numbers, out_of_memory, race, words, write
+from versus import Watch, about, in_fresh_process, memory_of, numbers, race, words, write
+
+from var_ext.engine.memory import out_of_memory
 
 XL2 = dict(num_attention_heads=16, attention_head_dim=72, num_layers=28, sample_size=32)
 TINY = dict(num_attention_heads=2, attention_head_dim=16, num_layers=2, sample_size=8)

@@ -28,16 +28,17 @@ from versus import (
     Timed,
     Watch,
     about,
+    finite_psnr,
     in_fresh_process,
     memory_of,
     numbers,
-    out_of_memory,
-    psnr,
     race,
     release,
     words,
     write,
 )
+
+from var_ext.engine.memory import out_of_memory
 
 # The share of equal tokens and the PSNR of the images that a precision must reach to be timed.
 WANTED = {"fp32": (1.0, 60.0), "bf16": (0.9, 25.0), "fp16": (0.9, 30.0), "int8": (0.6, 25.0)}
@@ -99,7 +100,9 @@ def compare(contenders: dict[Key, Contender], reference: Published, batch: int) 
     for (who, precision), contender in contenders.items():
         if isinstance(contender, Graphed):
             share, own_images, eager = contender.beside_eager(labels)
-            row = dict(who=who, precision=precision, forced=False, tokens=share, psnr=psnr(own_images, eager))
+            row = dict(
+                who=who, precision=precision, forced=False, tokens=share, psnr=finite_psnr(own_images, eager)
+            )
             rows.append(row)
             continue
         forced = None if precision == "fp32" else tokens.split(lengths, dim=1)
@@ -110,7 +113,7 @@ def compare(contenders: dict[Key, Contender], reference: Published, batch: int) 
                 precision=precision,
                 forced=forced is not None,
                 tokens=(own_tokens == tokens).double().mean().item(),
-                psnr=psnr(own_images, images),
+                psnr=finite_psnr(own_images, images),
             )
         )
     return rows

@@ -149,11 +149,12 @@ def deviation(sampler: Sampler, precision: str, *, images: int = 8) -> Deviation
     labels = torch.arange(images, device=device) % sampler.num_classes
     seeds = torch.arange(images, device=device)
     codebook = sampler.vae.quantize.embedding.weight.float()
-    engines = [
-        Engine(sampler.var, named_precision(name, device), pack=True)
-        for name in dict.fromkeys(("fp32", precision))
-    ]
-    exact, other = engines[0], engines[-1]
+    exact, other = (
+        sampler.engine
+        if name == sampler.precision.name  # its weights are packed already
+        else Engine(sampler.var, named_precision(name, device), pack=True)
+        for name in ("fp32", precision)
+    )
     forced = _Forced(SeededDraw(seeds, options, codebook), None)
     pictures, tokens = exact.sample(labels, options, forced)
     again = _Forced(SeededDraw(seeds, options, codebook), tokens)

@@ -21,7 +21,7 @@ from var_ext.engine import (
     named_precision,
     options_for,
 )
-from var_ext.engine.memory import batch_for
+from var_ext.engine.memory import batch_for, out_of_memory
 from var_ext.models import VAR, VQVAE
 
 log = logging.getLogger(__name__)
@@ -329,8 +329,8 @@ class Sampler:
                 else:
                     draw = self._draw(seeds, options)
                     images, tokens = self.engine.sample(labels, options, draw, edit=edit, decode=decode)
-        except RuntimeError as error:  # of CPU memory torch has no error class
-            if not isinstance(error, torch.OutOfMemoryError) and "not enough memory" not in str(error):
+        except RuntimeError as error:
+            if not out_of_memory(error):
                 raise
             raise torch.OutOfMemoryError(
                 f"drawing {len(labels)} images at once ran out of memory ({str(error).splitlines()[0]}): give a "

@@ -5,12 +5,11 @@
 //   |x.e - x'.e'| = |dx.e + x'.de| <= |dx| |e| + |x'| |de|.
 // Products of bf16 are exact. For sums inside a matrix instruction PTX promises single precision at least,
 // and leaves order and rounding open: each of its 17 summands is taken to cost 2^-21 of |x| |e| + |e|^2 / 2,
-// which bounds them all, and each step of the plain search 2^-23. So rounding takes the two apart by (C + 2)
-// 2^-20
-// (|x| |e| + |e|^2 / 2) at most, C filled up to groups of 32, and underflow by (C + 2) 2^-125. The sum B of
-// these, with the largest |e| and |de|, bounds |g - g'|. The code that the plain search would choose has g >=
-// g of the filter's best, hence g' >= max g' - 2B: codes below are neither it nor tie with it. The others are
-// searched again by the plain search's own arithmetic.
+// which bounds them all, and each step of the plain search 2^-23. So rounding takes the two apart by
+// (C + 2) 2^-20 (|x| |e| + |e|^2 / 2) at most, C filled up to groups of 32, and underflow by
+// (C + 2) 2^-125. The sum B of these, with the largest |e| and |de|, bounds |g - g'|. The code that the plain
+// search would choose has g >= g of the filter's best, hence g' >= max g' - 2B: codes below are neither it
+// nor tie with it. The others are searched again by the plain search's own arithmetic.
 //
 // Codes are judged in panels of eight, those that a lane has of 32. Counted for normal vectors, 4096 codes,
 // 32 channels: 2B is 0.36, and 1.4 panels a vector remain, 11 codes; of 8 splits of the codebook 1.3 each.
@@ -26,8 +25,7 @@ namespace var_ext::cuda {
 
 constexpr int filter_rows = NearestCodeLayout::filter_row_tile;  // of a block; a warp has a quarter of them
 constexpr int filter_warps = search_threads / 32;
-// Candidates of a warp. Where there are more, the block searches plainly: 16 panels a vector take about as
-// long.
+// Candidates of a warp. Where there are more, the block searches plainly: 16 panels a vector take as long.
 constexpr int filter_candidates = 512;
 
 // Words of shared memory: two stages of codes and of -|e|^2 / 2; candidates; bounds; counts.
@@ -91,8 +89,7 @@ struct Candidates {
     }
 };
 
-// Appends the candidates of lanes that have one; returns how many there are, which may be more than have
-// room.
+// Appends the candidates of lanes that have one; returns how many there are, even if not all have room.
 __device__ inline int append(const Candidates& list, int count, bool mine, const Candidate& candidate) {
     const int lane = static_cast<int>(threadIdx.x) % 32;
     const unsigned all = __ballot_sync(0xffffffff, mine);

@@ -10,7 +10,6 @@ from torch import Tensor
 from var_ext import ops
 from var_ext.engine.options import Options
 from var_ext.reference.sample_tokens import keep_top, philox4x32
-from var_ext.schedule import ScaleSchedule
 
 Guidance = float | Tensor | None
 
@@ -70,7 +69,7 @@ class SeededDraw:
             return torch.nn.functional.embedding(self.tokens[-1], self.codebook)
         logits = keep_top(guided_logits(logits.float(), cfg), options.top_k[k], options.top_p[k])
         noise = gumbel_noise(self.seeds, k, *logits.shape[1:])
-        return _mixture(logits, noise, k / max(len(options.cfg) - 1, 1), self.codebook)
+        return _mixture(logits, noise, options.schedule.ratio(k), self.codebook)
 
 
 def guided_logits(logits: Tensor, cfg: Guidance) -> Tensor:
@@ -103,14 +102,12 @@ class PublishedDraw:
         rng: None takes torch's global generator.
     """
 
-    def __init__(
-        self, rng: torch.Generator | None, options: Options, schedule: ScaleSchedule, codebook: Tensor
-    ) -> None:
-        self.rng, self.options, self.schedule, self.codebook = rng, options, schedule, codebook
+    def __init__(self, rng: torch.Generator | None, options: Options, codebook: Tensor) -> None:
+        self.rng, self.options, self.codebook = rng, options, codebook
         self.tokens: list[Tensor] = []
 
     def __call__(self, logits: Tensor, k: int, cfg: Guidance) -> Tensor:
-        options, ratio = self.options, self.schedule.ratio(k)
+        options = self.options
         logits = guided_logits(logits.float(), cfg) / options.temperature[k]
         logits = keep_top(logits, options.top_k[k], options.top_p[k])  # (B, l, V)
         drawn = logits.softmax(dim=-1).flatten(0, 1).multinomial(1, replacement=True, generator=self.rng)
@@ -118,4 +115,4 @@ class PublishedDraw:
         if not options.more_smooth:
             return torch.nn.functional.embedding(self.tokens[-1], self.codebook)
         gumbel = -torch.empty_like(logits).exponential_(generator=self.rng).log()
-        return _mixture(logits, gumbel, ratio, self.codebook)
+        return _mixture(logits, gumbel, options.schedule.ratio(k), self.codebook)

@@ -27,6 +27,11 @@ def bytes_per_image(var: Any, precision: Precision) -> int:
     return bytes_
 
 
+def out_of_memory(error: RuntimeError) -> bool:
+    """Whether that is what happened: for the CPU torch has no class of its own."""
+    return isinstance(error, torch.OutOfMemoryError) or "not enough memory" in str(error)
+
+
 def budget(device: torch.device) -> int:
     """Half of the memory that is free on the device, in bytes."""
     if device.type == "cuda":

@@ -12,12 +12,13 @@ from var_ext.schedule import ScaleSchedule
 
 @dataclass(frozen=True)
 class Options:
-    """One value a scale, K each.
+    """One value for each of the K scales of `schedule`.
 
     cfg: guidance t, logits = (1 + t) cond - t uncond; temperature: logits are divided by it after guidance; top_k,
     top_p: see `ops.sample_tokens`; more_smooth: codes are mixed by a Gumbel-softmax instead of drawn.
     """
 
+    schedule: ScaleSchedule
     cfg: tuple[float, ...]
     top_k: tuple[int, ...]
     top_p: tuple[float, ...]
@@ -74,7 +75,9 @@ def options_for(
         raise ValueError(
             f"temperature must be above 0, got {temperature}; top_k = 1 takes the most likely token"
         )
-    return Options(tuple(ramp), tuple(map(int, kept)), tuple(shares), tuple(heats), bool(more_smooth))
+    return Options(
+        schedule, tuple(ramp), tuple(map(int, kept)), tuple(shares), tuple(heats), bool(more_smooth)
+    )
 
 
 def _spread(name: str, value: Any, count: int) -> list[float]:

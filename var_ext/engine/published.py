@@ -44,7 +44,7 @@ def published_sample(
         label_B = torch.full((B,), one if one >= 0 else var.num_classes, device=device)
     labels = _batch("label_B", label_B, B, device)
     codebook = engine.vae.quantize.embedding.weight.detach().float()
-    draw: Draw = PublishedDraw(rng, options, engine.schedule, codebook)
+    draw: Draw = PublishedDraw(rng, options, codebook)
     if seeds is not None:
         if g_seed is not None:
             raise ValueError(f"either g_seed or seeds must be given, got {g_seed} and {seeds}")
