@@ -15,16 +15,13 @@ from var_ext.engine import Engine, SeededDraw, named_precision
 from var_ext.engine.draw import guided_logits
 from var_ext.sampling import Sampler
 
-PARTS = ("transformer", "draw", "step")  # of a scale, in their order
-
 
 @dataclass(frozen=True)
 class Timing:
     """Median wall-clock seconds of drawing a batch once.
 
     On a GPU the whole is the captured graph, the parts are without it. `scales[k]` is the transformer at scale k with
-    its head; `draws` guidance and drawing, `steps` the quantizer's
-    residual steps.
+    its head; `draws` guidance and drawing, `steps` the quantizer's residual steps.
     """
 
     batch: int
