@@ -103,7 +103,7 @@ def _marks(sampler: Sampler, labels: Tensor, seeds: Tensor) -> list[float]:
     """Times at the ends of the parts: start, then of each scale its logits, tokens and residual step, then pixels."""
     options, engine = sampler.options(), sampler.engine
     marks = [_now(sampler.device)]
-    draw = SeededDraw(seeds, options, sampler.vae.quantize.embedding.weight.float())
+    draw = SeededDraw(seeds, options, engine.codebook)
     engine.sample(labels, options, draw, mark=lambda part, k: marks.append(_now(sampler.device)))
     marks.append(_now(sampler.device))
     return marks
@@ -145,7 +145,7 @@ def deviation(sampler: Sampler, precision: str, *, images: int = 8) -> Deviation
     device, options = sampler.device, sampler.options()
     labels = torch.arange(images, device=device) % sampler.num_classes
     seeds = torch.arange(images, device=device)
-    codebook = sampler.vae.quantize.embedding.weight.float()
+    codebook = sampler.engine.codebook
     exact, other = (
         sampler.engine
         if name == sampler.precision.name  # its weights are packed already

@@ -10,11 +10,10 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
-from var_ext import backend, editing
+from var_ext import editing
 from var_ext.editing import KeptCodes, Region
 from var_ext.engine import (
     Engine,
-    Graphs,
     Options,
     SeededDraw,
     default_precision,
@@ -48,7 +47,7 @@ class Sampler:
             free.
         release: free the models' own weights as they are packed, which halves the memory of "bf16" and more; `vae` and
             `var` are of no other use then.
-        graph: on a GPU run a sampling as one captured CUDA graph; the first call of a batch size captures it.
+        graph: on a GPU run a sampling as one captured CUDA graph: from the second call of a batch size on.
 
     Raises:
         ValueError: `var` was built on another tokenizer, names do not match classes, a default is unknown, or the
@@ -83,8 +82,7 @@ class Sampler:
     def _make_engine(self) -> None:
         asked = default_precision(self.device) if self._asked is None else self._asked
         self.precision = named_precision(asked, self.device)
-        self.engine = Engine(self.var, self.precision, pack=True, release=self._release)
-        self.graphs = Graphs(self.engine) if self._graph and self.device.type == "cuda" else None
+        self.engine = Engine(self.var, self.precision, pack=True, release=self._release, graph=self._graph)
 
     @property
     def num_classes(self) -> int:
@@ -269,7 +267,7 @@ class Sampler:
         label, seed = self._pairs(labels, seeds)
         chosen = self.options(**options)
         with torch.inference_mode():
-            draw = self._draw(seed.to(self.device), chosen)
+            draw = SeededDraw(seed.to(self.device), chosen, self.engine.codebook)
             f_hats = self.engine.generate(label.to(self.device), chosen.cfg, draw, guided=chosen.guided)
             images = torch.stack([self.engine.decode(f_hat) for f_hat in f_hats])
         return images.clone()
@@ -278,9 +276,6 @@ class Sampler:
         """Options of a call as values for each scale, with the recommended ones where they are None or left out."""
         given = {name: value for name, value in options.items() if value is not None}
         return options_for(self.var.schedule, **{**self.defaults, **given})
-
-    def _draw(self, seeds: Tensor, options: Options) -> SeededDraw:
-        return SeededDraw(seeds, options, self.vae.quantize.embedding.weight.float())
 
     def _batches(
         self,
@@ -321,14 +316,7 @@ class Sampler:
         self, labels: Tensor, seeds: Tensor, options: Options, *, decode: bool, edit: KeptCodes | None
     ) -> tuple[Tensor, Tensor]:
         try:
-            # calls are cheaper in inference mode than under no_grad; what leaves it is copied into ordinary tensors
-            with torch.inference_mode():
-                captured = edit is None and backend.use_native("sample_tokens", "cuda")
-                if self.graphs and captured:
-                    images, tokens = self.graphs.sample(labels, seeds, options, decode=decode)
-                else:
-                    draw = self._draw(seeds, options)
-                    images, tokens = self.engine.sample(labels, options, draw, edit=edit, decode=decode)
+            return self.engine.draw(labels, seeds, options, edit=edit, decode=decode)
         except RuntimeError as error:
             if not out_of_memory(error):
                 raise
@@ -336,7 +324,6 @@ class Sampler:
                 f"drawing {len(labels)} images at once ran out of memory ({str(error).splitlines()[0]}): give a "
                 "smaller batch_size, or Sampler a smaller memory budget"
             ) from error
-        return images.clone(), tokens.clone()
 
     def _pairs(self, labels: Integers, seeds: Integers | None) -> tuple[Tensor, Tensor]:
         """Labels and seeds as two (N,) int64 tensors."""

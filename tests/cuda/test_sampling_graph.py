@@ -8,14 +8,14 @@ import torch
 from tests.cuda.conftest import Gpu
 from tests.emulator import emulation
 from tests.models.conftest import small_pair
-from var_ext.engine import Engine, Graphs, SeededDraw, named_precision, options_for
+from var_ext.engine import PRECISIONS, Engine, Graphs, Precision, SeededDraw, named_precision, options_for
 from var_ext.engine.graph import capture_cuda_graph
 from var_ext.ops import _native
 
 OPTIONS = {"cfg": 2.0, "top_k": 12, "top_p": 0.9}
 
 
-def rerun(run):
+def rerun(run, _generators):
     """What a graph does, in the emulator: a replay writes where the capture wrote."""
     outputs = run()
 
@@ -51,6 +51,8 @@ def test_a_sampling_draws_the_tokens_of_the_cpu(gpu: Gpu, mode: str, monkeypatch
     assert same == 1 if mode == "fp32" else same > 0.8  # in 16 bits some draws fall on a rounding error
     if mode == "fp32":
         torch.testing.assert_close(images, expected[0], rtol=1e-4, atol=1e-4)
+    again, _ = graphs.sample(gpu(labels), gpu(seeds), options)  # the first was eager, this one is captured
+    torch.testing.assert_close(again.cpu(), images, rtol=1e-3, atol=1e-3)
     other, _ = graphs.sample(gpu(labels.flip(0)), gpu(seeds.flip(0)), options)
     torch.testing.assert_close(other.cpu().flip(0), images, rtol=1e-3, atol=1e-3)
     if gpu.level == "emulated":
@@ -59,7 +61,26 @@ def test_a_sampling_draws_the_tokens_of_the_cpu(gpu: Gpu, mode: str, monkeypatch
     emulation.Stream.called.update(before)
 
 
-def _precision(mode: str):
-    from var_ext.engine import PRECISIONS, Precision
+@pytest.mark.parametrize("published", [False, True])
+def test_weights_of_nan_leave_the_device_alive(gpu: Gpu, published: bool) -> None:
+    """They end as on a CPU, in an error after the call; a device assert would end all use of the GPU."""
+    vae, var = small_pair()
+    device = gpu(torch.zeros(1)).device
+    vae.to(device)
+    var.to(device)
+    engine = Engine(var.eval(), Precision("fp32", torch.float32), pack=False)
+    options, labels = options_for(var.schedule, **OPTIONS), torch.tensor([0, 3, 1])
+    randomness = torch.Generator(device) if published else gpu(torch.arange(3))
+    with torch.no_grad():
+        var.class_emb.weight[3] = torch.nan
+    for _ in range(3 if gpu.level == "hardware" else 1):  # eager, captured, replayed
+        with pytest.raises(
+            ValueError, match=r"finite maximum and no NaN, got a row without in image\(s\) 1 of"
+        ):
+            engine.draw(gpu(labels), randomness, options)
+        images, _ = engine.draw(gpu(torch.tensor([0, 2, 1])), randomness, options)
+        assert images.isfinite().all()
 
+
+def _precision(mode: str):
     return Precision(mode, PRECISIONS[mode])

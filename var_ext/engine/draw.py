@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Protocol
 
 import torch
@@ -12,6 +13,10 @@ from var_ext.engine.options import Options
 from var_ext.reference.sample_tokens import keep_top, philox4x32
 
 Guidance = float | Tensor | None
+Randomness = (
+    Tensor | torch.Generator | None
+)  # seeds (B,), or a generator for the batch; None: torch's global one
+Edit = Callable[[Tensor, int], Tensor]  # codes (B, l, Cvae) and scale index -> codes
 
 
 class Draw(Protocol):
@@ -66,7 +71,7 @@ class SeededDraw:
             ops.sample_tokens(logits, self.seeds, scale_index=k, cfg=cfg, top_k=top_k, top_p=top_p)
         )
         if not options.more_smooth:
-            return torch.nn.functional.embedding(self.tokens[-1], self.codebook)
+            return look_up(self.codebook, self.tokens[-1])
         logits = keep_top(guided_logits(logits.float(), cfg), options.top_k[k], options.top_p[k])
         noise = gumbel_noise(self.seeds, k, *logits.shape[1:])
         return _mixture(logits, noise, options.schedule.ratio(k), self.codebook)
@@ -77,8 +82,10 @@ def guided_logits(logits: Tensor, cfg: Guidance) -> Tensor:
     if cfg is None:
         return logits
     cond, uncond = logits.chunk(2)
-    t = cfg[:, None, None].float() if isinstance(cfg, Tensor) else cfg
-    return (1 + t) * cond - t * uncond
+    if isinstance(cfg, Tensor):  # in float64 up to the products, as Python's numbers are
+        t = cfg[:, None, None].double()
+        return (1 + t).float() * cond - t.float() * uncond
+    return (1 + cfg) * cond - cfg * uncond
 
 
 def gumbel_noise(seeds: Tensor, k: int, positions: int, codes: int) -> Tensor:
@@ -93,6 +100,23 @@ def gumbel_noise(seeds: Tensor, k: int, positions: int, codes: int) -> Tensor:
     words = torch.stack(philox4x32((position, k, quad, 1), key), dim=-1)  # (B, positions, codes / 4, 4)
     uniform = (words.flatten(2)[..., :codes].double() + 0.5) * 2.0**-32
     return -(-uniform.log()).log().float()
+
+
+def look_up(codebook: Tensor, tokens: Tensor) -> Tensor:
+    """Codes (..., Cvae) of tokens (...). A token of -1, drawn of NaN, takes some code instead of a device assert, which
+    would end the process's use of the GPU; whoever asked for the sampling checks the tokens after it."""
+    return codebook[tokens]
+
+
+def multinomial(probabilities: Tensor, rng: torch.Generator | None) -> Tensor:
+    """What `torch.multinomial` draws, one of each row: (N, V) -> (N,) int64, -1 where a row is NaN.
+
+    The same arithmetic on the same random numbers, an exponential race, without its look at the device: it can be
+    captured, and a bad row is no device assert.
+    """
+    race = torch.empty_like(probabilities).exponential_(generator=rng)
+    drawn = torch.div(probabilities, race, out=race).argmax(dim=-1)
+    return drawn.masked_fill_(probabilities[:, 0].isnan(), -1)  # a softmax is NaN in all places or in none
 
 
 class PublishedDraw:
@@ -110,9 +134,23 @@ class PublishedDraw:
         options = self.options
         logits = guided_logits(logits.float(), cfg) / options.temperature[k]
         logits = keep_top(logits, options.top_k[k], options.top_p[k])  # (B, l, V)
-        drawn = logits.softmax(dim=-1).flatten(0, 1).multinomial(1, replacement=True, generator=self.rng)
-        self.tokens.append(drawn.view(logits.shape[:2]))
+        probabilities = logits.softmax(dim=-1).flatten(0, 1)
+        self.tokens.append(multinomial(probabilities, self.rng).view(logits.shape[:2]))
         if not options.more_smooth:
-            return torch.nn.functional.embedding(self.tokens[-1], self.codebook)
+            return look_up(self.codebook, self.tokens[-1])
         gumbel = -torch.empty_like(logits).exponential_(generator=self.rng).log()
         return _mixture(logits, gumbel, options.schedule.ratio(k), self.codebook)
+
+
+def draw_from(randomness: Randomness, options: Options, codebook: Tensor, table: Table | None = None) -> Draw:
+    """The draw of an image's own stream for seeds, the published one for a generator; `table` as in `SeededDraw`."""
+    if isinstance(randomness, Tensor):
+        return SeededDraw(randomness, options, codebook, table)
+    return PublishedDraw(randomness, options, codebook)
+
+
+def reads_table(randomness: Randomness, options: Options) -> frozenset[str]:
+    """Which options a sampling with tables on the device reads there: their own values play no part in it."""
+    if isinstance(randomness, Tensor) and not options.more_smooth:
+        return frozenset(("cfg", "top_k", "top_p"))
+    return frozenset(("cfg",))

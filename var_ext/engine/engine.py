@@ -4,19 +4,21 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import is_dataclass
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
+from var_ext import backend
 from var_ext.engine.decoder import Decoder
-from var_ext.engine.draw import Draw, Guidance
-from var_ext.engine.layers import is_plain
+from var_ext.engine.draw import Draw, Edit, Guidance, Randomness, draw_from
+from var_ext.engine.graph import UNDRAWN, Graphs
 from var_ext.engine.options import Options
 from var_ext.engine.precision import Precision
 from var_ext.engine.transformer import Modulation, Transformer
+from var_ext.engine.watch import Watch
 
-Edit = Callable[[Tensor, int], Tensor]  # codes (B, l, Cvae) and scale index -> codes
 Mark = Callable[[str, int], None]  # the end of a part of scale k
 
 
@@ -36,22 +38,26 @@ class Engine:
             takes the memory of a copy of the weights where the precision is the model's own.
         release: free each weight of the model's linear layers and of the decoder once it is packed. The models are of
             no other use then.
+        graph: on a GPU draw by captured graphs.
     """
 
-    def __init__(self, var: Any, precision: Precision, *, pack: bool, release: bool = False) -> None:
+    def __init__(
+        self, var: Any, precision: Precision, *, pack: bool, release: bool = False, graph: bool = True
+    ) -> None:
         self.var, self.vae, self.precision, self.pack = var, var.vae_proxy[0], precision, pack
         self.release = release and pack
+        self.graphs = Graphs(self) if graph else None
         self.schedule = var.schedule
         self._transformer: Transformer | None = None
         self._decoder: Decoder | None = None
-        self._made_of: tuple[Any, ...] = ()
+        self._watch: Watch | None = None
         self.builds = 0  # how often weights were packed
 
     def __getstate__(self) -> dict[str, Any]:
         """For copies and pickles: packed weights stay behind and are made anew."""
         if self.released:
             raise TypeError("an engine that has released the model's weights cannot be copied or pickled")
-        return {**self.__dict__, "_transformer": None, "_decoder": None, "_made_of": ()}
+        return {**self.__dict__, "_transformer": None, "_decoder": None, "_watch": None}
 
     @property
     def released(self) -> bool:
@@ -65,7 +71,8 @@ class Engine:
 
     def parts(self) -> tuple[Transformer, Decoder]:
         """Transformer and decoder of the model's present weights."""
-        if self._transformer and self._decoder and (self.release or self._is_fresh()):
+        fresh = self.release or (self._watch is not None and self._watch.unchanged())
+        if self._transformer and self._decoder and fresh:
             return self._transformer, self._decoder
         if self.released:
             raise RuntimeError(
@@ -73,8 +80,8 @@ class Engine:
             )
         self._transformer = self._decoder = None  # the old ones go before the new ones come
         self.builds += 1
-        # held on to, so that no other tensor comes to lie where they lay
-        self._made_of = () if self.release else self._present()
+        unused = (self.vae.encoder, self.vae.quant_conv)
+        self._watch = None if self.release else Watch((self.var, self.vae), without=unused)
         # ordinary tensors serve calls in inference mode and out of it
         with torch.inference_mode(False), torch.no_grad(), _no_autocast(self.device):
             transformer = Transformer(self.var, self.precision, self.pack, self.release)
@@ -82,27 +89,69 @@ class Engine:
         self._transformer, self._decoder = transformer, decoder
         return transformer, decoder
 
-    def _present(self) -> tuple[Any, ...]:
-        """The model's parameters with their versions, and which layers are plain."""
-        models = (self.var, self.vae)
-        parameters = [
-            (p.detach(), 0 if p.is_inference() else p._version)
-            for model in models
-            for p in model.parameters()
-        ]
-        layers = [m for model in models for m in model.modules() if isinstance(m, nn.Linear | nn.Conv2d)]
-        return parameters, [(type(m), is_plain(m, type(m))) for m in layers]
-
-    def _is_fresh(self) -> bool:
-        if not self._made_of:
-            return False
-        (old, plain), (new, now) = self._made_of, self._present()
-        return plain == now and len(old) == len(new) and all(map(_same, old, new))
-
     @property
     def device(self) -> torch.device:
         """Where the models are."""
         return self.var.pos_1LC.device
+
+    @property
+    def codebook(self) -> Tensor:
+        """(V, Cvae) float32."""
+        return self.vae.quantize.embedding.weight.detach().float()
+
+    def draw(
+        self,
+        labels: Tensor,
+        randomness: Randomness,
+        options: Options,
+        *,
+        edit: Edit | None = None,
+        decode: bool = True,
+    ) -> tuple[Tensor, Tensor]:
+        """One batch, on a GPU from the second of its kind on as a captured graph: images (B, 3, S, S) float32 in
+        [0, 1], tokens (B, L) int64, both ordinary tensors that last.
+
+        Args:
+            labels: (B,) int64, checked.
+            randomness: seeds (B,) int64, or a generator for the batch; None: torch's global one.
+            options: what to draw.
+            edit: changes codes before they enter f_hat; on a GPU a dataclass is captured, anything else runs eagerly.
+            decode: without it there are no images, (0, 3, S, S).
+
+        Raises:
+            ValueError: logits had NaN or no finite value; on a GPU too this comes after the call, which waits for it.
+        """
+        if self.graphs and self._captures(labels, edit):
+            images, tokens = self.graphs.sample(labels, randomness, options, edit=edit, decode=decode)
+        else:
+            with torch.inference_mode():  # its calls are cheaper than under no_grad
+                draw = draw_from(randomness, options, self.codebook)
+                images, tokens = self.sample(labels, options, draw, edit=edit, decode=decode)
+            images, tokens = images.clone(), tokens.clone()  # of use outside inference mode
+        self._check(tokens)
+        return images, tokens
+
+    def _captures(self, labels: Tensor, edit: Edit | None) -> bool:
+        if not labels.is_cuda or not len(labels) or not (edit is None or is_dataclass(edit)):
+            return False
+        return backend.use_native("sample_tokens", "cuda")  # the reference looks at the device
+
+    def _check(self, tokens: Tensor) -> None:
+        """Raises if some token was not drawn."""
+        lowest = int(tokens.min()) if tokens.numel() else 0
+        if lowest == UNDRAWN:
+            assert self.graphs is not None
+            self.graphs.clear()
+            raise RuntimeError(
+                "the captured CUDA graph recorded nothing: draw with graph=False, and report it"
+            )
+        if lowest < 0:
+            bad = (tokens < 0).any(dim=1).nonzero().flatten().tolist()
+            raise ValueError(
+                "each row of logits needs a finite maximum and no NaN, got a row without in image(s) "
+                f"{', '.join(map(str, bad))} of the batch: look for NaN or infinity in the weights, or take another "
+                "precision"
+            )
 
     def sample(
         self,
@@ -209,11 +258,6 @@ class Engine:
             for chunk, target in zip(f_hat.split(size), images.split(size), strict=True):
                 target.copy_(decoder(chunk))
         return images
-
-
-def _same(old: tuple[Tensor, int], new: tuple[Tensor, int]) -> bool:
-    a, b = old[0], new[0]
-    return old[1] == new[1] and a.data_ptr() == b.data_ptr() and (a.dtype, a.device) == (b.dtype, b.device)
 
 
 def _no_autocast(device: torch.device) -> torch.autocast:

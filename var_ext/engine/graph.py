@@ -1,85 +1,143 @@
 """A whole sampling, decoder included, as one CUDA graph: at small batches launches would take longer than kernels.
 
-What changes between calls lies in device memory: labels, seeds, and cfg, top_k and top_p of every scale. What shapes
-the work makes a graph of its own: the batch, how many scales are guided, temperatures, `more_smooth`, and whether
-images are decoded.
+What changes between calls lies in device memory: labels, seeds or the state of a generator, what an edit keeps, and
+cfg, top_k and top_p of every scale. All else makes a graph of its own; see `Graphs._kind`.
 """
 
 from __future__ import annotations
 
 from collections import OrderedDict
-from collections.abc import Callable
-from contextlib import nullcontext
-from dataclasses import dataclass
-from typing import Any
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, fields, is_dataclass, replace
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
 
-from var_ext.engine.draw import SeededDraw
-from var_ext.engine.engine import Engine
+from var_ext.engine.draw import Edit, Randomness, draw_from, reads_table
+from var_ext.engine.lane import lane_of
 from var_ext.engine.options import Options
 
+if TYPE_CHECKING:
+    from var_ext.engine.engine import Engine
+
 Outputs = tuple[Tensor, Tensor]  # images, tokens
-Capture = Callable[[Callable[[], Outputs]], tuple[Callable[[], None], Outputs]]
+Run = Callable[[], Outputs]
+Capture = Callable[[Run, Sequence[torch.Generator]], tuple[Callable[[], None], Outputs]]
 
-KEPT = 4  # graphs at a time: each holds the memory of its sampling
+KEPT = 4  # kinds of samplings at a time: each graph holds the memory of its own
+UNDRAWN = -2  # stands for tokens before a replay: any that are left were not drawn
 
 
-def capture_cuda_graph(run: Callable[[], Outputs]) -> tuple[Callable[[], None], Outputs]:
-    """Captures `run` and returns what replays it, and the memory its results come to lie in."""
-    aside = torch.cuda.Stream()
-    aside.wait_stream(torch.cuda.current_stream())
-    with torch.cuda.stream(aside):
-        run()  # libraries choose their algorithms and allocate outside the capture
-    torch.cuda.current_stream().wait_stream(aside)
+def capture_cuda_graph(run: Run, generators: Sequence[torch.Generator]) -> tuple[Callable[[], None], Outputs]:
+    """Captures `run` on the current stream; returns what replays it, and the memory that its results lie in.
+
+    Args:
+        run: has run on this stream before: libraries choose their algorithms outside a capture.
+        generators: what it draws from, besides torch's global one.
+    """
     graph = torch.cuda.CUDAGraph()
-    with torch.cuda.graph(graph, capture_error_mode="thread_local"):  # other threads may allocate
+    for generator in generators:
+        graph.register_generator_state(generator)
+    # Without `stream` torch takes one for the whole process, on the device that captured first: on another device the
+    # graph would record nothing. Other threads may allocate meanwhile.
+    here = torch.cuda.current_stream()
+    with torch.cuda.graph(graph, stream=here, capture_error_mode="thread_local"):
         outputs = run()
     return graph.replay, outputs
 
 
 @dataclass
 class Inputs:
-    """The memory that a graph reads: labels and seeds (B,), and a value a scale and image, (K, B)."""
+    """The memory that a sampling reads: labels (B,), seeds (B,) or a generator, values by scale and image (K, B)."""
 
     labels: Tensor
-    seeds: Tensor
+    randomness: Randomness
+    edit: Edit | None
     cfg: Tensor
     top_k: Tensor
     top_p: Tensor
+    filled: Options | None = None  # whose values the tables hold
 
     @classmethod
-    def empty(cls, batch: int, scales: int, device: torch.device) -> Inputs:
-        """Memory not yet filled."""
-        each = torch.zeros(batch, dtype=torch.int64, device=device)
-        table = torch.zeros(scales, batch, dtype=torch.float64, device=device)
-        return cls(each, each.clone(), table, table.to(torch.int64), table.clone())
+    def like(cls, labels: Tensor, randomness: Randomness, options: Options, edit: Edit | None) -> Inputs:
+        """Memory for calls like this one, not yet filled."""
+        with torch.inference_mode(False):  # to be filled in inference mode and out of it
+            each = torch.zeros(len(labels), dtype=torch.int64, device=labels.device)
+            table = torch.zeros(len(options.schedule), len(labels), dtype=torch.float64, device=labels.device)
+            own = randomness
+            if isinstance(randomness, Tensor):
+                own = each.clone()
+            elif randomness is not None:
+                own = torch.Generator(randomness.device)
+            if edit is not None:
+                kept = {name: torch.zeros_like(t.contiguous()) for name, t in _tensors_of(edit).items()}
+                edit = replace(edit, **kept)  # type: ignore[type-var]
+            return cls(each, own, edit, table, table.to(torch.int64), table.clone())
 
-    def fill(self, labels: Tensor, seeds: Tensor, options: Options) -> None:
+    def fill(self, labels: Tensor, randomness: Randomness, options: Options, edit: Edit | None) -> None:
         """Writes the values of a call."""
         self.labels.copy_(labels)
-        self.seeds.copy_(seeds)
-        for target, values in (
-            (self.cfg, options.cfg),
-            (self.top_k, options.top_k),
-            (self.top_p, options.top_p),
-        ):
-            target.copy_(torch.tensor(values, dtype=target.dtype)[:, None].expand_as(target))
+        if isinstance(self.randomness, Tensor) and isinstance(randomness, Tensor):
+            self.randomness.copy_(randomness)
+        else:
+            _pass_state(randomness, self.randomness)
+        for own, given in zip(_tensors_of(self.edit).values(), _tensors_of(edit).values(), strict=True):
+            own.copy_(given)
+        if self.filled != options:
+            for target, values in (
+                (self.cfg, options.cfg),
+                (self.top_k, options.top_k),
+                (self.top_p, options.top_p),
+            ):
+                target.copy_(torch.tensor(values, dtype=target.dtype)[:, None].expand_as(target))
+            self.filled = options
+
+    def give_back(self, randomness: Randomness) -> None:
+        """Moves the caller's generator on, as if it had been drawn from."""
+        _pass_state(self.randomness, randomness)
+
+
+def _pass_state(source: Randomness, target: Randomness) -> None:
+    if isinstance(source, torch.Generator) and isinstance(target, torch.Generator):
+        target.set_state(source.get_state())
+
+
+def _fields_of(edit: Edit | None) -> dict[str, Any]:
+    return {f.name: getattr(edit, f.name) for f in fields(edit)} if is_dataclass(edit) else {}
+
+
+def _tensors_of(edit: Edit | None) -> dict[str, Tensor]:
+    return {name: value for name, value in _fields_of(edit).items() if isinstance(value, Tensor)}
 
 
 @dataclass
-class Captured:
-    """A graph and the memory that it reads and writes."""
+class Case:
+    """Samplings of one kind: eager the first time, which warms libraries up; captured the second time; replayed."""
 
     inputs: Inputs
-    replay: Callable[[], None]
-    outputs: Outputs
-    codebook: Tensor
+    run: Run
+    seen: bool = False
+    replay: Callable[[], None] | None = None
+    outputs: Outputs | None = None
+
+    def drawn(self, capture: Capture) -> Outputs:
+        """Draws with the values that the inputs hold now."""
+        if not self.seen:
+            self.seen = True
+            return self.run()
+        if self.replay is None or self.outputs is None:
+            own = self.inputs.randomness
+            self.replay, self.outputs = capture(self.run, [own] if isinstance(own, torch.Generator) else [])
+            self.outputs[1].fill_(UNDRAWN)
+        self.replay()
+        return self.outputs
 
 
 class Graphs:
-    """The captured samplings of an engine.
+    """The samplings of an engine, as graphs from the second of each kind on.
+
+    Threads may share it: they take turns on a device.
 
     Args:
         engine: on a GPU.
@@ -88,43 +146,78 @@ class Graphs:
 
     def __init__(self, engine: Engine, capture: Capture = capture_cuda_graph) -> None:
         self.engine, self.capture = engine, capture
-        self._kept: OrderedDict[tuple[Any, ...], Captured] = OrderedDict()
+        self._cases: OrderedDict[tuple[Any, ...], Case] = OrderedDict()
         self._weights = 0  # the engine's build that they belong to
-
-    def sample(self, labels: Tensor, seeds: Tensor, options: Options, *, decode: bool = True) -> Outputs:
-        """As `Engine.sample` with a `SeededDraw`: images (B, 3, S, S), tokens (B, L); copies, so that they last."""
-        with torch.cuda.device(labels.device) if labels.is_cuda else nullcontext():
-            return self._sampled(labels, seeds, options, decode)
 
     def __getstate__(self) -> dict[str, Any]:
         """For copies and pickles: graphs stay behind."""
-        return {**self.__dict__, "_kept": OrderedDict()}
+        return {**self.__dict__, "_cases": OrderedDict()}
 
-    def _sampled(self, labels: Tensor, seeds: Tensor, options: Options, decode: bool) -> Outputs:
-        mixed = (options.top_k, options.top_p) if options.more_smooth else ()
+    def clear(self) -> None:
+        """Lets go of all graphs and their memory."""
+        self._cases.clear()
+
+    def sample(
+        self,
+        labels: Tensor,
+        randomness: Randomness,
+        options: Options,
+        *,
+        edit: Edit | None = None,
+        decode: bool = True,
+    ) -> Outputs:
+        """As `Engine.sample` with a draw from `randomness`: images (B, 3, S, S), tokens (B, L); copies that last.
+
+        Args:
+            edit: a dataclass, whose tensors may change from call to call.
+        """
+        with lane_of(labels.device).taken() as copied, torch.inference_mode():
+            case = self._case(labels, randomness, options, edit, decode)
+            case.inputs.fill(labels, randomness, options, edit)
+            images, tokens = case.drawn(self.capture)
+            case.inputs.give_back(randomness)
+            return copied(images), copied(tokens)
+
+    def _case(
+        self, labels: Tensor, randomness: Randomness, options: Options, edit: Edit | None, decode: bool
+    ) -> Case:
         self.engine.parts()
         if self._weights != self.engine.builds:  # the graphs read memory that is gone
-            self._kept.clear()
+            self._cases.clear()
             self._weights = self.engine.builds
-        key = (len(labels), options.guided, options.temperature, mixed, decode)
-        if key not in self._kept:
-            while len(self._kept) >= KEPT:
-                self._kept.popitem(last=False)
-            self._kept[key] = self._captured(labels, seeds, options, decode)
-        self._kept.move_to_end(key)
-        captured = self._kept[key]
-        captured.inputs.fill(labels, seeds, options)
-        captured.replay()
-        images, tokens = captured.outputs
-        return images.clone(), tokens.clone()
+        kind = self._kind(labels, randomness, options, edit, decode)
+        if kind not in self._cases:
+            while len(self._cases) >= KEPT:
+                self._cases.popitem(last=False)
+            inputs = Inputs.like(labels, randomness, options, edit)
+            self._cases[kind] = Case(inputs, self._run(inputs, options, decode))
+        self._cases.move_to_end(kind)
+        return self._cases[kind]
 
-    def _captured(self, labels: Tensor, seeds: Tensor, options: Options, decode: bool) -> Captured:
-        engine, codebook = self.engine, self.engine.vae.quantize.embedding.weight.detach().float()
-        inputs = Inputs.empty(len(labels), len(options.cfg), engine.device)
-        inputs.fill(labels, seeds, options)
+    def _kind(
+        self, labels: Tensor, randomness: Randomness, options: Options, edit: Edit | None, decode: bool
+    ) -> tuple[Any, ...]:
+        """All that a captured graph depends on: whatever the inputs do not hold."""
+        tables = reads_table(randomness, options)
+        fixed = [(f.name, getattr(options, f.name)) for f in fields(options) if f.name not in tables]
+        of_edit = _fields_of(edit).items()
+        return (
+            len(labels),
+            decode,
+            type(randomness),
+            options.guided,
+            *fixed,
+            type(edit),
+            *((name, tuple(v.shape) if isinstance(v, Tensor) else v) for name, v in of_edit),
+        )
+
+    def _run(self, inputs: Inputs, options: Options, decode: bool) -> Run:
+        engine = self.engine
 
         def run() -> Outputs:
-            draw = SeededDraw(inputs.seeds, options, codebook, inputs)
-            return engine.sample(inputs.labels, options, draw, decode=decode, cfg=list(inputs.cfg))
+            draw = draw_from(inputs.randomness, options, engine.codebook, inputs)
+            return engine.sample(
+                inputs.labels, options, draw, edit=inputs.edit, decode=decode, cfg=list(inputs.cfg)
+            )
 
-        return Captured(inputs, *self.capture(run), codebook)
+        return run

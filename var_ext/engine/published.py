@@ -7,7 +7,6 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from var_ext.engine.draw import Draw, PublishedDraw, SeededDraw
 from var_ext.engine.engine import Engine
 from var_ext.engine.options import options_for
 
@@ -43,13 +42,12 @@ def published_sample(
         one = int(label_B)
         label_B = torch.full((B,), one if one >= 0 else var.num_classes, device=device)
     labels = _batch("label_B", label_B, B, device)
-    codebook = engine.vae.quantize.embedding.weight.detach().float()
-    draw: Draw = PublishedDraw(rng, options, codebook)
-    if seeds is not None:
-        if g_seed is not None:
-            raise ValueError(f"either g_seed or seeds must be given, got {g_seed} and {seeds}")
-        draw = SeededDraw(_batch("seeds", seeds, B, device), options, codebook)
-    return engine.sample(var.checked_labels(labels), options, draw)
+    labels = var.checked_labels(labels)
+    if seeds is None:
+        return engine.draw(labels, rng, options)
+    if g_seed is not None:
+        raise ValueError(f"either g_seed or seeds must be given, got {g_seed} and {seeds}")
+    return engine.draw(labels, _batch("seeds", seeds, B, device), options)
 
 
 def _batch(name: str, values: Sequence[int] | Tensor, size: int, device: torch.device) -> Tensor:

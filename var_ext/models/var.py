@@ -232,6 +232,7 @@ class VAR(nn.Module):
         self.vae_proxy = (vae_local,)  # in a tuple: shared, not owned
         self.Cvae, self.V = vae_local.Cvae, vae_local.vocab_size
         self.L, self.first_l = schedule.num_tokens, schedule.lengths[0]
+        self._kept_engine: Engine | None = None
 
         # 1. embeddings
         self.word_embed = nn.Linear(self.Cvae, embed_dim)
@@ -371,12 +372,23 @@ class VAR(nn.Module):
         Raises:
             ValueError: a label or an option is out of range, or labels are not (B,) int64.
         """
-        # weights are used as they are: they may change before the next call
-        engine = Engine(self, precision_in_force(self.head.weight), pack=False)
         images, tokens = published_sample(
-            engine, B, label_B, g_seed, cfg=cfg, top_k=top_k, top_p=top_p, more_smooth=more_smooth
+            self._engine(), B, label_B, g_seed, cfg=cfg, top_k=top_k, top_p=top_p, more_smooth=more_smooth
         )
         return (images, tokens) if return_tokens else images
+
+    def _engine(self) -> Engine:
+        """Samples with the weights as they are. On a GPU it is kept, with the graphs that it captures."""
+        precision = precision_in_force(self.head.weight)
+        kept = self._kept_engine
+        if kept is None or kept.precision != precision:
+            kept = Engine(self, precision, pack=False)
+            self._kept_engine = kept if self.head.weight.is_cuda else None
+        return kept
+
+    def __getstate__(self) -> dict[str, Any]:
+        """For copies and pickles, which make an engine of their own."""
+        return {**self.__dict__, "_kept_engine": None}
 
     # ------------------------------------------------------------------ initialisation
 

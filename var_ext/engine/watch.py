@@ -1,0 +1,70 @@
+"""Whether a model still is what it was: asked before every sampling, so the answer has to be quick."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from itertools import chain
+from operator import attrgetter, is_
+from typing import Any
+
+from torch import Tensor, nn
+
+_versions = attrgetter("_version")
+
+
+class Watch:
+    """Notices that modules changed since it was made.
+
+    Noticed: parameters written in place, moved, cast, or replaced; modules replaced, added or removed; hooks on linear
+    layers and convolutions. Not noticed: writes through `.data` and under `torch.inference_mode`, of which torch keeps
+    no record; hooks on other modules; buffers; attributes that are no tensors.
+
+    All comparisons run in C over flat lists made once: a walk over the modules would take longer than many a sampling.
+
+    Args:
+        roots: what is watched, with all modules inside.
+        without: modules inside that are left out, with all in them.
+    """
+
+    def __init__(self, roots: Sequence[nn.Module], *, without: Sequence[nn.Module] = ()) -> None:
+        left_out = {module for root in without for module in root.modules()}
+        modules = [m for m in dict.fromkeys(chain(*(r.modules() for r in roots))) if m not in left_out]
+        self._owners: list[dict[str, Any]] = [d for m in modules for d in (m._parameters, m._modules) if d]
+        self._owned = list(_values(self._owners))  # parameters and modules
+        # Modules without either: nothing to compare, but something may be added to them.
+        self._empty = [d for m in modules for d in (m._parameters, m._modules) if not d]
+        parameters = [p for m in modules for p in m._parameters.values() if p is not None]
+        self._tensors = parameters
+        self._recorded = [p for p in parameters if not p.is_inference()]  # the others have no version
+        # Keep the memory alive: a reused address would hide a change.
+        self._held = [p.detach() for p in parameters]
+        self._layers = [m for m in modules if isinstance(m, nn.Linear | nn.Conv2d)]
+        self._hooks: list[Any] = [
+            hooks
+            for m in self._layers
+            for hooks in (m._forward_hooks, m._forward_pre_hooks, m._backward_hooks, m._backward_pre_hooks)
+        ]
+        self._state = self._present()
+
+    def _present(self) -> tuple[list[Any], ...]:
+        hooked = list(map(len, self._hooks)) if any(self._hooks) else []
+        return (
+            list(map(_versions, self._recorded)),
+            list(map(Tensor.data_ptr, self._tensors)),
+            list(map(type, self._layers)),
+            hooked,
+        )
+
+    def unchanged(self) -> bool:
+        """Whether all is as it was."""
+        owned = list(_values(self._owners))
+        return (
+            len(owned) == len(self._owned)
+            and all(map(is_, owned, self._owned))
+            and not any(self._empty)
+            and self._state == self._present()
+        )
+
+
+def _values(owners: list[dict[str, Any]]) -> Iterable[Any]:
+    return chain.from_iterable(map(dict.values, owners))
