@@ -85,11 +85,11 @@ def test_low_precision_stays_near_float32(pair, mode, off):
 def test_mixing_before_the_head_is_guidance(pair, mode):
     """Logits of the mixture are the mixture of logits, up to the rounding of the precision."""
     engine, seen = engine_of(pair, mode), []
-    transformer, _ = engine.parts()
+    head = engine.parts().var.head
     hidden = torch.randn(6, 4, pair[1].C, dtype=engine.precision.dtype)
     with torch.inference_mode():
-        logits, left = engine._logits(transformer, hidden, 3, 1.7)
-        cond, uncond = transformer.head(hidden).float().chunk(2)
+        logits, left = engine._logits(head, hidden, 3, 1.7)
+        cond, uncond = head(hidden).float().chunk(2)
     seen = logits.float()
     if mode == "fp32":
         assert left == 1.7 and seen.shape[0] == 6
@@ -99,19 +99,16 @@ def test_mixing_before_the_head_is_guidance(pair, mode):
     tolerance = {"fp32": 1e-5}.get(mode, 2.0**-7 * 4.4)  # each half is rounded before it is scaled
     assert (seen - expected).abs().max() <= tolerance * expected.abs().max()
     with torch.inference_mode():
-        of_tensor, none = engine._logits(transformer, hidden, 3, torch.full((3,), 1.7, dtype=torch.float64))
+        of_tensor, none = engine._logits(head, hidden, 3, torch.full((3,), 1.7, dtype=torch.float64))
     assert (none is None) == (mode != "fp32")
     if none is None:
         assert (of_tensor.float() - expected).abs().max() <= tolerance * expected.abs().max()
 
 
 @pytest.mark.parametrize("until", [0, 2, 4])
-def test_halves_without_guidance_are_not_computed(pair, until, monkeypatch):
+def test_halves_without_guidance_are_not_computed(pair, until):
     engine, rows = engine_of(pair, "fp32"), []
-    transformer, _ = engine.parts()
-    block = transformer.blocks[0]
-    attention = block.attention
-    monkeypatch.setattr(block, "attention", lambda h, *rest: rows.append(len(h)) or attention(h, *rest))
+    pair[1].blocks[0].attn.register_forward_hook(lambda module, given, out: rows.append(len(out)))
     _, tokens = sample(engine, cfg_until=until)
     assert rows == [18] * until + [9] * (4 - until)
     ramp = [2.0 * engine.schedule.ratio(k) if k < until else 0.0 for k in range(4)]
@@ -177,6 +174,17 @@ def test_a_change_of_weights_is_seen(mode):
     assert len(calls) == 4
 
 
+class Wrapped(nn.Module):
+    """As adapters are."""
+
+    def __init__(self, inner: nn.Module) -> None:
+        super().__init__()
+        self.inner = inner
+
+    def forward(self, x):
+        return self.inner(x)
+
+
 class Doubled(nn.Linear):
     def forward(self, x):
         return 2 * super().forward(x)
@@ -200,7 +208,7 @@ def test_adapters_and_hooks_are_called(mode):
 def test_layers_are_what_the_precision_says():
     module = nn.Linear(24, 40)
     x = torch.randn(3, 5, 24)
-    kinds = {mode: linear(module, named_precision(mode, CPU), pack=True) for mode in MODES}
+    kinds = {mode: linear(module, named_precision(mode, CPU), pack=True, int8=True) for mode in MODES}
     assert isinstance(kinds["fp32"], PackedLinear) and isinstance(kinds["int8"], Int8Linear)
     exact = module(x)
     for mode, off in (("fp32", 1e-6), ("bf16", 0.02), ("int8", 0.03)):
@@ -210,7 +218,7 @@ def test_layers_are_what_the_precision_says():
 
 
 def test_rows_of_nan_stay_nan_in_int8():
-    layer = linear(nn.Linear(8, 8), named_precision("int8", CPU), pack=True)
+    layer = linear(nn.Linear(8, 8), named_precision("int8", CPU), pack=True, int8=True)
     x = torch.randn(3, 8, dtype=torch.bfloat16)
     x[1, 2] = torch.nan
     y = layer(x)
@@ -220,7 +228,6 @@ def test_rows_of_nan_stay_nan_in_int8():
 def test_the_loop_copies_no_cache(pair):
     """Between the first logits and the last nothing is concatenated, and keys and values stay where they are."""
     engine, names, caches = engine_of(pair, "bf16"), [], set()
-    transformer, _ = engine.parts()
 
     class Watch(TorchDispatchMode):
         def __torch_dispatch__(self, func, types, args=(), kwargs=None):
@@ -238,7 +245,7 @@ def test_the_loop_copies_no_cache(pair):
         ):
             pass
     loop = names[kept[0] :]
-    assert len(caches) == len(transformer.blocks)  # one place a block, at every scale
+    assert len(caches) == len(pair[1].blocks)  # one place a block, at every scale
     assert not [name for name in loop if "cat" in name.split(".")[1]]
 
 
@@ -257,14 +264,16 @@ def test_copies_and_pickles_pack_anew(pair):
 def test_released_weights_leave_adapters_alone():
     """What has to be called keeps its weights; what failed halfway says so."""
     pair = small_pair()
-    pair[1].blocks[0].attn.proj = nn.Sequential(pair[1].blocks[0].attn.proj)  # a wrapper, as adapters are
+    pair[1].blocks[0].attn.proj = Wrapped(pair[1].blocks[0].attn.proj)
     expected = sample(engine_of(pair, "bf16"))[0]
     engine = Engine(pair[1], named_precision("bf16", CPU), pack=True, release=True)
     assert torch.equal(sample(engine)[0], expected)
-    assert pair[1].blocks[0].attn.proj[0].weight.numel() and not pair[1].blocks[0].attn.mat_qkv.weight.numel()
+    assert (
+        pair[1].blocks[0].attn.proj.inner.weight.numel() and not pair[1].blocks[0].attn.mat_qkv.weight.numel()
+    )
     half, pair[1].head = Engine(small_pair()[1], named_precision("bf16", CPU), pack=True, release=True), None
     half.vae.decoder = None
-    with pytest.raises(AttributeError):
+    with pytest.raises(TypeError, match="'NoneType' object is not callable"):
         half.parts()
     with pytest.raises(RuntimeError, match="released before all were packed: load the model again"):
         half.parts()

@@ -12,7 +12,7 @@ from tests.models.conftest import small_pair
 from var_ext import backend
 from var_ext.engine import Engine, named_precision
 from var_ext.models.modules import Dropout
-from var_ext.models.var import Stream
+from var_ext.models.var import Stream, Whole
 
 
 def teacher_forcing(vae, var, batch=3):
@@ -29,7 +29,7 @@ def test_a_block_compiles_without_graph_breaks(choice, shared):
     x, cond = (torch.randn(2, var.L, var.C), torch.randn(2, 6 * var.C if shared else var.C))
 
     def forward(x, cond):
-        stream = block(Stream(x), block.modulation(cond, x.dtype), var.schedule)
+        stream = block(Stream(x), block.modulation(cond, x.dtype), Whole(var.schedule))
         return stream.x + stream.gate[:, None] * stream.branch
 
     with backend.force(choice):
@@ -212,5 +212,5 @@ def test_a_block_works_under_checkpointing(pair):
     modulation = block.modulation(cond, x.dtype)
     given = Stream(x, torch.randn_like(x), torch.randn(2, var.C))
     for reentrant in (False, True):
-        out = checkpoint(block, given, modulation, var.schedule, use_reentrant=reentrant)
-        torch.testing.assert_close(out[1], block(given, modulation, var.schedule).branch)
+        out = checkpoint(block, given, modulation, Whole(var.schedule), use_reentrant=reentrant)
+        torch.testing.assert_close(out[1], block(given, modulation, Whole(var.schedule)).branch)

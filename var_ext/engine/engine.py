@@ -3,26 +3,44 @@
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import is_dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
 from var_ext import backend
-from var_ext.engine.decoder import Decoder
+from var_ext.engine.cache import Cache
 from var_ext.engine.draw import Draw, Edit, Guidance, Randomness, draw_from
+from var_ext.engine.execution import Execution
 from var_ext.engine.graph import UNDRAWN, Graphs
 from var_ext.engine.options import Options
 from var_ext.engine.precision import Precision
-from var_ext.engine.transformer import Modulation, Transformer
 from var_ext.engine.watch import Watch
+from var_ext.models.var import VAR, Cached
+from var_ext.models.vqvae import VQVAE
 
 Mark = Callable[[str, int], None]  # the end of a part of scale k
+Conditions = Mapping[str, Tensor] | None
 
 
 DECODED_AT_ONCE = 16  # images, on a GPU
+
+
+class Parts(NamedTuple):
+    """What a sampling runs: copies of the models, their layers in the engine's precision."""
+
+    var: VAR
+    vae: VQVAE
+    positions: Tensor  # (1, L, C)
+    dtype: torch.dtype
+
+    def decode(self, f_hat: Tensor) -> Tensor:
+        """(B, Cvae, P, P) float32 -> images (B, 3, S, S) float32 in [0, 1]."""
+        images = self.vae.fhat_to_img(f_hat.to(self.dtype, memory_format=torch.channels_last))
+        # to float32 first: 8 bits hold images in [-1, 1] twice as finely as bfloat16 does
+        return images.float().add_(1).mul_(0.5).contiguous()
 
 
 class Engine:
@@ -48,16 +66,16 @@ class Engine:
         self.release = release and pack
         self.graphs = Graphs(self) if graph else None
         self.schedule = var.schedule
-        self._transformer: Transformer | None = None
-        self._decoder: Decoder | None = None
+        self._parts: Parts | None = None
         self._watch: Watch | None = None
+        self._cache = Cache()
         self.builds = 0  # how often weights were packed
 
     def __getstate__(self) -> dict[str, Any]:
         """For copies and pickles: packed weights stay behind and are made anew."""
         if self.released:
             raise TypeError("an engine that has released the model's weights cannot be copied or pickled")
-        return {**self.__dict__, "_transformer": None, "_decoder": None, "_watch": None}
+        return {**self.__dict__, "_parts": None, "_watch": None, "_cache": Cache()}
 
     @property
     def released(self) -> bool:
@@ -65,29 +83,34 @@ class Engine:
         return self.release and self.builds > 0
 
     def refresh(self) -> None:
-        """Packs the weights anew at the next call: after writes through `.data`, which leave no trace."""
+        """Packs the weights anew at the next call: after changes that leave no trace, see `Watch`."""
         if not self.released:
-            self._transformer = self._decoder = None
+            self._parts = None
 
-    def parts(self) -> tuple[Transformer, Decoder]:
-        """Transformer and decoder of the model's present weights."""
+    def parts(self) -> Parts:
+        """The models as they are executed, of their present weights."""
         fresh = self.release or (self._watch is not None and self._watch.unchanged())
-        if self._transformer and self._decoder and fresh:
-            return self._transformer, self._decoder
+        if self._parts and fresh:
+            return self._parts
         if self.released:
             raise RuntimeError(
                 "the model's weights were released before all were packed: load the model again"
             )
-        self._transformer = self._decoder = None  # the old ones go before the new ones come
+        self._parts = None  # the old ones go before the new ones come
         self.builds += 1
         unused = (self.vae.encoder, self.vae.quant_conv)
         self._watch = None if self.release else Watch((self.var, self.vae), without=unused)
+        execution = Execution(self.precision, pack=self.pack, free=self.release)
         # ordinary tensors serve calls in inference mode and out of it
         with torch.inference_mode(False), torch.no_grad(), _no_autocast(self.device):
-            transformer = Transformer(self.var, self.precision, self.pack, self.release)
-            decoder = Decoder(self.vae, self.precision, self.pack, self.release)
-        self._transformer, self._decoder = transformer, decoder
-        return transformer, decoder
+            var = execution.copy(self.var)
+            vae = execution.copy(self.vae, without=("encoder", "quant_conv", "quantize"))
+            parts = Parts(var, vae, var.positions(), self.precision.dtype)
+            if execution.only_known:  # decoding no images lays each convolution out for the maps that it gets
+                side = self.schedule.side
+                parts.decode(torch.empty(0, var.Cvae, side, side, device=self.device))
+        self._parts = parts
+        return parts
 
     @property
     def device(self) -> torch.device:
@@ -107,6 +130,7 @@ class Engine:
         *,
         edit: Edit | None = None,
         decode: bool = True,
+        conditions: Conditions = None,
     ) -> tuple[Tensor, Tensor]:
         """One batch, on a GPU from the second of its kind on as a captured graph: images (B, 3, S, S) float32 in
         [0, 1], tokens (B, L) int64, both ordinary tensors that last.
@@ -117,16 +141,21 @@ class Engine:
             options: what to draw.
             edit: changes codes before they enter f_hat; on a GPU a dataclass is captured, anything else runs eagerly.
             decode: without it there are no images, (0, 3, S, S).
+            conditions: what else the model's `condition` takes, (B, ...) each, on its device.
 
         Raises:
             ValueError: logits had NaN or no finite value; on a GPU too this comes after the call, which waits for it.
         """
         if self.graphs and self._captures(labels, edit):
-            images, tokens = self.graphs.sample(labels, randomness, options, edit=edit, decode=decode)
+            images, tokens = self.graphs.sample(
+                labels, randomness, options, edit=edit, decode=decode, conditions=conditions
+            )
         else:
             with torch.inference_mode():  # its calls are cheaper than under no_grad
                 draw = draw_from(randomness, options, self.codebook)
-                images, tokens = self.sample(labels, options, draw, edit=edit, decode=decode)
+                images, tokens = self.sample(
+                    labels, options, draw, edit=edit, decode=decode, conditions=conditions
+                )
             images, tokens = images.clone(), tokens.clone()  # of use outside inference mode
         self._check(tokens)
         return images, tokens
@@ -163,6 +192,7 @@ class Engine:
         mark: Mark | None = None,
         decode: bool = True,
         cfg: Sequence[Guidance] | None = None,
+        conditions: Conditions = None,
     ) -> tuple[Tensor, Tensor]:
         """Images (B, 3, S, S) float32 in [0, 1], and their tokens (B, L) int64; arguments as in `generate`.
 
@@ -172,7 +202,15 @@ class Engine:
         nothing = torch.empty(0, 3, side, side, device=self.device)
         if not len(labels):
             return nothing, torch.empty(0, self.schedule.num_tokens, dtype=torch.int64, device=self.device)
-        scales = self.generate(labels, cfg or options.cfg, draw, guided=options.guided, edit=edit, mark=mark)
+        scales = self.generate(
+            labels,
+            cfg or options.cfg,
+            draw,
+            guided=options.guided,
+            edit=edit,
+            mark=mark,
+            conditions=conditions,
+        )
         (f_hat,) = deque(scales, maxlen=1)  # the last
         return self.decode(f_hat) if decode else nothing, torch.cat(draw.tokens, dim=1)
 
@@ -185,6 +223,7 @@ class Engine:
         guided: int,
         edit: Edit | None = None,
         mark: Mark | None = None,
+        conditions: Conditions = None,
     ) -> Iterator[Tensor]:
         """f_hat (B, Cvae, P, P) float32 after each scale; the last one is the result.
 
@@ -195,28 +234,36 @@ class Engine:
             guided: how many of the first scales compute the unconditional half; no guidance after them.
             edit: changes codes before they enter f_hat.
             mark: told when the "transformer", the "draw" and the "step" of a scale are done.
+            conditions: what else the model's `condition` takes, (B, ...) each.
         """
-        transformer, _ = self.parts()
+        parts = self.parts()
+        var, dtype, positions = parts.var, parts.dtype, parts.positions
         batch, schedule = len(labels), self.schedule
-        quantize = self.vae.quantize
         rows = 2 * batch if guided else batch
-        with transformer.cache(rows, schedule.num_tokens) as cache:
+        attention = var.blocks[0].attn
+        memory = (len(var.blocks), 2, rows, schedule.num_tokens, attention.num_heads, attention.head_dim)
+        with self._cache.of(memory, dtype, self.device) as cache:
             with _no_autocast(self.device):
-                classes = torch.cat((labels, torch.full_like(labels, self.var.num_classes)))[:rows]
-                cond = transformer.condition(classes)  # (rows, C)
-                x = transformer.first(cond)
-                modulations, *head = transformer.modulations(cond)
+                classes = torch.cat((labels, torch.full_like(labels, var.num_classes)))[:rows]
+                more = {name: torch.cat((value, value))[:rows] for name, value in (conditions or {}).items()}
+                cond = var.condition(classes, **more)  # (rows, C)
+                x = (cond[:, None] + var.pos_start + positions[:, : var.first_l]).to(dtype)
+                modulations, head = var.modulations(cond, dtype)
             shape = (batch, self.var.Cvae, schedule.side, schedule.side)
             f_hat = torch.zeros(shape, dtype=torch.float32, device=self.device)
             for k, side in enumerate(schedule.patch_nums):
                 with _no_autocast(self.device):  # not around the yield: there the caller's holds
                     if k == guided and rows > batch:  # from here on the unconditional half serves nothing
-                        rows, x, cache = batch, x[:batch], cache[:, :, :batch]
-                        modulations = [Modulation(*(vector[:batch] for vector in m)) for m in modulations]
-                        head = [vector[:batch] for vector in head]
-                    offset = schedule.slices[k].start
-                    hidden = transformer(x, modulations, (head[0], head[1]), cache, offset)  # (rows, l, C)
-                    logits, t = self._logits(transformer, hidden, batch, cfg[k] if k < guided else None)
+                        rows, x, cache, cond = batch, x[:batch], cache[:, :, :batch], cond[:batch]
+                        modulations = [tuple(vector[:batch] for vector in m) for m in modulations]
+                        head = tuple(vector[:batch] for vector in head)
+                    attends = (Cached(keys, values, schedule.slices[k].start) for keys, values in cache)
+                    stream = var.transform(x, modulations, attends)
+                    t = cfg[k] if k < guided else None
+                    if var.has_own_logits:
+                        logits = var.get_logits(stream.sum(), cond)
+                    else:
+                        logits, t = self._logits(var.head, var.before_head(stream, head), batch, t)
                     if mark:
                         mark("transformer", k)
                     codes = draw(logits, k, t)  # (B, l, Cvae)
@@ -225,38 +272,42 @@ class Engine:
                     if mark:
                         mark("draw", k)
                     grid = codes.transpose(1, 2).reshape(batch, self.var.Cvae, side, side)
-                    f_hat, pooled = quantize.get_next_autoregressive_input(k, len(schedule), f_hat, grid)
+                    f_hat, pooled = self.vae.quantize.get_next_autoregressive_input(
+                        k, len(schedule), f_hat, grid
+                    )
                     if mark:
                         mark("step", k)
                     if k + 1 < len(schedule):
-                        x = transformer.embed(pooled, schedule.slices[k + 1], rows)
+                        words = var.words(pooled.flatten(2).transpose(1, 2))  # (B, l, C)
+                        x = (words + positions[:, schedule.slices[k + 1]]).to(dtype)
+                        x = x.repeat(rows // batch, 1, 1)  # both halves alike
                 yield f_hat
 
     def _logits(
-        self, transformer: Transformer, hidden: Tensor, batch: int, t: Guidance
+        self, head: Callable[[Tensor], Tensor], hidden: Tensor, batch: int, t: Guidance
     ) -> tuple[Tensor, Guidance]:
         """Logits (B, l, V) and None, or of both halves (2B, l, V) and the guidance still to be applied."""
         exact = not self.precision.mixes_hidden
         # unpacked float32 products of half the rows round otherwise than the published ones
         if t is None or (isinstance(t, float) and t == 0 and (self.pack or not exact)):
-            return transformer.head(hidden[:batch]), None
+            return head(hidden[:batch]), None
         if exact:
-            return transformer.head(hidden), t
+            return head(hidden), t
         cond, uncond = hidden[:batch], hidden[batch:]
         if isinstance(t, Tensor):
             cond, weight = cond.float(), t.float()[:, None, None]
-            return transformer.head((cond + weight * (cond - uncond)).to(hidden.dtype)), None
-        return transformer.head(torch.lerp(uncond, cond, 1 + t)), None  # guidance commutes with a linear head
+            return head((cond + weight * (cond - uncond)).to(hidden.dtype)), None
+        return head(torch.lerp(uncond, cond, 1 + t)), None  # guidance commutes with a linear head
 
     def decode(self, f_hat: Tensor) -> Tensor:
         """Images (B, 3, S, S) float32 in [0, 1]; on the CPU one after the other, where more at once are no faster."""
-        decoder = self.parts()[1]
+        parts = self.parts()
         size = 1 if f_hat.device.type == "cpu" else DECODED_AT_ONCE
         side = self.vae.image_size
         images = f_hat.new_empty(len(f_hat), 3, side, side)
         with _no_autocast(self.device):
             for chunk, target in zip(f_hat.split(size), images.split(size), strict=True):
-                target.copy_(decoder(chunk))
+                target.copy_(parts.decode(chunk))
         return images
 
 

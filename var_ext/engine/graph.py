@@ -7,7 +7,7 @@ cfg, top_k and top_p of every scale. All else makes a graph of its own; see `Gra
 from __future__ import annotations
 
 from collections import OrderedDict
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, fields, is_dataclass, replace
 from typing import TYPE_CHECKING, Any
 
@@ -47,6 +47,18 @@ def capture_cuda_graph(run: Run, generators: Sequence[torch.Generator]) -> tuple
     return graph.replay, outputs
 
 
+@dataclass(frozen=True)
+class Call:
+    """What is asked for; see `Engine.draw`."""
+
+    labels: Tensor
+    randomness: Randomness
+    options: Options
+    edit: Edit | None
+    decode: bool
+    conditions: Mapping[str, Tensor]
+
+
 @dataclass
 class Inputs:
     """The memory that a sampling reads: labels (B,), seeds (B,) or a generator, values by scale and image (K, B)."""
@@ -54,14 +66,16 @@ class Inputs:
     labels: Tensor
     randomness: Randomness
     edit: Edit | None
+    conditions: dict[str, Tensor]
     cfg: Tensor
     top_k: Tensor
     top_p: Tensor
     filled: Options | None = None  # whose values the tables hold
 
     @classmethod
-    def like(cls, labels: Tensor, randomness: Randomness, options: Options, edit: Edit | None) -> Inputs:
+    def like(cls, call: Call) -> Inputs:
         """Memory for calls like this one, not yet filled."""
+        labels, randomness, options, edit = call.labels, call.randomness, call.options, call.edit
         with torch.inference_mode(False):  # to be filled in inference mode and out of it
             each = torch.zeros(len(labels), dtype=torch.int64, device=labels.device)
             table = torch.zeros(len(options.schedule), len(labels), dtype=torch.float64, device=labels.device)
@@ -73,10 +87,12 @@ class Inputs:
             if edit is not None:
                 kept = {name: torch.zeros_like(t.contiguous()) for name, t in _tensors_of(edit).items()}
                 edit = replace(edit, **kept)  # type: ignore[type-var]
-            return cls(each, own, edit, table, table.to(torch.int64), table.clone())
+            conditions = {name: torch.zeros_like(t.contiguous()) for name, t in call.conditions.items()}
+            return cls(each, own, edit, conditions, table, table.to(torch.int64), table.clone())
 
-    def fill(self, labels: Tensor, randomness: Randomness, options: Options, edit: Edit | None) -> None:
+    def fill(self, call: Call) -> None:
         """Writes the values of a call."""
+        labels, randomness, options, edit = call.labels, call.randomness, call.options, call.edit
         self.labels.copy_(labels)
         if isinstance(self.randomness, Tensor) and isinstance(randomness, Tensor):
             self.randomness.copy_(randomness)
@@ -84,6 +100,8 @@ class Inputs:
             _pass_state(randomness, self.randomness)
         for own, given in zip(_tensors_of(self.edit).values(), _tensors_of(edit).values(), strict=True):
             own.copy_(given)
+        for name, condition in self.conditions.items():
+            condition.copy_(call.conditions[name])
         if self.filled != options:
             for target, values in (
                 (self.cfg, options.cfg),
@@ -165,59 +183,65 @@ class Graphs:
         *,
         edit: Edit | None = None,
         decode: bool = True,
+        conditions: Mapping[str, Tensor] | None = None,
     ) -> Outputs:
         """As `Engine.sample` with a draw from `randomness`: images (B, 3, S, S), tokens (B, L); copies that last.
 
         Args:
             edit: a dataclass, whose tensors may change from call to call.
+            conditions: their values may change from call to call.
         """
+        call = Call(labels, randomness, options, edit, decode, conditions or {})
         with lane_of(labels.device).taken() as copied, torch.inference_mode():
-            case = self._case(labels, randomness, options, edit, decode)
-            case.inputs.fill(labels, randomness, options, edit)
+            case = self._case(call)
+            case.inputs.fill(call)
             images, tokens = case.drawn(self.capture)
             case.inputs.give_back(randomness)
             return copied(images), copied(tokens)
 
-    def _case(
-        self, labels: Tensor, randomness: Randomness, options: Options, edit: Edit | None, decode: bool
-    ) -> Case:
+    def _case(self, call: Call) -> Case:
         self.engine.parts()
         if self._weights != self.engine.builds:  # the graphs read memory that is gone
             self._cases.clear()
             self._weights = self.engine.builds
-        kind = self._kind(labels, randomness, options, edit, decode)
+        kind = self._kind(call)
         if kind not in self._cases:
             while len(self._cases) >= KEPT:
                 self._cases.popitem(last=False)
-            inputs = Inputs.like(labels, randomness, options, edit)
-            self._cases[kind] = Case(inputs, self._run(inputs, options, decode))
+            inputs = Inputs.like(call)
+            self._cases[kind] = Case(inputs, self._run(inputs, call))
         self._cases.move_to_end(kind)
         return self._cases[kind]
 
-    def _kind(
-        self, labels: Tensor, randomness: Randomness, options: Options, edit: Edit | None, decode: bool
-    ) -> tuple[Any, ...]:
+    def _kind(self, call: Call) -> tuple[Any, ...]:
         """All that a captured graph depends on: whatever the inputs do not hold."""
-        tables = reads_table(randomness, options)
+        options, tables = call.options, reads_table(call.randomness, call.options)
         fixed = [(f.name, getattr(options, f.name)) for f in fields(options) if f.name not in tables]
-        of_edit = _fields_of(edit).items()
+        of_edit, of_model = _fields_of(call.edit).items(), call.conditions.items()
         return (
-            len(labels),
-            decode,
-            type(randomness),
+            len(call.labels),
+            call.decode,
+            type(call.randomness),
             options.guided,
             *fixed,
-            type(edit),
+            type(call.edit),
             *((name, tuple(v.shape) if isinstance(v, Tensor) else v) for name, v in of_edit),
+            *((name, tuple(value.shape), value.dtype) for name, value in of_model),
         )
 
-    def _run(self, inputs: Inputs, options: Options, decode: bool) -> Run:
-        engine = self.engine
+    def _run(self, inputs: Inputs, call: Call) -> Run:
+        engine, options, decode = self.engine, call.options, call.decode
 
         def run() -> Outputs:
             draw = draw_from(inputs.randomness, options, engine.codebook, inputs)
             return engine.sample(
-                inputs.labels, options, draw, edit=inputs.edit, decode=decode, cfg=list(inputs.cfg)
+                inputs.labels,
+                options,
+                draw,
+                edit=inputs.edit,
+                decode=decode,
+                cfg=list(inputs.cfg),
+                conditions=inputs.conditions,
             )
 
         return run

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from var_ext.engine.engine import Engine
 from var_ext.engine.options import options_for
+from var_ext.engine.precision import precision_in_force
+from var_ext.models.var import VAR
 
 
 def published_sample(
@@ -48,6 +51,20 @@ def published_sample(
     if g_seed is not None:
         raise ValueError(f"either g_seed or seeds must be given, got {g_seed} and {seeds}")
     return engine.draw(labels, _batch("seeds", seeds, B, device), options)
+
+
+def sample_model(var: VAR, *given: Any, **options: Any) -> tuple[Tensor, Tensor]:
+    """`published_sample` of a model with its weights as they are. On a GPU its engine is kept, with the graphs that it
+    captures."""
+    engine: Engine | None = var.kept_engine
+    precision = precision_in_force(var.head.weight)
+    if engine is None or engine.precision != precision:
+        engine = Engine(var, precision, pack=False)
+        var.kept_engine = engine if engine.device.type == "cuda" else None
+    return published_sample(engine, *given, **options)
+
+
+VAR.sample_published = staticmethod(sample_model)
 
 
 def _batch(name: str, values: Sequence[int] | Tensor, size: int, device: torch.device) -> Tensor:

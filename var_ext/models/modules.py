@@ -1,9 +1,89 @@
-"""Small modules of the transformer."""
+"""Small modules of both models, and how they call their layers.
+
+A layer is an `nn.Linear` or `nn.Conv2d`, what a user put in its place, or what an engine did: the same weight cast,
+packed or in 8 bits. The functions here take each of them.
+"""
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import Tensor, nn
+from torch.nn import functional as F
+
+from var_ext import ops
+
+_NOTHING = object()
+
+
+class Part(nn.Module):
+    """A part of a model of this package: an engine may run a copy of it, made anew when an attribute is set."""
+
+    quantizable = False  # whether the linear layers inside may be run in 8 bits
+    changes = 0  # of attributes so far
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        if self.__dict__.get(name, _NOTHING) is not value:
+            self.__dict__["changes"] = self.changes + 1
+        super().__setattr__(name, value)
+
+    def __delattr__(self, name: str) -> None:
+        self.__dict__["changes"] = self.changes + 1
+        super().__delattr__(name)
+
+
+def is_plain(module: nn.Module, kind: type[nn.Module]) -> bool:
+    """Whether a call of `module` does what its class says and nothing else: no subclass (an adapter, a quantized layer,
+    a parametrization), no hooks, no forward of its own. Only then may its parameters be used without calling it."""
+    hooks = (
+        module._forward_hooks,
+        module._forward_pre_hooks,
+        module._backward_hooks,
+        module._backward_pre_hooks,
+    )
+    return type(module) is kind and not any(hooks) and "forward" not in module.__dict__
+
+
+def dtype_of(layer: Any) -> torch.dtype:
+    """What a layer computes in: an engine's layer says it, any other has it in its weight."""
+    weight = getattr(layer, "weight", None)
+    return weight.dtype if isinstance(weight, Tensor) else layer.dtype
+
+
+def linear_gelu(layer: Any, x: Tensor) -> Tensor:
+    """GELU (tanh) of a linear layer (..., N) -> (..., M): the bias goes with the activation where it can."""
+    if hasattr(layer, "gelu"):  # an engine's
+        return layer.gelu(x)
+    if is_plain(layer, nn.Linear) and layer.bias is not None:
+        h = F.linear(x, layer.weight)
+        return ops.bias_gelu(h, layer.bias.to(h.dtype))
+    return F.gelu(layer(x), approximate="tanh")
+
+
+def norm_silu(norm: nn.GroupNorm, x: Tensor) -> Tensor:
+    """SiLU of a GroupNorm: (B, C, H, W) -> (B, C, H, W)."""
+    if not is_plain(norm, nn.GroupNorm):
+        return F.silu(norm(x))
+    weight, bias = norm.weight.to(x.dtype), norm.bias.to(x.dtype)
+    return ops.group_norm_silu(x, weight, bias, groups=norm.num_groups, eps=norm.eps)
+
+
+def plus(layer: Any, h: Tensor, x: Tensor) -> Tensor:
+    """layer(h) + x, in the memory of an engine's layer, whose output nobody else has seen."""
+    y = layer(h)
+    return y + x if isinstance(layer, nn.Module) else y.add_(x)
+
+
+def spread_taps(weight: Tensor, dim: int) -> Tensor:
+    """Three taps along `dim` over doubled pixels -> the four places that one pixel reaches, nearest edge first."""
+    before, here, after = weight.unbind(dim)
+    return torch.stack([after, here + after, before + here, before], dim)
+
+
+def upsampling_taps(weight: Tensor) -> Tensor:
+    """3x3 taps over doubled pixels (C_out, C_in, 3, 3) -> those of one transposed convolution (C_in, C_out, 4, 4)."""
+    return spread_taps(spread_taps(weight, 2), 3).transpose(0, 1)
 
 
 class Dropout(nn.Dropout):
@@ -22,7 +102,7 @@ class Dropout(nn.Dropout):
         return (x * mask).mul_(2**16 / kept)
 
 
-class DropPath(nn.Module):
+class DropPath(Part):
     """Stochastic depth: drops the residual branch of whole samples by zeroing its gate (B, C)."""
 
     def __init__(self, rate: float) -> None:

@@ -16,12 +16,13 @@ from torch import distributed as dist
 from torch.nn import functional as F
 
 from var_ext import ops
+from var_ext.models.modules import Part
 from var_ext.schedule import SCALES_256, ScaleSchedule
 
 USED_SHARE = 0.08  # a code counts as used above this share of a uniform code's hits
 
 
-class PhiBank(nn.Module):
+class PhiBank(Part):
     """The 3x3 convolutions phi that follow upsampling; entry names depend on how scales share them."""
 
     def __init__(self, channels: int, sharing: int, scales: int) -> None:
@@ -58,7 +59,7 @@ class PhiBank(nn.Module):
         return [self.index_of(schedule.ratio(k)) for k in range(len(schedule))]
 
 
-class MultiScaleQuantizer(nn.Module):
+class MultiScaleQuantizer(Part):
     """The quantizer between encoder and decoder; always float32.
 
     Args:

@@ -7,16 +7,15 @@ C width, H heads, D channels of a head, K scales, V codes.
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
-from typing import Any, NamedTuple, cast
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+from typing import Any, ClassVar, NamedTuple, cast
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
 
 from var_ext import ops
-from var_ext.engine import Engine, is_plain, precision_in_force, published_sample
-from var_ext.models.modules import Dropout, DropPath
+from var_ext.models.modules import Dropout, DropPath, Part, dtype_of, linear_gelu
 from var_ext.models.vqvae import VQVAE
 from var_ext.reference.block_causal_attention import block_causal_mask
 from var_ext.schedule import SCALES_256, ScaleSchedule
@@ -39,6 +38,12 @@ class Stream(NamedTuple):
         branch = None if self.branch is None else self.branch.to(dtype)
         return Stream(self.x.to(dtype), branch, None if self.gate is None else self.gate.to(dtype))
 
+    def sum(self) -> Tensor:
+        """x with the branch added."""
+        if self.branch is None or self.gate is None:
+            return self.x
+        return self.x + self.gate[:, None] * self.branch
+
     def normed(self, scale: Tensor, shift: Tensor, eps: float) -> tuple[Tensor, Tensor]:
         """The sum, and its modulated norm."""
         if self.branch is None or self.gate is None:
@@ -46,8 +51,57 @@ class Stream(NamedTuple):
         return ops.adaln(self.x, scale, shift, branch=self.branch, gate=self.gate, eps=eps)
 
 
-class SelfAttention(nn.Module):
-    """Multi-head block-causal self-attention over a whole sequence. Sampling, scale by scale, is `var_ext.engine`'s."""
+@dataclass(frozen=True)
+class Whole:
+    """Attention over a whole sequence, every token seeing its own scale and all coarser ones: as in training."""
+
+    schedule: ScaleSchedule
+
+    def __call__(
+        self, qkv: Tensor, q_bias: Tensor, v_bias: Tensor, log_scale: Tensor | None, scale: float
+    ) -> Tensor:
+        """(B, L, 3, H, D) -> (B, L, H, D)."""
+        q, k, v = ops.qk_norm(qkv, q_bias, v_bias, log_scale)
+        return ops.block_causal_attention(q, k, v, self.schedule, scale=scale)
+
+
+@dataclass(frozen=True)
+class Cached:
+    """Attention of one scale to itself and to the keys and values of those before it: as in sampling.
+
+    Attributes:
+        k, v: (B, L, H, D), of which `offset` tokens are filled; the scale's own are added.
+    """
+
+    k: Tensor
+    v: Tensor
+    offset: int
+
+    def __call__(
+        self, qkv: Tensor, q_bias: Tensor, v_bias: Tensor, log_scale: Tensor | None, scale: float
+    ) -> Tensor:
+        """(B, l, 3, H, D) -> (B, l, H, D)."""
+        dtype = self.k.dtype  # not that of qkv where an engine left a part in its own precision
+        log_scale = None if log_scale is None else log_scale.to(dtype)
+        q = ops.qk_norm(
+            qkv.to(dtype),
+            q_bias.to(dtype),
+            v_bias.to(dtype),
+            log_scale,
+            cache=(self.k, self.v),
+            offset=self.offset,
+        )
+        out = ops.cached_attention(q, self.k, self.v, self.offset + qkv.shape[1], scale=scale)
+        return out.to(qkv.dtype)
+
+
+Attend = Callable[[Tensor, Tensor, Tensor, Tensor | None, float], Tensor]  # `Whole` or `Cached`
+
+
+class SelfAttention(Part):
+    """Multi-head self-attention with the scales that `attend` lets see."""
+
+    quantizable = True
 
     def __init__(self, embed_dim: int, num_heads: int, proj_drop: float, attn_l2_norm: bool) -> None:
         super().__init__()
@@ -66,12 +120,11 @@ class SelfAttention(nn.Module):
         self.proj = nn.Linear(embed_dim, embed_dim)
         self.proj_drop = Dropout(proj_drop)
 
-    def forward(self, x: Tensor, schedule: ScaleSchedule) -> Tensor:
+    def forward(self, x: Tensor, attend: Attend) -> Tensor:
         qkv = self.mat_qkv(x).unflatten(-1, (3, self.num_heads, self.head_dim))  # (B, L, 3, H, D)
         q_bias, v_bias = (bias.to(qkv.dtype).view(self.num_heads, -1) for bias in (self.q_bias, self.v_bias))
         log_scale = self.scale_mul_1H11.to(qkv.dtype).flatten() if self.attn_l2_norm else None
-        q, k, v = ops.qk_norm(qkv, q_bias, v_bias, log_scale)
-        out = ops.block_causal_attention(q, k, v, schedule, scale=self.scale)
+        out = attend(qkv, q_bias, v_bias, log_scale, self.scale)  # (B, L, H, D)
         return self.proj_drop(self.proj(out.flatten(2)))  # (B, L, C)
 
 
@@ -79,8 +132,10 @@ def _last_weight(layers: nn.Sequential) -> Tensor:
     return cast(nn.Linear, layers[-1]).weight
 
 
-class FFN(nn.Module):
+class FFN(Part):
     """Linear, GELU (tanh), Linear: (B, L, C) -> (B, L, C)."""
+
+    quantizable = True
 
     def __init__(self, embed_dim: int, hidden: int, drop: float) -> None:
         super().__init__()
@@ -89,15 +144,10 @@ class FFN(nn.Module):
         self.drop = Dropout(drop)
 
     def forward(self, x: Tensor) -> Tensor:
-        if is_plain(self.fc1, nn.Linear) and self.fc1.bias is not None:  # its bias goes with the activation
-            h = F.linear(x, self.fc1.weight)
-            h = ops.bias_gelu(h, self.fc1.bias.to(h.dtype))
-        else:
-            h = F.gelu(self.fc1(x), approximate="tanh")
-        return self.drop(self.fc2(h))
+        return self.drop(self.fc2(linear_gelu(self.fc1, x)))
 
 
-class AdaLNSelfAttn(nn.Module):
+class AdaLNSelfAttn(Part):
     """Transformer block whose norms and residuals are modulated by the class."""
 
     def __init__(
@@ -131,16 +181,16 @@ class AdaLNSelfAttn(nn.Module):
         six = six.unflatten(-1, (6, -1))  # (B, 6, C)
         return (six + self.ada_gss[0] if self.shared_aln else six).to(dtype).unbind(1)
 
-    def forward(self, stream: Stream, modulation: Modulation, schedule: ScaleSchedule) -> Stream:
+    def forward(self, stream: Stream, modulation: Modulation, attend: Attend) -> Stream:
         stream = Stream(*stream)  # checkpointing hands over a plain tuple
         gamma1, gamma2, scale1, scale2, shift1, shift2 = modulation
         x, h = stream.normed(scale1, shift1, self.norm_eps)
-        stream = Stream(x, self.attn(h, schedule), self.drop_path(gamma1))
+        stream = Stream(x, self.attn(h, attend), self.drop_path(gamma1))
         x, h = stream.normed(scale2, shift2, self.norm_eps)
         return Stream(x, self.ffn(h), self.drop_path(gamma2))
 
 
-class AdaLNBeforeHead(nn.Module):
+class AdaLNBeforeHead(Part):
     """The modulated norm before the classifier head."""
 
     def __init__(self, embed_dim: int, norm_eps: float) -> None:
@@ -157,7 +207,7 @@ class AdaLNBeforeHead(nn.Module):
         return stream.normed(scale, shift, self.norm_eps)[1]
 
 
-class VAR(nn.Module):
+class VAR(Part):
     """Class-conditional next-scale transformer. Arguments are the published ones.
 
     Args:
@@ -180,6 +230,12 @@ class VAR(nn.Module):
 
     lvl_1L: Tensor
     blocks: Sequence[AdaLNSelfAttn]
+
+    # Layers and parameters that keep the weights' own precision: once a scale, few channels.
+    own_precision = frozenset(("class_emb", "lvl_embed", "word_embed", "pos_start", "pos_1LC"))
+    # What draws in `autoregressive_infer_cfg`: set by `var_ext.engine`, which stands a floor above.
+    sample_published: ClassVar[Callable[..., tuple[Tensor, Tensor]]]
+    kept_engine: Any
 
     def __init__(
         self,
@@ -232,7 +288,7 @@ class VAR(nn.Module):
         self.vae_proxy = (vae_local,)  # in a tuple: shared, not owned
         self.Cvae, self.V = vae_local.Cvae, vae_local.vocab_size
         self.L, self.first_l = schedule.num_tokens, schedule.lengths[0]
-        self._kept_engine: Engine | None = None
+        self.kept_engine = None
 
         # 1. embeddings
         self.word_embed = nn.Linear(self.Cvae, embed_dim)
@@ -266,15 +322,73 @@ class VAR(nn.Module):
         # never used: attention knows the schedule
         self.register_buffer("attn_bias_for_masking", bias[None, None])
 
+    # ------------------------------------------------------------------ the network, part by part
+
+    def condition(self, labels: Tensor) -> Tensor:
+        """What modulates all blocks and begins the sequence: (B,) int64 -> (B, C).
+
+        A subclass may take more: what `forward` and a `Sampler` get under other names arrives here. In sampling the
+        unconditional half has the label `num_classes` and the same other values.
+        """
+        return self.class_emb(labels)
+
+    def modulations(self, cond: Tensor, dtype: torch.dtype) -> tuple[list[Modulation], Modulation]:
+        """Of each block, and of the norm before the head. They depend on the class alone: once an image.
+
+        Args:
+            cond: (B, C), of `condition`.
+            dtype: of the residual stream.
+        """
+        shared = self.shared_ada_lin(cond)
+        with torch.autocast(cond.device.type, enabled=False):  # the head keeps its own precision
+            head = self.head_nm.modulation(cond, dtype_of(self.head))
+        return [block.modulation(shared, dtype) for block in self.blocks], head
+
+    def positions(self) -> Tensor:
+        """Position and level of every token: (1, L, C)."""
+        levels = self.lvl_1L.to(self.pos_1LC.device)
+        return self.lvl_embed(levels) + self.pos_1LC
+
+    def words(self, x: Tensor) -> Tensor:
+        """Sums of codes (B, l, Cvae) -> (B, l, C), in the precision of the weights."""
+        with torch.autocast(x.device.type, enabled=False):
+            return self.word_embed(x.to(dtype_of(self.word_embed)))
+
+    def transform(self, x: Tensor, modulations: Sequence[Modulation], attends: Iterable[Attend]) -> Stream:
+        """(B, L, C) through all blocks."""
+        stream = Stream(x)
+        for block, modulation, attend in zip(self.blocks, modulations, attends, strict=True):
+            stream = block(stream, modulation, attend)
+        return stream
+
+    def before_head(self, stream: Stream, modulation: Modulation) -> Tensor:
+        """The norm before the head: (B, L, C) in the head's precision."""
+        return self.head_nm(stream.to(dtype_of(self.head)), modulation)
+
+    def get_logits(self, h_or_h_and_residual: Tensor | tuple[Tensor, Tensor], cond_BD: Tensor) -> Tensor:
+        """Head of the published code: (B, L, C), or a last branch and the residual it is added to, -> (B, L, V)."""
+        h = h_or_h_and_residual
+        if not isinstance(h, Tensor):
+            h = h[1] + self.blocks[-1].drop_path(h[0])
+        with torch.autocast(h.device.type, enabled=False):
+            modulation = self.head_nm.modulation(cond_BD, dtype_of(self.head))
+            return self.head(self.before_head(Stream(h), modulation)).float()
+
+    @property
+    def has_own_logits(self) -> bool:
+        """Whether a subclass or a patch makes the logits, as a whole."""
+        return type(self).get_logits is not VAR.get_logits or "get_logits" in self.__dict__
+
     # ------------------------------------------------------------------ training
 
-    def forward(self, label_B: Tensor, x_BLCv_wo_first_l: Tensor | None) -> Tensor:
+    def forward(self, label_B: Tensor, x_BLCv_wo_first_l: Tensor | None, **conditions: Tensor) -> Tensor:
         """Logits of every token under teacher forcing.
 
         Args:
             label_B: (B,) int64 in 0..num_classes; in training mode a share of `cond_drop_rate` is dropped.
             x_BLCv_wo_first_l: (B, L' - p_0^2, Cvae) float32 from `idxBl_to_var_input`; may cover only the first scales
                 (progressive training), None the first alone.
+            conditions: what else `condition` of a subclass takes, (B, ...) each.
 
         Returns:
             (B, L', V) float32.
@@ -286,18 +400,21 @@ class VAR(nn.Module):
         if self.training:
             dropped = torch.rand(label_B.shape, device=label_B.device) < self.cond_drop_rate
             label_B = label_B.masked_fill(dropped, self.num_classes)
-        cond = self.class_emb(label_B)  # (B, C)
+        cond = self.condition(label_B, **conditions)  # (B, C)
         x = cond[:, None] + self.pos_start  # (B, p_0^2, C)
         if x_BLCv_wo_first_l is not None:
-            x = torch.cat((x, self._words(x_BLCv_wo_first_l)), dim=1)  # (B, L', C)
+            x = torch.cat((x, self.words(x_BLCv_wo_first_l)), dim=1)  # (B, L', C)
         schedule = self.schedule if x.shape[1] == self.L else self.schedule.prefix(x.shape[1])
-        x = x + self._positions()[:, : x.shape[1]]
+        x = x + self.positions()[:, : x.shape[1]]
 
-        dtype = self._dtype(x)
-        stream, shared = Stream(x.to(dtype)), self.shared_ada_lin(cond)
-        for block in self.blocks:
-            stream = block(stream, block.modulation(shared, dtype), schedule)
-        return self._logits(stream, self._head_modulation(cond))
+        device = x.device.type
+        dtype = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else x.dtype
+        modulations, head = self.modulations(cond, dtype)
+        stream = self.transform(x.to(dtype), modulations, [Whole(schedule)] * len(self.blocks))
+        if self.has_own_logits:
+            return self.get_logits(stream.sum(), cond)
+        with torch.autocast(device, enabled=False):
+            return self.head(self.before_head(stream, head)).float()
 
     def _check_inputs(self, labels: Tensor, x: Tensor | None) -> None:
         if labels.ndim != 1 or labels.dtype != torch.int64:
@@ -307,29 +424,6 @@ class VAR(nn.Module):
             raise ValueError(f"x_BLCv_wo_first_l must have shape {wanted}, got {tuple(x.shape)}")
         if labels.device.type == "cpu" and not torch.compiler.is_compiling():  # elsewhere a look would wait
             self.checked_labels(labels)
-
-    def _positions(self) -> Tensor:
-        return self.lvl_embed(self.lvl_1L) + self.pos_1LC  # (1, L, C)
-
-    def _dtype(self, x: Tensor) -> torch.dtype:
-        """Dtype of the residual stream: that of autocast, else of the weights."""
-        device = x.device.type
-        return torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else x.dtype
-
-    def _words(self, x: Tensor) -> Tensor:
-        """Embed inputs (B, l, Cvae) -> (B, l, C) in the dtype of the weights, autocast or not."""
-        with torch.autocast(x.device.type, enabled=False):
-            return self.word_embed(x.to(self.word_embed.weight.dtype))
-
-    def _head_modulation(self, cond: Tensor) -> Modulation:
-        """Of the norm before the head, in the dtype of the weights, autocast or not."""
-        with torch.autocast(cond.device.type, enabled=False):
-            return self.head_nm.modulation(cond, self.head.weight.dtype)
-
-    def _logits(self, stream: Stream, modulation: Modulation) -> Tensor:
-        """Head, in the dtype of the weights, autocast or not: (B, L, C) -> (B, L, V) float32."""
-        with torch.autocast(stream.x.device.type, enabled=False):
-            return self.head(self.head_nm(stream.to(self.head.weight.dtype), modulation)).float()
 
     # ------------------------------------------------------------------ sampling
 
@@ -372,23 +466,14 @@ class VAR(nn.Module):
         Raises:
             ValueError: a label or an option is out of range, or labels are not (B,) int64.
         """
-        images, tokens = published_sample(
-            self._engine(), B, label_B, g_seed, cfg=cfg, top_k=top_k, top_p=top_p, more_smooth=more_smooth
+        images, tokens = VAR.sample_published(
+            self, B, label_B, g_seed, cfg=cfg, top_k=top_k, top_p=top_p, more_smooth=more_smooth
         )
         return (images, tokens) if return_tokens else images
 
-    def _engine(self) -> Engine:
-        """Samples with the weights as they are. On a GPU it is kept, with the graphs that it captures."""
-        precision = precision_in_force(self.head.weight)
-        kept = self._kept_engine
-        if kept is None or kept.precision != precision:
-            kept = Engine(self, precision, pack=False)
-            self._kept_engine = kept if self.head.weight.is_cuda else None
-        return kept
-
     def __getstate__(self) -> dict[str, Any]:
         """For copies and pickles, which make an engine of their own."""
-        return {**self.__dict__, "_kept_engine": None}
+        return {**self.__dict__, "kept_engine": None}
 
     # ------------------------------------------------------------------ initialisation
 

@@ -13,8 +13,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from var_ext import ops
-from var_ext.engine import is_plain, spread_taps
+from var_ext.models.modules import Part, dtype_of, is_plain, norm_silu, plus, upsampling_taps
 from var_ext.models.quantizer import MultiScaleQuantizer
 from var_ext.schedule import SCALES_256
 
@@ -25,12 +24,7 @@ def _norm(channels: int) -> nn.GroupNorm:
     return nn.GroupNorm(NORM_GROUPS, channels, eps=NORM_EPS)
 
 
-def _norm_silu(norm: nn.GroupNorm, x: Tensor) -> Tensor:
-    weight, bias = norm.weight.to(x.dtype), norm.bias.to(x.dtype)
-    return ops.group_norm_silu(x, weight, bias, groups=norm.num_groups, eps=norm.eps)
-
-
-class ResnetBlock(nn.Module):
+class ResnetBlock(Part):
     """Two rounds of norm, SiLU, 3x3 convolution, with a shortcut: (B, C, H, W) -> (B, C', H, W)."""
 
     def __init__(self, in_channels: int, out_channels: int, dropout: float) -> None:
@@ -44,12 +38,11 @@ class ResnetBlock(nn.Module):
         self.nin_shortcut = nn.Identity() if same else nn.Conv2d(in_channels, out_channels, 1)
 
     def forward(self, x: Tensor) -> Tensor:
-        h = self.conv1(_norm_silu(self.norm1, x))
-        h = self.conv2(self.dropout(_norm_silu(self.norm2, h)))
-        return self.nin_shortcut(x) + h
+        h = self.conv1(norm_silu(self.norm1, x))
+        return plus(self.conv2, self.dropout(norm_silu(self.norm2, h)), self.nin_shortcut(x))
 
 
-class AttnBlock(nn.Module):
+class AttnBlock(Part):
     """Single-head self-attention over all positions, residual: (B, C, H, W) -> (B, C, H, W)."""
 
     def __init__(self, channels: int) -> None:
@@ -62,10 +55,10 @@ class AttnBlock(nn.Module):
         qkv = self.qkv(self.norm(x)).flatten(2).transpose(1, 2)  # (B, H*W, 3C)
         q, k, v = qkv[:, None].chunk(3, dim=-1)  # (B, 1, H*W, C) each
         h = F.scaled_dot_product_attention(q, k, v)[:, 0]  # (B, H*W, C)
-        return x + self.proj_out(h.transpose(1, 2).unflatten(2, x.shape[2:]))
+        return plus(self.proj_out, h.transpose(1, 2).unflatten(2, x.shape[2:]), x)
 
 
-class Downsample(nn.Module):
+class Downsample(Part):
     """3x3 convolution of stride 2, padded right and bottom only: (B, C, H, W) -> (B, C, H/2, W/2)."""
 
     def __init__(self, channels: int) -> None:
@@ -76,7 +69,7 @@ class Downsample(nn.Module):
         return self.conv(F.pad(x, (0, 1, 0, 1)))
 
 
-class Upsample(nn.Module):
+class Upsample(Part):
     """Nearest-neighbour x2, then a 3x3 convolution: (B, C, H, W) -> (B, C, 2H, 2W).
 
     Computed as one transposed convolution, 4x4 of stride 2: taps that read the same pixel are added first, which
@@ -90,11 +83,10 @@ class Upsample(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         if not is_plain(self.conv, nn.Conv2d):
             return self.conv(F.interpolate(x, scale_factor=2, mode="nearest"))
-        weight = spread_taps(spread_taps(self.conv.weight, 2), 3).transpose(0, 1)  # (C_in, C_out, 4, 4)
-        return F.conv_transpose2d(x, weight, self.conv.bias, stride=2, padding=1)
+        return F.conv_transpose2d(x, upsampling_taps(self.conv.weight), self.conv.bias, stride=2, padding=1)
 
 
-class Level(nn.Module):
+class Level(Part):
     """Residual blocks of one resolution, each followed by attention at the lowest; then a resampling."""
 
     def __init__(
@@ -116,7 +108,7 @@ class Level(nn.Module):
         return getattr(self, self.resample)(x) if self.resample else x
 
 
-class Middle(nn.Module):
+class Middle(Part):
     """Block, attention, block at the lowest resolution."""
 
     def __init__(self, channels: int, dropout: float) -> None:
@@ -129,7 +121,7 @@ class Middle(nn.Module):
         return self.block_2(self.attn_1(self.block_1(x)))
 
 
-class Encoder(nn.Module):
+class Encoder(Part):
     """Images (B, 3, S, S) -> features (B, C, P, P), P = S / 2^(levels - 1)."""
 
     def __init__(
@@ -150,10 +142,10 @@ class Encoder(nn.Module):
         h = self.conv_in(x.contiguous(memory_format=torch.channels_last))
         for level in self.down:
             h = level(h)
-        return self.conv_out(_norm_silu(self.norm_out, self.mid(h))).contiguous()
+        return self.conv_out(norm_silu(self.norm_out, self.mid(h))).contiguous()
 
 
-class Decoder(nn.Module):
+class Decoder(Part):
     """Features (B, C, P, P) -> images (B, 3, S, S)."""
 
     def __init__(
@@ -174,10 +166,10 @@ class Decoder(nn.Module):
         h = self.mid(self.conv_in(z.contiguous(memory_format=torch.channels_last)))
         for level in reversed(self.up):
             h = level(h)
-        return self.conv_out(_norm_silu(self.norm_out, h)).contiguous()
+        return self.conv_out(norm_silu(self.norm_out, h)).contiguous()
 
 
-class VQVAE(nn.Module):
+class VQVAE(Part):
     """Multi-scale residual VQVAE. Arguments are the published ones, and `ch_mult`.
 
     Args:
@@ -273,11 +265,15 @@ class VQVAE(nn.Module):
     def forward(self, inp: Tensor, ret_usages: bool = False) -> tuple[Tensor, list[float] | None, Tensor]:
         """Training pass: images (B, 3, S, S) -> reconstruction, usage of codes in percent or None, quantizer loss."""
         f_hat, usages, vq_loss = self.quantize(self.features(inp), ret_usages=ret_usages)
-        return self.decoder(self.post_quant_conv(f_hat)), usages, vq_loss
+        return self.decode(f_hat), usages, vq_loss
+
+    def decode(self, f_hat: Tensor) -> Tensor:
+        """Quantized features (B, C, P, P) of any dtype -> images (B, 3, S, S) in that of the weights, not clamped."""
+        return self.decoder(self.post_quant_conv(f_hat.to(dtype_of(self.post_quant_conv))))
 
     def fhat_to_img(self, f_hat: Tensor) -> Tensor:
         """Decode quantized features (B, C, P, P) into images (B, 3, S, S), clamped to [-1, 1]."""
-        return self.decoder(self.post_quant_conv(f_hat)).clamp(-1, 1)
+        return self.decode(f_hat).clamp(-1, 1)
 
     def img_to_idxBl(
         self, inp_img_no_grad: Tensor, v_patch_nums: Sequence[int] | None = None

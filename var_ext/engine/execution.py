@@ -1,0 +1,121 @@
+"""A model as it is executed: a copy of its modules that shares what it can, with the layers inside cast, packed or in
+8 bits.
+
+The copy has the same classes, so the forward methods of `var_ext.models` run, and what a user changed takes effect:
+
+- hooks, attributes and methods are the model's own;
+- a layer with hooks, of another class or with a forward of its own is called as it is;
+- so is a part whose forward is not of `var_ext.models`, with all inside it: in the precision of its own weights.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import partial
+from types import MethodType
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from var_ext.engine.layers import convolution, linear, upsampling
+from var_ext.engine.precision import Precision
+from var_ext.models.modules import is_plain
+from var_ext.models.vqvae import Upsample
+
+
+class Execution:
+    """How modules become what is run.
+
+    Args:
+        precision: of all layers, and of parameters beside them.
+        pack: on the CPU keep weights laid out for oneDNN.
+        free: let go of a module's own weight once there is a copy.
+    """
+
+    def __init__(self, precision: Precision, *, pack: bool, free: bool) -> None:
+        self.precision = precision
+        self._pack, self._free = pack, free
+        self.only_known = True  # no code of a user in what was made
+        self._convolution = partial(convolution, precision=precision, pack=pack, free=free)
+        self._upsampling = partial(upsampling, precision=precision, pack=pack, free=free)
+
+    def of(self, module: Any, *, quantizable: bool = False, own: bool = False) -> Any:
+        """What stands for a module.
+
+        Args:
+            quantizable: its linear layers may be run in 8 bits.
+            own: it keeps the precision of its weights.
+        """
+        if module is None:
+            return None
+        if own:
+            plain = is_plain(module, nn.Linear)
+            dtype = next(module.parameters()).dtype
+            return linear(module, Precision("", dtype), pack=False) if plain else module
+        if is_plain(module, nn.Linear):
+            return linear(module, self.precision, pack=self._pack, free=self._free, int8=quantizable)
+        if is_plain(module, nn.Conv2d):
+            return self._convolution(module)
+        if is_plain(module, Upsample) and is_plain(module.conv, nn.Conv2d):
+            return self._upsampling(module.conv)
+        if _is_known(module):
+            return self.copy(module, quantizable=quantizable)
+        self.only_known = False
+        return Called(module, self.precision.dtype)
+
+    def copy(self, module: nn.Module, *, without: tuple[str, ...] = (), quantizable: bool = False) -> Any:
+        """A module of the same class with copies of what is in it; those named in `without` stay."""
+        twin = object.__new__(type(module))
+        attributes = twin.__dict__
+        attributes.update(module.__dict__, training=False)
+        self.only_known &= not (module._forward_hooks or module._forward_pre_hooks)
+        for name, value in module.__dict__.items():
+            if isinstance(value, MethodType) and value.__self__ is module:
+                attributes[name] = MethodType(value.__func__, twin)
+        own: frozenset[str] = getattr(module, "own_precision", frozenset())
+        quantizable = quantizable or getattr(module, "quantizable", False)
+        attributes["_parameters"] = {
+            name: p if p is None or name in own else self._cast(p) for name, p in module._parameters.items()
+        }
+        attributes["_modules"] = {
+            name: child if name in without else self.of(child, quantizable=quantizable, own=name in own)
+            for name, child in module._modules.items()
+        }
+        return twin
+
+    def _cast(self, parameter: Tensor) -> Tensor:
+        value = parameter.detach()
+        return value.to(self.precision.dtype) if value.is_floating_point() else value
+
+
+def _is_known(module: nn.Module) -> bool:
+    """Whether a copy of it, with its parameters cast, does the same: forward is that of `var_ext.models` or torch."""
+    if "forward" in module.__dict__:
+        return False
+    where = type(module).forward.__module__
+    return where.startswith("var_ext.models.") or type(module).__module__.startswith("torch.nn.modules.")
+
+
+class Called:
+    """A module that is called as it is, in the precision of its own weights. Other attributes are the module's."""
+
+    def __init__(self, module: nn.Module, dtype: torch.dtype) -> None:
+        self._called, self.dtype = module, dtype
+
+    def __call__(self, *given: Any) -> Any:
+        own = next((p.dtype for p in self._called.parameters() if p.is_floating_point()), self.dtype)
+        return _each(lambda t: t.to(self.dtype), self._called(*_each(lambda t: t.to(own), given)))
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self.__dict__["_called"], name)
+
+
+def _each(change: Callable[[Tensor], Tensor], value: Any) -> Any:
+    """`value` with its floating-point tensors changed, inside tuples and lists too."""
+    if isinstance(value, Tensor):
+        return change(value) if value.is_floating_point() else value
+    if isinstance(value, tuple | list):
+        parts = [_each(change, part) for part in value]
+        return type(value)(*parts) if hasattr(value, "_fields") else type(value)(parts)
+    return value
