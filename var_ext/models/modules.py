@@ -72,7 +72,7 @@ def norm_silu(norm: nn.GroupNorm, x: Tensor) -> Tensor:
 def plus(layer: Any, h: Tensor, x: Tensor) -> Tensor:
     """layer(h) + x, in the memory of an engine's layer, whose output nobody else has seen."""
     y = layer(h)
-    return y + x if isinstance(layer, nn.Module) else y.add_(x)
+    return x + y if isinstance(layer, nn.Module) else y.add_(x)
 
 
 def spread_taps(weight: Tensor, dim: int) -> Tensor:
