@@ -10,6 +10,10 @@ from torch import nn
 
 import var_ext
 from tests.models.conftest import PATCH_NUMS, small_pair
+from var_ext.engine.compare import UnsupportedModel
+from var_ext.models import VAR
+from var_ext.models.var import FFN
+from var_ext.models.vqvae import ResnetBlock
 
 ARGUMENTS = {"B": 3, "label_B": torch.tensor([1, 4, 0]), "g_seed": 5, "cfg": 3.0, "top_k": 12, "top_p": 0.9}
 
@@ -111,3 +115,78 @@ def test_a_sampler_that_released_weights_stays_where_it_is():
     fast.sampler(1, 2)
     with pytest.raises(RuntimeError, match="released and cannot be moved: load them again"):
         fast.sampler.to("cpu")
+
+
+class Relu(FFN):
+    def forward(self, x):
+        return self.fc2(nn.functional.relu(self.fc1(x)))
+
+
+class Loud(ResnetBlock):
+    def forward(self, x):
+        return 2 * super().forward(x)
+
+
+class Shifted(VAR):
+    def forward(self, label_B, x):
+        return super().forward(label_B, x) + torch.arange(self.V)
+
+
+def patched(module: nn.Module) -> None:
+    old = module.forward
+    module.forward = lambda *given: old(*given)
+
+
+CHANGES = {
+    "blocks.1 has a forward of its own": lambda model: patched(model.blocks[1]),
+    "blocks.0.ffn has a forward of its own": lambda model: patched(model.blocks[0].ffn),
+    "blocks.1.attn has a forward hook": lambda model: model.blocks[1].attn.register_forward_hook(lambda *_: None),
+    "head has a forward hook": lambda model: model.head.register_forward_pre_hook(lambda *_: None),
+    "the model has a get_logits of its own": lambda model: setattr(model, "get_logits", model.get_logits),
+    "the model has a autoregressive_infer_cfg of its own": lambda model: setattr(
+        model, "autoregressive_infer_cfg", model.autoregressive_infer_cfg
+    ),
+    "decoder.mid has a forward hook": lambda model: model.vae_proxy[0].decoder.mid.register_forward_hook(
+        lambda *_: None
+    ),
+    r"blocks.0.ffn.fc2 is off by .* of its largest value": lambda model: setattr(
+        model.blocks[0].ffn, "__class__", Relu
+    ),
+    r"blocks.1.attn.proj is off by": lambda model: setattr(model.blocks[1].attn, "scale", 3.0),
+    r"decoder.mid.block_1 is off by": lambda model: setattr(
+        model.vae_proxy[0].decoder.mid.block_1, "__class__", Loud
+    ),
+    r"the output is off by": lambda model: setattr(model, "__class__", Shifted),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("what", CHANGES)
+def test_a_model_that_was_changed_is_refused(what):
+    """The twin knows the published architecture: what was changed would be ignored without a word."""
+    model = published()
+    CHANGES[what](model)
+    modes = [module.training for module in model.modules()]
+    with pytest.raises(
+        UnsupportedModel, match=f"published architecture, but {what}.*or leave it out on purpose"
+    ):
+        var_ext.accelerate(model)
+    assert modes == [module.training for module in model.modules()]
+    assert var_ext.accelerate(model, check=False).autoregressive_infer_cfg(1, 0, 0).isfinite().all()
+
+
+def test_the_check_leaves_no_trace():
+    model = published().train()
+    state = torch.get_rng_state()
+    expected = {name: value.clone() for name, value in model.state_dict().items()}
+    var_ext.accelerate(model)
+    assert torch.equal(state, torch.get_rng_state()) and model.training and model.blocks[0].ffn.training
+    assert all(torch.equal(value, expected[name]) for name, value in model.state_dict().items())
+    assert not any(module._forward_hooks for module in model.modules())
+
+
+def test_a_compiled_model_is_unwrapped():
+    model = published()
+    expected = var_ext.accelerate(model).autoregressive_infer_cfg(**ARGUMENTS)
+    assert torch.equal(
+        var_ext.accelerate(torch.compile(model)).autoregressive_infer_cfg(**ARGUMENTS), expected
+    )

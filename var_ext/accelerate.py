@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from var_ext.engine import PRECISIONS, Engine, Precision, precision_in_force, published_sample
+from var_ext.engine.compare import UnsupportedModel, first_difference, modified_part
 from var_ext.files import CheckpointError
 from var_ext.folder import build_vae, build_var, fill
 from var_ext.models import VAR
@@ -89,7 +90,11 @@ class Accelerated:
 
 
 def accelerate(
-    model: nn.Module, dtype: str | torch.dtype | None = None, *, release: bool = False
+    model: nn.Module,
+    dtype: str | torch.dtype | None = None,
+    *,
+    release: bool = False,
+    check: bool = True,
 ) -> Accelerated:
     """A faster twin of a published VAR model, on the same weights.
 
@@ -102,15 +107,20 @@ def accelerate(
         dtype: None keeps the model's precision, or that of the autocast around a call, and its answers. "bf16", "fp16"
             or "int8", or a torch dtype, asks for a faster mode, which keeps a packed copy of the weights; so does
             "fp32" on the CPU.
+        check: look for hooks and patches, and in float32 compare what the parts of both compute on a few tokens: the
+            twin knows the published architecture, and nothing that was changed in `model` may be ignored.
         release: with a dtype, free the model's own weights as they are packed: it can do nothing else afterwards.
 
     Raises:
-        TypeError: `model` is not of the published kind; the message says what is missing.
+        TypeError: `model` is not of the published kind, or computes something else; the message names the part.
         ValueError: the device has no such precision, or weights that are shared would have to be released.
     """
     if release and dtype is None:
         raise ValueError("release needs a dtype, got None: without one the weights themselves are used")
+    model = getattr(model, "_orig_mod", model)  # out of the wrapper of torch.compile
     vae = _tokenizer_of(model)
+    if check:
+        _refuse(modified_part(model) or modified_part(vae))
     quantize, heads = vae.quantize, int(model.num_heads)  # type: ignore[arg-type]
     var_entries, vae_entries = (m.state_dict(keep_vars=True) for m in (model, vae))
     patch_nums = tuple(int(side) for side in model.patch_nums)  # type: ignore[union-attr]
@@ -130,7 +140,17 @@ def accelerate(
         fill(own, var_entries, "the model", cast=False)
     except (CheckpointError, AttributeError) as error:
         raise TypeError(f"accelerate takes the published VAR, but {error}") from error
+    if check and all(p.dtype == torch.float32 for p in (*own.parameters(), *own_vae.parameters())):
+        _refuse(first_difference(model, own))
     return Accelerated(own, dtype, release)
+
+
+def _refuse(what: str | None) -> None:
+    if what is not None:
+        raise UnsupportedModel(
+            f"accelerate draws with the published architecture, but {what}: draw with the model itself, build the "
+            "change into a subclass of var_ext.models.VAR, or leave it out on purpose with check=False"
+        )
 
 
 def _tokenizer_of(model: Any) -> Any:

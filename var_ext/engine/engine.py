@@ -12,6 +12,7 @@ from torch import Tensor
 
 from var_ext import backend
 from var_ext.engine.cache import Cache
+from var_ext.engine.compare import check_forward
 from var_ext.engine.draw import Draw, Edit, Guidance, Randomness, draw_from
 from var_ext.engine.execution import Execution
 from var_ext.engine.graph import UNDRAWN, Graphs
@@ -97,6 +98,7 @@ class Engine:
                 "the model's weights were released before all were packed: load the model again"
             )
         self._parts = None  # the old ones go before the new ones come
+        check_forward(self.var)
         self.builds += 1
         unused = (self.vae.encoder, self.vae.quant_conv)
         self._watch = None if self.release else Watch((self.var, self.vae), without=unused)

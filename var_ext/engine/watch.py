@@ -9,15 +9,19 @@ from typing import Any
 
 from torch import Tensor, nn
 
-_versions = attrgetter("_version")
+from var_ext.models.modules import Part
+from var_ext.models.vqvae import Upsample
+
+_versions, _changes = attrgetter("_version"), attrgetter("changes")
 
 
 class Watch:
     """Notices that modules changed since it was made.
 
-    Noticed: parameters written in place, moved, cast, or replaced; modules replaced, added or removed; hooks on linear
-    layers and convolutions. Not noticed: writes through `.data` and under `torch.inference_mode`, of which torch keeps
-    no record; hooks on other modules; buffers; attributes that are no tensors.
+    Noticed: parameters written in place, moved, cast, or replaced; modules replaced, added or removed; hooks on layers;
+    a forward of its own given to a module; attributes of this package's modules. Not noticed: writes through `.data`
+    and under `torch.inference_mode`, of which torch keeps no record; attributes of torch's own layers (`eps`,
+    `padding`); changes inside attributes that are no tensors.
 
     All comparisons run in C over flat lists made once: a walk over the modules would take longer than many a sampling.
 
@@ -38,10 +42,12 @@ class Watch:
         self._recorded = [p for p in parameters if not p.is_inference()]  # the others have no version
         # Keep the memory alive: a reused address would hide a change.
         self._held = [p.detach() for p in parameters]
-        self._layers = [m for m in modules if isinstance(m, nn.Linear | nn.Conv2d)]
+        self._modules, self._dicts = modules, [m.__dict__ for m in modules]
+        self._parts = [m for m in modules if isinstance(m, Part)]
         self._hooks: list[Any] = [
             hooks
-            for m in self._layers
+            for m in modules
+            if isinstance(m, nn.Linear | nn.Conv2d | Upsample)  # copies of other modules share their hooks
             for hooks in (m._forward_hooks, m._forward_pre_hooks, m._backward_hooks, m._backward_pre_hooks)
         ]
         self._state = self._present()
@@ -51,7 +57,9 @@ class Watch:
         return (
             list(map(_versions, self._recorded)),
             list(map(Tensor.data_ptr, self._tensors)),
-            list(map(type, self._layers)),
+            list(map(type, self._modules)),
+            list(map(len, self._dicts)),
+            list(map(_changes, self._parts)),
             hooked,
         )
 

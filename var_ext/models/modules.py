@@ -33,22 +33,25 @@ class Part(nn.Module):
         super().__delattr__(name)
 
 
-def is_plain(module: nn.Module, kind: type[nn.Module]) -> bool:
+def is_plain(module: Any, kind: type[nn.Module]) -> bool:
     """Whether a call of `module` does what its class says and nothing else: no subclass (an adapter, a quantized layer,
     a parametrization), no hooks, no forward of its own. Only then may its parameters be used without calling it."""
+    if type(module) is not kind or "forward" in module.__dict__:
+        return False
     hooks = (
         module._forward_hooks,
         module._forward_pre_hooks,
         module._backward_hooks,
         module._backward_pre_hooks,
     )
-    return type(module) is kind and not any(hooks) and "forward" not in module.__dict__
+    return not any(hooks)
 
 
 def dtype_of(layer: Any) -> torch.dtype:
-    """What a layer computes in: an engine's layer says it, any other has it in its weight."""
-    weight = getattr(layer, "weight", None)
-    return weight.dtype if isinstance(weight, Tensor) else layer.dtype
+    """What a layer computes in: an engine's says it, of any other it is that of its parameters."""
+    if not isinstance(layer, nn.Module):
+        return layer.dtype
+    return next(parameter.dtype for parameter in layer.parameters())
 
 
 def linear_gelu(layer: Any, x: Tensor) -> Tensor:
