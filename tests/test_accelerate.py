@@ -9,7 +9,7 @@ import torch
 from torch import nn
 
 import var_ext
-from tests.models.conftest import PATCH_NUMS, small_pair
+from tests.models.conftest import small_pair
 from var_ext.engine.compare import UnsupportedModel
 from var_ext.models import VAR
 from var_ext.models.var import FFN
@@ -24,7 +24,6 @@ def published(**options) -> nn.Module:
     vae.quantize.quant_resi_ratio = 0.5
     for block in var.blocks:
         block.ln_wo_grad = nn.LayerNorm(var.C, eps=1e-6, elementwise_affine=False)
-    var.patch_nums = PATCH_NUMS
     return var.eval()
 
 

@@ -105,7 +105,7 @@ def _outputs(model: nn.Module, run: Callable[[Any], Tensor]) -> dict[str, Tensor
     def keep(name: str) -> Callable[..., None]:
         def hook(_module: nn.Module, _given: Any, output: Any) -> None:
             if isinstance(output, Tensor):
-                found.setdefault(name, output.detach().float())
+                found.setdefault(name, output.detach().float().clone())  # may be changed in place later
 
         return hook
 

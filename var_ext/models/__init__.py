@@ -6,12 +6,15 @@ from collections.abc import Sequence
 
 import torch
 
+from var_ext.models.hub import VARHF, VQVAEHF
 from var_ext.models.quantizer import MultiScaleQuantizer
 from var_ext.models.var import VAR
 from var_ext.models.vqvae import VQVAE
 from var_ext.schedule import SCALES_256
 
-__all__ = ["VAR", "VQVAE", "MultiScaleQuantizer", "build_vae_var"]
+VectorQuantizer2 = MultiScaleQuantizer  # its published name
+
+__all__ = ["VAR", "VARHF", "VQVAE", "VQVAEHF", "MultiScaleQuantizer", "VectorQuantizer2", "build_vae_var"]
 
 
 def build_vae_var(

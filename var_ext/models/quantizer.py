@@ -74,6 +74,7 @@ class MultiScaleQuantizer(Part):
     """
 
     ema_vocab_hit_SV: Tensor
+    prog_si = -1  # the published trainer's: tokens of the scales 0..prog_si alone; below 0: of all
 
     def __init__(
         self,
@@ -89,7 +90,7 @@ class MultiScaleQuantizer(Part):
         super().__init__()
         self.vocab_size, self.Cvae, self.using_znorm, self.beta = vocab_size, Cvae, using_znorm, beta
         self.schedule = ScaleSchedule(v_patch_nums)
-        self.phi_ratio = abs(quant_resi)
+        self.quant_resi_ratio, self.phi_ratio = quant_resi, abs(quant_resi)
         if self.phi_ratio > 1e-6:
             self.quant_resi = PhiBank(Cvae, share_quant_resi, default_qresi_counts or len(self.schedule))
         self.embedding = nn.Embedding(vocab_size, Cvae)
@@ -176,7 +177,8 @@ class MultiScaleQuantizer(Part):
         """
         schedule = self.schedule if v_patch_nums is None else ScaleSchedule(map(_square_side, v_patch_nums))
         tokens, _, scales = self.quantize(f_BChw.detach(), schedule, per_scale=to_fhat)
-        return list(tokens[:, s] for s in schedule.slices) if scales is None else list(scales)
+        found = list(tokens[:, s] for s in schedule.slices) if scales is None else list(scales)
+        return found if self.prog_si < 0 else found[: self.prog_si + 1]
 
     def embed_to_fhat(
         self, ms_h_BChw: Sequence[Tensor], all_to_max_scale: bool = True, last_one: bool = False

@@ -16,6 +16,11 @@ from torch import Tensor, nn
 
 from var_ext import ops
 from var_ext.models.modules import Dropout, DropPath, Part, dtype_of, linear_gelu
+from var_ext.models.published import PublishedAttention, PublishedBlock, PublishedVAR
+
+# published scripts import these from here
+from var_ext.models.published import gumbel_softmax_with_rng as gumbel_softmax_with_rng
+from var_ext.models.published import sample_with_top_k_top_p_ as sample_with_top_k_top_p_
 from var_ext.models.vqvae import VQVAE
 from var_ext.reference.block_causal_attention import block_causal_mask
 from var_ext.schedule import SCALES_256, ScaleSchedule
@@ -98,7 +103,7 @@ class Cached:
 Attend = Callable[[Tensor, Tensor, Tensor, Tensor | None, float], Tensor]  # `Whole` or `Cached`
 
 
-class SelfAttention(Part):
+class SelfAttention(Part, PublishedAttention):
     """Multi-head self-attention with the scales that `attend` lets see."""
 
     quantizable = True
@@ -147,7 +152,7 @@ class FFN(Part):
         return self.drop(self.fc2(linear_gelu(self.fc1, x)))
 
 
-class AdaLNSelfAttn(Part):
+class AdaLNSelfAttn(Part, PublishedBlock):
     """Transformer block whose norms and residuals are modulated by the class."""
 
     def __init__(
@@ -181,6 +186,10 @@ class AdaLNSelfAttn(Part):
         six = six.unflatten(-1, (6, -1))  # (B, 6, C)
         return (six + self.ada_gss[0] if self.shared_aln else six).to(dtype).unbind(1)
 
+    def __call__(self, *given: Any, **published: Any) -> Any:
+        """A call of `forward`, or with x, cond_BD and attn_bias one of the published code."""
+        return self.published_call(**published) if published else super().__call__(*given)
+
     def forward(self, stream: Stream, modulation: Modulation, attend: Attend) -> Stream:
         stream = Stream(*stream)  # checkpointing hands over a plain tuple
         gamma1, gamma2, scale1, scale2, shift1, shift2 = modulation
@@ -207,7 +216,7 @@ class AdaLNBeforeHead(Part):
         return stream.normed(scale, shift, self.norm_eps)[1]
 
 
-class VAR(Part):
+class VAR(Part, PublishedVAR):
     """Class-conditional next-scale transformer. Arguments are the published ones.
 
     Args:
@@ -473,7 +482,7 @@ class VAR(Part):
 
     def __getstate__(self) -> dict[str, Any]:
         """For copies and pickles, which make an engine of their own."""
-        return {**self.__dict__, "kept_engine": None}
+        return {**self.__dict__, "kept_engine": None, "_rng": None}
 
     # ------------------------------------------------------------------ initialisation
 
