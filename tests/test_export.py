@@ -8,6 +8,7 @@ import os
 import subprocess
 import sys
 import zipfile
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -44,9 +45,10 @@ class Drawing(Sampler):
 
     drawn = 0
 
-    def _draw_batch(self, labels: torch.Tensor, *args: object, **kwargs: object) -> tuple:
-        self.drawn += len(labels)
-        return super()._draw_batch(labels, *args, **kwargs)
+    def _batches(self, *given: object) -> Iterator:
+        for start, images, tokens in super()._batches(*given):
+            self.drawn += len(tokens)
+            yield start, images, tokens
 
 
 @pytest.fixture(scope="module")

@@ -88,10 +88,8 @@ def test_a_stream_yields_the_images_of_a_call(sampler):
 
 
 def test_a_stream_draws_what_is_asked_for(sampler, monkeypatch):
-    draw, sizes = sampler._draw_batch, []
-    monkeypatch.setattr(
-        sampler, "_draw_batch", lambda labels, *a, **k: sizes.append(len(labels)) or draw(labels, *a, **k)
-    )
+    draw, sizes = sampler.engine.draw, []
+    monkeypatch.setattr(sampler.engine, "draw", lambda call: sizes.append(len(call)) or draw(call))
     stream = sampler.stream(1, range(10), batch_size=3)
     assert sizes == []
     next(stream), next(stream)

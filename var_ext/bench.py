@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import time
+from collections.abc import Callable
 from dataclasses import dataclass
 from itertools import pairwise
 from statistics import median
@@ -11,8 +12,8 @@ from statistics import median
 import torch
 from torch import Tensor
 
-from var_ext.engine import Engine, SeededDraw, named_precision
-from var_ext.engine.draw import guided_logits
+from var_ext.engine import Call, Draw, Engine, SeededDraw, named_precision
+from var_ext.engine.draw import Guidance, guided_logits
 from var_ext.sampling import Sampler
 
 
@@ -102,11 +103,28 @@ def measure(sampler: Sampler, batch: int, *, repeats: int = 5) -> Timing:
 def _marks(sampler: Sampler, labels: Tensor, seeds: Tensor) -> list[float]:
     """Times at the ends of the parts: start, then of each scale its logits, tokens and residual step, then pixels."""
     options, engine = sampler.options(), sampler.engine
-    marks = [_now(sampler.device)]
-    draw = SeededDraw(seeds, options, engine.codebook)
-    engine.sample(labels, options, draw, mark=lambda part, k: marks.append(_now(sampler.device)))
+    call, marks = Call(labels, seeds, options), [_now(sampler.device)]
+    draw = Watched(SeededDraw(seeds, options, engine.codebook), lambda: marks.append(_now(sampler.device)))
+    f_hats = []
+    for f_hat in engine.generate(call, draw):
+        marks.append(_now(sampler.device))
+        f_hats = [f_hat]
+    engine.decode(*f_hats)
     marks.append(_now(sampler.device))
     return marks
+
+
+class Watched:
+    """A draw that says when it begins and when it is done."""
+
+    def __init__(self, draw: Draw, say: Callable[[], None]) -> None:
+        self.draw, self.say, self.tokens = draw, say, draw.tokens
+
+    def __call__(self, logits: Tensor, k: int, cfg: Guidance) -> Tensor:
+        self.say()
+        codes = self.draw(logits, k, cfg)
+        self.say()
+        return codes
 
 
 @dataclass(frozen=True)
@@ -145,7 +163,7 @@ def deviation(sampler: Sampler, precision: str, *, images: int = 8) -> Deviation
     device, options = sampler.device, sampler.options()
     labels = torch.arange(images, device=device) % sampler.num_classes
     seeds = torch.arange(images, device=device)
-    codebook = sampler.engine.codebook
+    call, codebook = Call(labels, seeds, options), sampler.engine.codebook
     exact, other = (
         sampler.engine
         if name == sampler.precision.name  # its weights are packed already
@@ -153,13 +171,13 @@ def deviation(sampler: Sampler, precision: str, *, images: int = 8) -> Deviation
         for name in ("fp32", precision)
     )
     forced = _Forced(SeededDraw(seeds, options, codebook), None)
-    pictures, tokens = exact.sample(labels, options, forced)
+    pictures, tokens = exact.sample(call, forced)
     again = _Forced(SeededDraw(seeds, options, codebook), tokens)
-    decoded, drawn = other.sample(labels, options, again)
+    decoded, drawn = other.sample(call, again)
     logits = torch.cat(forced.logits, dim=1)
     error = torch.cat(again.logits, dim=1) - logits
     spread = (logits - logits.mean(dim=-1, keepdim=True)).square().mean().sqrt()
-    whole, _ = other.sample(labels, options, SeededDraw(seeds, options, codebook))
+    whole, _ = other.sample(call, SeededDraw(seeds, options, codebook))
     return Deviation(
         precision,
         float(error.square().mean().sqrt() / spread),

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -12,14 +13,9 @@ from tqdm import tqdm
 
 from var_ext import editing
 from var_ext.editing import KeptCodes, Region
-from var_ext.engine import (
-    Engine,
-    Options,
-    SeededDraw,
-    default_precision,
-    named_precision,
-    options_for,
-)
+from var_ext.engine import Call, Engine, Options, default_precision, named_precision, options_for
+from var_ext.engine.draw import draw_from
+from var_ext.engine.engine import check_drawn
 from var_ext.engine.memory import batch_for, out_of_memory
 from var_ext.models import VAR, VQVAE
 
@@ -128,6 +124,7 @@ class Sampler:
         cfg_until: int | None = None,
         more_smooth: bool = False,
         batch_size: int | None = None,
+        conditions: Mapping[str, Tensor] | None = None,
     ) -> Tensor:
         """Draw one image for each (label, seed).
 
@@ -142,6 +139,7 @@ class Sampler:
             cfg_until: no guidance from this scale on, and no work for the unconditional half; None: on all scales.
             more_smooth: mix codes by a Gumbel-softmax instead of drawing one; for show, not for evaluation.
             batch_size: how many images to draw at once; None: as many as the memory budget allows, 64 at most.
+            conditions: what else `condition` of a subclass of `VAR` takes, (N, ...) each.
 
         Returns:
             (N, 3, S, S) float32 in [0, 1].
@@ -162,9 +160,8 @@ class Sampler:
         )
         side = self.image_size
         empty = torch.empty(0, 3, side, side, device=self.device)
-        return torch.cat(
-            [empty, *(images for _, images, _ in self._batches(labels, seeds, options, batch_size))]
-        )
+        call = self._call(labels, seeds, options, conditions)
+        return torch.cat([empty, *(images for _, images, _ in self._batches(call, batch_size))])
 
     def tokens(
         self,
@@ -172,12 +169,13 @@ class Sampler:
         seeds: Integers | None = None,
         *,
         batch_size: int | None = None,
+        conditions: Mapping[str, Tensor] | None = None,
         **options: Any,
     ) -> Tensor:
         """As a call, but the drawn tokens instead of images: (N, L) int64."""
-        parts = self._batches(labels, seeds, self.options(**options), batch_size, decode=False)
+        call = replace(self._call(labels, seeds, self.options(**options), conditions), decode=False)
         empty = torch.empty(0, self.var.L, dtype=torch.int64, device=self.device)
-        return torch.cat([empty, *(tokens for _, _, tokens in parts)])
+        return torch.cat([empty, *(tokens for _, _, tokens in self._batches(call, batch_size))])
 
     def edit(
         self,
@@ -227,8 +225,8 @@ class Sampler:
         seeds = None if seeds is None else seeds.expand(count)
         given = {name: value for name, value in options.items() if value is not None}
         chosen = self.options(**{**editing.DEFAULTS, **given})
-        parts = self._batches(labels.expand(count), seeds, chosen, size, edit=kept)
-        edited = torch.cat([images[:0], *(part for _, part, _ in parts)])
+        call = replace(self._call(labels.expand(count), seeds, chosen), edit=kept)
+        edited = torch.cat([images[:0], *(part for _, part, _ in self._batches(call, size))])
         return torch.where(region.replace.to(self.device)[:, None], edited, images) if paste else edited
 
     def stream(
@@ -238,38 +236,46 @@ class Sampler:
         *,
         batch_size: int | None = None,
         progress: bool = False,
+        conditions: Mapping[str, Tensor] | None = None,
         **options: Any,
     ) -> Iterator[tuple[int, Tensor]]:
         """Images as they are done: (index of the first, images (b, 3, S, S)) batch after batch.
 
         Args:
-            labels, seeds, batch_size, options: as in a call; checked before the first batch is drawn.
+            labels, seeds, batch_size, conditions, options: as in a call; checked before the first batch is drawn.
             progress: show a bar; else each batch is a line of the log.
         """
-        pairs = self._pairs(labels, seeds)
-        batches = self._batches(*pairs, self.options(**options), batch_size)
+        call = self._call(labels, seeds, self.options(**options), conditions)
+        batches = self._batches(call, batch_size)
 
         def drawn() -> Iterator[tuple[int, Tensor]]:
-            with tqdm(total=len(pairs[0]), unit="image", disable=not progress) as bar:
+            with tqdm(total=len(call), unit="image", disable=not progress) as bar:
                 for start, images, _ in batches:
                     bar.update(len(images))
                     if not progress:
-                        log.info("%d of %d images", start + len(images), len(pairs[0]))
+                        log.info("%d of %d images", start + len(images), len(call))
                     yield start, images
 
         return drawn()
 
-    def scales(self, labels: Integers, seeds: Integers | None = None, **options: Any) -> Tensor:
+    def scales(
+        self,
+        labels: Integers,
+        seeds: Integers | None = None,
+        *,
+        conditions: Mapping[str, Tensor] | None = None,
+        **options: Any,
+    ) -> Tensor:
         """What each scale adds: the decoded f_hat after it, (K, N, 3, S, S) float32 in [0, 1].
 
         Arguments are as in a call, but all N are drawn as one batch. The last of the K is what a call returns.
         """
-        label, seed = self._pairs(labels, seeds)
-        chosen = self.options(**options)
+        call = self._call(labels, seeds, self.options(**options), conditions)
+        call, engine = call.batch(slice(None), self.device), self.engine
         with torch.inference_mode():
-            draw = SeededDraw(seed.to(self.device), chosen, self.engine.codebook)
-            f_hats = self.engine.generate(label.to(self.device), chosen.cfg, draw, guided=chosen.guided)
-            images = torch.stack([self.engine.decode(f_hat) for f_hat in f_hats])
+            draw = draw_from(call.randomness, call.options, engine.codebook)
+            images = torch.stack([engine.decode(f_hat) for f_hat in engine.generate(call, draw)])
+            check_drawn(torch.cat(draw.tokens, dim=1))
         return images.clone()
 
     def options(self, **options: Any) -> Options:
@@ -277,19 +283,21 @@ class Sampler:
         given = {name: value for name, value in options.items() if value is not None}
         return options_for(self.var.schedule, **{**self.defaults, **given})
 
-    def _batches(
+    def _call(
         self,
         labels: Integers,
         seeds: Integers | None,
         options: Options,
-        batch_size: int | None,
-        *,
-        decode: bool = True,
-        edit: KeptCodes | None = None,
-    ) -> Iterator[tuple[int, Tensor, Tensor]]:
-        """(index of the first, images, tokens) of batch after batch."""
+        conditions: Mapping[str, Tensor] | None = None,
+    ) -> Call:
+        """All that is asked for, checked."""
         label, seed = self._pairs(labels, seeds)
-        return self._drawn(label, seed, options, self._batch_size(batch_size), decode, edit)
+        for name, value in (conditions or {}).items():
+            if len(value) != len(label):
+                raise ValueError(
+                    f"{name} must be ({len(label)}, ...), one for each image, got {tuple(value.shape)}"
+                )
+        return Call(label, seed, options, conditions=conditions or {})
 
     def _batch_size(self, given: int | None) -> int:
         size = batch_for(self.var, self.precision, self.device, self.memory) if given is None else given
@@ -297,33 +305,25 @@ class Sampler:
             raise ValueError(f"batch_size must be at least 1, got {size}")
         return size
 
-    def _drawn(
-        self,
-        labels: Tensor,
-        seeds: Tensor,
-        options: Options,
-        size: int,
-        decode: bool,
-        edit: KeptCodes | None,
-    ) -> Iterator[tuple[int, Tensor, Tensor]]:
-        for start in range(0, len(labels), size):
-            rows = slice(start, start + size)
-            label, seed = (t[rows].to(self.device) for t in (labels, seeds))
-            kept = None if edit is None else edit[rows]
-            yield start, *self._draw_batch(label, seed, options, decode=decode, edit=kept)
+    def _batches(self, call: Call, batch_size: int | None) -> Iterator[tuple[int, Tensor, Tensor]]:
+        """(index of the first, images, tokens) of batch after batch."""
+        size = self._batch_size(batch_size)
 
-    def _draw_batch(
-        self, labels: Tensor, seeds: Tensor, options: Options, *, decode: bool, edit: KeptCodes | None
-    ) -> tuple[Tensor, Tensor]:
-        try:
-            return self.engine.draw(labels, seeds, options, edit=edit, decode=decode)
-        except RuntimeError as error:
-            if not out_of_memory(error):
-                raise
-            raise torch.OutOfMemoryError(
-                f"drawing {len(labels)} images at once ran out of memory ({str(error).splitlines()[0]}): give a "
-                "smaller batch_size, or Sampler a smaller memory budget"
-            ) from error
+        def drawn() -> Iterator[tuple[int, Tensor, Tensor]]:
+            for start in range(0, len(call), size):
+                batch = call.batch(slice(start, start + size), self.device)
+                try:
+                    images, tokens = self.engine.draw(batch)
+                except RuntimeError as error:
+                    if not out_of_memory(error):
+                        raise
+                    raise torch.OutOfMemoryError(
+                        f"drawing {len(batch)} images at once ran out of memory ({str(error).splitlines()[0]}): give "
+                        "a smaller batch_size, or Sampler a smaller memory budget"
+                    ) from error
+                yield start, images, tokens
+
+        return drawn()
 
     def _pairs(self, labels: Integers, seeds: Integers | None) -> tuple[Tensor, Tensor]:
         """Labels and seeds as two (N,) int64 tensors."""

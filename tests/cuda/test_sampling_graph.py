@@ -8,7 +8,16 @@ import torch
 from tests.cuda.conftest import Gpu
 from tests.emulator import emulation
 from tests.models.conftest import small_pair
-from var_ext.engine import PRECISIONS, Engine, Graphs, Precision, SeededDraw, named_precision, options_for
+from var_ext.engine import (
+    PRECISIONS,
+    Call,
+    Engine,
+    Graphs,
+    Precision,
+    SeededDraw,
+    named_precision,
+    options_for,
+)
 from var_ext.engine.graph import capture_cuda_graph
 from var_ext.ops import _native
 
@@ -37,7 +46,7 @@ def test_a_sampling_draws_the_tokens_of_the_cpu(gpu: Gpu, mode: str, monkeypatch
         on_cpu.setattr(_native, "is_gpu", lambda tensor: tensor.is_cuda)
         exact = Engine(var.eval(), named_precision("fp32", torch.device("cpu")), pack=True)
         draw = SeededDraw(seeds, options, vae.quantize.embedding.weight)
-        expected = exact.sample(labels, options, draw)
+        expected = exact.sample(Call(labels, seeds, options), draw)
     vae.to(device)
     var.to(device)
     precision = named_precision(mode, torch.device("cuda")) if gpu.level == "hardware" else _precision(mode)
@@ -45,15 +54,17 @@ def test_a_sampling_draws_the_tokens_of_the_cpu(gpu: Gpu, mode: str, monkeypatch
     graphs = Graphs(engine, capture_cuda_graph if gpu.level == "hardware" else rerun)
     before = set(emulation.Stream.called)
     emulation.Stream.called.clear()
-    images, tokens = graphs.sample(gpu(labels), gpu(seeds), options)
+    images, tokens = graphs.sample(Call(gpu(labels), gpu(seeds), options))
     images, tokens = images.cpu(), tokens.cpu()
     same = (tokens == expected[1]).double().mean()
     assert same == 1 if mode == "fp32" else same > 0.8  # in 16 bits some draws fall on a rounding error
     if mode == "fp32":
         torch.testing.assert_close(images, expected[0], rtol=1e-4, atol=1e-4)
-    again, _ = graphs.sample(gpu(labels), gpu(seeds), options)  # the first was eager, this one is captured
+    again, _ = graphs.sample(
+        Call(gpu(labels), gpu(seeds), options)
+    )  # the first was eager, this one is captured
     torch.testing.assert_close(again.cpu(), images, rtol=1e-3, atol=1e-3)
-    other, _ = graphs.sample(gpu(labels.flip(0)), gpu(seeds.flip(0)), options)
+    other, _ = graphs.sample(Call(gpu(labels.flip(0)), gpu(seeds.flip(0)), options))
     torch.testing.assert_close(other.cpu().flip(0), images, rtol=1e-3, atol=1e-3)
     if gpu.level == "emulated":
         kernels = {"adaln", "bias_gelu", "cached_attention", "group_norm_silu", "qk_norm", "residual_step"}
@@ -77,8 +88,8 @@ def test_weights_of_nan_leave_the_device_alive(gpu: Gpu, published: bool) -> Non
         with pytest.raises(
             ValueError, match=r"finite maximum and no NaN, got a row without in image\(s\) 1 of"
         ):
-            engine.draw(gpu(labels), randomness, options)
-        images, _ = engine.draw(gpu(torch.tensor([0, 2, 1])), randomness, options)
+            engine.draw(Call(gpu(labels), randomness, options))
+        images, _ = engine.draw(Call(gpu(torch.tensor([0, 2, 1])), randomness, options))
         assert images.isfinite().all()
 
 

@@ -13,7 +13,7 @@ from torch.nn.utils import parametrize
 
 from tests.models.conftest import small_pair
 from var_ext import Sampler
-from var_ext.engine import Engine, named_precision
+from var_ext.engine import Call, Engine, named_precision, options_for
 from var_ext.engine.compare import UnsupportedModel
 from var_ext.models import VAR
 from var_ext.models.var import FFN, AdaLNSelfAttn, SelfAttention, Stream
@@ -124,7 +124,7 @@ def drawn_logits(engine: Engine, tokens: torch.Tensor) -> torch.Tensor:
         found.append(logits[:3].float())
         return engine.codebook[tokens[:, engine.schedule.slices[k]]]
 
-    for _ in engine.generate(LABELS, [0.0] * 4, draw, guided=0):
+    for _ in engine.generate(Call(LABELS, None, options_for(engine.schedule)), draw):
         pass
     return torch.cat(found, dim=1)
 

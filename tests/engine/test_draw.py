@@ -7,7 +7,7 @@ import torch
 
 from tests.models.conftest import small_pair
 from var_ext import Sampler
-from var_ext.engine import Engine, named_precision, options_for
+from var_ext.engine import Call, Engine, named_precision, options_for
 from var_ext.engine.draw import guided_logits, look_up, multinomial
 
 CPU = torch.device("cpu")
@@ -57,15 +57,15 @@ def test_weights_of_nan_end_in_an_error_that_names_the_images(mode, published):
     engine = Engine(var.eval(), named_precision(mode, CPU), pack=True)
     options, labels = options_for(var.schedule, cfg=1.5, top_k=12, top_p=0.9), torch.tensor([0, 3, 1])
     randomness = torch.Generator().manual_seed(0) if published else torch.arange(3)
-    good = engine.draw(labels, randomness, options)[1]
+    good = engine.draw(Call(labels, randomness, options))[1]
     with torch.no_grad():
         var.class_emb.weight[3] = torch.nan
     with pytest.raises(
         ValueError, match="each row of logits needs a finite maximum and no NaN, got a row without"
     ):
-        engine.draw(labels, randomness, options)
+        engine.draw(Call(labels, randomness, options))
     others = torch.tensor([0, 2, 1])
-    assert engine.draw(others, randomness, options)[1].shape == good.shape
+    assert engine.draw(Call(others, randomness, options))[1].shape == good.shape
 
 
 def test_scales_of_nan_are_an_error_too():

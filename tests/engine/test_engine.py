@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import copy
 import pickle
-from collections import Counter
 
 import pytest
 import torch
@@ -12,7 +11,8 @@ from torch import nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from tests.models.conftest import small_pair
-from var_ext.engine import Engine, SeededDraw, named_precision, options_for
+from var_ext.bench import Watched
+from var_ext.engine import Call, Engine, SeededDraw, named_precision, options_for
 from var_ext.engine.layers import Int8Linear, PackedLinear, linear
 
 CPU = torch.device("cpu")
@@ -26,10 +26,10 @@ def engine_of(pair, mode: str, pack: bool = True) -> Engine:
 
 
 @torch.inference_mode()
-def sample(engine: Engine, labels=LABELS, seeds=SEEDS, *, edit=None, mark=None, **options):
+def sample(engine: Engine, labels=LABELS, seeds=SEEDS, *, edit=None, **options):
     chosen = options_for(engine.schedule, **{"cfg": 2.0, "top_k": 12, "top_p": 0.9, **options})
     draw = SeededDraw(seeds, chosen, engine.vae.quantize.embedding.weight.float())
-    return engine.sample(labels, chosen, draw, edit=edit, mark=mark)
+    return engine.sample(Call(labels, seeds, chosen, edit=edit), draw)
 
 
 @pytest.mark.parametrize("mode", MODES)
@@ -74,7 +74,7 @@ def test_low_precision_stays_near_float32(pair, mode, off):
             return torch.zeros(3, found.shape[1], pair[1].Cvae)
 
         with torch.inference_mode():
-            for _ in engine.generate(LABELS[:3], [0.0] * 4, draw, guided=0):
+            for _ in engine.generate(Call(LABELS[:3], None, options_for(engine.schedule)), draw):
                 pass
         logits[name] = torch.cat(kept, dim=1)
     error = (logits[mode] - logits["fp32"]).square().mean().sqrt() / logits["fp32"].std()
@@ -139,10 +139,9 @@ def test_a_low_temperature_draws_the_likeliest(pair):
     assert not torch.equal(sample(engine, temperature=[1, 1, 1, 3])[1], sample(engine)[1])
 
 
-def test_edit_changes_codes_and_marks_tell_the_parts(pair):
-    engine, marks = engine_of(pair, "fp32"), Counter()
-    plain, _ = sample(engine, mark=lambda part, k: marks.update([part]))
-    assert marks == {"transformer": 4, "draw": 4, "step": 4}
+def test_edit_changes_codes(pair):
+    engine = engine_of(pair, "fp32")
+    plain, _ = sample(engine)
     blank, _ = sample(engine, edit=lambda codes, k: torch.zeros_like(codes))
     assert not torch.equal(plain, blank) and torch.equal(blank[0], blank[1])
 
@@ -239,10 +238,8 @@ def test_the_loop_copies_no_cache(pair):
     kept = []
     with Watch(), torch.no_grad():
         options = options_for(engine.schedule, cfg=2.0, top_k=12)
-        draw = SeededDraw(SEEDS, options, engine.vae.quantize.embedding.weight)
-        for _ in engine.generate(
-            LABELS, options.cfg, draw, guided=4, mark=lambda *_: kept.append(len(names))
-        ):
+        draw = Watched(SeededDraw(SEEDS, options, engine.codebook), lambda: kept.append(len(names)))
+        for _ in engine.generate(Call(LABELS, SEEDS, options), draw):
             pass
     loop = names[kept[0] :]
     assert len(caches) == len(pair[1].blocks)  # one place a block, at every scale
@@ -283,8 +280,7 @@ def test_autocast_around_a_sampling_is_the_callers_between_scales(pair):
     engine = engine_of(pair, "fp32")
     options = options_for(engine.schedule)
     with torch.no_grad(), torch.autocast("cpu", torch.bfloat16):
-        for _ in engine.generate(
-            LABELS, options.cfg, SeededDraw(SEEDS, options, engine.vae.quantize.embedding.weight), guided=0
-        ):
+        draw = SeededDraw(SEEDS, options, engine.codebook)
+        for _ in engine.generate(Call(LABELS, SEEDS, options), draw):
             assert torch.is_autocast_enabled("cpu")
     assert not torch.is_autocast_enabled("cpu")

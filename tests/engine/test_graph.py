@@ -16,6 +16,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from tests.models.conftest import small_pair
 from var_ext import Sampler
 from var_ext.engine import (
+    Call,
     Engine,
     Graphs,
     Options,
@@ -71,9 +72,7 @@ class FakeCapture:
 
 def direct(engine, labels, seeds, options):
     with torch.inference_mode():
-        return engine.sample(
-            labels, options, SeededDraw(seeds, options, engine.vae.quantize.embedding.weight)
-        )
+        return engine.sample(Call(labels, seeds, options), SeededDraw(seeds, options, engine.codebook))
 
 
 @pytest.mark.parametrize("mode", ["fp32", "bf16"])
@@ -89,7 +88,7 @@ def test_one_graph_serves_all_labels_seeds_and_settings(pair, mode):
         labels, seeds = torch.tensor(labels), torch.tensor(seeds)
         options = options_for(engine.schedule, **given)
         with torch.inference_mode():
-            images, tokens = graphs.sample(labels, seeds, options)
+            images, tokens = graphs.sample(Call(labels, seeds, options))
         expected = direct(engine, labels, seeds, options)
         assert torch.equal(tokens, expected[1])
         torch.testing.assert_close(
@@ -103,7 +102,7 @@ def test_a_capture_has_no_look_at_the_device(pair):
     engine, capture = Engine(pair[1].eval(), named_precision("bf16", CPU), pack=True), FakeCapture()
     options, graphs = options_for(engine.schedule, cfg=2.0, top_k=12, top_p=0.9), Graphs(engine, capture)
     for _ in range(2):
-        graphs.sample(torch.tensor([0, 1]), torch.tensor([2, 3]), options)
+        graphs.sample(Call(torch.tensor([0, 1]), torch.tensor([2, 3]), options))
     assert capture.ops.names
     looks = ("_local_scalar_dense", "item", "nonzero", "masked_select", "unique", "is_nonzero")
     assert not [name for name in capture.ops.names if any(look in name for look in looks)]
@@ -121,10 +120,10 @@ def test_the_published_stream_can_be_captured(pair, generator, smooth):
         rng, again = (torch.Generator().manual_seed(seed) if generator else None for _ in range(2))
         torch.manual_seed(seed)
         with torch.inference_mode():
-            expected = engine.sample(labels, options, PublishedDraw(rng, options, engine.codebook))
+            expected = engine.sample(Call(labels, rng, options), PublishedDraw(rng, options, engine.codebook))
         left = torch.get_rng_state() if rng is None else rng.get_state()
         torch.manual_seed(seed)
-        images, tokens = graphs.sample(labels, again, options)
+        images, tokens = graphs.sample(Call(labels, again, options))
         assert torch.equal(left, torch.get_rng_state() if again is None else again.get_state())
         assert torch.equal(tokens, expected[1])
         torch.testing.assert_close(images, expected[0])
@@ -151,14 +150,14 @@ def test_an_edit_is_captured_and_its_tensors_change_between_calls(pair):
     labels, seeds = torch.tensor([0, 3]), torch.tensor([5, 6])
     for n in range(4):
         edit = Keep(torch.full((1, 8), float(n)).expand(2, -1), 0.5)
-        images, _ = graphs.sample(labels, seeds, options, edit=edit)
+        images, _ = graphs.sample(Call(labels, seeds, options, edit=edit))
         with torch.inference_mode():
             draw = SeededDraw(seeds, options, engine.codebook)
-            expected, _ = engine.sample(labels, options, draw, edit=edit)
+            expected, _ = engine.sample(Call(labels, seeds, options, edit=edit), draw)
         torch.testing.assert_close(images, expected)
     assert (capture.captured, capture.replayed) == (1, 3)
     for _ in range(2):
-        graphs.sample(labels, seeds, options, edit=Keep(torch.zeros(2, 8), 0.25))
+        graphs.sample(Call(labels, seeds, options, edit=Keep(torch.zeros(2, 8), 0.25)))
     assert capture.captured == 2
 
 
@@ -168,7 +167,7 @@ def test_what_the_inputs_do_not_hold_makes_a_graph_of_its_own(pair):
 
     def sample(batch=2, decode=True, **given):
         options = options_for(engine.schedule, **{"cfg": 2.0, **given})
-        return graphs.sample(torch.arange(batch), torch.arange(batch), options, decode=decode)
+        return graphs.sample(Call(torch.arange(batch), torch.arange(batch), options, decode=decode))
 
     first = sample()
     sample()
@@ -198,10 +197,10 @@ def test_a_field_added_to_the_options_makes_a_graph_of_its_own(pair):
     values = {field.name: getattr(plain, field.name) for field in fields(plain)}
     labels, seeds = torch.tensor([0, 3]), torch.tensor([5, 6])
     for sharpness in (1.0, 2.0, 1.0, 2.0):
-        graphs.sample(labels, seeds, MoreOptions(**values, sharpness=sharpness))
+        graphs.sample(Call(labels, seeds, MoreOptions(**values, sharpness=sharpness)))
     assert capture.captured == 2
     # values that lie in device memory make none
-    graphs.sample(labels, seeds, MoreOptions(**{**values, "cfg": (1.0, 2.0, 1.0, 2.0)}))
+    graphs.sample(Call(labels, seeds, MoreOptions(**{**values, "cfg": (1.0, 2.0, 1.0, 2.0)})))
     assert capture.captured == 2
 
 
@@ -211,7 +210,7 @@ def test_threads_take_turns(pair):
     graphs, options = Graphs(engine, FakeCapture(slow=0.02)), options_for(engine.schedule, cfg=1.0)
 
     def tokens(seed):
-        return graphs.sample(torch.tensor([seed % 5]), torch.tensor([seed]), options)[1]
+        return graphs.sample(Call(torch.tensor([seed % 5]), torch.tensor([seed]), options))[1]
 
     expected = [tokens(seed) for seed in range(8)]
     with ThreadPoolExecutor(4) as pool:
@@ -225,12 +224,12 @@ def test_a_graph_that_records_nothing_is_an_error(pair, monkeypatch):
     )
     monkeypatch.setattr(Engine, "_captures", lambda *_: True)
     engine.graphs.capture = lambda run, generators: (lambda: None, run())
-    call = (torch.tensor([0, 3]), torch.tensor([5, 6]), options)
-    first = engine.draw(*call)
+    call = Call(torch.tensor([0, 3]), torch.tensor([5, 6]), options)
+    first = engine.draw(call)
     for _ in range(2):  # it is not kept: eager again, then the error again
         with pytest.raises(RuntimeError, match="captured CUDA graph recorded nothing: draw with graph=False"):
-            engine.draw(*call)
-        assert torch.equal(engine.draw(*call)[1], first[1])
+            engine.draw(call)
+        assert torch.equal(engine.draw(call)[1], first[1])
 
 
 def test_every_way_to_draw_is_captured(monkeypatch):
@@ -316,10 +315,10 @@ def test_each_device_captures_on_a_stream_of_its_own(monkeypatch):
 def test_results_outlive_the_next_replay(pair):
     engine = Engine(pair[1].eval(), named_precision("fp32", CPU), pack=True)
     graphs, options = Graphs(engine, FakeCapture()), options_for(engine.schedule, cfg=1.0)
-    graphs.sample(torch.tensor([0]), torch.tensor([1]), options)
-    first = graphs.sample(torch.tensor([0]), torch.tensor([1]), options)
+    graphs.sample(Call(torch.tensor([0]), torch.tensor([1]), options))
+    first = graphs.sample(Call(torch.tensor([0]), torch.tensor([1]), options))
     kept = [part.clone() for part in first]
-    graphs.sample(torch.tensor([3]), torch.tensor([8]), options)
+    graphs.sample(Call(torch.tensor([3]), torch.tensor([8]), options))
     assert all(torch.equal(a, b) for a, b in zip(first, kept, strict=True))
 
 
@@ -338,10 +337,10 @@ def test_every_tensor_of_a_capture_lies_on_one_device(dtype, smooth, monkeypatch
     with torch.no_grad():
         zeros = torch.zeros(2, dtype=torch.int64, device="meta")
         for _ in range(2):
-            images, tokens = graphs.sample(zeros, zeros, options)
+            images, tokens = graphs.sample(Call(zeros, zeros, options))
         assert images.is_meta and images.shape == (2, 3, 8, 8)
         assert tokens.is_meta and tokens.shape == (2, 30)
         if not smooth:  # that the test would notice
             monkeypatch.setattr(vae.quantize.embedding, "weight", nn.Parameter(torch.zeros(24, 8)))
             with pytest.raises(ValueError, match="all tensors must be on one device"):
-                Graphs(engine, graphs.capture).sample(zeros, zeros, options)
+                Graphs(engine, graphs.capture).sample(Call(zeros, zeros, options))

@@ -10,7 +10,7 @@ from torch.utils.checkpoint import checkpoint
 
 from tests.models.conftest import small_pair
 from var_ext import backend
-from var_ext.engine import Engine, named_precision
+from var_ext.engine import Call, Engine, named_precision, options_for
 from var_ext.models.modules import Dropout
 from var_ext.models.var import Stream, Whole
 
@@ -54,8 +54,8 @@ def test_sampling_logits_equal_those_of_teacher_forcing(pair):
         cached.append(logits[:3])
         return vae.quantize.embedding(tokens[:, var.schedule.slices[k]])
 
-    engine, count = Engine(var, named_precision("fp32", labels.device), pack=False), len(var.schedule)
-    for _ in engine.generate(labels, [1.0] * count, draw, guided=count):
+    engine = Engine(var, named_precision("fp32", labels.device), pack=False)
+    for _ in engine.generate(Call(labels, None, options_for(var.schedule, cfg=1.0)), draw):
         pass
     # the cache replaces the mask: the same sums in another order
     torch.testing.assert_close(torch.cat(cached, dim=1), var(labels, x), rtol=1e-4, atol=1e-4)

@@ -3,6 +3,7 @@
 GPU as one captured graph (`graph`). What the network is, stands in `var_ext.models`.
 """
 
+from var_ext.engine.call import Call
 from var_ext.engine.draw import Draw, PublishedDraw, SeededDraw
 from var_ext.engine.engine import Engine
 from var_ext.engine.graph import Graphs
@@ -13,6 +14,7 @@ from var_ext.engine.published import published_sample
 
 __all__ = [
     "PRECISIONS",
+    "Call",
     "Draw",
     "Engine",
     "Graphs",

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import is_dataclass
 from typing import Any, NamedTuple
 
@@ -12,19 +12,15 @@ from torch import Tensor
 
 from var_ext import backend
 from var_ext.engine.cache import Cache
+from var_ext.engine.call import Call
 from var_ext.engine.compare import check_forward
-from var_ext.engine.draw import Draw, Edit, Guidance, Randomness, draw_from
+from var_ext.engine.draw import Draw, Guidance, draw_from
 from var_ext.engine.execution import Execution
 from var_ext.engine.graph import UNDRAWN, Graphs
-from var_ext.engine.options import Options
 from var_ext.engine.precision import Precision
 from var_ext.engine.watch import Watch
 from var_ext.models.var import VAR, Cached
 from var_ext.models.vqvae import VQVAE
-
-Mark = Callable[[str, int], None]  # the end of a part of scale k
-Conditions = Mapping[str, Tensor] | None
-
 
 DECODED_AT_ONCE = 16  # images, on a GPU
 
@@ -124,120 +120,49 @@ class Engine:
         """(V, Cvae) float32."""
         return self.vae.quantize.embedding.weight.detach().float()
 
-    def draw(
-        self,
-        labels: Tensor,
-        randomness: Randomness,
-        options: Options,
-        *,
-        edit: Edit | None = None,
-        decode: bool = True,
-        conditions: Conditions = None,
-    ) -> tuple[Tensor, Tensor]:
-        """One batch, on a GPU from the second of its kind on as a captured graph: images (B, 3, S, S) float32 in
-        [0, 1], tokens (B, L) int64, both ordinary tensors that last.
+    def draw(self, call: Call) -> tuple[Tensor, Tensor]:
+        """One batch: images (B, 3, S, S) float32 in [0, 1] and tokens (B, L) int64, both ordinary tensors that last.
 
-        Args:
-            labels: (B,) int64, checked.
-            randomness: seeds (B,) int64, or a generator for the batch; None: torch's global one.
-            options: what to draw.
-            edit: changes codes before they enter f_hat; on a GPU a dataclass is captured, anything else runs eagerly.
-            decode: without it there are no images, (0, 3, S, S).
-            conditions: what else the model's `condition` takes, (B, ...) each, on its device.
+        On a GPU from the second of its kind on as a captured graph; with an edit that is no dataclass always eagerly.
 
         Raises:
             ValueError: logits had NaN or no finite value; on a GPU too this comes after the call, which waits for it.
         """
-        if self.graphs and self._captures(labels, edit):
-            images, tokens = self.graphs.sample(
-                labels, randomness, options, edit=edit, decode=decode, conditions=conditions
-            )
+        if self.graphs and self._captures(call):
+            images, tokens = self.graphs.sample(call)
         else:
             with torch.inference_mode():  # its calls are cheaper than under no_grad
-                draw = draw_from(randomness, options, self.codebook)
-                images, tokens = self.sample(
-                    labels, options, draw, edit=edit, decode=decode, conditions=conditions
-                )
+                images, tokens = self.sample(call, draw_from(call.randomness, call.options, self.codebook))
             images, tokens = images.clone(), tokens.clone()  # of use outside inference mode
-        self._check(tokens)
+        check_drawn(tokens, self.graphs)
         return images, tokens
 
-    def _captures(self, labels: Tensor, edit: Edit | None) -> bool:
-        if not labels.is_cuda or not len(labels) or not (edit is None or is_dataclass(edit)):
+    def _captures(self, call: Call) -> bool:
+        if not call.labels.is_cuda or not len(call) or not (call.edit is None or is_dataclass(call.edit)):
             return False
         return backend.use_native("sample_tokens", "cuda")  # the reference looks at the device
 
-    def _check(self, tokens: Tensor) -> None:
-        """Raises if some token was not drawn."""
-        lowest = int(tokens.min()) if tokens.numel() else 0
-        if lowest == UNDRAWN:
-            assert self.graphs is not None
-            self.graphs.clear()
-            raise RuntimeError(
-                "the captured CUDA graph recorded nothing: draw with graph=False, and report it"
-            )
-        if lowest < 0:
-            bad = (tokens < 0).any(dim=1).nonzero().flatten().tolist()
-            raise ValueError(
-                "each row of logits needs a finite maximum and no NaN, got a row without in image(s) "
-                f"{', '.join(map(str, bad))} of the batch: look for NaN or infinity in the weights, or take another "
-                "precision"
-            )
-
     def sample(
-        self,
-        labels: Tensor,
-        options: Options,
-        draw: Draw,
-        *,
-        edit: Edit | None = None,
-        mark: Mark | None = None,
-        decode: bool = True,
-        cfg: Sequence[Guidance] | None = None,
-        conditions: Conditions = None,
+        self, call: Call, draw: Draw, *, cfg: Sequence[Guidance] | None = None
     ) -> tuple[Tensor, Tensor]:
-        """Images (B, 3, S, S) float32 in [0, 1], and their tokens (B, L) int64; arguments as in `generate`.
-
-        Without `decode` there are no images, (0, 3, S, S). `cfg` takes the place of that of the options.
-        """
+        """Images (B, 3, S, S) float32 in [0, 1], or none, and tokens (B, L) int64; arguments as in `generate`."""
         side = self.vae.image_size
         nothing = torch.empty(0, 3, side, side, device=self.device)
-        if not len(labels):
+        if not len(call):
             return nothing, torch.empty(0, self.schedule.num_tokens, dtype=torch.int64, device=self.device)
-        scales = self.generate(
-            labels,
-            cfg or options.cfg,
-            draw,
-            guided=options.guided,
-            edit=edit,
-            mark=mark,
-            conditions=conditions,
-        )
-        (f_hat,) = deque(scales, maxlen=1)  # the last
-        return self.decode(f_hat) if decode else nothing, torch.cat(draw.tokens, dim=1)
+        (f_hat,) = deque(self.generate(call, draw, cfg=cfg), maxlen=1)  # the last
+        return self.decode(f_hat) if call.decode else nothing, torch.cat(draw.tokens, dim=1)
 
-    def generate(
-        self,
-        labels: Tensor,
-        cfg: Sequence[Guidance],
-        draw: Draw,
-        *,
-        guided: int,
-        edit: Edit | None = None,
-        mark: Mark | None = None,
-        conditions: Conditions = None,
-    ) -> Iterator[Tensor]:
+    def generate(self, call: Call, draw: Draw, *, cfg: Sequence[Guidance] | None = None) -> Iterator[Tensor]:
         """f_hat (B, Cvae, P, P) float32 after each scale; the last one is the result.
 
         Args:
-            labels: (B,) int64.
-            cfg: guidance at each scale, a number or a tensor (B,).
+            call: what to draw; its randomness is the draw's.
             draw: makes codes of logits.
-            guided: how many of the first scales compute the unconditional half; no guidance after them.
-            edit: changes codes before they enter f_hat.
-            mark: told when the "transformer", the "draw" and the "step" of a scale are done.
-            conditions: what else the model's `condition` takes, (B, ...) each.
+            cfg: guidance at each scale, numbers or tensors (B,), in the place of that of the options.
         """
+        labels, options, conditions = call.labels, call.options, call.conditions
+        guidance, guided = cfg or options.cfg, options.guided  # none after the first `guided` scales
         parts = self.parts()
         var, dtype, positions = parts.var, parts.dtype, parts.positions
         batch, schedule = len(labels), self.schedule
@@ -247,7 +172,7 @@ class Engine:
         with self._cache.of(memory, dtype, self.device) as cache:
             with _no_autocast(self.device):
                 classes = torch.cat((labels, torch.full_like(labels, var.num_classes)))[:rows]
-                more = {name: torch.cat((value, value))[:rows] for name, value in (conditions or {}).items()}
+                more = {name: torch.cat((value, value))[:rows] for name, value in conditions.items()}
                 cond = var.condition(classes, **more)  # (rows, C)
                 x = (cond[:, None] + var.pos_start + positions[:, : var.first_l]).to(dtype)
                 modulations, head = var.modulations(cond, dtype)
@@ -261,24 +186,18 @@ class Engine:
                         head = tuple(vector[:batch] for vector in head)
                     attends = (Cached(keys, values, schedule.slices[k].start) for keys, values in cache)
                     stream = var.transform(x, modulations, attends)
-                    t = cfg[k] if k < guided else None
+                    t = guidance[k] if k < guided else None
                     if var.has_own_logits:
                         logits = var.get_logits(stream.sum(), cond)
                     else:
                         logits, t = self._logits(var.head, var.before_head(stream, head), batch, t)
-                    if mark:
-                        mark("transformer", k)
                     codes = draw(logits, k, t)  # (B, l, Cvae)
-                    if edit:
-                        codes = edit(codes, k)
-                    if mark:
-                        mark("draw", k)
+                    if call.edit:
+                        codes = call.edit(codes, k)
                     grid = codes.transpose(1, 2).reshape(batch, self.var.Cvae, side, side)
                     f_hat, pooled = self.vae.quantize.get_next_autoregressive_input(
                         k, len(schedule), f_hat, grid
                     )
-                    if mark:
-                        mark("step", k)
                     if k + 1 < len(schedule):
                         words = var.words(pooled.flatten(2).transpose(1, 2))  # (B, l, C)
                         x = (words + positions[:, schedule.slices[k + 1]]).to(dtype)
@@ -315,3 +234,18 @@ class Engine:
 
 def _no_autocast(device: torch.device) -> torch.autocast:
     return torch.autocast(device.type, enabled=False)
+
+
+def check_drawn(tokens: Tensor, graphs: Graphs | None = None) -> None:
+    """Raises if some of the tokens (B, L) were not drawn."""
+    lowest = int(tokens.min()) if tokens.numel() else 0
+    if lowest == UNDRAWN and graphs:
+        graphs.clear()
+        raise RuntimeError("the captured CUDA graph recorded nothing: draw with graph=False, and report it")
+    if lowest < 0:
+        bad = (tokens < 0).any(dim=1).nonzero().flatten().tolist()
+        raise ValueError(
+            "each row of logits needs a finite maximum and no NaN, got a row without in image(s) "
+            f"{', '.join(map(str, bad))} of the batch: look for NaN or infinity in the weights, or take another "
+            "precision"
+        )

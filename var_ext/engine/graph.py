@@ -7,13 +7,14 @@ cfg, top_k and top_p of every scale. All else makes a graph of its own; see `Gra
 from __future__ import annotations
 
 from collections import OrderedDict
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, fields, is_dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
 
+from var_ext.engine.call import Call
 from var_ext.engine.draw import Edit, Randomness, draw_from, reads_table
 from var_ext.engine.lane import lane_of
 from var_ext.engine.options import Options
@@ -45,18 +46,6 @@ def capture_cuda_graph(run: Run, generators: Sequence[torch.Generator]) -> tuple
     with torch.cuda.graph(graph, stream=here, capture_error_mode="thread_local"):
         outputs = run()
     return graph.replay, outputs
-
-
-@dataclass(frozen=True)
-class Call:
-    """What is asked for; see `Engine.draw`."""
-
-    labels: Tensor
-    randomness: Randomness
-    options: Options
-    edit: Edit | None
-    decode: bool
-    conditions: Mapping[str, Tensor]
 
 
 @dataclass
@@ -175,28 +164,16 @@ class Graphs:
         """Lets go of all graphs and their memory."""
         self._cases.clear()
 
-    def sample(
-        self,
-        labels: Tensor,
-        randomness: Randomness,
-        options: Options,
-        *,
-        edit: Edit | None = None,
-        decode: bool = True,
-        conditions: Mapping[str, Tensor] | None = None,
-    ) -> Outputs:
-        """As `Engine.sample` with a draw from `randomness`: images (B, 3, S, S), tokens (B, L); copies that last.
+    def sample(self, call: Call) -> Outputs:
+        """As `Engine.sample`: images (B, 3, S, S), tokens (B, L); copies that last.
 
-        Args:
-            edit: a dataclass, whose tensors may change from call to call.
-            conditions: their values may change from call to call.
+        An edit must be a dataclass: its tensors, and conditions, may change from call to call.
         """
-        call = Call(labels, randomness, options, edit, decode, conditions or {})
-        with lane_of(labels.device).taken() as copied, torch.inference_mode():
+        with lane_of(call.labels.device).taken() as copied, torch.inference_mode():
             case = self._case(call)
             case.inputs.fill(call)
             images, tokens = case.drawn(self.capture)
-            case.inputs.give_back(randomness)
+            case.inputs.give_back(call.randomness)
             return copied(images), copied(tokens)
 
     def _case(self, call: Call) -> Case:
@@ -230,18 +207,17 @@ class Graphs:
         )
 
     def _run(self, inputs: Inputs, call: Call) -> Run:
-        engine, options, decode = self.engine, call.options, call.decode
+        engine, options = self.engine, call.options
+        own = replace(
+            call,
+            labels=inputs.labels,
+            randomness=inputs.randomness,
+            edit=inputs.edit,
+            conditions=inputs.conditions,
+        )
 
         def run() -> Outputs:
             draw = draw_from(inputs.randomness, options, engine.codebook, inputs)
-            return engine.sample(
-                inputs.labels,
-                options,
-                draw,
-                edit=inputs.edit,
-                decode=decode,
-                cfg=list(inputs.cfg),
-                conditions=inputs.conditions,
-            )
+            return engine.sample(own, draw, cfg=list(inputs.cfg))
 
         return run

@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from var_ext.engine.call import Call
 from var_ext.engine.engine import Engine
 from var_ext.engine.options import options_for
 from var_ext.engine.precision import precision_in_force
@@ -47,10 +48,10 @@ def published_sample(
     labels = _batch("label_B", label_B, B, device)
     labels = var.checked_labels(labels)
     if seeds is None:
-        return engine.draw(labels, rng, options)
+        return engine.draw(Call(labels, rng, options))
     if g_seed is not None:
         raise ValueError(f"either g_seed or seeds must be given, got {g_seed} and {seeds}")
-    return engine.draw(labels, _batch("seeds", seeds, B, device), options)
+    return engine.draw(Call(labels, _batch("seeds", seeds, B, device), options))
 
 
 def sample_model(var: VAR, *given: Any, **options: Any) -> tuple[Tensor, Tensor]:
