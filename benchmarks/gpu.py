@@ -186,7 +186,9 @@ def main() -> int:
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # so that no step outlives this
     if options.dry:
         run = Run(Budget(DRY, shared=False), None)
-        os.environ.setdefault("OMP_NUM_THREADS", "1")  # the threads of a toy wait for each other most of the time
+        os.environ.setdefault(
+            "OMP_NUM_THREADS", "1"
+        )  # the threads of a toy wait for each other most of the time
         toy = ("--tiny", "--laps", "1", "--precisions", "fp32")
         return versus(run, options.official, PLACE / "versus", *toy) if options.official else dry(run)
     if not torch.cuda.is_available():

@@ -58,6 +58,8 @@ class Driver:
         module, count = ctypes.c_void_p(), ctypes.c_uint()
         self.call("cuModuleLoadData", ctypes.byref(module), ctypes.c_char_p(image))
         self.call("cuModuleGetFunctionCount", ctypes.byref(count), module)
+        if not count.value:  # a source file without kernels
+            return []
         handles = (ctypes.c_void_p * count.value)()
         self.call("cuModuleEnumerateFunctions", handles, count, module)
         return [ctypes.c_void_p(handle) for handle in handles]

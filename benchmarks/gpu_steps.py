@@ -28,6 +28,9 @@ SHARES = {  # seconds of each step of `make gpu`
 VERSUS = {"build": 240.0, "official": 300.0, "dit": 240.0}  # of `make gpu-versus`
 # Cases of each test: the tools make them 100 times slower.
 SANITIZERS = {"memcheck": "2", "racecheck": "1", "initcheck": "1"}
+ENDING = 25.0  # seconds of a sanitizer's share in which no test begins: the one under way ends, and the tool reports
+# Of each process of the steps that run side by side: together they are as many as the cores.
+THREADS = {"OMP_NUM_THREADS": "1"}
 # Without torch's own pool of memory, as the tools run, no graph can be captured.
 SMALL = "hardware and not graph and not registration and not large and not long and not 680 and not device"
 
@@ -93,7 +96,7 @@ def ptx(*arguments: object) -> Step:
 def _tested(name: str, *arguments: object, **variables: str) -> Step:
     file = PLACE / f"{name}.xml"
     command = pytest(f"--junitxml={file}", *arguments)
-    variables["VAR_EXT_GPU_TESTS"] = "hardware"
+    variables |= dict(VAR_EXT_GPU_TESTS="hardware", **THREADS)
     return Step(command, SHARES[name], variables, functools.partial(_counted, file))
 
 
@@ -112,8 +115,8 @@ def _counted(file: Path, step: Result, text: str) -> Result:
 # ---------------------------------------------------------------------- sanitizers
 
 
-def sanitizer(name: str, *arguments: object) -> Step:
-    """A tool of compute-sanitizer over a few cases of each test."""
+def sanitizer(name: str) -> Step:
+    """A tool of compute-sanitizer over a few cases of each test; what there is no time for counts as skipped."""
     program = "compute-sanitizer"
     tool = shutil.which(program) or shutil.which(program, path="/usr/local/cuda/bin") or program
     command: list[object] = [tool, "--tool", name]
@@ -126,8 +129,15 @@ def sanitizer(name: str, *arguments: object) -> Step:
     variables = dict(
         VAR_EXT_GPU_TESTS="hardware", VAR_EXT_GPU_CASES=SANITIZERS[name], PYTORCH_NO_CUDA_MEMORY_CACHING="1"
     )
-    command += pytest("-x", "tests/cuda", "-k", SMALL, *arguments)
-    return Step(command, SHARES[name], variables, functools.partial(looked, name))
+    variables |= dict(VAR_EXT_GPU_SECONDS=f"{SHARES[name] - ENDING:.0f}", **THREADS)
+    file = PLACE / f"{name}.xml"
+    command += pytest("-x", f"--junitxml={file}", "tests/cuda", "-k", SMALL)
+
+    def read(step: Result, text: str) -> Result:
+        tested = _counted(file, step, text)
+        return {**tested, **looked(name, tested, text)}
+
+    return Step(command, SHARES[name], variables, read)
 
 
 def looked(name: str, step: Result, text: str) -> Result:
@@ -183,4 +193,4 @@ def official(folder: Path, results: Path, *options: object) -> Step:
 
 
 def dit(results: Path, *options: object) -> Step:
-    return Step([PYTHON, "benchmarks/vs_dit.py", *options, "--folder", results], VERSUS["dit"])
+    return Step([PYTHON, "benchmarks/vs_dit.py", "--no-memory", *options, "--folder", results], VERSUS["dit"])

@@ -63,7 +63,9 @@ def facts(report: Report) -> str:
         "load": f"{about['load']:.1f} processes in the minute before{busy}",
         "laps": str(report["laps"]),
         **({"TF32": tf32(report["tf32"])} if report.get("tf32") else {}),
-        **({} if report.get("finished", True) else {"**stopped**": "before its end; what it had stands here"}),
+        **(
+            {} if report.get("finished", True) else {"**stopped**": "before its end; what it had stands here"}
+        ),
     }
     return "\n".join(["| | |", "| --- | --- |", *(f"| {name} | {text} |" for name, text in lines.items())])
 

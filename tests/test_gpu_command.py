@@ -143,6 +143,43 @@ def test_a_report_is_whole_at_any_moment(tmp_path: Path, monkeypatch: pytest.Mon
     result_files.save(Path(os.devnull), {"a": 1})
 
 
+@pytest.mark.parametrize("works", [True, False])
+def test_timing_steps_have_the_chip_to_themselves(monkeypatch: pytest.MonkeyPatch, works: bool) -> None:
+    """Samplings right after the tests; nothing without a build; each step in the report once."""
+    import gpu
+
+    done: list[set[str]] = []
+
+    def do(run: Any, **todo: Any) -> bool:
+        done.append(set(todo))
+        assert all(step.seconds == {**gpu.SHARES, **gpu.VERSUS}[name] for name, step in todo.items())
+        for name in todo:
+            run.keep(name, dict(ok=works, status="0", seconds=1.0))
+        return works
+
+    monkeypatch.setattr(gpu.Run, "do", do)
+    monkeypatch.setattr(gpu.steps, "environment", lambda: None)
+    assert gpu.hardware(gpu.Run(gpu.Budget(560.0), None)) == int(not works)
+    after = [set(gpu.BESIDE), {"sampling"}, {"races"}] if works else []
+    assert done == [{"build"}, *after]
+    done.clear()
+    assert gpu.versus(gpu.Run(gpu.Budget(560.0), None), ROOT, ROOT, "--device", "cuda") == int(not works)
+    assert done == [{"build"}, *([{"official"}, {"dit"}] if works else [])]
+
+
+def test_the_second_command() -> None:
+    import gpu_steps
+
+    official = gpu_steps.official(Path("/a"), Path("/b"), "--device", "cuda").command
+    assert [str(word) for word in official[1:]] == [
+        "benchmarks/vs_official.py", "--official", "/a", "--no-memory", "--device", "cuda", "--folder", "/b",
+    ]  # fmt: skip
+    dit = gpu_steps.dit(Path("/b"), "--device", "cuda").command
+    assert [str(word) for word in dit[1:]] == [
+        "benchmarks/vs_dit.py", "--no-memory", "--device", "cuda", "--folder", "/b",
+    ]  # fmt: skip
+
+
 # ---------------------------------------------------------------------- sanitizers
 
 
