@@ -11,11 +11,13 @@ programs said stays in build/gpu/logs. The exit status is 0 if every step passed
 listed and fail nothing. VAR_EXT_COMMIT names the commit of a tree without .git.
 
 The second command puts var_ext beside the published code and beside DiT, in the files of vs_official.py and vs_dit.py
-under benchmarks/results/versus. The published code needs huggingface_hub, and DiT diffusers with what that
-names: a machine with torch may lack importlib-metadata and zipp as well. Where nothing can be fetched, carry them:
+under benchmarks/results/versus. The published code needs huggingface_hub. DiT needs diffusers, and that a recent
+huggingface_hub and safetensors, filelock, Pillow, and what a machine with torch is likely to lack: importlib-metadata
+with zipp, regex, and requests with urllib3, idna, certifi and charset-normalizer. Where nothing can be fetched, carry
+them:
 
-    python -m pip download --no-deps --only-binary=:all: -d wheels diffusers importlib-metadata zipp    # with a network
-    python -m pip install --no-index --no-deps --target site wheels/*.whl                               # there
+    python -m pip download --no-deps --only-binary=:all: -d wheels diffusers importlib-metadata zipp regex requests ...
+    python -m pip install --no-index --no-deps --target site wheels/*.whl       # there
     PYTHONPATH=site make gpu-versus OFFICIAL=DIR
 """
 
@@ -170,7 +172,6 @@ def dry(run: Run) -> int:
         run.do(**collected, occupancy=steps.occupancy("--list"))
         run.do(sampling=steps.sampling("--smoke"))
         run.do(races=steps.races("--smoke"))
-    print("\nDRY: nothing ran on a GPU, no result file.")
     return run.told(wanted)
 
 
@@ -190,7 +191,9 @@ def main() -> int:
             "OMP_NUM_THREADS", "1"
         )  # the threads of a toy wait for each other most of the time
         toy = ("--tiny", "--laps", "1", "--precisions", "fp32")
-        return versus(run, options.official, PLACE / "versus", *toy) if options.official else dry(run)
+        status = versus(run, options.official, PLACE / "versus", *toy) if options.official else dry(run)
+        print("DRY: nothing ran on a GPU, no result file.")
+        return status
     if not torch.cuda.is_available():
         print(
             "There is no GPU, or this torch cannot use it; `make gpu DRY=1` goes as far as it can.",

@@ -28,7 +28,7 @@ from tests.cuda import compiled
 from var_ext import _C
 
 # of the driver's interface, cuda.h
-REGISTERS, LOCAL_BYTES, PTX_VERSION, BINARY_VERSION, DYNAMIC_SHARED = 4, 3, 5, 6, 8
+REGISTERS, LOCAL_BYTES, BINARY_VERSION, DYNAMIC_SHARED = 4, 3, 6, 8
 HEADER = struct.Struct("<IHHQ")  # magic, version, bytes of the header, bytes after it
 MAGIC = struct.pack("<IHH", 0xBA55ED50, 1, HEADER.size)
 

@@ -15,8 +15,8 @@ from typing import Any
 HERE = Path(__file__).resolve().parent
 sys.path.insert(0, str(HERE))
 
+from gpu_predictions import PREDICTIONS  # noqa: E402
 from gpu_steps import SHARES  # noqa: E402
-from predictions import PREDICTIONS  # noqa: E402
 from tables import duration, markdown  # noqa: E402
 
 TITLE = "# On GPUs"
@@ -171,7 +171,8 @@ def section(folder: Path = HERE / "results") -> str:
     for report in reports:
         parts += [f"## {report['about']['chip']}", facts(report), predictions(report)]
         if report.get("sampling", {}).get("rows"):
-            parts += [*sampling(report["sampling"]), *not_timed(report["sampling"])]
+            parts += sampling(report["sampling"])
+        parts += not_timed(report.get("sampling", {}))
         races = report.get("races", {})
         rows = races.get("rows", [])
         for op in dict.fromkeys(row["op"] for row in rows):

@@ -13,7 +13,10 @@ from pathlib import Path
 from typing import Any
 
 ROOT = Path(__file__).resolve().parent.parent
-SHOWN = 3000  # characters of a step's end that the report keeps; all of it stays in a file
+SHOWN, OF_FAILURE = (
+    3000,
+    20_000,
+)  # characters of a step's end that the report keeps; all of it stays in a file
 Result = dict[str, Any]
 
 
@@ -86,8 +89,12 @@ class _Running:
         self.kill()
         text = self.log.read_text(encoding="utf-8", errors="replace")
         said = f"stopped after {self.seconds:.0f} s" if status is None else str(status)
-        step = dict(ok=status == 0, status=said, seconds=round(took, 1), end=text[-SHOWN:])
-        return {**step, **self.step.read(step, text)}
+        step = dict(ok=status == 0, status=said, seconds=round(took, 1))
+        try:
+            step |= self.step.read(step, text)
+        except Exception as error:  # half a file: the other steps still count
+            step |= dict(ok=False, status=f"{said}, and what it left cannot be read: {error!r}"[:300])
+        return {**step, "end": text[-SHOWN if step["ok"] else -OF_FAILURE :]}
 
 
 def together(
@@ -103,7 +110,10 @@ def together(
 
     def ended(name: str, result: Result) -> None:
         results[name] = result
-        print(f"{result['end']}\n-- {name}: status {result['status']}, {result['seconds']} s", flush=True)
+        print(
+            f"{result['end'][-SHOWN:]}\n-- {name}: status {result['status']}, {result['seconds']} s",
+            flush=True,
+        )
         keep(name, result)
 
     try:

@@ -70,7 +70,7 @@ def step(text: str, seconds: float = 30.0, **more: Any) -> Any:
 
 def test_steps_run_side_by_side(tmp_path: Path) -> None:
     """One that hangs is stopped with its children and the others go on; each is kept as it ends, with its output."""
-    from gpu_runner import SHOWN, Budget, Step, together
+    from gpu_runner import OF_FAILURE, Budget, Step, together
 
     kept: list[str] = []
     marks = tmp_path / "marks"
@@ -83,7 +83,7 @@ def test_steps_run_side_by_side(tmp_path: Path) -> None:
         "other": step(meet.format(marks, "b", "a"), read=lambda result, text: dict(said=text.strip())),
         "hangs": step(child, 1.0),
         "fails": step(
-            f"head -c {2 * SHOWN} /dev/zero | tr '\\0' x; echo $HOW; exit 3", environment={"HOW": "so"}
+            f"head -c {2 * OF_FAILURE} /dev/zero | tr '\\0' x; echo $HOW; exit 3", environment={"HOW": "so"}
         ),
         "missing": Step(["/no/such/program"], 30.0),
     }
@@ -96,8 +96,8 @@ def test_steps_run_side_by_side(tmp_path: Path) -> None:
     assert results["one"]["end"] == "met\n" and results["other"]["said"] == "met"
     assert (results["hangs"]["status"], results["hangs"]["end"]) == ("stopped after 1 s", "begun\n")
     assert results["fails"]["status"] == "3" and results["fails"]["end"].endswith("xso\n")
-    assert len(results["fails"]["end"]) == SHOWN
-    assert len((tmp_path / "logs" / "fails.txt").read_text()) == 2 * SHOWN + 3
+    assert len(results["fails"]["end"]) == OF_FAILURE
+    assert len((tmp_path / "logs" / "fails.txt").read_text()) == 2 * OF_FAILURE + 3
     assert results["missing"]["status"].startswith("not run: ")
     assert (
         sorted(kept) == sorted(steps) and kept[0] == "missing" and kept.index("fails") < kept.index("hangs")
@@ -125,6 +125,15 @@ def test_the_pins_of_the_makefile_stay_outside(tmp_path: Path, monkeypatch: pyte
     monkeypatch.setenv("PIP_CONSTRAINT", "constraints.txt")
     results = together({"a": step("echo [$PIP_CONSTRAINT]")}, Budget(60.0), tmp_path, lambda *_: None)
     assert results["a"]["end"] == "[]\n"
+
+
+def test_a_step_that_left_rubbish_fails_alone(tmp_path: Path) -> None:
+    from gpu_runner import Budget, together
+
+    steps = {"a": step("true", read=lambda *_: json.loads("{")), "b": step("true")}
+    results = together(steps, Budget(60.0), tmp_path, lambda *_: None)
+    assert (results["a"]["ok"], results["b"]["ok"]) == (False, True)
+    assert results["a"]["status"].startswith("0, and what it left cannot be read: JSONDecodeError")
 
 
 def test_a_report_is_whole_at_any_moment(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -178,6 +187,21 @@ def test_the_second_command() -> None:
     assert [str(word) for word in dit[1:]] == [
         "benchmarks/vs_dit.py", "--no-memory", "--device", "cuda", "--folder", "/b",
     ]  # fmt: skip
+
+
+def test_what_pytest_counted(tmp_path: Path) -> None:
+    import gpu_steps
+
+    file = tmp_path / "tests.xml"
+    file.write_text(
+        "<testsuites><testsuite><testcase classname='c' name='a'/>"
+        "<testcase classname='c' name='b'><skipped message='two GPUs are needed'/></testcase>"
+        "<testcase classname='c' name='d'><failure message='got 2'>more</failure></testcase></testsuite></testsuites>"
+    )
+    counted = dict(ran=2, skipped={"b": "two GPUs are needed"}, failed={"c::d": "got 2"})
+    assert gpu_steps._counted(file, dict(ok=False), "") == dict(ok=False, **counted)
+    assert gpu_steps._counted(file, dict(ok=True), "") == dict(ok=True, **counted)
+    assert not gpu_steps._counted(tmp_path / "none.xml", dict(ok=True), "")["ok"]  # nothing ran
 
 
 # ---------------------------------------------------------------------- sanitizers
@@ -435,7 +459,7 @@ def result() -> dict[str, Any]:
         competitors={"var_ext": figures, "reference": slow, "torch.compile": dict(error="RuntimeError: no")},
     )  # fmt: skip
     steps: dict[str, Any] = {name: dict(ok=True, status="0", seconds=1.0) for name in gpu.SHARES}
-    steps["tests"] |= dict(ran=7, skipped={"a": "no"}, failed=[])
+    steps["tests"] |= dict(ran=7, skipped={"a": "no"}, failed={})
     steps["occupancy"] |= dict(kernels=[dict(kernel="a"), dict(kernel="b", wrong="no plan")])
     steps["races"] |= dict(
         rows=[row, *attention(170.0, 700.0)], left_out={"adaln, 1 x 1": "no time left"}, failed={},
