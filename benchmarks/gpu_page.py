@@ -95,15 +95,17 @@ def sampling(result: Mapping[str, Any]) -> list[str]:
     for row in result["rows"]:
         name = f"{row['who']}, batch {row['batch']}"
         if row["error"]:
-            lines.append([name, row["error"], *[""] * 7])
+            lines.append([name, row["error"], *[""] * 9])
             continue
         seconds, parts = median(row["seconds"]), row["parts"]
         split = [duration(sum(parts[part])) if part in parts else "" for part in PARTS]
         limit = row.get("limit_ms")
-        shown = [duration(seconds), duration(seconds / row["batch"]), *split]
+        inside = [duration(sum(map(sum, parts.values()))), duration(row["host"]) if "host" in row else ""]
+        shown = [duration(seconds), duration(seconds / row["batch"]), *inside, *split]
         shown += [f"{limit} ms" if limit else "", f"{limit / seconds / 1e3:.0%}" if limit else ""]
         lines.append([name, *shown, f"{row['memory']['peak'] / 1e9:.2f} GB"])
-    columns = ["", "a call", "an image", *PARTS, "limit", "of limit", "peak memory"]
+    columns = ["", "a call", "an image", "on the GPU", "until it returns", *PARTS]
+    columns += ["on an H100", "of that", "peak memory"]
     said = [markdown(columns, lines)] if lines else []
     for profile in result["profiles"]:
         kernels = [

@@ -12,6 +12,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from result_files import load
+
 ROOT = Path(__file__).resolve().parent.parent
 SHOWN, OF_FAILURE = (
     3000,
@@ -51,12 +53,14 @@ def nothing(step: Result, text: str) -> Result:
 class Step:
     """A program of the report.
 
-    seconds: its share of the budget; read: what its result and all it said, or the files it left, add to the report.
+    seconds: its share of the budget; figures: the JSON that it writes as it goes, part of the report; read: what its
+    result and all it said, or other files, add to the report.
     """
 
     command: Sequence[object]
     seconds: float
     environment: Mapping[str, str] = field(default_factory=dict)
+    figures: Path | None = None
     read: Callable[[Result, str], Result] = nothing
 
 
@@ -65,6 +69,9 @@ class _Running:
 
     def __init__(self, step: Step, seconds: float, log: Path) -> None:
         self.step, self.seconds, self.log = step, seconds, log
+        self._seen: Result = {}
+        if step.figures:
+            step.figures.unlink(missing_ok=True)
         # the pins of `make` are those of another environment
         inherited = {key: value for key, value in os.environ.items() if not key.startswith("PIP_")}
         self.begin = time.monotonic()
@@ -73,6 +80,18 @@ class _Running:
                 [str(word) for word in step.command], cwd=ROOT, env={**inherited, **step.environment},
                 stdin=subprocess.DEVNULL, stdout=output, stderr=subprocess.STDOUT, start_new_session=True,
             )  # fmt: skip
+
+    def figures(self) -> Result:
+        """What it has written so far."""
+        return load(self.step.figures) if self.step.figures else {}
+
+    def news(self) -> Result | None:
+        """What stands in the report while it runs, if there is more than before."""
+        now = self.figures()
+        if not now or now == self._seen:
+            return None
+        self._seen = now
+        return dict(ok=False, status="under way", seconds=round(time.monotonic() - self.begin, 1), **now)
 
     def kill(self) -> None:
         """With its own children: they would keep the GPU."""
@@ -91,6 +110,7 @@ class _Running:
         said = f"stopped after {self.seconds:.0f} s" if status is None else str(status)
         step = dict(ok=status == 0, status=said, seconds=round(took, 1))
         try:
+            step |= self.figures()
             step |= self.step.read(step, text)
         except Exception as error:  # half a file: the other steps still count
             step |= dict(ok=False, status=f"{said}, and what it left cannot be read: {error!r}"[:300])
@@ -100,7 +120,7 @@ class _Running:
 def together(
     steps: Mapping[str, Step], budget: Budget, logs: Path, keep: Callable[[str, Result], None]
 ) -> dict[str, Result]:
-    """Runs steps side by side; each is kept as it ends.
+    """Runs steps side by side; each is kept as it ends, and what it has so far every second.
 
     One that takes longer than it may is stopped with its children and the others go on; none outlives this call.
     """
@@ -124,11 +144,17 @@ def together(
                 running[name] = _Running(step, seconds, logs / f"{name}.txt")
             except OSError as error:
                 ended(name, dict(ok=False, status=f"not run: {error}", seconds=0.0, end=""))
+        looked = 0.0
         while running:
             for name, program in list(running.items()):
                 if (result := program.result()) is not None:
                     del running[name]
                     ended(name, result)
+            if time.monotonic() - looked > 1:  # a run that is cut off here leaves the figures that it had
+                looked = time.monotonic()
+                for name, program in running.items():
+                    if (news := program.news()) is not None:
+                        keep(name, news)
             time.sleep(0.05)
     finally:
         for program in running.values():

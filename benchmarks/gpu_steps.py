@@ -17,7 +17,6 @@ from importlib.util import find_spec
 from pathlib import Path
 
 from gpu_runner import ROOT, Result, Step
-from result_files import load
 
 PLACE = ROOT / "build" / "gpu"
 PYTHON = PLACE / "venv" / "bin" / "python"
@@ -25,7 +24,7 @@ SHARES = {  # seconds of each step of `make gpu`
     "build": 240.0, "tests": 150.0, "memcheck": 120.0, "racecheck": 120.0, "initcheck": 120.0, "ptx": 120.0,
     "occupancy": 60.0, "sampling": 90.0, "races": 420.0,
 }  # fmt: skip
-VERSUS = {"build": 240.0, "official": 300.0, "dit": 240.0}  # of `make gpu-versus`
+VERSUS = {"build": SHARES["build"], "official": 220.0, "dit": 240.0}  # of `make gpu-versus`
 # Cases of each test: the tools make them 100 times slower.
 SANITIZERS = {"memcheck": "2", "racecheck": "1", "initcheck": "1"}
 ENDING = 25.0  # seconds of a sanitizer's share in which no test begins: the one under way ends, and the tool reports
@@ -81,24 +80,24 @@ def pytest(*arguments: object) -> list[object]:
     return [PYTHON, "-m", "pytest", "-q", "-p", "no:cacheprovider", *arguments]
 
 
-def tests(*arguments: object) -> Step:
+def tests() -> Step:
     """The tests of the kernels, on hardware: how many, which were left out and why, which failed."""
     # several processes, where pytest-xdist is there: float64 on the CPU takes longer than the kernels
     workers = ["-n", str(min(8, os.cpu_count() or 1))] if find_spec("xdist") else []
-    return _tested("tests", "tests/cuda", "-k", "hardware", *workers, *arguments)
+    return _tested("tests", "tests/cuda", "-k", "hardware", *workers)
 
 
-def ptx(*arguments: object) -> Step:
+def ptx() -> Step:
     """The driver compiles the PTX and runs a few kernels of that: what a newer chip would do."""
     only = dict(CUDA_FORCE_PTX_JIT="1", CUDA_CACHE_DISABLE="1")
-    return _tested("ptx", "tests/cuda/test_ptx.py", "-k", "hardware", *arguments, **only)
+    return _tested("ptx", "tests/cuda/test_ptx.py", "-k", "hardware", **only)
 
 
 def _tested(name: str, *arguments: object, **variables: str) -> Step:
     file = PLACE / f"{name}.xml"
     command = pytest(f"--junitxml={file}", *arguments)
     variables |= dict(VAR_EXT_GPU_TESTS="hardware", **THREADS)
-    return Step(command, SHARES[name], variables, functools.partial(_counted, file))
+    return Step(command, SHARES[name], variables, read=functools.partial(_counted, file))
 
 
 def _counted(file: Path, step: Result, text: str) -> Result:
@@ -138,7 +137,7 @@ def sanitizer(name: str) -> Step:
         tested = _counted(file, step, text)
         return {**tested, **looked(name, tested, text)}
 
-    return Step(command, SHARES[name], variables, read)
+    return Step(command, SHARES[name], variables, read=read)
 
 
 def looked(name: str, step: Result, text: str) -> Result:
@@ -168,9 +167,7 @@ def collected(name: str) -> Step:
 
 def _writing(name: str, program: str, out: Path, *options: object) -> Step:
     """A program of this folder; what it wrote before a failure counts."""
-    command = [PYTHON, f"benchmarks/{program}", "--out", out, *options]
-    out.unlink(missing_ok=True)
-    return Step(command, SHARES[name], read=lambda step, text: load(out))
+    return Step([PYTHON, f"benchmarks/{program}", "--out", out, *options], SHARES[name], figures=out)
 
 
 def occupancy(*options: object) -> Step:

@@ -106,6 +106,21 @@ def test_steps_run_side_by_side(tmp_path: Path) -> None:
     assert not (marks / "late").exists()
 
 
+def test_figures_are_kept_as_they_come(tmp_path: Path) -> None:
+    """A command that is cut off within a step leaves what that step had written."""
+    from gpu_runner import Budget, together
+
+    kept: list[dict[str, Any]] = []
+    file = tmp_path / "races.json"
+    file.write_text('{"rows": ["of another run"]}')
+    write = f"echo '{{\"rows\": [%s]}}' > {tmp_path}/new; mv {tmp_path}/new {file}; "
+    program = write % "1" + "sleep 2.5; " + write % "1, 2" + "exit 1"
+    steps = {"races": step(program, figures=file)}
+    together(steps, Budget(60.0), tmp_path, lambda name, result: kept.append(result))
+    assert [(result["status"], result["rows"]) for result in kept] == [("under way", [1]), ("1", [1, 2])]
+    assert not any(result["ok"] for result in kept)
+
+
 def test_no_step_outlives_the_command(tmp_path: Path) -> None:
     from gpu_runner import Budget, together
 
@@ -472,6 +487,7 @@ def result() -> dict[str, Any]:
             ("eager", dict(transformer=[0.002, 0.003], decoder=[0.1])),
         )
     ]
+    drawn[0]["host"] = 0.001
     lost = dict(who="graph", batch=50, seconds=[], parts={}, error="out of memory", memory=dict(peak=0))
     kernel = dict(name="var_ext::k<int>", calls=160, seconds=1e-3)
     profile = dict(batch=1, launches=1380, busy=0.008, seconds=0.009, ours=0.003, kernels=[kernel])
@@ -532,8 +548,14 @@ def test_the_page_of_gpus(tmp_path: Path) -> None:
     assert "passed in 1 s: 7 tests, 1 skipped" in text
     assert "passed in 1 s: 1 of 2 kernels hold the blocks that were planned" in text
     assert "- adaln, 1 x 1: no time left" in text
-    assert "| graph, batch 1 | 9.00 ms | 9.00 ms |  |  |  |  | 2.4 ms | 27% | 2.00 GB |" in text
-    assert "| eager, batch 1 | 9.00 ms | 9.00 ms | 5.00 ms |  |  | 100 ms | 2.4 ms | 27% | 2.00 GB |" in text
+    assert (
+        "| graph, batch 1 | 9.00 ms | 9.00 ms | 8.00 ms | 1.00 ms |  |  |  |  | 2.4 ms | 27% | 2.00 GB |"
+        in text
+    )
+    assert (
+        "| eager, batch 1 | 9.00 ms | 9.00 ms | 105 ms |  | 5.00 ms |  |  | 100 ms | 2.4 ms | 27% | 2.00 GB |"
+        in text
+    )
     assert "| graph, batch 50 | out of memory |" in text and "- kernels: no" in text
     assert "Kernels at batch 1: 1380, 8.00 ms of 9.00 ms; those of var_ext 3.00 ms." in text
     assert "| `var_ext::k<int>` | 160 | 1.00 ms |" in text
