@@ -50,6 +50,8 @@ def step(report: Mapping[str, Any], name: str) -> str:
         planned = sum("wrong" not in row for row in result["kernels"])
         counts = f": {planned} of {len(result['kernels'])} kernels hold the blocks that were planned"
     found = f": {result['summary']}" if result.get("summary") else ""
+    if places := result.get("places"):
+        found += f", in {', '.join(f'`{name}`' for name in list(places)[:5])}"
     if result["ok"]:
         return f"passed in {result['seconds']:.0f} s{counts}{found}"
     failures = "".join(f"; {name}" for name in list(result.get("failed", []))[:5])

@@ -86,9 +86,9 @@ class Bench:
     # ------------------------------------------------------------------ calls
 
     def graph(self, batch: int) -> torch.Tensor:
-        """Images of a call as users make it."""
-        labels = labels_of(batch, self.device)
-        return self.sampler(labels, torch.arange(batch, device=self.device), batch_size=batch, **OPTIONS)
+        """Images of a call as users make it: with labels and seeds in Python."""
+        labels = labels_of(batch, torch.device("cpu")).tolist()
+        return self.sampler(labels, list(range(batch)), batch_size=batch, **OPTIONS)
 
     @torch.inference_mode()
     def eager(self, batch: int, watch: Watch | None = None) -> torch.Tensor:

@@ -271,6 +271,26 @@ def test_initcheck_sees_all_kernels(tmp_path: Path, monkeypatch: pytest.MonkeyPa
     assert "cmake.define.CMAKE_CUDA_ARCHITECTURES=90a-real;90-virtual" in gpu_steps.build("90a").command
 
 
+def test_every_op_has_its_turn_before_a_tool_runs_out_of_time() -> None:
+    """Few cases of each test, the files in turns; what would begin too late is skipped, so that the tool reports."""
+    command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider"]
+
+    def said(*arguments: str, **variables: str) -> list[str]:
+        done = subprocess.run(
+            [*command, *arguments], cwd=ROOT, env={**os.environ, **variables}, capture_output=True, text=True,
+            timeout=120, check=False,
+        )  # fmt: skip
+        assert done.returncode == 0, done.stdout
+        return done.stdout.splitlines()
+
+    few = dict(VAR_EXT_GPU_TESTS="hardware", VAR_EXT_GPU_CASES="1")
+    lines = said("tests/cuda", "-k", "hardware", "--collect-only", **few)
+    files = [line.partition("::")[0] for line in lines if "::" in line]
+    assert len(set(files[: len(set(files))])) == len(set(files)) >= len(backend.CATALOGUE)
+    late = said("tests/cuda/test_ptx.py", VAR_EXT_GPU_TESTS="emulated", VAR_EXT_GPU_SECONDS="-1")
+    assert late[-1].startswith("4 skipped")
+
+
 # ---------------------------------------------------------------------- races
 
 
@@ -476,6 +496,7 @@ def result() -> dict[str, Any]:
     steps: dict[str, Any] = {name: dict(ok=True, status="0", seconds=1.0) for name in gpu.SHARES}
     steps["tests"] |= dict(ran=7, skipped={"a": "no"}, failed={})
     steps["occupancy"] |= dict(kernels=[dict(kernel="a"), dict(kernel="b", wrong="no plan")])
+    steps["initcheck"] |= dict(summary="ERROR SUMMARY: 3 errors", places={"at::native::k": 3})
     steps["races"] |= dict(
         rows=[row, *attention(170.0, 700.0)], left_out={"adaln, 1 x 1": "no time left"}, failed={},
         ceilings={"copy": 3e12, "bf16": 7e14},
@@ -547,6 +568,7 @@ def test_the_page_of_gpus(tmp_path: Path) -> None:
     assert "3.00 TB/s copied, 700 TFLOP/s bf16" in text
     assert "passed in 1 s: 7 tests, 1 skipped" in text
     assert "passed in 1 s: 1 of 2 kernels hold the blocks that were planned" in text
+    assert "passed in 1 s: ERROR SUMMARY: 3 errors, in `at::native::k` |" in text
     assert "- adaln, 1 x 1: no time left" in text
     assert (
         "| graph, batch 1 | 9.00 ms | 9.00 ms | 8.00 ms | 1.00 ms |  |  |  |  | 2.4 ms | 27% | 2.00 GB |"
