@@ -109,7 +109,6 @@ def gpu(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Iter
             monkeypatch.setattr(_native, "gpu_stream", lambda tensor: emulation.Stream())
         else:
             assert torch.cuda.is_available(), "VAR_EXT_GPU_TESTS=hardware, but torch sees no GPU"
-            monkeypatch.setattr(torch.backends.cudnn, "allow_tf32", False)  # float32 is compared as such
         yield Gpu(request.param)
 
 
