@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import os
+import time
+from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from pathlib import Path
 
 import pytest
 import torch
@@ -15,6 +18,8 @@ from tests.cuda import compiled
 from tests.emulator import emulation
 from var_ext import _C, backend
 from var_ext.ops import _native
+
+_BEGIN = time.monotonic()
 
 
 @dataclass(frozen=True)
@@ -65,7 +70,10 @@ def levels() -> list[str]:
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """VAR_EXT_GPU_CASES=n: n cases of each test that runs kernels and no others, for tools that make each one slow."""
+    """VAR_EXT_GPU_CASES=n: n cases of each test that runs kernels and no others, for tools that make each one slow.
+
+    The files take turns: should time run out, every op has had some.
+    """
     count = int(os.environ.get("VAR_EXT_GPU_CASES") or 0)
     if not count:
         return
@@ -73,7 +81,20 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     for item in items:
         if "gpu" in getattr(item, "fixturenames", ()):
             cases.setdefault(item.nodeid.partition("[")[0], []).append(item)
-    items[:] = [item for of_one in cases.values() for item in of_one[:: max(1, len(of_one) // count)][:count]]
+    turns: list[tuple[int, int, pytest.Item]] = []
+    tests: Counter[Path] = Counter()  # of each file so far
+    for of_one in cases.values():
+        chosen = of_one[:: max(1, len(of_one) // count)][:count]
+        turns += [(case, tests[item.path], item) for case, item in enumerate(chosen)]
+        tests[of_one[0].path] += 1
+    items[:] = [item for *_, item in sorted(turns, key=lambda turn: turn[:2])]
+
+
+def pytest_runtest_setup(item: pytest.Item) -> None:
+    """VAR_EXT_GPU_SECONDS=s: what would begin later is skipped, so that a slow tool comes to its end and reports."""
+    seconds = float(os.environ.get("VAR_EXT_GPU_SECONDS") or "inf")
+    if time.monotonic() - _BEGIN > seconds:
+        pytest.skip(f"no time left after {seconds:.0f} s")
 
 
 @pytest.fixture(params=levels())
