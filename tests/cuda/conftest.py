@@ -86,6 +86,9 @@ def gpu(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Iter
             emulation.emulator().multiprocessors(108)
             monkeypatch.setattr(_native, "is_gpu", lambda tensor: True)
             monkeypatch.setattr(_native, "gpu_stream", lambda tensor: emulation.Stream())
+            monkeypatch.setattr(
+                _native, "_multiprocessors_of", lambda device: emulation.emulator().multiprocessors()
+            )
         else:
             assert torch.cuda.is_available(), "VAR_EXT_GPU_TESTS=hardware, but torch sees no GPU"
         yield Gpu(request.param)

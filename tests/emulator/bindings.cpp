@@ -48,6 +48,7 @@ PYBIND11_MODULE(_emulated, m) {
     m.def(
         "multiprocessors", [](int count) { machine.multiprocessors = count; },
         "How many multiprocessors the chip pretends to have; 108 to begin with.");
+    m.def("multiprocessors", emulator::multiprocessors);
     m.def(
         "usage",
         [] {
