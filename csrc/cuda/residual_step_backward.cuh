@@ -219,7 +219,7 @@ void phi_backward(const char* op, const CudaStream& stream, const PhiBackward<Co
         }
     }
     if (p.grad_weight == nullptr && p.grad_bias == nullptr) return;
-    PhiTiles tiles = phi_tiles(p.tiles, phi_weight_pixels, phi_weight_bytes);
+    PhiTiles tiles = phi_tiles(p.tiles, phi_weight_pixels, phi_room_of_chip(op, stream), phi_weight_bytes);
     if (tiles.count() == 0) {
         contract_error(op, "C must be small enough for nine pixels in shared memory on CUDA, got " +
                                std::to_string(tiles.channels));

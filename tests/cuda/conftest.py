@@ -48,6 +48,15 @@ class Gpu:
         if self.level == "emulated":
             emulation.emulator().multiprocessors(108)
 
+    @contextmanager
+    def of_chip(self, target: str) -> Iterator[None]:
+        """Blocks may have as much shared memory as on that chip; hardware is what it is."""
+        if self.level == "emulated":
+            emulation.emulator().chip(target)
+        yield
+        if self.level == "emulated":
+            emulation.emulator().chip("80")
+
     def conflicts(self) -> list[tuple[str, int, int]]:
         """Bank conflicts since the test began: where the first was, ways, times; the emulator counts them."""
         return emulation.emulator().conflicts()
@@ -84,6 +93,7 @@ def gpu(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Iter
             emulation.emulator().seed(0)
             emulation.emulator().sample(0)
             emulation.emulator().multiprocessors(108)
+            emulation.emulator().chip("80")
             monkeypatch.setattr(_native, "is_gpu", lambda tensor: True)
             monkeypatch.setattr(_native, "gpu_stream", lambda tensor: emulation.Stream())
             monkeypatch.setattr(
