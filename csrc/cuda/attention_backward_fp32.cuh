@@ -29,9 +29,9 @@ __device__ float delta_of(Rows<const float> grad, Rows<const float> out, int32_t
 
 // Writes g.delta as well, for the kernel after it. Keys are on their way while values are in use, and the
 // other way round.
-// budget <32, 4, 4>: registers <= 128, shared <= 50176, blocks >= 2
+// budget <32, 4, 4>: registers <= 128, shared <= 50176, blocks >= 2, on sm_86 >= 2
 // budget <64, 4, 4>: registers <= 128, shared <= 82944, blocks >= 2
-// budget <128, 4, 4>: registers <= 168, shared <= 148480, blocks >= 1
+// budget <128, 4, 4>: registers <= 168, shared <= 148480, blocks >= 1, on sm_86 >= 0
 // budget <128, 3, 2>: registers <= 168, shared <= 91136, blocks >= 1
 // sass: FFMA, LDGSTS, LDS.128
 // sass <64>: STG.E.128
@@ -119,9 +119,9 @@ __global__ void __launch_bounds__(fp32::threads, D == 128 ? 1 : 2)
 
 // Rows of products are keys here, columns queries. Queries are on their way while grad_out is in use, and the
 // other way round.
-// budget <32, 4, 4>: registers <= 128, shared <= 50176, blocks >= 2
+// budget <32, 4, 4>: registers <= 128, shared <= 50176, blocks >= 2, on sm_86 >= 2
 // budget <64, 4, 4>: registers <= 128, shared <= 82944, blocks >= 2
-// budget <128, 4, 4>: registers <= 168, shared <= 148480, blocks >= 1
+// budget <128, 4, 4>: registers <= 168, shared <= 148480, blocks >= 1, on sm_86 >= 0
 // budget <128, 3, 2>: registers <= 168, shared <= 91136, blocks >= 1
 // sass: FFMA, LDGSTS, LDS.128
 // sass <64>: STG.E.128

@@ -44,9 +44,9 @@ struct SoftmaxOfRows {
 }  // namespace fp32
 
 // Keys are on their way while values are in use, and the other way round.
-// budget <32, 4, 4>: registers <= 128, shared <= 41984, blocks >= 2
+// budget <32, 4, 4>: registers <= 128, shared <= 41984, blocks >= 2, on sm_86 >= 2
 // budget <64, 4, 4>: registers <= 128, shared <= 66560, blocks >= 2
-// budget <128, 4, 4>: registers <= 128, shared <= 115712, blocks >= 1
+// budget <128, 4, 4>: registers <= 128, shared <= 115712, blocks >= 1, on sm_86 >= 0
 // budget <128, 4, 3>: registers <= 128, shared <= 95232, blocks >= 1
 // sass: FFMA, LDGSTS, LDS.128
 // sass <64, 4>: STG.E.128

@@ -69,6 +69,7 @@ set(CMAKE_CUDA_STANDARD_REQUIRED ON)
 set(CMAKE_CUDA_RUNTIME_LIBRARY Static)  # the module imports where no CUDA library is installed
 enable_language(CUDA)
 file(GLOB cuda_sources CONFIGURE_DEPENDS csrc/cuda/*.cu csrc/cuda/*.cpp)
-add_compile_definitions(VAR_EXT_CUDA_VERSION="${CMAKE_CUDA_COMPILER_VERSION}")
+string(REPLACE ";" " " targets "${CMAKE_CUDA_ARCHITECTURES}")
+add_compile_definitions(VAR_EXT_CUDA_VERSION="${CMAKE_CUDA_COMPILER_VERSION}" VAR_EXT_CUDA_TARGETS="${targets}")
 message(STATUS "var_ext: VAR_EXT_CUDA=${VAR_EXT_CUDA}: CUDA on, nvcc ${CMAKE_CUDA_COMPILER_VERSION} "
   "(${CMAKE_CUDA_COMPILER}), targets ${CMAKE_CUDA_ARCHITECTURES}")

@@ -280,7 +280,7 @@ __device__ __forceinline__ void phi_add_chain(const PhiTiles& t, const float* co
 }
 
 // finish(image, channel, y, x, phi) stores, and returns what windows are taken of.
-// budget: registers <= 128, shared <= 115712, blocks >= 1
+// budget: registers <= 128, shared <= 115712, blocks >= 1, on sm_86 >= 0
 // sass: LDS.128, STS.128
 template <int outs, class Codes, class Finish>
 __global__ void __launch_bounds__(phi_threads, 2)
@@ -388,7 +388,7 @@ bool launch_phi(const char* op, const CudaStream& stream, int64_t batch, PhiPara
         if (tiles.count() == 0) {
             contract_error(
                 op, "C must be small enough for the weights of four outputs in shared memory on CUDA, got " +
-                        std::to_string(p.tiles.channels));
+                        std::to_string(p.tiles.channels) + "; VAR_EXT_BACKEND=reference takes any");
         }
         tiles.groups = (tiles.channels + decltype(outs)::value - 1) / decltype(outs)::value;
         p.tiles = tiles;

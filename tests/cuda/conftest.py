@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 
 import pytest
@@ -85,10 +85,24 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     items[:] = [item for of_one in cases.values() for item in of_one[:: max(1, len(of_one) // count)][:count]]
 
 
+@contextmanager
+def exact_float32() -> Iterator[None]:
+    """torch's products and convolutions keep all bits of float32: its convolutions round to TF32 unless told not to."""
+    switches = torch.backends.cuda.matmul, torch.backends.cudnn
+    before = [switch.allow_tf32 for switch in switches]
+    for switch in switches:
+        switch.allow_tf32 = False
+    try:
+        yield
+    finally:
+        for switch, allowed in zip(switches, before, strict=True):
+            switch.allow_tf32 = allowed
+
+
 @pytest.fixture(params=levels())
 def gpu(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Iterator[Gpu]:
     """The native backend on CUDA kernels."""
-    with backend.force("native"):
+    with backend.force("native"), exact_float32() if request.param == "hardware" else nullcontext():
         if request.param == "emulated":
             emulation.emulator().seed(0)
             emulation.emulator().sample(0)
