@@ -10,7 +10,7 @@ from tests.cuda.conftest import Gpu
 from tests.emulator import emulation
 from tests.ops import oracle
 from tests.ops.test_group_norm_silu import FORMATS, SHAPES, exact, gradients, native, torchs
-from var_ext import ops
+from var_ext import _C, ops
 from var_ext.ops._native import kernels, maybe_view, multiprocessors, view
 from var_ext.ops.group_norm_silu import _chunks
 
@@ -242,3 +242,7 @@ def test_the_kernel_refuses(gpu: Gpu) -> None:
             backward(stats, pairs, scratch)
     with pytest.raises(ValueError, match=r"means must have shape \(B, groups, 2\) on CUDA, got none"):
         backward(pairs, None, chunks)
+    flat = (4 * 2**31, 2**31, 2**16, 1)
+    wide = _C.TensorView(x.data_ptr(), (1, 4, 2**15, 2**16), flat, _C.DType.float32)
+    with pytest.raises(ValueError, match=r"elements of a chunk must be below 2\^31 on CUDA, got 2147483648"):
+        kernels(x).group_norm_silu(wide, view(four), view(four), wide, view(pairs), view(chunks), 2, 1e-6)
