@@ -20,10 +20,10 @@ export PIP_DISABLE_PIP_VERSION_CHECK := 1
 # A process a core; tests that share a costly fixture stay together.
 PARALLEL := -n auto --dist loadgroup
 
-.PHONY: help demo test sanitize bench gpu lint format clean
+.PHONY: help demo test sanitize bench gpu gpu-versus lint format clean
 
 help:  ## this list
-	@sed -n 's/^\([a-z]*\):.*## \(.*\)/make \1\t\2/p' $(firstword $(MAKEFILE_LIST)) | expand -t 14
+	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/make \1\t\2/p' $(firstword $(MAKEFILE_LIST)) | expand -t 18
 
 demo: $(STAMP)  ## environment, build, and a picture drawn by the bundled model
 	$(BIN)/var-ext sample
@@ -51,8 +51,13 @@ bench: $(STAMP)  ## all benchmarks; writes benchmarks/RESULTS.md
 	$(BIN)/python benchmarks/render.py benchmarks/latest.json
 
 # Whatever Python and torch the GPU's machine has: nothing is installed or fetched. RESULTS names another folder.
-gpu:  ## on a GPU: build, tests, sanitizer, benchmarks; writes benchmarks/results/CHIP-COMMIT.json
-	$(if $(wildcard $(BIN)/python),$(BIN)/python,$(PYTHON)) benchmarks/gpu.py $(if $(DRY),--dry) $(if $(RESULTS),--results $(RESULTS))
+GPU = $(if $(wildcard $(BIN)/python),$(BIN)/python,$(PYTHON)) benchmarks/gpu.py $(if $(DRY),--dry) $(if $(RESULTS),--results $(RESULTS))
+gpu:  ## on a GPU: build, tests, sanitizers, samplings, races; writes benchmarks/results/CHIP-COMMIT.json
+	$(GPU)
+
+gpu-versus:  ## on a GPU: beside the published code (OFFICIAL=DIR, a checkout of it) and DiT
+	@test -n "$(OFFICIAL)" || { echo "name a checkout of github.com/FoundationVision/VAR: make gpu-versus OFFICIAL=DIR"; exit 2; }
+	$(GPU) --official $(OFFICIAL)
 
 lint: $(STAMP)  ## ruff, clang-format, mypy
 	$(BIN)/ruff check .

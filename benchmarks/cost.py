@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import argparse
 import functools
-from pathlib import Path
 from statistics import median
 from typing import Any
 
@@ -18,7 +17,7 @@ import flops
 import torch
 from contenders import DTYPES, TINY, drawer, drawn, our_model
 from tables import duration
-from versus import about, numbers, race, release, words, write
+from versus import about, add_file_options, numbers, race, release, words, write
 
 
 def arguments() -> argparse.Namespace:
@@ -32,9 +31,7 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--laps", type=int, default=2)
     parser.add_argument("--device", type=torch.device, default=torch.device("cpu"))
     parser.add_argument("--tiny", action="store_true", help="a toy tokenizer and four scales")
-    parser.add_argument(
-        "--json", type=Path, help="the result file; one in benchmarks/results/versus otherwise"
-    )
+    add_file_options(parser)
     return parser.parse_args()
 
 
@@ -57,7 +54,10 @@ def points(batches: list[int], depth: int, depths: list[int]) -> list[tuple[int,
 
 def main() -> None:
     options = arguments()
-    device, rows = options.device, []
+    device = options.device
+    rows: list[dict[str, Any]] = []
+    model = dict(depth=options.depth, tiny=options.tiny)
+    report = dict(about=about(device), model=model, laps=options.laps, rows=rows)
     for depth, batches in points(options.batch_sizes, options.depth, options.depths):
         var = our_model(depth, device, options.tiny)
         for precision in options.precisions:
@@ -72,11 +72,11 @@ def main() -> None:
                 )
                 shown = duration(median(result.seconds)) if result.seconds else result.error
                 print(f"depth {depth}, batch {batch}, {precision}: {shown}", flush=True)
+                write("cost", report, options, finished=False)
             del draw, call
         del var
         release(device)
-    model = dict(depth=options.depth, tiny=options.tiny)
-    write("cost", dict(about=about(device), model=model, laps=options.laps, rows=rows), options.json)
+    write("cost", report, options, finished=True)
 
 
 if __name__ == "__main__":

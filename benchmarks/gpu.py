@@ -1,11 +1,24 @@
-"""The hardware command: builds for the GPU at hand, tests, sanitizes, races, and writes one result file.
+"""The hardware command: builds for the GPU at hand, tests, sanitizes, draws, races, and writes one result file.
 
     make gpu                          # or: python benchmarks/gpu.py [--results DIR]
-    make gpu DRY=1                    # without a GPU: build, collect tests, show the plan, race tiny shapes on the CPU
+    make gpu DRY=1                    # without a GPU: build, collect tests, show the plan, run toys on the CPU
+    make gpu-versus OFFICIAL=DIR      # or: --official DIR, a checkout of github.com/FoundationVision/VAR
 
 It takes the Python that runs it with the torch that is there, and needs no network: pip, pybind11, scikit-build-core,
-CMake, ninja, pytest and nvcc must be installed. The file is benchmarks/results/CHIP-ARCHITECTURE-COMMIT.json, written
-anew after each step; the exit status is 0 if every step passed. VAR_EXT_COMMIT names the commit of a tree without .git.
+CMake, ninja, pytest and nvcc must be installed. Tests, sanitizers and all that times nothing run side by side, then the
+timing steps alone. The file is benchmarks/results/CHIP-ARCHITECTURE-COMMIT.json, written anew after each step; what the
+programs said stays in build/gpu/logs. The exit status is 0 if every step passed; shapes that were left out for time are
+listed and fail nothing. VAR_EXT_COMMIT names the commit of a tree without .git.
+
+The second command puts var_ext beside the published code and beside DiT, in the files of vs_official.py and vs_dit.py
+under benchmarks/results/versus. The published code needs huggingface_hub. DiT needs diffusers, and that a recent
+huggingface_hub and safetensors, filelock, Pillow, and what a machine with torch is likely to lack: importlib-metadata
+with zipp, regex, and requests with urllib3, idna, certifi and charset-normalizer. Where nothing can be fetched, carry
+them:
+
+    python -m pip download --no-deps --only-binary=:all: -d wheels diffusers importlib-metadata zipp regex requests ...
+    python -m pip install --no-index --no-deps --target site wheels/*.whl       # there
+    PYTHONPATH=site make gpu-versus OFFICIAL=DIR
 """
 
 from __future__ import annotations
@@ -17,72 +30,23 @@ import json
 import os
 import platform
 import re
-import shutil
 import signal
-import subprocess
 import sys
-import time
-import xml.etree.ElementTree as ElementTree
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
+import gpu_steps as steps
 import torch
+from gpu_runner import ROOT, Budget, Result, Step, together
+from gpu_steps import PLACE, PYTHON, SHARES, VERSUS, output_of
+from result_files import save
 
-ROOT = Path(__file__).resolve().parent.parent
-PLACE = ROOT / "build" / "gpu"
-PYTHON = PLACE / "venv" / "bin" / "python"
-BUDGET = (
-    470.0  # seconds for everything; a step gets what the steps before have left, and its own share at most
-)
-SHARES = {
-    "build": 270.0,
-    "tests": 150.0,
-    "races": 220.0,
-    "memcheck": 50.0,
-    "racecheck": 40.0,
-    "initcheck": 20.0,
-}
-DRY = 3600.0  # seconds for a step of a dry run: it may have two cores, and nobody's GPU waits
-SANITIZERS = {
-    "memcheck": "2",
-    "racecheck": "1",
-    "initcheck": "1",
-}  # cases of each test: they make it 100 times slower
-_begin = time.monotonic()
-
-
-def left() -> float:
-    """Seconds until all should be done."""
-    return BUDGET - (time.monotonic() - _begin)
-
-
-def run(name: str, command: Sequence[object], **environment: str) -> dict[str, Any]:
-    """A step of the report. Its end is shown, and kept."""
-    seconds = max(5.0, min(SHARES.get(name, 60.0), left())) if torch.cuda.is_available() else DRY
-    words = [str(word) for word in command]
-    print(f"\n== {name}, {seconds:.0f} s at most\n$ {' '.join(words)}", flush=True)
-    # the pins of `make` are those of another environment
-    inherited = {key: value for key, value in os.environ.items() if not key.startswith("PIP_")}
-    begin = time.monotonic()
-    try:
-        child = subprocess.Popen(
-            words, cwd=ROOT, env={**inherited, **environment}, stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
-            text=True, start_new_session=True,
-        )  # fmt: skip
-    except OSError as error:
-        return dict(ok=False, status=str(error), seconds=0.0, end="")
-    try:
-        text = child.communicate(timeout=seconds)[0]
-        status = str(child.returncode)
-    except subprocess.TimeoutExpired:
-        os.killpg(child.pid, signal.SIGKILL)  # with its own children: they would keep the GPU
-        text = child.communicate()[0]
-        status = f"stopped after {seconds:.0f} s"
-    took = time.monotonic() - begin
-    print(f"{text[-3000:]}\n-- {name}: status {status}, {took:.1f} s", flush=True)
-    return dict(ok=status == "0", status=status, seconds=round(took, 1), end=text[-3000:])
+SECONDS = 560.0  # for everything
+DRY = 3600.0
+SPARE = 20.0  # seconds before a timing step's end at which it begins nothing new
+BESIDE = ("tests", "memcheck", "racecheck", "initcheck", "ptx", "occupancy")  # only timing needs a quiet chip
 
 
 def architecture() -> str:
@@ -91,14 +55,6 @@ def architecture() -> str:
         return "90a"
     major, minor = torch.cuda.get_device_capability()
     return f"{major}{minor}{'a' if major == 9 else ''}"
-
-
-def output_of(*command: str) -> str | None:
-    """What a program says; None if it is not there or fails."""
-    try:
-        return subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True).stdout.strip()
-    except (OSError, subprocess.CalledProcessError):
-        return None
 
 
 def digest() -> str:
@@ -116,6 +72,7 @@ def facts() -> dict[str, Any]:
     properties = torch.cuda.get_device_properties(0) if there else None
     return dict(
         chip=torch.cuda.get_device_name() if there else "no GPU",
+        devices=torch.cuda.device_count() if there else 0,
         architecture=f"sm_{architecture()}",
         multiprocessors=properties.multi_processor_count if properties else 0,
         memory=properties.total_memory if properties else 0,
@@ -140,104 +97,103 @@ def name_of(about: Mapping[str, Any]) -> str:
     return f"{chip}-{about['architecture']}-{(about['commit'] or 'unknown')[:12]}{changed}.json"
 
 
-def build() -> dict[str, Any]:
-    """The extension for one chip, in an environment of its own that sees the packages of the active one.
+class Run:
+    """The report of one run, kept in a file after each step.
 
-    Not by PYTHONPATH: an editable var_ext of the active environment would win over it.
+    Args:
+        budget: for all steps.
+        file: None keeps nothing.
     """
-    shutil.rmtree(PLACE, ignore_errors=True)
-    PLACE.mkdir(parents=True)
-    made = run("environment", [sys.executable, "-m", "venv", "--without-pip", PYTHON.parents[1]])
-    if not made["ok"]:
-        return made
-    (packages,) = PYTHON.parents[1].glob("lib/python*/site-packages")
-    (packages / "active.pth").write_text("".join(f"{p}\n" for p in sys.path if p.endswith("-packages")))
-    settings = {"VAR_EXT_CUDA": "ON", "CMAKE_CUDA_ARCHITECTURES": f"{architecture()}-real"}
-    command = [PYTHON, "-m", "pip", "install", "--no-index", "--no-deps", "--no-build-isolation"]
-    for key, value in settings.items():
-        command += ["-C", f"cmake.define.{key}={value}"]
-    return run("build", [*command, "-C", f"build-dir={PLACE / 'build'}", "--editable", ROOT])
+
+    def __init__(self, budget: Budget, file: Path | None, **about: Any) -> None:
+        self.budget, self.file = budget, file
+        self.report: dict[str, Any] = dict(about)
+
+    def keep(self, name: str, result: Result) -> None:
+        self.report[name] = result
+        if self.file:
+            save(self.file, self.report)
+
+    def do(self, **todo: Step) -> bool:
+        """Steps, side by side where there are several; whether all of them passed."""
+        results = together(todo, self.budget, PLACE / "logs", self.keep)
+        return all(result["ok"] for result in results.values())
+
+    def built(self) -> bool:
+        steps.environment()
+        return self.do(build=steps.build(architecture()))
+
+    def timing(self, name: str) -> tuple[str, str]:
+        """How long a timing step may begin something new."""
+        return "--seconds", f"{max(10.0, self.budget.of(SHARES[name]) - SPARE):.0f}"
+
+    def told(self, wanted: Mapping[str, float]) -> int:
+        """The exit status; what became of each step is printed."""
+        for name in wanted:
+            step = self.report.get(name, {})
+            status = step.get("status", "not run")
+            print(
+                f"  {name}: {'passed' if step.get('ok') else 'FAILED'}, {status}, {step.get('seconds', 0)} s"
+            )
+        good = passed(self.report, wanted)
+        print(f"{self.budget.spent():.0f} s; {'passed' if good else 'FAILED: read it'}")
+        return int(not good)
 
 
-def tests() -> dict[str, Any]:
-    """The tests of the kernels, on hardware: how many, which were left out and why, which failed."""
-    file = PLACE / "tests.xml"
-    # several processes, where pytest-xdist is there: float64 on the CPU takes longer than the kernels
-    workers = ["-n", str(min(8, os.cpu_count() or 1))] if find_spec("xdist") else []
-    command = [PYTHON, "-m", "pytest", "-q", "-p", "no:cacheprovider", f"--junitxml={file}", *workers]
-    step = run("tests", [*command, "tests/cuda", "-k", "hardware"], VAR_EXT_GPU_TESTS="hardware")
-    cases = list(ElementTree.parse(file).iter("testcase")) if file.exists() else []
-    skipped = {case.get("name", ""): node.get("message") for case in cases for node in case.iter("skipped")}
-    failed = [
-        f"{case.get('classname')}::{case.get('name')}"
-        for case in cases
-        if case.find("failure") is not None or case.find("error") is not None
-    ]
-    ran = len(cases) - len(skipped)
-    return {**step, "ok": step["ok"] and ran > 0, "ran": ran, "skipped": skipped, "failed": failed}
-
-
-def races(out: Path, *options: str) -> dict[str, Any]:
-    """The benchmarks; what was timed before a failure counts."""
-    command = [PYTHON, "benchmarks/gpu_races.py", "--out", out, *options]
-    step = run("races", command)
-    return {**step, **(json.loads(out.read_text(encoding="utf-8")) if out.exists() else {})}
-
-
-def sanitize(name: str) -> dict[str, Any]:
-    """A tool of compute-sanitizer over a few cases of each test, on kernels of this project alone."""
-    tool = shutil.which("compute-sanitizer") or shutil.which("compute-sanitizer", path="/usr/local/cuda/bin")
-    if tool is None:
-        return dict(ok=False, status="not run: compute-sanitizer is not installed")
-    command = [tool, "--tool", name, "--error-exitcode", "9"]
-    if name == "memcheck":
-        command += ["--report-api-errors", "no"]  # torch tries out what the driver has
-    if "--kernel-regex" in (output_of(tool, "--help") or ""):
-        command += ["--kernel-regex", "kns=var_ext"]
-    # without torch's own pool of memory an access beyond a tensor shows; but no graph can be captured then
-    small = "hardware and not graph and not registration and not large and not long and not 680"
-    pytest = [PYTHON, "-m", "pytest", "-q", "-x", "-p", "no:cacheprovider", "tests/cuda", "-k", small]
-    step = run(
-        name, [*command, *pytest], VAR_EXT_GPU_TESTS="hardware", VAR_EXT_GPU_CASES=SANITIZERS[name],
-        PYTORCH_NO_CUDA_MEMORY_CACHING="1",
-    )  # fmt: skip
-    # a tool that could not work on this device must not count as one that found nothing
-    summary = re.findall(r"={5,} ((?:ERROR|RACECHECK) SUMMARY: .*)", step["end"])
-    return {**step, "ok": step["ok"] and bool(summary), "summary": summary[-1] if summary else None}
-
-
-def passed(report: Mapping[str, Any]) -> bool:
+def passed(report: Mapping[str, Any], wanted: Mapping[str, float] = SHARES) -> bool:
     """Whether every step was run and passed."""
-    return all(report.get(name, {}).get("ok") for name in SHARES)
+    return all(report.get(name, {}).get("ok") for name in wanted)
 
 
-def dry() -> int:
-    """As far as it goes without a GPU; no result file."""
-    collect = [PYTHON, "-m", "pytest", "-q", "-p", "no:cacheprovider", "tests/cuda", "--collect-only"]
-    steps = {"build": build()}
-    if steps["build"]["ok"]:
-        steps["tests"] = run("tests", [*collect, "-k", "hardware"], VAR_EXT_GPU_TESTS="hardware")
-        steps["plan"] = run("plan", [PYTHON, "benchmarks/gpu_races.py", "--plan"])
-        steps["races"] = races(PLACE / "races.json", "--smoke")
-    print("\nDRY: nothing ran on a GPU, no result file.")
-    for name, step in steps.items():
-        print(f"  {name}: {'passed' if step['ok'] else 'FAILED'}, {step['seconds']:.1f} s")
-    return int(not all(step["ok"] for step in steps.values()))
+def hardware(run: Run) -> int:
+    if run.built():
+        sanitizers = {name: steps.sanitizer(name) for name in steps.SANITIZERS}
+        others = dict(tests=steps.tests(), ptx=steps.ptx(), occupancy=steps.occupancy())
+        run.do(**others, **sanitizers)
+        run.do(sampling=steps.sampling(*run.timing("sampling")))
+        run.do(races=steps.races(*run.timing("races")))
+    return run.told(SHARES)
+
+
+def versus(run: Run, official: Path, results: Path, *options: object) -> int:
+    if run.built():
+        run.do(official=steps.official(official.resolve(), results, *options))
+        run.do(dit=steps.dit(results, *options))
+    return run.told(VERSUS)
+
+
+def dry(run: Run) -> int:
+    """As far as it goes without a GPU: the same steps, of which tests are collected and toys run on the CPU."""
+    wanted = dict(SHARES)
+    if run.built():
+        run.do(plan=Step([PYTHON, "benchmarks/gpu_plan.py"], 60.0))
+        wanted["plan"] = 60.0
+        collected = {name: steps.collected(name) for name in BESIDE if name != "occupancy"}
+        run.do(**collected, occupancy=steps.occupancy("--list"))
+        run.do(sampling=steps.sampling("--smoke"))
+        run.do(races=steps.races("--smoke"))
+    return run.told(wanted)
 
 
 def main() -> int:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument(
-        "--results", type=Path, default=ROOT / "benchmarks" / "results", help="folder of the result file"
-    )
-    parser.add_argument(
-        "--dry", action="store_true", help="without a GPU: build, collect tests, show the plan"
-    )
+    folder = ROOT / "benchmarks" / "results"
+    parser.add_argument("--results", type=Path, default=folder, help="folder of the result file")
+    parser.add_argument("--official", type=Path, help="the second command: a checkout of the published code")
+    parser.add_argument("--dry", action="store_true", help="without a GPU: build, collect tests, run toys")
     options = parser.parse_args()
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # so that no step outlives this
     if options.dry:
-        return dry()
+        run = Run(Budget(DRY, shared=False), None)
+        os.environ.setdefault(
+            "OMP_NUM_THREADS", "1"
+        )  # the threads of a toy wait for each other most of the time
+        toy = ("--tiny", "--laps", "1", "--precisions", "fp32")
+        status = versus(run, options.official, PLACE / "versus", *toy) if options.official else dry(run)
+        print("DRY: nothing ran on a GPU, no result file.")
+        return status
     if not torch.cuda.is_available():
         print(
             "There is no GPU, or this torch cannot use it; `make gpu DRY=1` goes as far as it can.",
@@ -247,26 +203,12 @@ def main() -> int:
     about = facts()
     print(json.dumps(about, indent=1))
     options.results.mkdir(parents=True, exist_ok=True)
+    if options.official:
+        place = options.results / "versus"
+        return versus(Run(Budget(SECONDS), None), options.official, place, "--device", "cuda")
     file = options.results / name_of(about)
-    report: dict[str, Any] = dict(about=about)
-
-    def keep(name: str, step: dict[str, Any]) -> None:
-        report[name] = step
-        file.write_text(json.dumps(report, indent=1) + "\n", encoding="utf-8")
-
-    keep("build", build())
-    if report["build"]["ok"]:
-        keep("tests", tests())
-        spare = left() - sum(SHARES[name] for name in SANITIZERS)
-        timing = max(10.0, min(spare, SHARES["races"]) - 20)  # a race under way may end
-        keep("races", races(PLACE / "races.json", "--seconds", f"{timing:.0f}"))
-        for name in SANITIZERS:
-            keep(name, sanitize(name))
-    for name in SHARES:
-        step = report.get(name, {})
-        print(f"  {name}: {'passed' if step.get('ok') else 'FAILED'}, {step.get('status', 'not run')}")
-    print(f"wrote {file} after {BUDGET - left():.0f} s; {'passed' if passed(report) else 'FAILED: read it'}")
-    return int(not passed(report))
+    print(f"the report: {file}")
+    return hardware(Run(Budget(SECONDS), file, about=about))
 
 
 if __name__ == "__main__":

@@ -9,11 +9,14 @@ import json
 import sys
 from collections.abc import Mapping
 from pathlib import Path
+from statistics import median
 from typing import Any
 
 HERE = Path(__file__).resolve().parent
 sys.path.insert(0, str(HERE))
 
+from gpu_predictions import PREDICTIONS  # noqa: E402
+from gpu_steps import SHARES  # noqa: E402
 from tables import duration, markdown  # noqa: E402
 
 TITLE = "# On GPUs"
@@ -23,8 +26,9 @@ HEAD = """A file in `benchmarks/results/` for each chip and commit, by `make gpu
 time is that of the GPU alone, from a replayed CUDA graph, where the calls can be captured; otherwise (*)
 that of a call among many from Python. "of ceiling" is the time that the bytes and FLOPs the op needs would
 take at the copy and product rates of the same run, over the time taken; "on an H100" is that time at 3.0
-TB/s, 800 TFLOP/s in 16 bits and 60 in fp32."""
-STEPS = ("build", "tests", "races", "memcheck", "racecheck", "initcheck")
+TB/s, 800 TFLOP/s in 16 bits and 60 in fp32. What has to be compiled was timed apart, after the others."""
+PARTS = ("transformer", "draw", "step", "decoder")
+PREDICTED = "Predicted for an H100 before the first run on any GPU; **missed**: by more than a third."
 
 
 def newest(folder: Path) -> list[dict[str, Any]]:
@@ -42,10 +46,15 @@ def step(report: Mapping[str, Any], name: str) -> str:
     if not result:
         return "**not run**"
     counts = f": {result['ran']} tests, {len(result['skipped'])} skipped" if "ran" in result else ""
+    if "kernels" in result:
+        planned = sum("wrong" not in row for row in result["kernels"])
+        counts = f": {planned} of {len(result['kernels'])} kernels hold the blocks that were planned"
     found = f": {result['summary']}" if result.get("summary") else ""
+    if places := result.get("places"):
+        found += f", in {', '.join(f'`{name}`' for name in list(places)[:5])}"
     if result["ok"]:
         return f"passed in {result['seconds']:.0f} s{counts}{found}"
-    failures = "".join(f"; {name}" for name in result.get("failed", [])[:5])
+    failures = "".join(f"; {name}" for name in list(result.get("failed", []))[:5])
     return f"**failed** ({result['status']}){counts}{found}{failures}"
 
 
@@ -65,9 +74,59 @@ def facts(report: Mapping[str, Any]) -> str:
         ],
         ["commit", f"`{(about['commit'] or 'unknown')[:12]}`{changed}; kernels {about['sources']}"],
         ["ceilings", rates or "not measured"],
-        *([name, step(report, name)] for name in STEPS),
+        *([name, step(report, name)] for name in SHARES),
     ]
     return "\n".join(["| | |", "| --- | --- |", *(f"| {name} | {text} |" for name, text in rows)])
+
+
+def predictions(report: Mapping[str, Any]) -> str:
+    """What was predicted beside what came."""
+    rows = []
+    for prediction in PREDICTIONS:
+        figure, ratio = prediction.measured(report), prediction.ratio(report)
+        shown = "not measured" if figure is None else f"{figure:.3g} {prediction.unit}"
+        missed = " **missed**" if prediction.missed(report) else ""
+        span = f"{prediction.least:g} to {prediction.most:g} {prediction.unit}"
+        rows.append([prediction.what, span, shown, "" if ratio is None else f"{ratio:.2f}{missed}"])
+    return f"{PREDICTED}\n\n" + markdown(["", "predicted", "measured", "measured / middle"], rows)
+
+
+def sampling(result: Mapping[str, Any]) -> list[str]:
+    """Whole samplings, and the kernels that take their time."""
+    lines = []
+    for row in result["rows"]:
+        name = f"{row['who']}, batch {row['batch']}"
+        if row["error"]:
+            lines.append([name, row["error"], *[""] * 9])
+            continue
+        seconds, parts = median(row["seconds"]), row["parts"]
+        split = [duration(sum(parts[part])) if part in parts else "" for part in PARTS]
+        limit = row.get("limit_ms")
+        inside = [duration(sum(map(sum, parts.values()))), duration(row["host"]) if "host" in row else ""]
+        shown = [duration(seconds), duration(seconds / row["batch"]), *inside, *split]
+        shown += [f"{limit} ms" if limit else "", f"{limit / seconds / 1e3:.0%}" if limit else ""]
+        lines.append([name, *shown, f"{row['memory']['peak'] / 1e9:.2f} GB"])
+    columns = ["", "a call", "an image", "on the GPU", "until it returns", *PARTS]
+    columns += ["on an H100", "of that", "peak memory"]
+    said = [markdown(columns, lines)] if lines else []
+    for profile in result["profiles"]:
+        kernels = [
+            [f"`{row['name']}`", str(row["calls"]), duration(row["seconds"])] for row in profile["kernels"]
+        ]
+        said.append(
+            f"Kernels at batch {profile['batch']}: {profile['launches']}, {duration(profile['busy'])} of "
+            f"{duration(profile['seconds'])}; those of var_ext {duration(profile['ours'])}. The longest:"
+        )
+        said.append(markdown(["kernel", "calls", "in all"], kernels))
+    return [f"### Sampling, d{result['depth']}, {result['precision']}, 256 px", *said]
+
+
+def not_timed(result: Mapping[str, Any]) -> list[str]:
+    """What a timing step left out, and why."""
+    missing = {**result.get("left_out", {}), **result.get("failed", {})}
+    return (
+        ["Left out:\n\n" + "\n".join(f"- {name}: {why}" for name, why in missing.items())] if missing else []
+    )
 
 
 def cell(figures: Mapping[str, Any] | None) -> str:
@@ -83,7 +142,7 @@ def table(rows: list[dict[str, Any]]) -> str:
     names = list(dict.fromkeys(name for row in rows for name in row["competitors"]))
     lines = []
     for row in rows:
-        mine = row["competitors"]["var_ext"]
+        mine = row["competitors"].get("var_ext", {"error": "not timed"})
         shown = [row["shape"], *(cell(row["competitors"].get(name)) for name in names)]
         if "error" in mine:
             lines.append([*shown, "", "", "", "", "failed"])
@@ -111,18 +170,20 @@ def section(folder: Path = HERE / "results") -> str:
     """All of it, the title included."""
     reports = newest(folder)
     if not reports:
-        return f"{TITLE}\n\n{NONE}\n"
+        return f"{TITLE}\n\n{NONE}\n\n{predictions({})}\n"
     parts = [TITLE, HEAD]
     for report in reports:
-        parts += [f"## {report['about']['chip']}", facts(report)]
+        parts += [f"## {report['about']['chip']}", facts(report), predictions(report)]
+        if report.get("sampling", {}).get("rows"):
+            parts += sampling(report["sampling"])
+        parts += not_timed(report.get("sampling", {}))
         races = report.get("races", {})
         rows = races.get("rows", [])
         for op in dict.fromkeys(row["op"] for row in rows):
             mine = [row for row in rows if row["op"] == op]
             kernel = "" if mine[0]["kernel"] == "native" else "No CUDA kernel: plain PyTorch.\n\n"
             parts.append(f"### {op}\n\n{kernel}{table(mine)}")
-        if left_out := races.get("left_out"):
-            parts.append("Left out:\n\n" + "\n".join(f"- {name}: {why}" for name, why in left_out.items()))
+        parts += not_timed(races)
     return "\n\n".join(parts) + "\n"
 
 

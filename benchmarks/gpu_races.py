@@ -1,32 +1,29 @@
 """Times the ops on a GPU: each benchmark file that gives `GPU_SHAPES`, shape by shape, its competitors in turn.
 
     python benchmarks/gpu_races.py --out races.json [--only adaln] [--seconds 200]
-    python benchmarks/gpu_races.py --plan       # nothing is timed: what would run, and what an H100 could not beat
     python benchmarks/gpu_races.py --smoke --out races.json     # each file's smallest shape, on the CPU: the wiring
 
 `make gpu` calls this. Every competitor is checked against the reference first; a figure is the median over laps, on the
-GPU's own clock. Two of each: "call", one of many calls from Python, launches included; "graph", the same calls replayed
-from a CUDA graph where one can be captured, the GPU's time alone. Sets of inputs that would stay in the L2 cache take
-turns with others.
+GPU's own clock. Every op's first shape comes before any second one; what has to be compiled is timed last, apart from
+the others. What there is no time for is listed, and fails nothing. Two figures of each: "call", one of many calls from
+Python, launches included; "graph", the same calls replayed from a CUDA graph where one can be captured, the GPU's time
+alone. Sets of inputs that would stay in the L2 cache take turns with others.
 """
 
 from __future__ import annotations
 
 import argparse
 import gc
-import importlib
-import json
 import math
 import os
 import sys
 import time
 from collections import defaultdict
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from contextlib import nullcontext
 from importlib.util import find_spec
 from pathlib import Path
 from statistics import median
-from types import ModuleType
 from typing import Any
 
 import torch
@@ -36,71 +33,16 @@ sys.path.insert(0, str(HERE))
 
 import contest as contests  # noqa: E402
 from contest import Contest  # noqa: E402
+from gpu_plan import Heat, build, counts, files, heats, least  # noqa: E402
+from result_files import save  # noqa: E402
 
 from var_ext import _C, backend  # noqa: E402
 
-FIRST = ("block_causal_attention", "cached_attention", "qk_norm")  # should time run out
-# What the plan counts with, of an H100: bytes and products a second. The report has those that were measured.
-H100 = {"copy": 3.0e12, "bf16": 800e12, "fp16": 800e12, "fp32": 60e12}
 COMPILING = (
     12.0  # seconds that a file's competitors may wait for a compiler; then the others go on without them
 )
 LAP = 4e-3  # seconds of work a competitor has in a lap, as far as it goes
 COPIES = 48  # sets of inputs at most
-
-
-def files(only: str) -> dict[str, ModuleType]:
-    """Op -> its benchmark file, for those that run on a GPU and have `only` in their names."""
-    names = [path.stem.removeprefix("bench_") for path in HERE.glob("bench_*.py") if only in path.stem]
-    names.sort(key=lambda name: (FIRST.index(name) if name in FIRST else len(FIRST), name))
-    modules = {name: importlib.import_module(f"bench_{name}") for name in names}
-    return {name: module for name, module in modules.items() if hasattr(module, "GPU_SHAPES")}
-
-
-def dtype_of(shape: str) -> str:
-    """The dtype in a shape's name."""
-    return next((name for name in ("bf16", "fp16") if name in shape), "fp32")
-
-
-def least(contest: Contest, shape: str, limits: dict[str, float]) -> float:
-    """Seconds that the op's bytes and FLOPs take at these rates, whichever is more."""
-    computing = (contest.flops - contest.tensor_flops) / limits[dtype_of(shape)]
-    return max(contest.bytes / limits["copy"], computing + contest.tensor_flops / limits["bf16"])
-
-
-def build(module: ModuleType, arguments: dict[str, Any], device: str, seed: int = 0) -> Contest:
-    torch.manual_seed(seed)
-    with torch.device(device):
-        built: Contest = module.contest(**arguments)
-    return built
-
-
-def counts(op: str, shape: str, contest: Contest) -> dict[str, Any]:
-    """What is known of a shape before anything is timed."""
-    return {
-        "op": op,
-        "shape": shape,
-        "dtype": dtype_of(shape),
-        "bytes": contest.bytes,
-        "flops": contest.flops,
-        "launches": contest.launches,
-        "roofline_us": least(contest, shape, H100) * 1e6,
-    }
-
-
-def plan(only: str) -> Iterator[dict[str, Any]]:
-    """Every shape, built of tensors that have no memory."""
-    for op, module in files(only).items():
-        for shape, arguments in module.GPU_SHAPES.items():
-            contest = build(module, arguments, "meta")
-            yield {**counts(op, shape, contest), "competitors": list(contest.competitors)}
-
-
-def show_plan(only: str) -> None:
-    for row in plan(only):
-        size = f"{row['bytes'] / 1e6:.1f} MB, {row['flops'] / 1e9:.1f} GFLOP"
-        least = f"{row['launches'] or '?'} launches, {row['roofline_us']:.1f} us at least on an H100"
-        print(f"{row['op']}, {row['shape']}: {size}, {least}; {', '.join(row['competitors'])}")
 
 
 class Cpu:
@@ -207,19 +149,24 @@ class Race:
         self.rows: list[dict[str, Any]] = []
         self.compiling: defaultdict[str, float] = defaultdict(float)  # op -> seconds that compilers took
 
-    def run(self, op: str, module: ModuleType, shape: str, arguments: dict[str, Any]) -> dict[str, Any]:
-        """Check and time all competitors of a shape, and keep the row."""
+    def run(self, heat: Heat) -> dict[str, Any]:
+        """Check and time the competitors of a heat, and keep them in the row of their shape."""
+        op, module, shape, arguments = heat.op, heat.module, heat.shape, heat.arguments
         with self.clock.stream():
             first = build(module, arguments, self.device)
-            row = {**counts(op, shape, first), "competitors": {}}
-            row["kernel"] = "native" if backend.use_native(op, self.device) else "reference"
-            row["least_us"] = least(first, shape, self.limits) * 1e6
+            row = next((row for row in self.rows if (row["op"], row["shape"]) == (op, shape)), None)
+            if row is None:
+                row = {**counts(op, shape, first), "competitors": {}}
+                row["kernel"] = "native" if backend.use_native(op, self.device) else "reference"
+                row["least_us"] = least(first, shape, self.limits) * 1e6
+                self.rows.append(row)
             copies = [first]
             if 0 < first.bytes < 3 * self.clock.cache:
                 count = min(COPIES, math.ceil(3 * self.clock.cache / first.bytes))
                 copies += [build(module, arguments, self.device, seed) for seed in range(1, count)]
             row["input_sets"] = len(copies)
-            entrants = {name: self.enter(op, copies, name) for name in first.competitors}
+            names = [name for name in first.competitors if (name in contests.COMPILED) == heat.compiled]
+            entrants = {name: self.enter(op, copies, name) for name in names}
             laps: dict[str, list[dict[str, float]]] = {name: [] for name in entrants}
             for _ in range(contests.LAPS):
                 for name, entrant in entrants.items():
@@ -227,8 +174,7 @@ class Race:
                         laps[name].append(self.lap(entrant))
         for name, entrant in entrants.items():
             row["competitors"][name] = self.figures(first, entrant, laps[name], row["least_us"])
-        self.rows.append(row)
-        return row
+        return {**row, "competitors": {name: row["competitors"][name] for name in names}}
 
     def enter(self, op: str, copies: list[Contest], name: str) -> dict[str, Any]:
         """Check a competitor, warm it up on all inputs, and capture it; what went wrong stands in "error"."""
@@ -293,32 +239,39 @@ def said(error: Exception) -> str:
     return f"{type(error).__name__}: {' '.join(lines[:3])}"[:300]
 
 
-def measured(
-    race: Race, todo: list[tuple[str, ModuleType, str, dict[str, Any]]], seconds: float, out: Path
-) -> bool:
-    """Race shape by shape and write after each what is known; True if every shape was timed and var_ext was right."""
+def measured(race: Race, todo: list[Heat], seconds: float, out: Path) -> bool:
+    """Race heat by heat and write after each what is known.
+
+    True if something was timed, nothing failed and var_ext was right; what there was no time for is no failure.
+    """
     begin = time.monotonic()
     left_out: dict[str, str] = {}
+    failed: dict[str, str] = {}
     gc.disable()
     lost = ""  # why the device takes no more work
-    for op, module, shape, arguments in todo:
-        name = f"{op}, {shape}"
-        if lost or time.monotonic() - begin > seconds:
-            left_out[name] = lost or f"no time left after {seconds:.0f} s"
+    for heat in todo:
+        if lost:
+            failed[str(heat)] = lost
+        elif time.monotonic() - begin > seconds:
+            left_out[str(heat)] = f"no time left after {seconds:.0f} s"
         else:
             try:
-                print(f"{name}: {line(race.run(op, module, shape, arguments))}", flush=True)
+                print(f"{heat}: {line(race.run(heat))}", flush=True)
             except Exception as error:
-                left_out[name] = said(error)
-                print(f"{name}: {left_out[name]}", flush=True)
+                failed[str(heat)] = said(error)
+                print(f"{heat}: {said(error)}", flush=True)
             try:
                 race.clock.clear()
             except Exception as error:
                 lost = f"the device was lost: {said(error)}"
-        report = {"ceilings": race.limits, "rows": race.rows, "left_out": left_out, "build": _C.build_info()}
-        out.write_text(json.dumps(report, indent=1) + "\n", encoding="utf-8")
-    print(f"{len(race.rows)} shapes timed in {time.monotonic() - begin:.0f} s, {len(left_out)} left out")
-    return not left_out and not any("error" in row["competitors"]["var_ext"] for row in race.rows)
+        report = {"ceilings": race.limits, "rows": race.rows, "left_out": left_out, "failed": failed}
+        save(out, {**report, "build": _C.build_info()})
+    took = time.monotonic() - begin
+    print(
+        f"{len(race.rows)} shapes timed in {took:.0f} s; left out for time: {len(left_out)}; failed: {len(failed)}"
+    )
+    mine = [row["competitors"]["var_ext"] for row in race.rows if "var_ext" in row["competitors"]]
+    return bool(mine) and not failed and not any("error" in figures for figures in mine)
 
 
 def line(row: dict[str, Any]) -> str:
@@ -327,8 +280,9 @@ def line(row: dict[str, Any]) -> str:
         name: figures.get("error") or f"{figures['graph_us'] or figures['call_us']:.1f}"
         for name, figures in row["competitors"].items()
     }
-    share = row["competitors"]["var_ext"].get("of_ceiling", 0)
-    return f"{', '.join(f'{name} {text}' for name, text in shown.items())} us; {share:.0%} of the ceiling"
+    share = row["competitors"].get("var_ext", {}).get("of_ceiling")
+    of = f"; {share:.0%} of the ceiling" if share is not None else ""
+    return f"{', '.join(f'{name} {text}' for name, text in shown.items())} us{of}"
 
 
 def main() -> int:
@@ -338,28 +292,24 @@ def main() -> int:
     parser.add_argument("--out", type=Path, help="the figures, as JSON")
     parser.add_argument("--only", default="", help="files whose names contain this")
     parser.add_argument("--seconds", type=float, default=200.0, help="shapes after that are left out")
-    parser.add_argument("--plan", action="store_true")
     parser.add_argument("--smoke", action="store_true")
     options = parser.parse_args()
-    if options.plan:
-        show_plan(options.only)
-        return 0
     out = options.out or Path(os.devnull)
     modules = files(options.only)
     if options.smoke:
         contests.compile_backend = "eager"
         clock = Cpu()
         race = Race(clock, "cpu", ceilings(clock, "cpu", 1 << 16, 32))
-        todo = [(op, module, "smoke", module.SMOKE) for op, module in modules.items()]
+        shapes = {op: (module, {"smoke": module.SMOKE}) for op, module in modules.items()}
     elif torch.cuda.is_available():
         torch.backends.cudnn.allow_tf32 = False  # the quantizer's convolutions are float32, for everyone
         clock = Gpu()
         with clock.stream():
             race = Race(clock, "cuda", ceilings(clock, "cuda", 1 << 30, 8192))
-        todo = [(op, m, shape, given) for op, m in modules.items() for shape, given in m.GPU_SHAPES.items()]
+        shapes = {op: (module, module.GPU_SHAPES) for op, module in modules.items()}
     else:
-        raise SystemExit("there is no GPU to race on; --plan shows what would run")
-    return 0 if measured(race, todo, options.seconds, out) else 1
+        raise SystemExit("there is no GPU to race on; gpu_plan.py shows what would run")
+    return 0 if measured(race, heats(shapes), options.seconds, out) else 1
 
 
 if __name__ == "__main__":

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import datetime
 import gc
 import json
@@ -18,6 +19,7 @@ from statistics import median
 from typing import Any
 
 import torch
+from result_files import save
 from torch import nn
 
 import var_ext
@@ -233,14 +235,26 @@ def about(device: torch.device, **more: Any) -> dict[str, Any]:
     )
 
 
-def write(kind: str, report: Mapping[str, Any], target: Path | None) -> Path:
-    """The result file: benchmarks/results/versus/official-amd-epyc-2-cores.json, of the last run on a chip."""
+def add_file_options(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--json",
+        type=Path,
+        help="the result file; else one in --folder, named after the program and the chip",
+    )
+    parser.add_argument("--folder", type=Path, default=FOLDER, help="of the result file")
+
+
+def write(kind: str, report: Mapping[str, Any], options: argparse.Namespace, *, finished: bool) -> None:
+    """The result file: benchmarks/results/versus/official-amd-epyc-2-cores.json, of the last run on a chip.
+
+    Written as figures come, so that a run that is stopped leaves what it had; `finished` tells the two apart.
+    """
     slug = re.sub(r"[^a-z0-9]+", "-", report["about"]["chip"].lower().removeprefix("nvidia ")).strip("-")
-    path = target or FOLDER / f"{kind}-{slug}.json"
+    path = options.json or options.folder / f"{kind}-{slug}.json"
     path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(json.dumps({"kind": kind, **report}, indent=1) + "\n", encoding="utf-8")
-    print(f"wrote {path}; the page: python benchmarks/versus_page.py")
-    return path
+    save(path, {"kind": kind, **report, "finished": finished})
+    if finished:
+        print(f"wrote {path}; the page: python benchmarks/versus_page.py")
 
 
 def numbers(text: str) -> list[int]:

@@ -62,8 +62,18 @@ def facts(report: Report) -> str:
         **({"published code": "with flash-attn"} if model.get("flash_attn") else {}),
         "load": f"{about['load']:.1f} processes in the minute before{busy}",
         "laps": str(report["laps"]),
+        **({"TF32": tf32(report["tf32"])} if report.get("tf32") else {}),
+        **(
+            {} if report.get("finished", True) else {"**stopped**": "before its end; what it had stands here"}
+        ),
     }
     return "\n".join(["| | |", "| --- | --- |", *(f"| {name} | {text} |" for name, text in lines.items())])
+
+
+def tf32(allowed: Mapping[str, bool]) -> str:
+    """Where torch may round factors of float32 to 10 bits."""
+    timed = "as torch does by itself, in convolutions" if allowed["time"] else "without it"
+    return f"answers compared {'with' if allowed['answers'] else 'without'} it; timed {timed}"
 
 
 def size(memory: Mapping[str, Any] | None, what: str) -> str:

@@ -16,14 +16,13 @@ import functools
 import json
 import os
 from collections.abc import Callable
-from pathlib import Path
 from statistics import median
 from typing import Any
 
 import torch
 from contenders import DTYPES, drawer, drawn, our_model
 from tables import duration
-from versus import Watch, about, in_fresh_process, memory_of, numbers, race, words, write
+from versus import Watch, about, add_file_options, in_fresh_process, memory_of, numbers, race, words, write
 
 from var_ext.engine.memory import out_of_memory
 
@@ -47,9 +46,7 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--device", type=torch.device, default=torch.device("cpu"))
     parser.add_argument("--tiny", action="store_true", help="toys of both; takes --depth 2")
     parser.add_argument("--no-memory", action="store_true", help="start no processes to measure memory")
-    parser.add_argument(
-        "--json", type=Path, help="the result file; one in benchmarks/results/versus otherwise"
-    )
+    add_file_options(parser)
     parser.add_argument("--memory-of", nargs=3, metavar=("WHO", "PRECISION", "BATCH"), help=argparse.SUPPRESS)
     options = parser.parse_args()
     if options.tiny:
@@ -154,10 +151,18 @@ def main() -> None:
     if options.memory_of:
         memory_worker(options)
         return
-    device, rows, checks = options.device, [], {}
+    device = options.device
+    rows: list[dict[str, Any]] = []
+    checks: dict[str, dict[str, float]] = {}
+    report: dict[str, Any] = {}
+
+    def keep(finished: bool = False) -> None:
+        write("dit", report, options, finished=finished)
+
     for precision in options.precisions:
         pipe = pipeline(precision, device, options.tiny)
         draw_ours = drawer(our_model(options.depth, device, options.tiny), precision)
+        report = report or begun(options, checks, rows)
         for batch in options.batch_sizes:
             race_of: dict[str, Callable[[Watch], Any]] = {
                 "DiT": functools.partial(draw, pipe, batch, options.timed_steps),
@@ -171,16 +176,25 @@ def main() -> None:
                         checks[precision] = linearity(pipe, row["parts"], device) if batch == 1 else {}
                 rows.append(row)
                 print(f"batch {batch}, {who} {precision}: {told(row)}", flush=True)
+            keep()
         del pipe, draw_ours
     passed = ["--depth", str(options.depth), "--device", str(device), *(["--tiny"] if options.tiny else [])]
-    for row in rows:
+    for row in rows if not options.no_memory else []:
         worker = ["--memory-of", row["who"], row["precision"], str(row["batch"])]
-        row["memory"] = None if options.no_memory else in_fresh_process(__file__, [*passed, *worker])
+        row["memory"] = in_fresh_process(__file__, [*passed, *worker])
+        keep()
+    keep(finished=True)
+
+
+def begun(
+    options: argparse.Namespace, checks: dict[str, dict[str, float]], rows: list[dict[str, Any]]
+) -> dict[str, Any]:
+    """The report, whose checks and rows are still to come."""
     import diffusers
 
     model = dict(depth=options.depth, tiny=options.tiny, timed_steps=options.timed_steps, guidance=GUIDANCE)
-    report = dict(about=about(device, diffusers=diffusers.__version__), model=model, laps=options.laps)
-    write("dit", dict(**report, linearity=checks, rows=rows), options.json)
+    known = about(options.device, diffusers=diffusers.__version__)
+    return dict(about=known, model=model, laps=options.laps, linearity=checks, rows=rows)
 
 
 def told(row: dict[str, Any]) -> str:

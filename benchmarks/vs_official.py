@@ -8,15 +8,17 @@ are not timed. With the seed of the published generator, fp32 must draw the toke
 precisions get the published tokens as input at every scale (teacher forcing), and two figures must be good enough: the
 share of tokens that they draw all the same, and the images. The published code runs in fp32, and in 16 bits under
 autocast. On a GPU var_ext also draws as one captured graph; that has a random stream of its own, and in fp32 must draw
-what it draws without the graph. Peak memory is that of a fresh process for each competitor.
+what it draws without the graph. Answers are compared without TF32, and timed with what torch does by itself: TF32 for
+convolutions. Peak memory is that of a fresh process for each competitor.
 """
 
 from __future__ import annotations
 
 import argparse
+import contextlib
 import functools
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from statistics import median
 from typing import Any
@@ -28,6 +30,7 @@ from versus import (
     Timed,
     Watch,
     about,
+    add_file_options,
     finite_psnr,
     in_fresh_process,
     memory_of,
@@ -63,9 +66,7 @@ def arguments() -> argparse.Namespace:
         "--tiny", action="store_true", help="a toy tokenizer and four scales; takes --depth 2"
     )
     parser.add_argument("--no-memory", action="store_true", help="start no processes to measure memory")
-    parser.add_argument(
-        "--json", type=Path, help="the result file; one in benchmarks/results/versus otherwise"
-    )
+    add_file_options(parser)
     parser.add_argument("--memory-of", nargs=3, metavar=("WHO", "PRECISION", "BATCH"), help=argparse.SUPPRESS)
     options = parser.parse_args()
     if options.tiny:
@@ -90,6 +91,21 @@ def names(precisions: list[str], device: torch.device) -> list[Key]:
 # ---------------------------------------------------------------------- answers
 
 
+@contextlib.contextmanager
+def without_tf32() -> Iterator[None]:
+    """float32 products and convolutions are that: on a GPU torch may round their factors to 10 bits."""
+    places: list[Any] = [torch.backends.cuda.matmul, torch.backends.cudnn]
+    before = [place.allow_tf32 for place in places]
+    for place in places:
+        place.allow_tf32 = False
+    try:
+        yield
+    finally:
+        for place, allowed in zip(places, before, strict=True):
+            place.allow_tf32 = allowed
+
+
+@without_tf32()
 def compare(contenders: dict[Key, Contender], reference: Published, batch: int) -> list[dict[str, Any]]:
     """A row for each contender: tokens equal to those of the published code in fp32, and the images' PSNR."""
     device = reference.var.head.weight.device
@@ -104,6 +120,7 @@ def compare(contenders: dict[Key, Contender], reference: Published, batch: int) 
                 who=who, precision=precision, forced=False, tokens=share, psnr=finite_psnr(own_images, eager)
             )
             rows.append(row)
+            contender.sampler.refresh()  # what is timed is captured anew, with torch's own settings
             continue
         forced = None if precision == "fp32" else tokens.split(lengths, dim=1)
         own_images, own_tokens = contender.draw(labels, 0, forced=forced)
@@ -188,27 +205,27 @@ def main() -> None:
     if failures := wrong(answers):
         raise SystemExit("not timed, for the answers of var_ext are wrong:\n" + "\n".join(failures))
 
+    flash = any(getattr(block.attn, "using_flash", False) for block in var.blocks)
+    parameters = sum(p.numel() for p in var.parameters())
+    model = dict(depth=options.depth, parameters=parameters, tiny=options.tiny, flash_attn=flash)
+    tf32 = dict(answers=False, time=torch.backends.cudnn.allow_tf32) if device.type == "cuda" else None
     rows: list[dict[str, Any]] = []
+    report = dict(about=about(device), model=model, options=OPTIONS, laps=options.laps, tf32=tf32)
+    report |= dict(answers=answers, rows=rows)
     for batch in options.batch_sizes:
         for (who, precision), result in timed(contenders, batch, options.laps, device).items():
             rows.append(dict(who=who, precision=precision, batch=batch, **result.as_dict()))
             if result.seconds:
                 print(f"batch {batch}, {who} {precision}: {duration(median(result.seconds))}", flush=True)
-    parameters = sum(p.numel() for p in var.parameters())
-    flash = any(getattr(block.attn, "using_flash", False) for block in var.blocks)
+        write("official", report, options, finished=False)
     del contenders, var
     release(device)
-    for row in rows:
-        key = (row["who"], row["precision"])
-        row["memory"] = None if options.no_memory else memory(options, key, row["batch"])
-        if row["who"] == "var_ext" and not options.no_memory:
-            released = ("var_ext released", row["precision"])
-            row["released"] = memory(options, released, row["batch"])
-    model = dict(depth=options.depth, parameters=parameters, tiny=options.tiny, flash_attn=flash)
-    report = dict(
-        about=about(device), model=model, options=OPTIONS, laps=options.laps, answers=answers, rows=rows
-    )
-    write("official", report, options.json)
+    for row in rows if not options.no_memory else []:
+        row["memory"] = memory(options, (row["who"], row["precision"]), row["batch"])
+        if row["who"] == "var_ext":
+            row["released"] = memory(options, ("var_ext released", row["precision"]), row["batch"])
+        write("official", report, options, finished=False)
+    write("official", report, options, finished=True)
 
 
 if __name__ == "__main__":

@@ -49,6 +49,7 @@ SHARED = {
         "flops",
         "gpu",
         "render",
+        "result_files",
         "tables",
         "versus",
         "vs_dit",

@@ -215,6 +215,7 @@ def test_vs_official(checkout: Path, tmp_path: Path) -> None:
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
     report = json.loads(out.read_text(encoding="utf-8"))
+    assert report["finished"] and report["tf32"] is None
     assert [(row["who"], row["precision"], row["batch"]) for row in report["rows"]] == [
         ("published", "fp32", 2),
         ("var_ext shared", "fp32", 2),
@@ -237,6 +238,58 @@ def test_wrong_answers_are_not_timed(checkout: Path, tmp_path: Path) -> None:
     done = run("vs_official", "--official", checkout, "--tiny", "--precisions", "fp32", "--json", out)
     assert done.returncode == 1 and not out.exists()
     assert "not timed, for the answers of var_ext are wrong:\nvar_ext shared fp32: " in done.stderr
+
+
+def test_answers_are_compared_without_tf32(monkeypatch: pytest.MonkeyPatch) -> None:
+    """And timed with what torch does by itself."""
+    import vs_official
+
+    monkeypatch.setattr(torch.backends.cudnn, "allow_tf32", True)
+    seen: list[bool] = []
+
+    class Reference:
+        var = SimpleNamespace(head=nn.Linear(1, 1), patch_nums=(1,))
+
+        def draw(self, *_: Any, **__: Any) -> Any:
+            seen.extend(place.allow_tf32 for place in (torch.backends.cudnn, torch.backends.cuda.matmul))
+            return torch.zeros(1, 3, 2, 2), torch.zeros(1, 1)
+
+    (row,) = vs_official.compare({("var_ext", "fp32"): Reference()}, Reference(), 1)  # type: ignore
+    assert row["tokens"] == 1 and seen == [False] * 4
+    assert torch.backends.cudnn.allow_tf32
+
+
+def test_a_run_that_is_stopped_leaves_what_it_had(
+    checkout: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import vs_official
+
+    def stopped(contenders: Any, batch: int, *_: Any) -> Any:
+        if batch == 2:
+            raise KeyboardInterrupt
+        return timed(contenders, batch, *_)
+
+    timed = vs_official.timed
+    monkeypatch.setattr(vs_official, "timed", stopped)
+    arguments = [
+        "--official",
+        checkout,
+        "--tiny",
+        "--laps",
+        1,
+        "--batch-sizes",
+        "1,2",
+        "--precisions",
+        "fp32",
+    ]
+    arguments += ["--folder", tmp_path / "results"]
+    monkeypatch.setattr(sys, "argv", ["vs_official.py", *map(str, arguments)])
+    with pytest.raises(KeyboardInterrupt):
+        vs_official.main()
+    (file,) = (tmp_path / "results").iterdir()
+    report = json.loads(file.read_text(encoding="utf-8"))
+    assert file.name.startswith("official-") and not report["finished"]
+    assert {row["batch"] for row in report["rows"]} == {1} and len(report["answers"]) == 3
 
 
 def test_the_graph_stands_beside_the_same_sampler_without_it(checkout: Path) -> None:

@@ -111,6 +111,16 @@ def test_the_page_beside_other_programs(tmp_path: Path) -> None:
     assert [path.read_bytes() for path in drawn] == first
 
 
+def test_the_page_says_how_a_run_on_a_gpu_went() -> None:
+    import versus_page
+
+    report = reports()[0]
+    assert "TF32" not in versus_page.facts(report) and "stopped" not in versus_page.facts(report)
+    text = versus_page.facts({**report, "tf32": dict(answers=False, time=True), "finished": False})
+    assert "| TF32 | answers compared without it; timed as torch does by itself, in convolutions |" in text
+    assert "| **stopped** | before its end; what it had stands here |" in text
+
+
 def test_the_page_keeps_its_other_parts() -> None:
     import gpu_page
     import versus_page

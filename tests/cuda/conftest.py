@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import os
+import time
+from collections import Counter
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
+from pathlib import Path
 
 import pytest
 import torch
@@ -15,6 +18,8 @@ from tests.cuda import compiled
 from tests.emulator import emulation
 from var_ext import _C, backend
 from var_ext.ops import _native
+
+_BEGIN = time.monotonic()
 
 
 @dataclass(frozen=True)
@@ -48,6 +53,15 @@ class Gpu:
         if self.level == "emulated":
             emulation.emulator().multiprocessors(108)
 
+    @contextmanager
+    def of_chip(self, target: str) -> Iterator[None]:
+        """Blocks may have as much shared memory as on that chip; hardware is what it is."""
+        if self.level == "emulated":
+            emulation.emulator().chip(target)
+        yield
+        if self.level == "emulated":
+            emulation.emulator().chip("80")
+
     def conflicts(self) -> list[tuple[str, int, int]]:
         """Bank conflicts since the test began: where the first was, ways, times; the emulator counts them."""
         return emulation.emulator().conflicts()
@@ -65,7 +79,10 @@ def levels() -> list[str]:
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """VAR_EXT_GPU_CASES=n: n cases of each test that runs kernels and no others, for tools that make each one slow."""
+    """VAR_EXT_GPU_CASES=n: n cases of each test that runs kernels and no others, for tools that make each one slow.
+
+    The files take turns: should time run out, every op has had some.
+    """
     count = int(os.environ.get("VAR_EXT_GPU_CASES") or 0)
     if not count:
         return
@@ -73,19 +90,50 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     for item in items:
         if "gpu" in getattr(item, "fixturenames", ()):
             cases.setdefault(item.nodeid.partition("[")[0], []).append(item)
-    items[:] = [item for of_one in cases.values() for item in of_one[:: max(1, len(of_one) // count)][:count]]
+    turns: list[tuple[int, int, pytest.Item]] = []
+    tests: Counter[Path] = Counter()  # of each file so far
+    for of_one in cases.values():
+        chosen = of_one[:: max(1, len(of_one) // count)][:count]
+        turns += [(case, tests[item.path], item) for case, item in enumerate(chosen)]
+        tests[of_one[0].path] += 1
+    items[:] = [item for *_, item in sorted(turns, key=lambda turn: turn[:2])]
+
+
+def pytest_runtest_setup(item: pytest.Item) -> None:
+    """VAR_EXT_GPU_SECONDS=s: what would begin later is skipped, so that a slow tool comes to its end and reports."""
+    seconds = float(os.environ.get("VAR_EXT_GPU_SECONDS") or "inf")
+    if time.monotonic() - _BEGIN > seconds:
+        pytest.skip(f"no time left after {seconds:.0f} s")
+
+
+@contextmanager
+def exact_float32() -> Iterator[None]:
+    """torch's products and convolutions keep all bits of float32: its convolutions round to TF32 unless told not to."""
+    switches = torch.backends.cuda.matmul, torch.backends.cudnn
+    before = [switch.allow_tf32 for switch in switches]
+    for switch in switches:
+        switch.allow_tf32 = False
+    try:
+        yield
+    finally:
+        for switch, allowed in zip(switches, before, strict=True):
+            switch.allow_tf32 = allowed
 
 
 @pytest.fixture(params=levels())
 def gpu(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Iterator[Gpu]:
     """The native backend on CUDA kernels."""
-    with backend.force("native"):
+    with backend.force("native"), exact_float32() if request.param == "hardware" else nullcontext():
         if request.param == "emulated":
             emulation.emulator().seed(0)
             emulation.emulator().sample(0)
             emulation.emulator().multiprocessors(108)
+            emulation.emulator().chip("80")
             monkeypatch.setattr(_native, "is_gpu", lambda tensor: True)
             monkeypatch.setattr(_native, "gpu_stream", lambda tensor: emulation.Stream())
+            monkeypatch.setattr(
+                _native, "_multiprocessors_of", lambda device: emulation.emulator().multiprocessors()
+            )
         else:
             assert torch.cuda.is_available(), "VAR_EXT_GPU_TESTS=hardware, but torch sees no GPU"
         yield Gpu(request.param)

@@ -1,0 +1,111 @@
+"""What the GPU's races are about: shapes, in which order, and what an H100 could not beat.
+
+python benchmarks/gpu_plan.py [adaln]       # nothing is timed; files whose names contain this
+"""
+
+from __future__ import annotations
+
+import importlib
+import sys
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import torch
+
+HERE = Path(__file__).resolve().parent
+sys.path.insert(0, str(HERE))
+
+import contest as contests  # noqa: E402
+from contest import Contest  # noqa: E402
+
+FIRST = ("block_causal_attention", "cached_attention", "qk_norm")  # should time run out
+# What the plan counts with, of an H100: bytes and products a second. The report has those that were measured.
+H100 = {"copy": 3.0e12, "bf16": 800e12, "fp16": 800e12, "fp32": 60e12}
+
+
+def files(only: str) -> dict[str, ModuleType]:
+    """Op -> its benchmark file, for those that run on a GPU and have `only` in their names."""
+    names = [path.stem.removeprefix("bench_") for path in HERE.glob("bench_*.py") if only in path.stem]
+    names.sort(key=lambda name: (FIRST.index(name) if name in FIRST else len(FIRST), name))
+    modules = {name: importlib.import_module(f"bench_{name}") for name in names}
+    return {name: module for name, module in modules.items() if hasattr(module, "GPU_SHAPES")}
+
+
+def dtype_of(shape: str) -> str:
+    """The dtype in a shape's name."""
+    return next((name for name in ("bf16", "fp16") if name in shape), "fp32")
+
+
+def least(contest: Contest, shape: str, limits: dict[str, float]) -> float:
+    """Seconds that the op's bytes and FLOPs take at these rates, whichever is more."""
+    computing = (contest.flops - contest.tensor_flops) / limits[dtype_of(shape)]
+    return max(contest.bytes / limits["copy"], computing + contest.tensor_flops / limits["bf16"])
+
+
+def build(module: ModuleType, arguments: dict[str, Any], device: str, seed: int = 0) -> Contest:
+    torch.manual_seed(seed)
+    with torch.device(device):
+        built: Contest = module.contest(**arguments)
+    return built
+
+
+def counts(op: str, shape: str, contest: Contest) -> dict[str, Any]:
+    """What is known of a shape before anything is timed."""
+    return {
+        "op": op,
+        "shape": shape,
+        "dtype": dtype_of(shape),
+        "bytes": contest.bytes,
+        "flops": contest.flops,
+        "launches": contest.launches,
+        "roofline_us": least(contest, shape, H100) * 1e6,
+    }
+
+
+@dataclass(frozen=True)
+class Heat:
+    """One shape of an op, for its competitors with or without a compiler to wait for."""
+
+    op: str
+    module: ModuleType
+    shape: str
+    arguments: dict[str, Any]
+    compiled: bool = False
+
+    def __str__(self) -> str:
+        return f"{self.op}, {self.shape}{', compiled' if self.compiled else ''}"
+
+
+def heats(shapes: dict[str, tuple[ModuleType, dict[str, Any]]]) -> list[Heat]:
+    """In the order of the race, for op -> its file and its shapes: first the first shape of every op, then the second
+    ones, and so on; then the same again for what has to be compiled."""
+    todo = [
+        (place, Heat(op, module, shape, arguments))
+        for op, (module, given) in shapes.items()
+        for place, (shape, arguments) in enumerate(given.items())
+    ]
+    plain = [heat for _, heat in sorted(todo, key=lambda pair: pair[0])]  # ops keep their order
+    late = [heat for heat in plain if set(heat.module.COMPETITORS) & set(contests.COMPILED)]
+    return plain + [replace(heat, compiled=True) for heat in late]
+
+
+def plan(only: str) -> Iterator[dict[str, Any]]:
+    """Every heat in the order of the race, built of tensors that have no memory."""
+    for heat in heats({op: (module, module.GPU_SHAPES) for op, module in files(only).items()}):
+        if not heat.compiled:
+            contest = build(heat.module, heat.arguments, "meta")
+            yield {**counts(heat.op, heat.shape, contest), "competitors": list(contest.competitors)}
+
+
+def show_plan(only: str) -> None:
+    for row in plan(only):
+        size = f"{row['bytes'] / 1e6:.1f} MB, {row['flops'] / 1e9:.1f} GFLOP"
+        least = f"{row['launches'] or '?'} launches, {row['roofline_us']:.1f} us at least on an H100"
+        print(f"{row['op']}, {row['shape']}: {size}, {least}; {', '.join(row['competitors'])}")
+
+
+if __name__ == "__main__":
+    show_plan("".join(sys.argv[1:]))

@@ -1,0 +1,85 @@
+"""What the kernels and samplings were expected to take on an H100, written down before the first run on any GPU.
+
+The page of results shows each beside what was measured, and marks those missed by more than a third.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from statistics import median
+from typing import Any
+
+Report = Mapping[str, Any]
+MISSED = 1 / 3  # of the middle of what was predicted
+ATTENTION = "32 x 680 x 16 x 64"  # d16 in training: 512 heads
+
+
+@dataclass(frozen=True)
+class Prediction:
+    """A figure to come: `least` to `most`, and how a report is asked for it (None: it has none)."""
+
+    what: str
+    unit: str
+    least: float
+    most: float
+    measured: Callable[[Report], float | None]
+
+    @property
+    def middle(self) -> float:
+        return (self.least + self.most) / 2
+
+    def ratio(self, report: Report) -> float | None:
+        """Measured over the middle of what was predicted."""
+        figure = self.measured(report)
+        return None if figure is None else figure / self.middle
+
+    def missed(self, report: Report) -> bool:
+        ratio = self.ratio(report)
+        return ratio is not None and abs(ratio - 1) > MISSED
+
+
+def _attention(report: Report, way: str) -> tuple[float, float] | None:
+    """FLOPs and seconds of a row of the races."""
+    for row in report.get("races", {}).get("rows", []):
+        mine = row["competitors"].get("var_ext", {"error": "not timed"})
+        if (row["op"], row["shape"]) == ("block_causal_attention", f"{ATTENTION}, {way}, bf16"):
+            return None if "error" in mine else (row["flops"], (mine["graph_us"] or mine["call_us"]) / 1e6)
+    return None
+
+
+def forward(report: Report) -> float | None:
+    """TFLOP/s of the forward pass."""
+    found = _attention(report, "forward")
+    return None if found is None else found[0] / found[1] / 1e12
+
+
+def backward(report: Report) -> float | None:
+    """TFLOP/s of the backward pass: what a pass forward and backward takes beyond one forward."""
+    both, once = _attention(report, "forward + backward"), _attention(report, "forward")
+    if both is None or once is None or both[1] <= once[1]:
+        return None
+    return (both[0] - once[0]) / (both[1] - once[1]) / 1e12
+
+
+def sampling(batch: int) -> Callable[[Report], float | None]:
+    """Milliseconds of a call of the sampler, a captured graph."""
+
+    def measured(report: Report) -> float | None:
+        for row in report.get("sampling", {}).get("rows", []):
+            if (row["who"], row["batch"]) == ("graph", batch) and row["seconds"]:
+                return median(row["seconds"]) * 1e3
+        return None
+
+    return measured
+
+
+PREDICTIONS = (
+    Prediction(
+        "block-causal attention, 512 heads of 64, L = 680, forward, bf16", "TFLOP/s", 190, 250, forward
+    ),
+    Prediction("the same, backward", "TFLOP/s", 125, 175, backward),
+    Prediction("sampling d16, 256 px, bf16, batch 1", "ms", 8, 10, sampling(1)),
+    Prediction("sampling d16, 256 px, bf16, batch 8", "ms", 22, 27, sampling(8)),
+    Prediction("sampling d16, 256 px, bf16, batch 50", "ms", 125, 150, sampling(50)),
+)

@@ -1,0 +1,194 @@
+"""The steps of the hardware command: what each runs, how long it may take, and what it adds to the report.
+
+Which run side by side, and in which order, stands in gpu.py.
+"""
+
+from __future__ import annotations
+
+import functools
+import os
+import re
+import shutil
+import subprocess
+import sys
+import xml.etree.ElementTree as ElementTree
+from collections import Counter
+from importlib.util import find_spec
+from pathlib import Path
+
+from gpu_runner import ROOT, Result, Step
+
+PLACE = ROOT / "build" / "gpu"
+PYTHON = PLACE / "venv" / "bin" / "python"
+SHARES = {  # seconds of each step of `make gpu`
+    "build": 240.0, "tests": 150.0, "memcheck": 120.0, "racecheck": 120.0, "initcheck": 120.0, "ptx": 120.0,
+    "occupancy": 60.0, "sampling": 90.0, "races": 420.0,
+}  # fmt: skip
+VERSUS = {"build": SHARES["build"], "official": 220.0, "dit": 240.0}  # of `make gpu-versus`
+# Cases of each test: the tools make them 100 times slower.
+SANITIZERS = {"memcheck": "2", "racecheck": "1", "initcheck": "1"}
+ENDING = 25.0  # seconds of a sanitizer's share in which no test begins: the one under way ends, and the tool reports
+# Of each process of the steps that run side by side: together they are as many as the cores.
+THREADS = {"OMP_NUM_THREADS": "1"}
+# Without torch's own pool of memory, as the tools run, no graph can be captured.
+SMALL = "hardware and not graph and not registration and not large and not long and not 680 and not device"
+
+
+def output_of(*command: str) -> str | None:
+    """What a program says; None if it is not there or fails."""
+    try:
+        return subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True).stdout.strip()
+    except (OSError, subprocess.CalledProcessError):
+        return None
+
+
+def environment() -> None:
+    """An interpreter for the build that sees the packages of the active one.
+
+    Not by PYTHONPATH: an editable var_ext of the active environment would win over it.
+    """
+    shutil.rmtree(PLACE, ignore_errors=True)
+    PLACE.mkdir(parents=True)
+    subprocess.run([sys.executable, "-m", "venv", "--without-pip", PYTHON.parents[1]], check=True)
+    (packages,) = PYTHON.parents[1].glob("lib/python*/site-packages")
+    (packages / "active.pth").write_text("".join(f"{p}\n" for p in sys.path if p.endswith("-packages")))
+
+
+def build(architecture: str) -> Step:
+    """The extension for one chip, and its PTX beside the machine code, which takes nvcc two fifths longer: a step runs
+    that alone.
+
+    Args:
+        architecture: "90a".
+    """
+    virtual = architecture.rstrip("a")
+    settings = {
+        "VAR_EXT_CUDA": "ON",
+        "CMAKE_CUDA_ARCHITECTURES": f"{architecture}-real;{virtual}-virtual",
+    }
+    command = [PYTHON, "-m", "pip", "install", "--no-index", "--no-deps", "--no-build-isolation"]
+    for key, value in settings.items():
+        command += ["-C", f"cmake.define.{key}={value}"]
+    command += ["-C", f"build-dir={PLACE / 'build'}", "--editable", ROOT]
+    return Step(command, SHARES["build"])
+
+
+# ---------------------------------------------------------------------- tests
+
+
+def pytest(*arguments: object) -> list[object]:
+    return [PYTHON, "-m", "pytest", "-q", "-p", "no:cacheprovider", *arguments]
+
+
+def tests() -> Step:
+    """The tests of the kernels, on hardware: how many, which were left out and why, which failed."""
+    # several processes, where pytest-xdist is there: float64 on the CPU takes longer than the kernels
+    workers = ["-n", str(min(8, os.cpu_count() or 1))] if find_spec("xdist") else []
+    return _tested("tests", "tests/cuda", "-k", "hardware", *workers)
+
+
+def ptx() -> Step:
+    """The driver compiles the PTX and runs a few kernels of that: what a newer chip would do."""
+    only = dict(CUDA_FORCE_PTX_JIT="1", CUDA_CACHE_DISABLE="1")
+    return _tested("ptx", "tests/cuda/test_ptx.py", "-k", "hardware", **only)
+
+
+def _tested(name: str, *arguments: object, **variables: str) -> Step:
+    file = PLACE / f"{name}.xml"
+    command = pytest(f"--junitxml={file}", *arguments)
+    variables |= dict(VAR_EXT_GPU_TESTS="hardware", **THREADS)
+    return Step(command, SHARES[name], variables, read=functools.partial(_counted, file))
+
+
+def _counted(file: Path, step: Result, text: str) -> Result:
+    cases = list(ElementTree.parse(file).iter("testcase")) if file.exists() else []
+    skipped = {case.get("name", ""): node.get("message") for case in cases for node in case.iter("skipped")}
+    failed = {
+        f"{case.get('classname')}::{case.get('name')}": (node.get("message") or "")[:300]
+        for case in cases
+        for node in [*case.iter("failure"), *case.iter("error")]
+    }
+    ran = len(cases) - len(skipped)
+    return dict(ok=step["ok"] and ran > 0, ran=ran, skipped=skipped, failed=failed)
+
+
+# ---------------------------------------------------------------------- sanitizers
+
+
+def sanitizer(name: str) -> Step:
+    """A tool of compute-sanitizer over a few cases of each test; what there is no time for counts as skipped."""
+    program = "compute-sanitizer"
+    tool = shutil.which(program) or shutil.which(program, path="/usr/local/cuda/bin") or program
+    command: list[object] = [tool, "--tool", name]
+    if name == "memcheck":
+        command += ["--report-api-errors", "no"]  # torch tries out what the driver has
+    # initcheck has to see torch write as well: what it did not see written counts as read too early
+    if name != "initcheck" and "--kernel-regex" in (output_of(tool, "--help") or ""):
+        command += ["--kernel-regex", "kns=var_ext"]
+    # without torch's own pool of memory an access beyond a tensor shows
+    variables = dict(
+        VAR_EXT_GPU_TESTS="hardware", VAR_EXT_GPU_CASES=SANITIZERS[name], PYTORCH_NO_CUDA_MEMORY_CACHING="1"
+    )
+    variables |= dict(VAR_EXT_GPU_SECONDS=f"{SHARES[name] - ENDING:.0f}", **THREADS)
+    file = PLACE / f"{name}.xml"
+    command += pytest("-x", f"--junitxml={file}", "tests/cuda", "-k", SMALL)
+
+    def read(step: Result, text: str) -> Result:
+        tested = _counted(file, step, text)
+        return {**tested, **looked(name, tested, text)}
+
+    return Step(command, SHARES[name], variables, read=read)
+
+
+def looked(name: str, step: Result, text: str) -> Result:
+    """What a tool said. One that could not work on this device must not count as one that found nothing.
+
+    What initcheck finds in torch's own kernels is listed, and fails nothing: it sees all of them.
+    """
+    found = re.findall(r"={5,} +(?:.* access )?at (?:0x\w+ in )?(?:void )?(\S[^\n]*)", text)
+    names = [re.split(r"[<(+]", place.replace("(anonymous namespace)::", ""))[0].strip() for place in found]
+    places = Counter(names)
+    summary = re.findall(r"={5,} ((?:ERROR|RACECHECK) SUMMARY: .*)", text)
+    clean = bool(summary) and re.search(r": 0 (?:errors|hazards)", summary[-1]) is not None
+    of_others = bool(summary and names) and not any("var_ext" in name for name in names)
+    blameless = clean or (name == "initcheck" and of_others)
+    return dict(ok=step["ok"] and blameless, summary=summary[-1] if summary else None, places=dict(places))
+
+
+def collected(name: str) -> Step:
+    """The tests of a step, collected alone: what can be done without a GPU."""
+    whole = {"tests": tests, "ptx": ptx}[name]() if name not in SANITIZERS else sanitizer(name)
+    command = [*whole.command[whole.command.index(PYTHON) :], "--collect-only"]
+    return Step(command, whole.seconds, whole.environment)
+
+
+# ---------------------------------------------------------------------- programs that write JSON
+
+
+def _writing(name: str, program: str, out: Path, *options: object) -> Step:
+    """A program of this folder; what it wrote before a failure counts."""
+    return Step([PYTHON, f"benchmarks/{program}", "--out", out, *options], SHARES[name], figures=out)
+
+
+def occupancy(*options: object) -> Step:
+    return _writing("occupancy", "gpu_occupancy.py", PLACE / "occupancy.json", *options)
+
+
+def sampling(*options: object) -> Step:
+    return _writing("sampling", "gpu_sampling.py", PLACE / "sampling.json", *options)
+
+
+def races(*options: object) -> Step:
+    return _writing("races", "gpu_races.py", PLACE / "races.json", *options)
+
+
+# ---------------------------------------------------------------------- beside other programs
+
+
+def official(folder: Path, results: Path, *options: object) -> Step:
+    command = [PYTHON, "benchmarks/vs_official.py", "--official", folder, "--no-memory", *options]
+    return Step([*command, "--folder", results], VERSUS["official"])
+
+
+def dit(results: Path, *options: object) -> Step:
+    return Step([PYTHON, "benchmarks/vs_dit.py", "--no-memory", *options, "--folder", results], VERSUS["dit"])
