@@ -37,7 +37,7 @@ GUIDANCE = 1.0
 
 
 class Published(VAR):
-    def get_logits(self, labels, x):
+    def all_logits(self, labels, x):
         return self(labels, x)
 
     @torch.no_grad()
@@ -47,7 +47,7 @@ class Published(VAR):
         labels = torch.cat((label_B, torch.full_like(label_B, self.num_classes)))
         f_hat = torch.zeros(B, self.Cvae, self.patch_nums[-1], self.patch_nums[-1])
         for k, side in enumerate(self.patch_nums):
-            logits = self.get_logits(labels, x if x is None else x.repeat(2, 1, 1))[:, -side * side :]
+            logits = self.all_logits(labels, x if x is None else x.repeat(2, 1, 1))[:, -side * side :]
             t = GUIDANCE * cfg * k / (count - 1)
             logits = keep_top((1 + t) * logits[:B] - t * logits[B:], top_k, top_p)
             tokens = logits.softmax(-1).flatten(0, 1).multinomial(1, replacement=True, generator=self.rng)
@@ -63,7 +63,7 @@ def build_vae_var(**sizes):
     for layer in (nn.Linear, nn.Conv2d):
         layer.reset_parameters = lambda self: None
     vae, var = build(**sizes)
-    var.__class__, var.patch_nums = Published, sizes["patch_nums"]
+    var.__class__ = Published
     for block in var.blocks:
         block.ln_wo_grad = nn.LayerNorm(var.C, eps=1e-6, elementwise_affine=False)
     return vae, var
