@@ -6,7 +6,8 @@ import contextlib
 import importlib
 import io
 import sys
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from itertools import cycle
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -15,6 +16,8 @@ from torch import Tensor, nn
 from versus import Watch, randomize
 
 import var_ext
+from var_ext.bench import Watched
+from var_ext.engine import Call, Draw, PublishedDraw, options_for
 from var_ext.models import build_vae_var
 from var_ext.sampling import Sampler
 
@@ -142,20 +145,29 @@ class Fast:
     def draw(
         self, labels: Tensor, seed: int, *, watch: Watch | None = None, forced: Sequence[Tensor] | None = None
     ) -> tuple[Tensor, Tensor]:
-        codebook = self.engine.vae.quantize.embedding
-        ends = {"draw": "head and sampling", "step": "quantizer"}
-        more: dict[str, Any] = {}
-        if watch:
-            more["mark"] = lambda part, _: watch(ends[part]) if part in ends else None
-        if forced is not None:
-            more["edit"] = lambda _, k: codebook(forced[k]).float()
-        with contextlib.ExitStack() as stack:
-            if watch:
-                stack.enter_context(_marked(self.engine, "_logits", watch, "transformer", None))
-            stack.enter_context(_marked(self.engine, "sample", watch, None, "decoder", more))
+        if watch is None and forced is None:
             return self.fast.autoregressive_infer_cfg(
                 len(labels), labels, g_seed=seed, return_tokens=True, **OPTIONS
             )
+        engine, options = self.fast.engine, options_for(self.fast.engine.schedule, **OPTIONS)
+        rng = torch.Generator(labels.device).manual_seed(seed)
+        edit = None if forced is None else lambda _, k: engine.codebook[forced[k]]
+        call = Call(labels, rng, options, edit)
+        drawing: Draw = PublishedDraw(rng, options, engine.codebook)
+        if watch:
+            said = cycle((lambda: None, lambda: watch("head and sampling")))
+            drawing = Watched(drawing, lambda: next(said)())
+        with contextlib.ExitStack() as stack, torch.inference_mode():
+            if watch:
+                stack.enter_context(_marked(engine, "_logits", watch, "transformer", None))
+            for f_hat in engine.generate(call, drawing):
+                if watch:
+                    watch("quantizer")
+                f_hats = [f_hat]
+            images = engine.decode(*f_hats)
+            if watch:
+                watch("decoder")
+        return images, torch.cat(drawing.tokens, dim=1)
 
 
 class Graphed:
@@ -193,15 +205,14 @@ def _marked(
     watch: Watch | None,
     before: str | None,
     after: str | None,
-    more: Mapping[str, Any] | None = None,
 ) -> Iterator[None]:
-    """`before` ends where the method of this one object is called, with `more` arguments; `after` where it returns."""
+    """`before` ends where the method of this one object is called; `after` where it returns."""
     original = getattr(owner, method)
 
     def listening(*args: Any, **kwargs: Any) -> Any:
         if watch and before:
             watch(before)
-        result = original(*args, **kwargs, **(more or {}))
+        result = original(*args, **kwargs)
         if watch and after:
             watch(after)
         return result
