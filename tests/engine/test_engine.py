@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import copy
 import pickle
+import time
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 import torch
@@ -13,6 +15,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from tests.models.conftest import small_pair
 from var_ext.bench import Watched
 from var_ext.engine import Call, Engine, SeededDraw, named_precision, options_for
+from var_ext.engine.execution import Execution
 from var_ext.engine.layers import Int8Linear, PackedLinear, linear
 
 CPU = torch.device("cpu")
@@ -284,3 +287,15 @@ def test_autocast_around_a_sampling_is_the_callers_between_scales(pair):
         for _ in engine.generate(Call(LABELS, SEEDS, options), draw):
             assert torch.is_autocast_enabled("cpu")
     assert not torch.is_autocast_enabled("cpu")
+
+
+@pytest.mark.parametrize("release", [False, True])
+def test_threads_wait_for_one_packing(release, monkeypatch):
+    vae, var = small_pair()
+    expected = sample(engine_of(small_pair(), "bf16"), LABELS[:2], SEEDS[:2])[0]
+    engine = Engine(var.eval(), named_precision("bf16", CPU), pack=True, release=release)
+    slow = Execution.copy
+    monkeypatch.setattr(Execution, "copy", lambda *given, **more: time.sleep(0.001) or slow(*given, **more))
+    with ThreadPoolExecutor(6) as pool:
+        drawn = list(pool.map(lambda _: sample(engine, LABELS[:2], SEEDS[:2])[0], range(6)))
+    assert engine.builds == 1 and all(torch.equal(images, expected) for images in drawn)

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import is_dataclass
+from threading import RLock
 from typing import Any, NamedTuple
 
 import torch
@@ -65,14 +66,18 @@ class Engine:
         self.schedule = var.schedule
         self._parts: Parts | None = None
         self._watch: Watch | None = None
-        self._cache = Cache()
+        self._cache, self._lock = Cache(), RLock()
         self.builds = 0  # how often weights were packed
 
     def __getstate__(self) -> dict[str, Any]:
         """For copies and pickles: packed weights stay behind and are made anew."""
         if self.released:
             raise TypeError("an engine that has released the model's weights cannot be copied or pickled")
-        return {**self.__dict__, "_parts": None, "_watch": None, "_cache": Cache()}
+        kept = {name: value for name, value in self.__dict__.items() if name != "_lock"}
+        return {**kept, "_parts": None, "_watch": None, "_cache": Cache()}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self.__dict__.update(state, _lock=RLock())
 
     @property
     def released(self) -> bool:
@@ -85,7 +90,11 @@ class Engine:
             self._parts = None
 
     def parts(self) -> Parts:
-        """The models as they are executed, of their present weights."""
+        """The models as they are executed, of their present weights: made once for all threads."""
+        with self._lock:
+            return self._present_parts()
+
+    def _present_parts(self) -> Parts:
         fresh = self.release or (self._watch is not None and self._watch.unchanged())
         if self._parts and fresh:
             return self._parts

@@ -1,0 +1,76 @@
+"""What `save_model` writes, `load` gives back; what it could not give back is refused before anything is written."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch import nn
+
+import var_ext
+from tests.tiny import answer, tiny
+from var_ext import Sampler
+from var_ext.folder import save_model
+from var_ext.models import VAR
+from var_ext.models.var import FFN
+
+
+class Relu(FFN):
+    def forward(self, x):
+        return self.fc2(nn.functional.relu(self.fc1(x)))
+
+
+class Adapter(nn.Module):
+    def __init__(self, inner: nn.Module) -> None:
+        super().__init__()
+        self.inner = inner
+
+    def forward(self, x):
+        return self.inner(x)
+
+
+class Named(VAR):
+    """A subclass without parts of its own."""
+
+
+def test_exchanged_class_embeddings_come_back(tmp_path):
+    vae, var = tiny()
+    var.class_emb, var.num_classes = nn.Embedding(10, var.C), 9
+    save_model(tmp_path, vae, var, class_names=list("abcdefghi"))
+    again = var_ext.load(tmp_path, precision="fp32")
+    assert again.num_classes == 9
+    expected = Sampler(vae, var, precision="fp32")([8, 3], [1, 2])
+    assert torch.equal(again([8, 3], [1, 2]), expected)
+
+
+def test_a_merged_adapter_comes_back(tmp_path):
+    vae, var = tiny()
+    with torch.no_grad():
+        var.blocks[0].attn.proj.weight.add_(torch.randn_like(var.blocks[0].attn.proj.weight))
+    var.__class__ = Named
+    save_model(tmp_path, vae, var)
+    assert answer(var_ext.load(tmp_path, precision="fp32")) == answer(Sampler(vae, var, precision="fp32"))
+
+
+FAULTS = {
+    r"blocks.0.attn.proj is a Adapter instead of a Linear": lambda vae, var: setattr(
+        var.blocks[0].attn, "proj", Adapter(var.blocks[0].attn.proj)
+    ),
+    r"blocks.1.ffn is a Relu instead of a FFN": lambda vae, var: setattr(var.blocks[1].ffn, "__class__", Relu),
+    r"blocks.0.attn.scale is 3.0 instead of 1.0": lambda vae, var: setattr(var.blocks[0].attn, "scale", 3.0),
+    r"blocks.0.norm_eps is 0.1": lambda vae, var: setattr(var.blocks[0], "norm_eps", 0.1),
+    r"class_emb.weight does not have shape \(6, 64\)": lambda vae, var: setattr(var, "class_emb", nn.Embedding(9, 64)),
+    r"blocks.0 has a forward of its own": lambda vae, var: setattr(var.blocks[0], "forward", var.blocks[0].forward),
+    r"style is a Linear, which they do not build": lambda vae, var: setattr(var, "style", nn.Linear(2, 64)),
+    r"decoder.mid is a Sequential": lambda vae, var: setattr(vae.decoder, "mid", nn.Sequential(vae.decoder.mid)),
+    r"gain is no entry of it": lambda vae, var: setattr(var, "gain", nn.Parameter(torch.ones(1))),
+    r"quantize.beta is 0.5 instead of 0.25": lambda vae, var: setattr(vae.quantize, "beta", 0.5),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("fault", FAULTS)
+def test_what_a_folder_cannot_hold_is_refused(fault, tmp_path):
+    vae, var = tiny()
+    FAULTS[fault](vae, var)
+    with pytest.raises(ValueError, match=f"but {fault}.*: merge adapters first, or keep the state_dict"):
+        save_model(tmp_path / "model", vae, var)
+    assert not (tmp_path / "model").exists()
