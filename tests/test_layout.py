@@ -198,6 +198,32 @@ def test_imports_point_down() -> None:
     assert not wrong
 
 
+def imported_modules(path: Path) -> set[str]:
+    """Modules of this package that a file imports when it is read itself: not inside functions, not for types alone."""
+    found = set()
+    for node in ast.parse(path.read_text(encoding="utf-8")).body:
+        for inner in ast.walk(node) if isinstance(node, ast.Import | ast.ImportFrom) else ():
+            if isinstance(inner, ast.ImportFrom) and (inner.module or "").startswith("var_ext"):
+                found |= {str(inner.module), *(f"{inner.module}.{alias.name}" for alias in inner.names)}
+            elif isinstance(inner, ast.Import):
+                found |= {alias.name for alias in inner.names}
+    return found
+
+
+def test_imports_have_no_circle() -> None:
+    """Neither on a floor nor within a room: files can be read in an order in which each uses only what came before."""
+    files = {name.removesuffix(".__init__"): path for name, path in modules()}
+    graph = {name: imported_modules(path) & files.keys() - {name} for name, path in files.items()}
+    # a room's face imports its files, and they are read through it: no circle of the files themselves
+    rooms = {name for name, path in files.items() if path.name == "__init__.py"}
+    for name in files:
+        graph[name] -= {room for room in rooms if name.startswith(f"{room}.")}
+    while graph:
+        done = {name for name, targets in graph.items() if not targets & graph.keys()}
+        assert done, f"these import each other: {sorted(graph)}"
+        graph = {name: targets for name, targets in graph.items() if name not in done}
+
+
 def test_the_core_knows_nothing_of_torch() -> None:
     for path in (ROOT / "csrc").rglob("*.*"):
         text = path.read_text(encoding="utf-8")

@@ -50,7 +50,8 @@ def save_model(
     Raises:
         CheckpointError: a file could not be written; those that were there are unchanged.
         ValueError: the number of class names is not the number of classes, or a model is not what its arguments build:
-            with adapters, other layers or classes, attributes set later. The message names the part; nothing is written.
+            with adapters, other layers or classes, attributes set later. The message names the part, and nothing is
+            written.
     """
     if var is not None and class_names is not None and len(class_names) != var.num_classes:
         raise ValueError(f"class_names must have {var.num_classes} names, got {len(class_names)}")

@@ -291,7 +291,7 @@ def test_autocast_around_a_sampling_is_the_callers_between_scales(pair):
 
 @pytest.mark.parametrize("release", [False, True])
 def test_threads_wait_for_one_packing(release, monkeypatch):
-    vae, var = small_pair()
+    _, var = small_pair()
     expected = sample(engine_of(small_pair(), "bf16"), LABELS[:2], SEEDS[:2])[0]
     engine = Engine(var.eval(), named_precision("bf16", CPU), pack=True, release=release)
     slow = Execution.copy
