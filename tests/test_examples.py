@@ -20,7 +20,7 @@ EXAMPLES = Path(__file__).resolve().parent.parent / "python" / "examples"
 def test_an_example_is_short_and_says_how_to_run_it(example):
     text = example.read_text()
     assert len(text.splitlines()) < 60
-    assert f"    python python/examples/{example.name}" in text.split('"""')[1]
+    assert f"\npython python/examples/{example.name}" in text.split('"""')[1]
 
 
 def test_a_second_condition(tmp_path, monkeypatch, capsys):

@@ -15,9 +15,7 @@ from var_ext.grid import labelled_grid
 from var_ext.models import VAR
 
 
-class InkedVAR(VAR):
-    """`VAR` whose forward and whose sampling take `ink`, (B,) float32."""
-
+class InkedVAR(VAR):  # its forward and its sampling take ink, (B,) float32
     def __init__(self, *given, **options) -> None:
         super().__init__(*given, **options)
         self.ink = nn.Linear(1, self.C)
