@@ -13,6 +13,7 @@ namespace var_ext::cuda {
 template <class T, bool residual>
 __global__ void __launch_bounds__(adaln_most_threads<T>, 1)
     adaln_backward_aligned_kernel(const AdalnBackwardParams p) {
+    ptx::wait_for_previous();
     constexpr int N = per_lane<T>, vectors = residual ? 3 : 2;
     const int64_t b = blockIdx.x / p.partials, partial = blockIdx.x % p.partials;
     const int64_t first = chunk_begin(p, partial), end = chunk_begin(p, partial + 1);
@@ -102,6 +103,7 @@ __global__ void __launch_bounds__(adaln_most_threads<T>, 1)
 template <class T, bool residual>
 __global__ void __launch_bounds__(adaln_any_threads, 3)
     adaln_backward_any_kernel(const AdalnBackwardParams p) {
+    ptx::wait_for_previous();
     constexpr int vectors = residual ? 3 : 2;
     const int64_t b = blockIdx.x / p.partials, partial = blockIdx.x % p.partials;
     const float share = 1.0f / static_cast<float>(p.channels);
@@ -148,6 +150,7 @@ __global__ void __launch_bounds__(adaln_any_threads, 3)
 // budget: registers <= 32, shared <= 2048, blocks >= 3
 template <class T>
 __global__ void __launch_bounds__(sum_columns_threads, 3) adaln_add_kernel(const AdalnBackwardParams p) {
+    ptx::wait_for_previous();
     const int64_t width = (p.gate.data == nullptr ? 2 : 3) * p.channels;
     const int64_t column = static_cast<int64_t>(blockIdx.x) * 32 + threadIdx.x % 32;
     const int64_t b = column / width, i = column % width;

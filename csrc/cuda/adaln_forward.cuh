@@ -15,6 +15,7 @@ namespace var_ext::cuda {
 template <class T, bool residual>
 __global__ void __launch_bounds__(adaln_most_threads<T>, sizeof(T) == 4 ? 1 : 3)
     adaln_aligned_kernel(const AdalnParams p, uint32_t chunks, uint32_t rows) {
+    ptx::wait_for_previous();
     constexpr int N = per_lane<T>;
     const int64_t b = blockIdx.x / chunks, first = static_cast<int64_t>(blockIdx.x % chunks) * rows;
     const int64_t end = min(first + rows, p.length), channel = threadIdx.x * N;
@@ -63,6 +64,7 @@ __global__ void __launch_bounds__(adaln_most_threads<T>, sizeof(T) == 4 ? 1 : 3)
 // budget: registers <= 80, shared <= 256, blocks >= 3
 template <class T, bool residual>
 __global__ void __launch_bounds__(adaln_any_threads, 3) adaln_any_kernel(const AdalnParams p) {
+    ptx::wait_for_previous();
     const int64_t b = blockIdx.x / p.length, l = blockIdx.x % p.length;
     float* const shared = reinterpret_cast<float*>(ptx::shared_memory());
     float sum[1] = {}, square[1] = {};

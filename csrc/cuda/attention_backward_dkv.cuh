@@ -116,6 +116,7 @@ __global__ void __launch_bounds__(attention_threads, AttentionBackwardDkv<D>::bl
     attention_backward_dkv_kernel(const __grid_constant__ AttentionParams p,
                                   const __grid_constant__ AttentionGradients g,
                                   const __grid_constant__ BlockCausalTiles tiles, const BlockOrder order) {
+    ptx::wait_for_previous();
     using Shape = AttentionBackwardDkv<D>;
     constexpr int M = Shape::M;
     const BlockOrder::Place place = order.place(blockIdx.x);

@@ -146,6 +146,7 @@ __global__ void __launch_bounds__(attention_threads, AttentionBackwardDq<D>::blo
     attention_backward_dq_kernel(const __grid_constant__ AttentionParams p,
                                  const __grid_constant__ AttentionGradients g,
                                  const __grid_constant__ BlockCausalTiles tiles, const BlockOrder order) {
+    ptx::wait_for_previous();
     using Shape = AttentionBackwardDq<D>;
     constexpr int M = Shape::M;
     const BlockOrder::Place place = order.place(blockIdx.x);

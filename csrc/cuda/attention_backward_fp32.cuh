@@ -41,6 +41,7 @@ __global__ void __launch_bounds__(fp32::threads, D == 128 ? 1 : 2)
     attention_backward_q_fp32_kernel(const __grid_constant__ AttentionParams p,
                                      const __grid_constant__ AttentionGradients g,
                                      const __grid_constant__ BlockCausalTiles tiles, const BlockOrder order) {
+    ptx::wait_for_previous();
     using namespace fp32;
     using S = Shape<D, R, J>;
     const BlockOrder::Place place = order.place(blockIdx.x);
@@ -132,6 +133,7 @@ __global__ void __launch_bounds__(fp32::threads, D == 128 ? 1 : 2)
                                       const __grid_constant__ AttentionGradients g,
                                       const __grid_constant__ BlockCausalTiles tiles,
                                       const BlockOrder order) {
+    ptx::wait_for_previous();
     using namespace fp32;
     using S = Shape<D, R, J>;
     const BlockOrder::Place place = order.place(blockIdx.x);

@@ -122,6 +122,7 @@ template <class T, int D, int M, class Tiles>
 __global__ void __launch_bounds__(attention_threads, AttentionForward<D, M>::blocks)
     attention_forward_kernel(const __grid_constant__ AttentionParams p, const __grid_constant__ Tiles tiles,
                              const BlockOrder order) {
+    ptx::wait_for_previous();
     using Shape = AttentionForward<D, M>;
     const BlockOrder::Place place = order.place(blockIdx.x);
     const Tile tile = tiles.tile(tiles.count() - 1 - static_cast<int32_t>(place.rank));

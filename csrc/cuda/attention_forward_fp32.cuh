@@ -55,6 +55,7 @@ template <int D, int R, int J, class Tiles>
 __global__ void __launch_bounds__(fp32::threads, D == 128 ? 1 : 2)
     attention_forward_fp32_kernel(const __grid_constant__ AttentionParams p,
                                   const __grid_constant__ Tiles tiles, const BlockOrder order) {
+    ptx::wait_for_previous();
     using namespace fp32;
     using S = Shape<D, R, J>;
     const BlockOrder::Place place = order.place(blockIdx.x);

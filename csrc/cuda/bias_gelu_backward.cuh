@@ -13,6 +13,7 @@ namespace var_ext::cuda {
 template <class T, int N>
 __global__ void __launch_bounds__(bias_gelu_threads, 4)
     bias_gelu_backward_kernel(const BiasGeluParams p, uint32_t column_blocks) {
+    ptx::wait_for_previous();
     constexpr int steps = 2;  // rows that a lane has under way
     const BiasGeluPlace<N> place(column_blocks);
     const bool here = place.column < p.channels;  // mask
@@ -66,6 +67,7 @@ __global__ void __launch_bounds__(bias_gelu_threads, 4)
 // budget: registers <= 32, shared <= 2048, blocks >= 3
 template <class T>
 __global__ void __launch_bounds__(sum_columns_threads, 3) bias_gelu_add_kernel(const BiasGeluParams p) {
+    ptx::wait_for_previous();
     const int64_t column = static_cast<int64_t>(blockIdx.x) * 32 + threadIdx.x % 32;
     const bool here = column < p.channels;  // mask
     float* const shared = reinterpret_cast<float*>(ptx::shared_memory());

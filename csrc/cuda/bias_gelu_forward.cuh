@@ -15,6 +15,7 @@ constexpr uint32_t bias_gelu_chunk = bias_gelu_steps * bias_gelu_warps;  // rows
 template <class T, int N>
 __global__ void __launch_bounds__(bias_gelu_threads, 4)
     bias_gelu_kernel(const BiasGeluParams p, uint32_t column_blocks) {
+    ptx::wait_for_previous();
     const BiasGeluPlace<N> place(column_blocks);
     const int64_t first = static_cast<int64_t>(place.chunk) * bias_gelu_chunk + place.warp;
     const bool here = place.column < p.channels;  // mask

@@ -24,6 +24,7 @@ __device__ void sum_group(const GroupNormSiluParams& p, float (&sums)[N], float*
 // budget: registers <= 64, shared <= 256, blocks >= 4
 __global__ void __launch_bounds__(group_norm_silu_threads, 4)
     group_norm_silu_stats_kernel(const GroupNormSiluParams p) {
+    ptx::wait_for_previous();
     float* const shared = reinterpret_cast<float*>(ptx::shared_memory());
     const uint32_t width = width_of_group(p), groups = static_cast<uint32_t>(p.groups);
     const float count = static_cast<float>(width * p.pixels);
@@ -44,6 +45,7 @@ __global__ void __launch_bounds__(group_norm_silu_threads, 4)
 template <class T>
 __global__ void __launch_bounds__(group_norm_silu_threads, 4)
     group_norm_silu_slopes_kernel(const GroupNormSiluParams p) {
+    ptx::wait_for_previous();
     float* const shared = reinterpret_cast<float*>(ptx::shared_memory());
     const float count = static_cast<float>(p.channels / p.groups * p.pixels);
     float sums[2] = {};
@@ -62,6 +64,7 @@ __global__ void __launch_bounds__(group_norm_silu_threads, 4)
 template <class T>
 __global__ void __launch_bounds__(sum_columns_threads, 3)
     group_norm_silu_add_kernel(const GroupNormSiluParams p) {
+    ptx::wait_for_previous();
     const int64_t column = static_cast<int64_t>(blockIdx.x) * 32 + threadIdx.x % 32;
     const bool here = column < 2 * p.channels;  // mask
     float* const shared = reinterpret_cast<float*>(ptx::shared_memory());

@@ -40,6 +40,7 @@ __device__ void for_map(const GroupNormSiluParams& p, const MapPlace& place, con
 template <class T, int N>
 __global__ void __launch_bounds__(group_norm_silu_threads, 4)
     group_norm_silu_map_moments_kernel(const GroupNormSiluParams p) {
+    ptx::wait_for_previous();
     const MapPlace place(p);
     float* const shared = reinterpret_cast<float*>(ptx::shared_memory());
     float mean = 0.0f, square = 0.0f, count = 0.0f;
@@ -70,6 +71,7 @@ __global__ void __launch_bounds__(group_norm_silu_threads, 4)
 template <class T, int N>
 __global__ void __launch_bounds__(group_norm_silu_threads, 4)
     group_norm_silu_maps_kernel(const GroupNormSiluParams p) {
+    ptx::wait_for_previous();
     const MapPlace place(p);
     const Channel channel = channel_of<T>(p, place.b, place.c);
     T* const out = static_cast<T*>(p.out) + place.offset;
@@ -86,6 +88,7 @@ __global__ void __launch_bounds__(group_norm_silu_threads, 4)
 template <class T, int N>
 __global__ void __launch_bounds__(group_norm_silu_threads, 3)
     group_norm_silu_map_slopes_kernel(const GroupNormSiluParams p) {
+    ptx::wait_for_previous();
     const MapPlace place(p);
     const Channel channel = channel_of<T>(p, place.b, place.c);
     float sums[2] = {};
@@ -106,6 +109,7 @@ __global__ void __launch_bounds__(group_norm_silu_threads, 3)
 template <class T, int N>
 __global__ void __launch_bounds__(group_norm_silu_threads, 3)
     group_norm_silu_maps_backward_kernel(const GroupNormSiluParams p) {
+    ptx::wait_for_previous();
     const MapPlace place(p);
     const Channel channel = channel_of<T>(p, place.b, place.c);
     const float2 means = slope_means_of(p, place.b, place.c);

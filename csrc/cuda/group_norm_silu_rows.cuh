@@ -82,6 +82,7 @@ __device__ float* share_pairs(const float (&first)[N], const float (&second)[N])
 template <class T, int N>
 __global__ void __launch_bounds__(group_norm_silu_threads, 3)
     group_norm_silu_row_moments_kernel(const GroupNormSiluParams p, uint32_t windows) {
+    ptx::wait_for_previous();
     const PixelPlace<N> place(p, windows);
     float mean[N] = {}, square[N] = {}, count = 0.0f;
     for_pixels<T, N, 4, false>(p, place, [&](const float (&x)[N], const float (&)[N], uint32_t) {
@@ -117,6 +118,7 @@ __global__ void __launch_bounds__(group_norm_silu_threads, 3)
 template <class T, int N>
 __global__ void __launch_bounds__(group_norm_silu_threads, 3)
     group_norm_silu_rows_kernel(const GroupNormSiluParams p, uint32_t windows) {
+    ptx::wait_for_previous();
     const PixelPlace<N> place(p, windows);
     T* const out = static_cast<T*>(p.out) + place.offset;
     Channel channels[N];
@@ -139,6 +141,7 @@ __global__ void __launch_bounds__(group_norm_silu_threads, 3)
 template <class T, int N>
 __global__ void __launch_bounds__(group_norm_silu_threads, 2)
     group_norm_silu_row_slopes_kernel(const GroupNormSiluParams p, uint32_t windows) {
+    ptx::wait_for_previous();
     const PixelPlace<N> place(p, windows);
     Channel channels[N];
     for (int i = 0; i < N; ++i) channels[i] = channel_of<T>(p, place.b, place.channel + i);
@@ -170,6 +173,7 @@ __global__ void __launch_bounds__(group_norm_silu_threads, 2)
 template <class T, int N>
 __global__ void __launch_bounds__(group_norm_silu_threads, 2)
     group_norm_silu_rows_backward_kernel(const GroupNormSiluParams p, uint32_t windows) {
+    ptx::wait_for_previous();
     const PixelPlace<N> place(p, windows);
     T* const out = static_cast<T*>(p.out) + place.offset;
     Channel channels[N];

@@ -4,6 +4,7 @@
 #include <cuda_runtime.h>
 
 #include <cstdint>
+#include <cstdlib>
 #include <stdexcept>
 #include <string>
 
@@ -62,6 +63,16 @@ inline void check_shared(const char* op, const CudaStream& where, size_t bytes) 
                              "; VAR_EXT_BACKEND=reference takes any");
 }
 
+// Whether blocks may start while the kernel before them ends: they wait for it themselves. VAR_EXT_PDL=0
+// forbids it.
+inline bool starts_early(const char* op, const CudaStream& where) {
+    const char* said = std::getenv("VAR_EXT_PDL");
+    if (said != nullptr && std::string(said) == "0") return false;
+    int major = 0;
+    check(op, cudaDeviceGetAttribute(&major, cudaDevAttrComputeCapabilityMajor, where.device));
+    return major >= 9;
+}
+
 // `shared_bytes` of dynamic shared memory a block. Nothing is allocated or waited for, so a launch can be
 // captured in a CUDA graph.
 template <class... Params, class... Args>
@@ -80,6 +91,11 @@ void launch(const char* op, const CudaStream& where, dim3 grid, unsigned threads
     config.blockDim = dim3(threads);
     config.dynamicSmemBytes = shared_bytes;
     config.stream = reinterpret_cast<cudaStream_t>(where.handle);
+    cudaLaunchAttribute early = {};
+    early.id = cudaLaunchAttributeProgrammaticStreamSerialization;
+    early.val.programmaticStreamSerializationAllowed = 1;
+    config.attrs = &early;
+    config.numAttrs = starts_early(op, where) ? 1 : 0;
     check(op, cudaLaunchKernelEx(&config, kernel, args...));
 }
 

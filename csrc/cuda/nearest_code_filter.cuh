@@ -184,6 +184,7 @@ __device__ inline void search_candidates(const CodeSearch& p, int split, int64_t
 template <int groups>
 __global__ void __launch_bounds__(search_threads, groups == 1 ? 3 : 2)
     nearest_code_filter_kernel(const CodeSearch p) {
+    ptx::wait_for_previous();
     constexpr int tile_words = search_codes_of_tile * 16 * groups;
     uint32_t* const low = reinterpret_cast<uint32_t*>(ptx::shared_memory());  // (2, groups, 128, 16)
     float* const minus = reinterpret_cast<float*>(low + 2 * tile_words);      // (2, 128)

@@ -105,6 +105,7 @@ __device__ inline void pack_low(const FilterCodes& to, const PackedRows& p, int6
 template <class Source, class Filter>
 __global__ void __launch_bounds__(nearest_code_pack_threads, 16)
     nearest_code_pack_kernel(const Source source, const PackedRows p, const Filter filter) {
+    ptx::wait_for_previous();
     constexpr bool filters = std::is_same_v<Filter, FilterCodes>;
     const int64_t row = static_cast<int64_t>(blockIdx.x) * nearest_code_pack_threads + threadIdx.x;
     const bool here = row < p.rows;  // mask

@@ -156,6 +156,7 @@ __device__ inline void search_tiles(const CodeSearch& p, int split, int64_t firs
 // budget: registers <= 168, shared <= 67584, blocks >= 2
 // sass: LDGSTS, LDS.128
 __global__ void __launch_bounds__(search_threads, 2) nearest_code_search_kernel(const CodeSearch p) {
+    ptx::wait_for_previous();
     const int split = static_cast<int>(blockIdx.x) % p.splits;
     search_tiles(p, split, static_cast<int64_t>(blockIdx.x / p.splits) * search_rows);
 }
@@ -194,6 +195,7 @@ __device__ inline bool is_ordinary(float sum_of_x, float largest) {
 // A warp a vector: the lowest over the splits of the codebook.
 // budget: registers <= 64, shared <= 0, blocks >= 8
 __global__ void __launch_bounds__(search_threads, 8) nearest_code_finish_kernel(const CodeSearch p) {
+    ptx::wait_for_previous();
     const int64_t row = static_cast<int64_t>(blockIdx.x) * (search_threads / 32) + threadIdx.x / 32;
     const int lane = static_cast<int>(threadIdx.x) % 32;
     const bool here = row < p.n;  // mask

@@ -18,6 +18,15 @@ __device__ inline uint32_t shared_address(const void* pointer) {
     return static_cast<uint32_t>(__cvta_generic_to_shared(pointer));
 }
 
+// Every kernel begins with it, in all threads, before any access of device memory: until the kernels before
+// it on the stream have ended and what they wrote is there. A launch may let the blocks start while those
+// still run; see launch.cuh. No kernel lets the next one start early by itself.
+__device__ inline void wait_for_previous() {
+#if defined(__CUDA_ARCH__) && __CUDA_ARCH__ >= 900
+    asm volatile("griddepcontrol.wait;" ::: "memory");
+#endif
+}
+
 // 16 bytes at once; the address must be a multiple of 16.
 __device__ inline uint4 load_16(const void* from) {
     return *static_cast<const uint4*>(from);

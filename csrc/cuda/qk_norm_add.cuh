@@ -8,6 +8,7 @@ namespace var_ext::cuda {
 // budget: registers <= 32, shared <= 2048, blocks >= 3
 template <class T>
 __global__ void __launch_bounds__(sum_columns_threads, 3) qk_norm_add_kernel(const QkNormBackwardParams p) {
+    ptx::wait_for_previous();
     const int64_t width = 2 * p.channels + 1, columns = p.heads * width;
     const int64_t column = static_cast<int64_t>(blockIdx.x) * 32 + threadIdx.x % 32;
     const bool here = column < columns;  // mask

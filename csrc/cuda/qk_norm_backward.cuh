@@ -52,6 +52,7 @@ constexpr int sums_of_warp = 2 * 32 * per_lane<T> + 32;
 template <class T>
 __global__ void __launch_bounds__(qk_norm_threads, 3)
     qk_norm_backward_aligned_kernel(const QkNormBackwardParams p, uint32_t head_groups, int log_lanes) {
+    ptx::wait_for_previous();
     const uint32_t partial = blockIdx.x / head_groups, group = blockIdx.x % head_groups;
     const uint32_t warp = threadIdx.x / 32, lane = threadIdx.x % 32, heads_of_warp = 32u >> log_lanes;
     const uint32_t head = group * heads_of_warp + (lane >> log_lanes);

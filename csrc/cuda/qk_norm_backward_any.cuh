@@ -11,6 +11,7 @@ namespace var_ext::cuda {
 template <class T>
 __global__ void __launch_bounds__(qk_norm_threads, 3)
     qk_norm_backward_any_kernel(const QkNormBackwardParams p, uint32_t tasks) {
+    ptx::wait_for_previous();
     constexpr int steps = 4, window = 32 * steps;
     const uint32_t task = blockIdx.x * qk_norm_warps + threadIdx.x / 32;
     const bool here = task < tasks;  // mask

@@ -11,6 +11,7 @@ namespace var_ext::cuda {
 template <class T>
 __global__ void __launch_bounds__(qk_norm_threads, 6)
     qk_norm_aligned_kernel(const QkNormParams p, uint32_t units, int log_lanes) {
+    ptx::wait_for_previous();
     const uint32_t unit = blockIdx.x * (qk_norm_threads >> log_lanes) + (threadIdx.x >> log_lanes);
     const int channel = static_cast<int>(threadIdx.x & ((1u << log_lanes) - 1)) * per_lane<T>;
     const HeadAt at = head_at(unit, p.length, p.heads);
@@ -62,6 +63,7 @@ __global__ void __launch_bounds__(qk_norm_threads, 6)
 template <class T>
 __global__ void __launch_bounds__(qk_norm_threads, 6)
     qk_norm_any_kernel(const QkNormParams p, uint32_t units) {
+    ptx::wait_for_previous();
     const uint32_t unit = blockIdx.x * qk_norm_warps + threadIdx.x / 32;
     const bool here = unit < units;  // mask
     if (!here) return;

@@ -51,6 +51,7 @@ __device__ uint32_t max_block(uint32_t value, uint32_t* shared) {
 template <class T>
 __global__ void __launch_bounds__(quantize_rows_most_threads, 2)
     quantize_rows_aligned_kernel(const QuantizeRowsParams p) {
+    ptx::wait_for_previous();
     constexpr int N = per_lane<T>, steps = quantize_rows_steps;
     const T* const x = static_cast<const T*>(p.x) + blockIdx.x * p.x_stride;
     uint8_t* const q = p.q + blockIdx.x * p.channels;
@@ -95,6 +96,7 @@ __global__ void __launch_bounds__(quantize_rows_most_threads, 2)
 template <class T>
 __global__ void __launch_bounds__(quantize_rows_any_threads, 6)
     quantize_rows_any_kernel(const QuantizeRowsParams p) {
+    ptx::wait_for_previous();
     const T* const x = static_cast<const T*>(p.x) + blockIdx.x * p.x_stride;
     uint8_t* const q = p.q + blockIdx.x * p.channels;
     uint32_t most = 0;

@@ -158,6 +158,7 @@ __device__ void sum_taps(int output, int n_in, int n_out, const S* from, int tap
 // budget: registers <= 96, shared <= 73728, blocks >= 2
 template <class Map, class T>
 __global__ void __launch_bounds__(resample_threads, 2) resample_grid_kernel(const ResampleParams p) {
+    ptx::wait_for_previous();
     using S = typename SumOf<T>::Type;
     const int in_h = static_cast<int>(p.in_h), in_w = static_cast<int>(p.in_w);
     const int out_h = static_cast<int>(p.out_h), out_w = static_cast<int>(p.out_w);
@@ -192,6 +193,7 @@ __global__ void __launch_bounds__(resample_threads, 2) resample_grid_kernel(cons
 // budget: registers <= 64, shared <= 73728, blocks >= 2
 template <class T>
 __global__ void __launch_bounds__(resample_threads, 2) resample_grid_mean_kernel(const ResampleParams p) {
+    ptx::wait_for_previous();
     using S = typename SumOf<T>::Type;
     const int in_h = static_cast<int>(p.in_h), in_w = static_cast<int>(p.in_w);
     const int out_h = static_cast<int>(p.out_h), out_w = static_cast<int>(p.out_w), pixels = out_h * out_w;
@@ -222,6 +224,7 @@ struct Copy {};
 template <class Map, class T>
 __global__ void __launch_bounds__(resample_threads, 4)
     resample_pixel_kernel(const ResampleParams p, int64_t items) {
+    ptx::wait_for_previous();
     using S = typename SumOf<T>::Type;
     const int64_t i = static_cast<int64_t>(blockIdx.x) * resample_threads + threadIdx.x;
     const bool here = i < items;  // mask

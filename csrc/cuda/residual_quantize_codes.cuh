@@ -68,6 +68,7 @@ constexpr unsigned quantize_threads = 256;
 template <bool adds>
 __global__ void __launch_bounds__(quantize_threads, 6)
     residual_quantize_sum_kernel(float* to, const float* from, int64_t count) {
+    ptx::wait_for_previous();
     const int64_t i = static_cast<int64_t>(blockIdx.x) * quantize_threads + threadIdx.x;
     const bool here = i < count;  // mask
     if (here) to[i] = (adds ? to[i] : 0.0f) + from[i];
@@ -78,6 +79,7 @@ __global__ void __launch_bounds__(quantize_threads, 6)
 template <bool>
 __global__ void __launch_bounds__(quantize_threads, 6)
     residual_quantize_clear_kernel(float* to, int64_t count) {
+    ptx::wait_for_previous();
     const int64_t i = static_cast<int64_t>(blockIdx.x) * quantize_threads + threadIdx.x;
     const bool here = i < count;  // mask
     if (here) to[i] = 0.0f;
@@ -91,6 +93,7 @@ template <bool>
 __global__ void __launch_bounds__(quantize_codebook_threads, 16)
     residual_quantize_codebook_kernel(const int64_t* tokens, const float* grads, int64_t count, int64_t codes,
                                       int channels, float* grad_codebook) {
+    ptx::wait_for_previous();
     const int lane = static_cast<int>(threadIdx.x);
     const int64_t first = static_cast<int64_t>(blockIdx.x) * quantize_codes;
     float* const sums = reinterpret_cast<float*>(ptx::shared_memory());  // (32, C)

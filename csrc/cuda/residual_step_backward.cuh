@@ -17,6 +17,7 @@ constexpr int phi_weight_pixels = 64, phi_warps = phi_threads / 32;
 template <class Target>
 __global__ void __launch_bounds__(phi_threads, 4)
     residual_step_gather_kernel(const float* wide, const Target target, PhiTiles t, int64_t elements) {
+    ptx::wait_for_previous();
     // a warp an element of (B, C, h, w)
     const int64_t element = static_cast<int64_t>(blockIdx.x) * phi_warps + threadIdx.x / 32;
     const bool here = element < elements;  // mask
@@ -62,6 +63,7 @@ template <class Codes>
 __global__ void __launch_bounds__(phi_threads, 2)
     residual_step_weight_kernel(const Codes codes, const PhiGrid grad, PhiTiles t, int64_t tiles, int parts,
                                 float* sums) {
+    ptx::wait_for_previous();
     const int part = static_cast<int>(blockIdx.x) / t.groups, room = phi_room(t.channels);
     const int quads = (t.channels + 3) / 4, lane = static_cast<int>(threadIdx.x) % 32;
     const int unit = static_cast<int>(blockIdx.x) % t.groups * phi_warps + static_cast<int>(threadIdx.x) / 32;
@@ -153,6 +155,7 @@ template <bool adds>
 __global__ void __launch_bounds__(phi_threads, 6)
     residual_step_add_kernel(const float* sums, int parts, int64_t of_weight, int64_t of_bias, float ratio,
                              float* grad_weight, float* grad_bias) {
+    ptx::wait_for_previous();
     const int64_t column = static_cast<int64_t>(blockIdx.x) * 32 + threadIdx.x % 32,
                   row = of_weight + of_bias;
     const bool here = column < row;  // mask

@@ -285,6 +285,7 @@ __device__ __forceinline__ void phi_add_chain(const PhiTiles& t, const float* co
 template <int outs, class Codes, class Finish>
 __global__ void __launch_bounds__(phi_threads, 2)
     residual_step_phi_kernel(const PhiParams p, const Codes codes, const Finish finish) {
+    ptx::wait_for_previous();
     const PhiTiles& t = p.tiles;
     const PhiPlace place = phi_place(t, blockIdx.x);
     const int room = phi_room(t.channels), first = place.group * outs, pixels = t.pixels();
@@ -406,6 +407,7 @@ template <class Target>
 __global__ void __launch_bounds__(phi_threads, 6)
     residual_step_pool_kernel(const PhiGrid wide, const Target next, PhiTiles t, int height, int width,
                               int64_t elements) {
+    ptx::wait_for_previous();
     const int64_t element = static_cast<int64_t>(blockIdx.x) * phi_threads + threadIdx.x;
     const bool here = element < elements;  // mask
     if (!here) return;

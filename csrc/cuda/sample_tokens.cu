@@ -48,6 +48,7 @@ __device__ void write_draw(const Row& row, uint32_t low, uint64_t target, BlockS
 // sass: LDG.E.128
 template <class T, bool held>
 __global__ void __launch_bounds__(sample_threads, 1) sample_tokens_kernel(const SampleTokensParams p) {
+    ptx::wait_for_previous();
     const uint32_t image = blockIdx.x / static_cast<uint32_t>(p.l);
     const uint32_t position = blockIdx.x - image * static_cast<uint32_t>(p.l);
     const SampleSettings settings = sample_settings(p, image);

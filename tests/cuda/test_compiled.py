@@ -3,6 +3,7 @@ instructions that its plan names."""
 
 from __future__ import annotations
 
+import re
 import shutil
 from dataclasses import replace
 from pathlib import Path
@@ -66,9 +67,19 @@ def test_instructions() -> None:
                 for name in wanted
                 if not any(f".{name}." in f".{instruction}." for instruction in there)
             ]
+            if result.target.startswith("9") and "ACQBULK" not in there:  # griddepcontrol.wait
+                wrong.append(f"{kernel} on sm_{result.target}: does not wait for the kernel before it")
             local = [name for name in there if name.split(".")[0] in ("LDL", "STL")]
             wrong += [f"{kernel} on sm_{result.target}: {name}, local memory" for name in local]
     assert not wrong, "\n".join(wrong)
+
+
+def test_every_kernel_begins_with_the_wait_for_the_one_before() -> None:
+    """A launch may start its blocks before that one has ended: see csrc/cuda/launch.cuh."""
+    kernel = re.compile(r"__global__\s+void\s+__launch_bounds__.*?\b(\w+_kernel)\(.*?\) \{\n(.*?)\n", re.S)
+    found = [m for path in compiled.SOURCES.glob("*.cu*") for m in kernel.finditer(path.read_text("utf-8"))]
+    assert {name for name, _ in (m.groups() for m in found)} == set(compiled.budgets())
+    assert [m[1] for m in found if m[2].strip() != "ptx::wait_for_previous();"] == []
 
 
 REPORT = """\

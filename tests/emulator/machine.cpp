@@ -17,6 +17,7 @@ namespace {
 constexpr unsigned lanes_of_warp = 32;
 void (*call_kernel)(void*);
 void* closure;
+const void* kernel_address;
 std::map<const void*, size_t> granted;
 
 [[noreturn]] void leave_block(const std::string& message) {
@@ -39,6 +40,7 @@ void live() {
         }
         self.groups.clear();
         self.open.clear();
+        if (!self.waited) fail("ends without a wait for the kernel before it", kernel_address);
         self.wait = Wait::done;
         switch_to_scheduler();
     }
@@ -143,6 +145,7 @@ void run_block() {
         fiber.thread = i;
         fiber.wait = Wait::none;
         fiber.warp_epoch = 0;
+        fiber.waited = false;
         fiber.open.clear();
         fiber.groups.clear();
         fiber.accesses.clear();
@@ -212,6 +215,10 @@ void fail(const std::string& what, Site site) {
                 " (" + text(site) + ")");
 }
 
+void wait_for_previous() {
+    machine.current->waited = true;
+}
+
 void block_barrier(Site site) {
     Fiber& self = *machine.current;
     self.wait = Wait::block;
@@ -271,6 +278,7 @@ bool launch(const Launch& launch, void (*call)(void*), void* arguments) {
     if (threads % lanes_of_warp != 0) throw Error(machine.op + ": a block of part of a warp is not emulated");
 
     machine.threads = static_cast<unsigned>(threads);
+    kernel_address = kernel;
     machine.grid = grid;
     machine.block = block;
     machine.shared_bytes = shared_bytes;

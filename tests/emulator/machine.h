@@ -66,6 +66,9 @@ void read_bytes(void* to, const void* from, size_t size, const void* pc);
 void write_bytes(void* to, const void* from, size_t size, const void* pc);
 void before_atomic(const void* address, size_t size, const void* pc);
 
+// What the kernel before wrote is there from now on, for this thread.
+void wait_for_previous();
+
 // Asynchronous copies of 16 bytes; a null source means zeros.
 void copy_async(void* shared, const void* global, const void* pc);
 void commit_copies();

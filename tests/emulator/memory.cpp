@@ -139,6 +139,9 @@ Granule* checked_granules(const char* verb, uintptr_t address, size_t size, cons
 }
 
 void check_device(const char* verb, uintptr_t address, size_t size, const void* pc) {
+    if (!machine.current->waited) {
+        fail(bytes_at(verb, size, address) + " before the wait for the kernel before it", pc);
+    }
     for (Range& range : machine.allowed) {
         if (address >= range.begin && address + size <= range.end) {
             std::swap(range, machine.allowed.front());  // the next one is likely to lie there too

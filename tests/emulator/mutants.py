@@ -25,7 +25,9 @@ from tests.emulator.emulation import build
 
 KERNELS = ROOT / "csrc" / "cuda"
 SCRATCH = ROOT / "build" / "mutants"
-BARRIER = re.compile(r"^\s*(__syncthreads\(\)|__syncwarp\(\)|(ptx::)?cp_async_wait<.*>\(\));$")
+BARRIER = re.compile(
+    r"^\s*(__syncthreads\(\)|__syncwarp\(\)|(ptx::)?cp_async_wait<.*>\(\)|ptx::wait_for_previous\(\));$"
+)
 MASKS = (
     re.compile(r"^(?P<before>.*?\bbool \w+ = )(?P<condition>[^;]+)(?P<after>;  // mask)$"),
     re.compile(r"^(?P<before>\s*(\} else )?if \()(?P<condition>.+)(?P<after>\) .*// mask)$"),

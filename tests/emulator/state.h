@@ -34,7 +34,8 @@ enum class Wait { none, block, warp, done };
 struct Fiber {
     jmp_buf context;
     unsigned char* stack = nullptr;
-    bool alive = false;  // has a context that can be continued
+    bool alive = false;   // has a context that can be continued
+    bool waited = false;  // for the kernel before this one
 
     unsigned thread = 0;
     Wait wait = Wait::done;

@@ -34,6 +34,9 @@ def test_right_kernels_pass(seed: int) -> None:
 BROKEN = {
     "device_overrun": "thread 63: reads 4 bytes of device memory at 0x[0-9a-f]+, out of bounds",
     "device_write_overrun": "thread 63: writes 4 bytes of device memory at 0x[0-9a-f]+, out of bounds",
+    "read_before_the_wait": r"reads 4 bytes of device memory at 0x[0-9a-f]+ before the wait for the kernel before it",
+    "left_before_the_wait": "thread 5: ends without a wait for the kernel before it",
+    "no_wait": "ends without a wait for the kernel before it",
     "shared_overrun": r"thread \d+: writes 4 bytes of shared memory at \d+, out of bounds: the block has 8192",
     "misaligned": r"thread \d+: reads 16 bytes of device memory at 0x[0-9a-f]+, which is misaligned",
     "misaligned_copy": r"copies to 16 bytes of shared memory at \d+, which is misaligned",

@@ -188,13 +188,26 @@ enum cudaError_t {
     cudaErrorNoKernelImageForDevice
 };
 using cudaStream_t = void*;
+enum cudaLaunchAttributeID { cudaLaunchAttributeProgrammaticStreamSerialization };
+struct cudaLaunchAttribute {
+    cudaLaunchAttributeID id;
+    struct {
+        int programmaticStreamSerializationAllowed;
+    } val;
+};
 struct cudaLaunchConfig_t {
     dim3 gridDim, blockDim;
     size_t dynamicSmemBytes;
     cudaStream_t stream;
+    cudaLaunchAttribute* attrs;
+    unsigned numAttrs;
 };
 enum cudaFuncAttribute { cudaFuncAttributeMaxDynamicSharedMemorySize };
-enum cudaDeviceAttr { cudaDevAttrMultiProcessorCount, cudaDevAttrMaxSharedMemoryPerBlockOptin };
+enum cudaDeviceAttr {
+    cudaDevAttrMultiProcessorCount,
+    cudaDevAttrMaxSharedMemoryPerBlockOptin,
+    cudaDevAttrComputeCapabilityMajor
+};
 
 inline const char* cudaGetErrorString(cudaError_t error) {
     return error == cudaSuccess             ? "no error"
@@ -210,7 +223,9 @@ inline cudaError_t cudaSetDevice(int device) {
 }
 inline cudaError_t cudaDeviceGetAttribute(int* value, cudaDeviceAttr attribute, int device) {
     *value = attribute == cudaDevAttrMultiProcessorCount ? emulator::multiprocessors()
-                                                         : static_cast<int>(emulator::shared_bytes_of_chip());
+             : attribute == cudaDevAttrComputeCapabilityMajor
+                 ? 9  // every launch as on chips that start blocks early
+                 : static_cast<int>(emulator::shared_bytes_of_chip());
     return device == 0 ? cudaSuccess : cudaErrorInvalidValue;
 }
 inline cudaError_t cudaFuncSetAttribute(const void* kernel, cudaFuncAttribute, int bytes) {

@@ -16,6 +16,7 @@ __device__ float* shared() {
 
 // Right: each thread passes its value to another through shared memory.
 __global__ void reverse(float* data, int count) {
+    ptx::wait_for_previous();
     const int i = threadIdx.x;
     shared()[i] = data[i];
     __syncthreads();
@@ -24,6 +25,7 @@ __global__ void reverse(float* data, int count) {
 
 // Right: the same within each warp.
 __global__ void reverse_in_warp(float* data, int) {
+    ptx::wait_for_previous();
     const int i = threadIdx.x;
     shared()[i] = data[i];
     __syncwarp();
@@ -32,6 +34,7 @@ __global__ void reverse_in_warp(float* data, int) {
 
 // Right: copies that are waited for, in two groups.
 __global__ void copy(float* data, int) {
+    ptx::wait_for_previous();
     const int i = threadIdx.x;
     ptx::cp_async_16(shared() + 4 * i, data + 4 * i, true);
     ptx::cp_async_commit();
@@ -47,6 +50,7 @@ __global__ void copy(float* data, int) {
 
 // Right: sums by atomics.
 __global__ void atomics(float* data, int) {
+    ptx::wait_for_previous();
     if (threadIdx.x == 0) shared()[0] = 0.0f;
     __syncthreads();
     atomicAdd(shared(), 1.0f);
@@ -55,41 +59,63 @@ __global__ void atomics(float* data, int) {
 }
 
 __global__ void device_overrun(float* data, int count) {
+    ptx::wait_for_previous();
     data[threadIdx.x] = data[threadIdx.x + (threadIdx.x == 63 ? count - 63 : 0)];
 }
 
 __global__ void device_write_overrun(float* data, int count) {
+    ptx::wait_for_previous();
     data[threadIdx.x == 63 ? count : threadIdx.x] = 1.0f;
 }
 
+__global__ void read_before_the_wait(float* data, int) {
+    const float value = data[threadIdx.x];
+    ptx::wait_for_previous();
+    data[threadIdx.x] = value;
+}
+
+__global__ void left_before_the_wait(float* data, int) {
+    if (threadIdx.x == 5) return;
+    ptx::wait_for_previous();
+    data[threadIdx.x] = 1.0f;
+}
+
+__global__ void no_wait(float*, int) {}
+
 __global__ void shared_overrun(float* data, int) {
+    ptx::wait_for_previous();
     shared()[threadIdx.x * 256] = data[0];
 }
 
 __global__ void misaligned(float* data, int) {
+    ptx::wait_for_previous();
     const uint4 value = ptx::load_16(data + threadIdx.x);
     data[threadIdx.x] = static_cast<float>(value.x);
 }
 
 __global__ void misaligned_copy(float* data, int) {
+    ptx::wait_for_previous();
     ptx::cp_async_16(shared() + threadIdx.x, data, true);
     ptx::cp_async_commit();
     ptx::cp_async_wait<0>();
 }
 
 __global__ void unwritten(float* data, int) {
+    ptx::wait_for_previous();
     if (threadIdx.x < 63) shared()[threadIdx.x] = 1.0f;
     __syncthreads();
     data[threadIdx.x] = shared()[threadIdx.x];
 }
 
 __global__ void no_barrier(float* data, int count) {
+    ptx::wait_for_previous();
     const int i = threadIdx.x;
     shared()[i] = data[i];
     data[i] = shared()[count - 1 - i];
 }
 
 __global__ void warp_barrier_across_warps(float* data, int count) {
+    ptx::wait_for_previous();
     const int i = threadIdx.x;
     shared()[i] = data[i];
     __syncwarp();
@@ -97,6 +123,7 @@ __global__ void warp_barrier_across_warps(float* data, int count) {
 }
 
 __global__ void no_warp_barrier(float* data, int) {
+    ptx::wait_for_previous();
     const int i = threadIdx.x;
     shared()[i] = data[i];
     data[i] = shared()[i ^ 31];
@@ -104,6 +131,7 @@ __global__ void no_warp_barrier(float* data, int) {
 
 // A shuffle brings threads together but does not order their accesses of memory.
 __global__ void shuffle_as_barrier(float* data, int) {
+    ptx::wait_for_previous();
     const int i = threadIdx.x;
     shared()[i] = data[i];
     const float other = __shfl_xor_sync(0xffffffff, 1.0f, 1);
@@ -111,6 +139,7 @@ __global__ void shuffle_as_barrier(float* data, int) {
 }
 
 __global__ void overwritten_too_soon(float* data, int count) {
+    ptx::wait_for_previous();
     const int i = threadIdx.x;
     shared()[i] = data[i];
     __syncthreads();
@@ -120,10 +149,12 @@ __global__ void overwritten_too_soon(float* data, int count) {
 }
 
 __global__ void two_writers(float* data, int) {
+    ptx::wait_for_previous();
     shared()[threadIdx.x / 2] = data[threadIdx.x];
 }
 
 __global__ void copy_without_wait(float* data, int) {
+    ptx::wait_for_previous();
     const int i = threadIdx.x;
     ptx::cp_async_16(shared() + 4 * i, data + 4 * i, true);
     ptx::cp_async_commit();
@@ -131,6 +162,7 @@ __global__ void copy_without_wait(float* data, int) {
 }
 
 __global__ void copy_waits_for_too_few(float* data, int) {
+    ptx::wait_for_previous();
     const int i = threadIdx.x;
     ptx::cp_async_16(shared() + 4 * i, data + 4 * i, true);
     ptx::cp_async_commit();
@@ -139,6 +171,7 @@ __global__ void copy_waits_for_too_few(float* data, int) {
 }
 
 __global__ void copy_without_barrier(float* data, int) {
+    ptx::wait_for_previous();
     const int i = threadIdx.x;
     ptx::cp_async_16(shared() + 4 * i, data + 4 * i, true);
     ptx::cp_async_commit();
@@ -147,6 +180,7 @@ __global__ void copy_without_barrier(float* data, int) {
 }
 
 __global__ void copy_over_a_tile_in_use(float* data, int) {
+    ptx::wait_for_previous();
     const int i = threadIdx.x;
     ptx::store_16(shared() + 4 * i, ptx::load_16(data + 4 * i));
     __syncthreads();
@@ -158,22 +192,26 @@ __global__ void copy_over_a_tile_in_use(float* data, int) {
 }
 
 __global__ void copy_forgotten(float* data, int) {
+    ptx::wait_for_previous();
     ptx::cp_async_16(shared() + 4 * threadIdx.x, data, true);
     ptx::cp_async_commit();
 }
 
 __global__ void barrier_for_some(float* data, int) {
+    ptx::wait_for_previous();
     if (threadIdx.x < 40) __syncthreads();
     data[threadIdx.x] = 1.0f;
 }
 
 __global__ void left_before_barrier(float* data, int) {
+    ptx::wait_for_previous();
     if (threadIdx.x == 5) return;
     __syncthreads();
     data[threadIdx.x] = 1.0f;
 }
 
 __global__ void two_barriers_at_once(float* data, int) {
+    ptx::wait_for_previous();
     if (threadIdx.x < 32) {
         __syncthreads();
         data[0] = 1.0f;
@@ -184,10 +222,12 @@ __global__ void two_barriers_at_once(float* data, int) {
 }
 
 __global__ void shuffle_for_some(float* data, int) {
+    ptx::wait_for_previous();
     if (threadIdx.x != 7) data[threadIdx.x] = __shfl_sync(0xffffffff, data[threadIdx.x], 0);
 }
 
 __global__ void atomic_and_plain(float* data, int) {
+    ptx::wait_for_previous();
     if (threadIdx.x == 0) shared()[0] = 0.0f;
     __syncthreads();
     atomicAdd(shared(), 1.0f);
@@ -195,22 +235,28 @@ __global__ void atomic_and_plain(float* data, int) {
 }
 
 __global__ void atomic_overrun(float* data, int count) {
+    ptx::wait_for_previous();
     atomicAdd(data + (threadIdx.x == 63 ? count : threadIdx.x), 1.0f);
 }
 
 __global__ void atomic_misaligned(float* data, int) {
+    ptx::wait_for_previous();
     if (threadIdx.x < 32) shared()[threadIdx.x] = data[threadIdx.x];
     __syncthreads();
     atomicAdd(reinterpret_cast<float*>(ptx::shared_memory() + 2), 1.0f);
 }
 
-__global__ void strided(float* data, int) {  // all lanes in one bank, then four lanes a bank
+__global__ void strided(float* data, int) {
+    ptx::wait_for_previous();
+    // all lanes in one bank, then four lanes a bank
     shared()[threadIdx.x % 32 * 32 + threadIdx.x / 32] = data[threadIdx.x];
     __syncthreads();
     data[threadIdx.x] = shared()[threadIdx.x % 32 * 32 + threadIdx.x / 32];
 }
 
-__global__ void matrix_rows_in_line(float* data, int) {  // rows of 128 bytes: each begins in bank 0
+__global__ void matrix_rows_in_line(float* data, int) {
+    ptx::wait_for_previous();
+    // rows of 128 bytes: each begins in bank 0
     for (int i = threadIdx.x; i < 2048; i += 64) shared()[i] = 0.0f;
     __syncthreads();
     uint32_t r[4];
@@ -219,10 +265,13 @@ __global__ void matrix_rows_in_line(float* data, int) {  // rows of 128 bytes: e
 }
 
 __global__ void count_blocks(float* data, int) {
+    ptx::wait_for_previous();
     if (threadIdx.x == 0) data[blockIdx.x] = 1.0f;
 }
 
-__global__ void nothing(float*, int) {}
+__global__ void nothing(float*, int) {
+    ptx::wait_for_previous();
+}
 
 struct Case {
     void (*kernel)(float*, int);
@@ -238,6 +287,9 @@ const std::map<std::string, Case> cases = {
     {"atomics", {atomics}},
     {"device_overrun", {device_overrun}},
     {"device_write_overrun", {device_write_overrun}},
+    {"read_before_the_wait", {read_before_the_wait}},
+    {"left_before_the_wait", {left_before_the_wait}},
+    {"no_wait", {no_wait}},
     {"shared_overrun", {shared_overrun}},
     {"misaligned", {misaligned}},
     {"misaligned_copy", {misaligned_copy}},

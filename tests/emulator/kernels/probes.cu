@@ -11,6 +11,7 @@ using namespace var_ext;
 // A lane's numbers lie side by side: 8 of a, 4 of b, 4 of d; d is replaced.
 template <class T>
 __global__ void mma(float* data) {
+    ptx::wait_for_previous();
     float* mine = data + threadIdx.x * 16;
     uint32_t a[4], b[2];
     for (int i = 0; i < 4; ++i) a[i] = cuda::pack<T>(mine[2 * i], mine[2 * i + 1]);
@@ -23,6 +24,7 @@ __global__ void mma(float* data) {
 // Four matrices of 8 x 8 numbers, one after another, become 8 numbers a lane.
 template <bool transposed>
 __global__ void ldmatrix(float* data) {
+    ptx::wait_for_previous();
     auto* shared = reinterpret_cast<uint32_t*>(ptx::shared_memory());
     const int lane = threadIdx.x;
     for (int i = 0; i < 4; ++i) {
@@ -45,6 +47,7 @@ __global__ void ldmatrix(float* data) {
 
 // The four kinds of shuffle by 1 or of lane 3, then the ballot of odd lanes in two halves.
 __global__ void collectives(float* data) {
+    ptx::wait_for_previous();
     const float mine = data[threadIdx.x];
     float* out = data + threadIdx.x * 6;
     const float got[4] = {__shfl_sync(0xffffffff, mine, 3), __shfl_xor_sync(0xffffffff, mine, 1, 8),
