@@ -1,6 +1,7 @@
 // Blocks, fibers, barriers and warp collectives.
 #include <sys/mman.h>
 #include <ucontext.h>
+#include <cstdlib>
 
 #include <algorithm>
 #include <map>
@@ -247,6 +248,11 @@ int multiprocessors() {
     return machine.multiprocessors;
 }
 
+bool removed(int number) {
+    static const char* const said = std::getenv("VAR_EXT_MUTANT");
+    static const int chosen = said == nullptr ? -1 : std::atoi(said);
+    return number == chosen;
+}
 size_t shared_bytes_of_chip() {
     return machine.shared_bytes_of_chip;
 }

@@ -74,6 +74,9 @@ void copy_async(void* shared, const void* global, const void* pc);
 void commit_copies();
 void wait_copies(unsigned pending);
 
+// For `mutants.py`: whether this barrier, wait or mask is the one that VAR_EXT_MUTANT takes away.
+bool removed(int number);
+
 // Launch. Returns false where hardware would refuse the configuration.
 struct Launch {
     Triple grid, block;

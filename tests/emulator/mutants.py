@@ -1,9 +1,9 @@
 """Removes each barrier, wait and mask from the CUDA kernels, one at a time, and shows which test of tests/cuda fails.
 
-    python -m tests.emulator.mutants [--jobs 2] [--only attention_forward]
+    python -m tests.emulator.mutants [--jobs 2] [--only attention_forward] [--out mutants.md]
 
 Prints a table in Markdown. The exit status is 1 if a change was not noticed. Masks are the lines marked `// mask`:
-their condition becomes true.
+their condition becomes true. One build holds all mutants; a number in the environment takes one of them away.
 """
 
 from __future__ import annotations
@@ -14,11 +14,10 @@ import re
 import shutil
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
-from queue import Queue
 
 from tests.build.tools import ROOT
 from tests.emulator.emulation import build
@@ -39,11 +38,16 @@ class Mutant:
     file: str
     line: int  # from 1
     old: str
-    new: str
+    new: str  # "#" stands for whether this one is removed
 
     @property
     def place(self) -> str:
         return f"{self.file}:{self.line}"
+
+    @property
+    def shown(self) -> str:
+        """What is taken away."""
+        return self.old.strip().removesuffix("// mask").strip()
 
 
 def mutants_of(file: str, text: str) -> Iterator[Mutant]:
@@ -54,13 +58,13 @@ def mutants_of(file: str, text: str) -> Iterator[Mutant]:
     """
     for number, line in enumerate(text.split("\n"), 1):
         if BARRIER.match(line):
-            yield Mutant(file, number, line, "")
+            yield Mutant(file, number, line, f"if (!#) {line.strip()}")
         elif line.rstrip().endswith("// mask"):
             found = next((match for match in (mask.match(line) for mask in MASKS) if match), None)
             if found is None:
                 wanted = "`bool x = ...;  // mask` or `if (...) ...  // mask`"
                 raise ValueError(f"{file}:{number}: a mask must read {wanted}")
-            yield Mutant(file, number, line, f"{found['before']}true{found['after']}")
+            yield Mutant(file, number, line, f"{found['before']}# || ({found['condition']}){found['after']}")
 
 
 def suites_of(file: str) -> list[str]:
@@ -78,20 +82,23 @@ def suites_of(file: str) -> list[str]:
     return [test for test in shared if "backward" in test] if "backward" in file else shared
 
 
-def notice(mutant: Mutant, folder: Path) -> str | None:
-    """What the first failing test says of a mutant; None if all pass. `folder` holds a copy of csrc and its build."""
-    copy = folder / "csrc" / "cuda" / mutant.file
-    original = copy.read_text(encoding="utf-8")  # of the copy: the sources may be edited meanwhile
-    lines = original.split("\n")
-    assert lines[mutant.line - 1] == mutant.old
-    lines[mutant.line - 1] = mutant.new
-    copy.write_text("\n".join(lines), encoding="utf-8")
-    try:
-        module = build(folder / "build", folder / "csrc")
-    except RuntimeError as error:
-        raise RuntimeError(f"{mutant.place}: {error}") from error
-    finally:
-        copy.write_text(original, encoding="utf-8")
+def instrumented(mutants: Sequence[Mutant]) -> Path:
+    """A module of the emulator that can take away each of them."""
+    shutil.rmtree(SCRATCH / "csrc", ignore_errors=True)
+    # newer than what an earlier run built from them: all of it is built anew
+    shutil.copytree(ROOT / "csrc", SCRATCH / "csrc", copy_function=shutil.copy)
+    for number, mutant in enumerate(mutants):
+        copy = SCRATCH / "csrc" / "cuda" / mutant.file
+        lines = copy.read_text(encoding="utf-8").split("\n")
+        assert lines[mutant.line - 1] == mutant.old
+        lines[mutant.line - 1] = mutant.new.replace("#", f"::emulator::removed({number})", 1)
+        copy.write_text("\n".join(lines), encoding="utf-8")
+    # loaded by many processes: another build must not change it under them
+    return Path(shutil.copy(build(SCRATCH / "build", SCRATCH / "csrc"), SCRATCH))
+
+
+def run_tests(module: Path, number: int, tests: Sequence[str]) -> subprocess.CompletedProcess[str]:
+    """The tests with one mutant; none has the number -1."""
     command = [
         sys.executable,
         "-m",
@@ -103,13 +110,23 @@ def notice(mutant: Mutant, folder: Path) -> str | None:
         "no:cacheprovider",
         "--tb=line",
     ]
-    done = subprocess.run(
-        [*command, *(f"tests/cuda/{test}" for test in suites_of(mutant.file))],
+    return subprocess.run(
+        [*command, *(f"tests/cuda/{test}" for test in tests)],
         cwd=ROOT,
-        env={**os.environ, "VAR_EXT_EMULATED": str(module), "VAR_EXT_GPU_TESTS": "emulated"},
+        env={
+            **os.environ,
+            "VAR_EXT_EMULATED": str(module),
+            "VAR_EXT_GPU_TESTS": "emulated",
+            "VAR_EXT_MUTANT": str(number),
+        },
         capture_output=True,
         text=True,
     )
+
+
+def notice(module: Path, number: int, mutant: Mutant) -> str | None:
+    """What the first failing test says of a mutant; None if all pass."""
+    done = run_tests(module, number, suites_of(mutant.file))
     if done.returncode == 0:
         return None
     failed = re.findall(r"^FAILED tests/cuda/(\S+)", done.stdout, re.M)
@@ -128,6 +145,7 @@ def main() -> int:
     )
     parser.add_argument("--jobs", type=int, default=2)
     parser.add_argument("--only", default="", help="files whose names begin so")
+    parser.add_argument("--out", type=Path, help="file for the table")
     options = parser.parse_args()
     mutants = [
         mutant
@@ -135,29 +153,24 @@ def main() -> int:
         if path.name.startswith(options.only) and path.name not in ("ptx.cuh", "launch.cuh")
         for mutant in mutants_of(path.name, path.read_text(encoding="utf-8"))
     ]
-    folders: Queue[Path] = Queue()
-    for i in range(options.jobs):
-        folder = SCRATCH / str(i)
-        shutil.rmtree(folder / "csrc", ignore_errors=True)
-        # newer than what an earlier run built from them: all of it is built anew
-        shutil.copytree(ROOT / "csrc", folder / "csrc", copy_function=shutil.copy)
-        folders.put(folder)
+    module = instrumented(mutants)
+    suites = sorted({test for mutant in mutants for test in suites_of(mutant.file)})
+    whole = run_tests(module, -1, suites)  # that the build alone changes nothing
+    if whole.returncode != 0:
+        raise RuntimeError(f"tests fail with nothing removed:\n{whole.stdout[-2000:]}")
 
-    def judge(mutant: Mutant) -> str | None:
-        folder = folders.get()
-        try:
-            return notice(mutant, folder)
-        finally:
-            folders.put(folder)
-
-    print("| removed | noticed by |\n| --- | --- |", flush=True)
+    table = ["| removed | noticed by |", "| --- | --- |"]
     survived = 0
     with ThreadPoolExecutor(options.jobs) as pool:
-        for mutant, noticed in zip(mutants, pool.map(judge, mutants), strict=True):
+        found = pool.map(lambda pair: notice(module, *pair), enumerate(mutants))
+        for mutant, noticed in zip(mutants, found, strict=True):
             survived += noticed is None
-            shown = mutant.old.strip().removesuffix("// mask").strip()
-            print(f"| {mutant.place} `{shown}` | {noticed or '**nobody**'} |", flush=True)
-    print(f"\n{len(mutants)} removed, {len(mutants) - survived} noticed")
+            table.append(f"| {mutant.place} `{mutant.shown}` | {noticed or '**nobody**'} |")
+            print(table[-1], flush=True)
+    table += ["", f"{len(mutants)} removed, {len(mutants) - survived} noticed"]
+    print(table[-1])
+    if options.out:
+        options.out.write_text("\n".join(["# Mutants of the CUDA kernels", "", *table, ""]), encoding="utf-8")
     return int(survived > 0)
 
 

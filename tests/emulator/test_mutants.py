@@ -19,11 +19,11 @@ SOURCE = """\
 def test_what_is_removed() -> None:
     changes = [(mutant.line, mutant.new.strip()) for mutant in mutants_of("x.cu", SOURCE)]
     assert changes == [
-        (1, ""),
-        (3, ""),
-        (4, "const bool seen = true;  // mask"),
-        (5, "if (true) store(row);  // mask"),
-        (6, ""),
+        (1, "if (!#) __syncthreads();"),
+        (3, "if (!#) ptx::cp_async_wait<stages - 1>();"),
+        (4, "const bool seen = # || (column < end);  // mask"),
+        (5, "if (# || (row < rows)) store(row);  // mask"),
+        (6, "if (!#) __syncwarp();"),
     ]
 
 
@@ -39,7 +39,10 @@ def test_all_kernels_can_be_read() -> None:
             continue
         text = path.read_text(encoding="utf-8")
         code = "\n".join(line.split("//")[0] for line in text.split("\n"))
-        calls = sum(code.count(name) for name in ("__syncthreads(", "__syncwarp(", "cp_async_wait<"))
-        assert calls == sum(not mutant.new for mutant in mutants_of(path.name, text)), path.name
+        names = ("__syncthreads(", "__syncwarp(", "cp_async_wait<", "wait_for_previous(")
+        calls = sum(code.count(name) for name in names)
+        assert calls == sum(mutant.new.startswith("if (!#)") for mutant in mutants_of(path.name, text)), (
+            path.name
+        )
         if calls:
             assert suites_of(path.name), path.name
