@@ -56,8 +56,10 @@ py::dict build_info() {
     info["build_type"] = VAR_EXT_BUILD_TYPE;
 #if defined(VAR_EXT_CUDA_VERSION)
     info["cuda"] = VAR_EXT_CUDA_VERSION;
+    info["cuda_targets"] = VAR_EXT_CUDA_TARGETS;
 #else
     info["cuda"] = py::none();
+    info["cuda_targets"] = py::none();
 #endif
 #if defined(_OPENMP)
     info["openmp"] = true;

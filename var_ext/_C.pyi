@@ -39,6 +39,7 @@ class BuildInfo(TypedDict):
     compiler: str
     build_type: str
     cuda: str | None
+    cuda_targets: str | None
     openmp: bool
 
 class CpuInfo(TypedDict):
@@ -293,7 +294,8 @@ def cached_attention(
     """(B, Lq, H, D) against the first `length` keys of (B, Lmax, H, D). float32, bfloat16, float16."""
 
 def build_info() -> BuildInfo:
-    """How this extension was built; `cuda` is the toolkit's version, None in a CPU build."""
+    """How this extension was built; `cuda` is the toolkit's version, `cuda_targets` CMake's
+    names of the chips; None in a CPU build."""
 
 def cpu_info() -> CpuInfo:
     """Variants of the CPU kernels that run on this processor, weakest first, and the selected one."""

@@ -21,7 +21,7 @@ def describe_installation() -> str:
         f"python     {platform.python_version()} on {platform.system()} {platform.machine()}",
         f"torch      {torch.__version__}, {torch.get_num_threads()} threads",
         *_build_lines(),
-        f"gpu        {_gpu()}",
+        f"gpu        {_gpu()}{_first_call()}",
         f"backend    {backend.current()} (set VAR_EXT_BACKEND to {' or '.join(backend.CHOICES)})",
         f"models     bundled: {', '.join(hub.bundled_models()) or 'none'}",
         f"           published: {', '.join(published.MODELS)}",
@@ -43,9 +43,60 @@ def _build_lines() -> list[str]:
     build, cpu = native.build_info(), native.cpu_info()
     return [
         f"build      {build['build_type']}, {build['compiler']}, "
-        f"OpenMP {'on' if build['openmp'] else 'off'}, CUDA {build['cuda'] or 'off'}",
+        f"OpenMP {'on' if build['openmp'] else 'off'}, CUDA {_cuda(build)}",
         f"cpu        {_chip()}; kernels run {cpu['selected']} (this chip can: {', '.join(cpu['isa'])})",
     ]
+
+
+def _cuda(build: dict[str, Any]) -> str:
+    """The toolkit's version and the chips that have code in this build."""
+    if build["cuda"] is None:
+        return "off"
+    machine, ptx = _split(build["cuda_targets"])
+    made = [f"sm_{target}" for target in machine] + [f"PTX {target}" for target in ptx]
+    return f"{build['cuda']} for {', '.join(made)}"
+
+
+def _split(targets: str) -> tuple[list[str], list[str]]:
+    """(["80", "90a"], ["90"]) of "80-real 90a-real 90-virtual", CMake's names; a plain number stands for both."""
+    listed = [target.partition("-") for target in targets.split()]
+    return (
+        [number for number, _, kind in listed if kind != "virtual"],
+        [number for number, _, kind in listed if kind != "real"],
+    )
+
+
+def code_for(targets: str, capability: tuple[int, int]) -> str | None:
+    """What a build for `targets` has for a chip: "machine code", "PTX", which the driver compiles, or None.
+
+    Machine code runs on chips of its major version and no older minor one; of a target with an "a" on that chip alone.
+    """
+
+    def version(number: str) -> tuple[int, int]:
+        return divmod(int(number.rstrip("af")), 10)
+
+    machine, ptx = _split(targets)
+    for number in machine:
+        if not number[:1].isdigit():  # "native", "all": for the chips there were
+            return "machine code"
+        of = version(number)
+        if of == capability or (number[-1] != "a" and of[0] == capability[0] and of[1] <= capability[1]):
+            return "machine code"
+    return "PTX" if any(n[:1].isdigit() and version(n) <= capability for n in ptx) else None
+
+
+def _first_call() -> str:
+    """A word about the GPU at hand where this build has no machine code for it."""
+    try:
+        targets = importlib.import_module("var_ext._C").build_info()["cuda_targets"]
+    except ImportError:
+        return ""
+    if targets is None or not torch.cuda.is_available():
+        return ""
+    code = code_for(targets, torch.cuda.get_device_capability())
+    if code == "PTX":
+        return "; this build has PTX for it: the first call compiles the kernels, once, and takes a while"
+    return "" if code else "; this build has no code for it: see CMAKE_CUDA_ARCHITECTURES in the README"
 
 
 def _chip() -> str:

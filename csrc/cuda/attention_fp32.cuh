@@ -1,6 +1,6 @@
-// Attention in float32, without matrix instructions: tiles of 64 rows in shared memory, and the two products
-// that forward and backward are made of. 256 threads share a tile as 16 x 16, a warp has 8 whole rows of it:
-// what it writes for its own product needs no barrier of the block.
+// Attention in float32, without matrix instructions: tiles in shared memory, and the two products that
+// forward and backward are made of. 256 threads share a product as 16 x 16, a warp has whole rows of it: what
+// it writes for its own product needs no barrier of the block.
 #pragma once
 
 #include "cuda/attention_operands.cuh"
@@ -9,28 +9,41 @@
 
 namespace var_ext::cuda::fp32 {
 
-constexpr int threads = 256, tile_rows = 64;
+constexpr int threads = 256;
 
-template <int D>
-constexpr int tile_floats = tile_rows * D;
 template <int D>
 constexpr int columns = D / 16;  // of D, those of a thread
-// Between rows of weights (64, 64): those of a warp's two halves lie in different halves of all banks.
-constexpr int weight_stride = tile_rows + 4, weight_floats = tile_rows * weight_stride;
 
-// A thread has four rows, and of 64 columns its own and those 16, 32 and 48 further on.
-__device__ inline int row_of_thread() {
-    return static_cast<int>(threadIdx.x / 16 * 4);
+// A thread has R rows of a product next to each other, and of its columns its own and J - 1 more, 16 apart.
+template <int R>
+__device__ int row_of_thread() {
+    return static_cast<int>(threadIdx.x / 16 * R);
+}
+template <int R>
+__device__ int row_of_warp() {
+    return static_cast<int>(threadIdx.x / 32 * 2 * R);
 }
 __device__ inline int column_of_thread() {
     return static_cast<int>(threadIdx.x % 16);
 }
-__device__ inline int row_of_warp() {
-    return static_cast<int>(threadIdx.x / 32 * 8);
-}
+
+// Between rows of weights: where a thread's weights lie, a warp's two halves have different halves of all
+// banks.
+template <int R, int J>
+constexpr int weight_stride = R % 2 == 0 ? 16 * J + 4 : 16 * J + (J % 2 == 0 ? 16 : 0);
+
+// Heads of D, and products of so many rows and columns. 4 x 4 a thread is the best use of what is loaded;
+// smaller products are for chips with less shared memory.
+template <int D, int R, int J>
+struct Shape {
+    static constexpr int rows = 16 * R, columns = 16 * J;
+    static constexpr int row_floats = rows * D, column_floats = columns * D;  // of tiles
+    static constexpr int weight_floats = rows * weight_stride<R, J>;
+    static_assert(R * weight_stride<R, J> % 32 == 16);
+};
 
 // Rows of D floats in pieces of 16 bytes, turned so that eight neighbouring rows hold the same piece in eight
-// different groups of banks, and the rows of a warp's two halves in different halves of all banks.
+// different groups of banks.
 template <int D, class T>
 __device__ T* piece_of(T* tile, int row, int piece) {
     return tile + ((row * D + row % 8 * 4) ^ piece * 4);
@@ -49,16 +62,16 @@ __device__ void load_run(float* x, const float* from) {
     }
 }
 
-// All threads start to copy rows [first, first + 64) into a tile; those from `end` on become zeros, unread.
-template <int D>
+// All threads start to copy rows [first, first + rows) into a tile; those from `end` on become zeros, unread.
+template <int D, int rows>
 __device__ void start_copy(float* tile, Rows<const float> from, int32_t first, int32_t end) {
     constexpr int pieces = D / 4, step = threads / pieces;  // rows at a time
-    static_assert(step % 8 == 0);                           // all of a thread's are turned alike
+    static_assert(rows % step == 0 && step % 8 == 0);       // all of a thread's are turned alike
     const int row = static_cast<int>(threadIdx.x) / pieces, piece = static_cast<int>(threadIdx.x) % pieces;
     float* const to = piece_of<D>(tile, row, piece);
     const float* source = from[first + row] + piece * 4;
 #pragma unroll
-    for (int i = 0; i < tile_rows / step; ++i) {
+    for (int i = 0; i < rows / step; ++i) {
         const bool inside = first + row + i * step < end;  // mask
         ptx::cp_async_16(to + i * step * D, source, inside);
         source += step * from.stride;
@@ -67,21 +80,21 @@ __device__ void start_copy(float* tile, Rows<const float> from, int32_t first, i
 }
 
 // s[i][j] = row i of the thread in `a` times row column + 16 j in `b`.
-template <int D>
-__device__ void multiply_rows(float (&s)[4][4], const float* a, const float* b) {
-    const int row = row_of_thread(), column = column_of_thread();
-    for (int i = 0; i < 4; ++i) {
-        for (int j = 0; j < 4; ++j) s[i][j] = 0.0f;
+template <int D, int R, int J>
+__device__ void multiply_rows(float (&s)[R][J], const float* a, const float* b) {
+    const int row = row_of_thread<R>(), column = column_of_thread();
+    for (int i = 0; i < R; ++i) {
+        for (int j = 0; j < J; ++j) s[i][j] = 0.0f;
     }
 #pragma unroll 1
     for (int piece = 0; piece < D / 4; ++piece) {
-        float x[4][4], y[4][4];
-        for (int i = 0; i < 4; ++i) load_run<4>(x[i], piece_of<D>(a, row + i, piece));
-        for (int j = 0; j < 4; ++j) load_run<4>(y[j], piece_of<D>(b, column + 16 * j, piece));
+        float x[R][4], y[J][4];
+        for (int i = 0; i < R; ++i) load_run<4>(x[i], piece_of<D>(a, row + i, piece));
+        for (int j = 0; j < J; ++j) load_run<4>(y[j], piece_of<D>(b, column + 16 * j, piece));
 #pragma unroll
         for (int d = 0; d < 4; ++d) {
-            for (int i = 0; i < 4; ++i) {
-                for (int j = 0; j < 4; ++j) s[i][j] += x[i][d] * y[j][d];
+            for (int i = 0; i < R; ++i) {
+                for (int j = 0; j < J; ++j) s[i][j] += x[i][d] * y[j][d];
             }
         }
     }
@@ -95,16 +108,17 @@ template <int D>
 __device__ int run_column(int n) {
     return run<D> * (column_of_thread() + 16 * n);
 }
-// sum[i] += the first `count` entries of row i of the thread in `weights` (64, 64) times rows of `values`:
-// the thread's columns of them. Counts by fours: entries beyond `count` must be zeros, or their rows.
-template <int D>
-__device__ void add_product(float (&sum)[4][columns<D>], const float* weights, const float* values,
+// sum[i] += the first `count` entries of row i of the thread in `weights` (rows, columns) times rows of
+// `values`: the thread's columns of them. Counts by fours: entries beyond `count` must be zeros, or their
+// rows.
+template <int D, int J, int R>
+__device__ void add_product(float (&sum)[R][columns<D>], const float* weights, const float* values,
                             int count) {
-    const int row = row_of_thread();
+    const int row = row_of_thread<R>();
 #pragma unroll 1
     for (int k = 0; k < count; k += 4) {
-        float w[4][4];
-        for (int i = 0; i < 4; ++i) load_run<4>(w[i], weights + (row + i) * weight_stride + k);
+        float w[R][4];
+        for (int i = 0; i < R; ++i) load_run<4>(w[i], weights + (row + i) * weight_stride<R, J> + k);
 #pragma unroll
         for (int n = 0; n < 4; ++n) {
             float x[columns<D>];
@@ -112,18 +126,19 @@ __device__ void add_product(float (&sum)[4][columns<D>], const float* weights, c
                 const int column = run_column<D>(r);
                 load_run<run<D>>(x + r * run<D>, piece_of<D>(values, k + n, column / 4) + column % 4);
             }
-            for (int i = 0; i < 4; ++i) {
+            for (int i = 0; i < R; ++i) {
                 for (int c = 0; c < columns<D>; ++c) sum[i][c] += w[i][n] * x[c];
             }
         }
     }
 }
 
-// Puts what the thread has of a (64, 64) product where add_product reads it.
-__device__ inline void store_weights(float* weights, const float (&s)[4][4]) {
-    float* const to = weights + row_of_thread() * weight_stride + column_of_thread();
-    for (int i = 0; i < 4; ++i) {
-        for (int j = 0; j < 4; ++j) to[i * weight_stride + 16 * j] = s[i][j];
+// Puts what the thread has of a product where add_product reads it.
+template <int R, int J>
+__device__ void store_weights(float* weights, const float (&s)[R][J]) {
+    float* const to = weights + row_of_thread<R>() * weight_stride<R, J> + column_of_thread();
+    for (int i = 0; i < R; ++i) {
+        for (int j = 0; j < J; ++j) to[i * weight_stride<R, J> + 16 * j] = s[i][j];
     }
 }
 
@@ -140,11 +155,11 @@ __device__ inline float max_row(float x) {  // drops NaN
 }
 
 // Writes the thread's columns of its rows, each times a factor; `rows` of the tile are there.
-template <int D>
-__device__ void write_sums(Rows<float> to, const float (&sum)[4][columns<D>], const float (&factor)[4],
+template <int D, int R>
+__device__ void write_sums(Rows<float> to, const float (&sum)[R][columns<D>], const float (&factor)[R],
                            int32_t first, int32_t rows) {
-    const int row = row_of_thread();
-    for (int i = 0; i < 4; ++i) {
+    const int row = row_of_thread<R>();
+    for (int i = 0; i < R; ++i) {
         const bool inside = row + i < rows;  // mask
         for (int r = 0; inside && r < columns<D> / run<D>; ++r) {
             float* const place = to[first + row + i] + run_column<D>(r);
@@ -153,7 +168,7 @@ __device__ void write_sums(Rows<float> to, const float (&sum)[4][columns<D>], co
             if constexpr (run<D> == 4) {
                 uint4 bits;
                 memcpy(&bits, x, 16);
-                ptx::store_16(place, bits);
+                ptx::store_global_16(place, bits);
             } else {
                 *reinterpret_cast<float2*>(place) = make_float2(x[0], x[1]);
             }

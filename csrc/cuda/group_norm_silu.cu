@@ -53,6 +53,8 @@ void check_scratch(const char* op, const GroupNormSiluParams& p, bool backward) 
     if (p.batch * p.channels * p.pixels == 0) return;  // memory without elements may have no address
     if (p.stats == nullptr) contract_error(op, "stats must have shape (B, groups, 2) on CUDA, got none");
     if (p.scratch == nullptr) contract_error(op, "scratch must have shape (B, P, C, 2) on CUDA, got none");
+    counted(op, "P * C of scratch", p.partials * p.channels);
+    counted(op, "elements of a chunk", chunk_size(p) * (p.channels_last ? p.channels : 1));
     if (backward && p.means == nullptr) {
         contract_error(op, "means must have shape (B, groups, 2) on CUDA, got none");
     }

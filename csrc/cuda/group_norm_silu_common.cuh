@@ -8,34 +8,40 @@ namespace var_ext::cuda {
 
 constexpr unsigned group_norm_silu_threads = 256;
 
-// Chunks of pixels begin at multiples of 8; the last may be shorter, or empty.
+// Chunks of pixels begin at multiples of 8; the last may be shorter, or empty. Within one, elements are
+// counted in 32 bits; where it begins takes 64.
+__host__ __device__ inline int64_t chunk_size(const GroupNormSiluParams& p) {
+    return ((p.pixels + p.partials - 1) / p.partials + 7) / 8 * 8;
+}
 struct PixelChunk {
-    int64_t first, end;
-    __device__ PixelChunk(const GroupNormSiluParams& p, int64_t partial) {
-        const int64_t size = ((p.pixels + p.partials - 1) / p.partials + 7) / 8 * 8;
-        first = min(partial * size, p.pixels);
-        end = min(first + size, p.pixels);
-    }
-    __device__ float count() const { return static_cast<float>(end - first); }
+    int64_t first;
+    uint32_t pixels;
+    __device__ PixelChunk(const GroupNormSiluParams& p, uint32_t partial, int64_t size)
+        : first(min(partial * size, p.pixels)), pixels(static_cast<uint32_t>(min(size, p.pixels - first))) {}
+    __device__ float count() const { return static_cast<float>(pixels); }
 };
 
 // What a chunk leaves for each of its channels, (B, partials, C) pairs.
-__device__ inline float2* chunk_pairs(const GroupNormSiluParams& p, int64_t b, int64_t partial) {
+__device__ inline float2* chunk_pairs(const GroupNormSiluParams& p, int64_t b, uint32_t partial) {
     return reinterpret_cast<float2*>(p.scratch) + (b * p.partials + partial) * p.channels;
+}
+
+__device__ inline uint32_t width_of_group(const GroupNormSiluParams& p) {
+    return static_cast<uint32_t>(p.channels) / static_cast<uint32_t>(p.groups);
 }
 
 struct Channel {
     float mean, rstd, weight, bias;
 };
 template <class T>
-__device__ Channel channel_of(const GroupNormSiluParams& p, int64_t b, int64_t c) {
-    const float2 stats = reinterpret_cast<const float2*>(p.stats)[b * p.groups + c / (p.channels / p.groups)];
+__device__ Channel channel_of(const GroupNormSiluParams& p, int64_t b, uint32_t c) {
+    const float2 stats = reinterpret_cast<const float2*>(p.stats)[b * p.groups + c / width_of_group(p)];
     return {stats.x, stats.y, widen(static_cast<const T*>(p.weight)[c * p.weight_stride]),
             widen(static_cast<const T*>(p.bias)[c * p.bias_stride])};
 }
 // Means over a group of weight * slope and of weight * slope * normed x.
-__device__ inline float2 slope_means_of(const GroupNormSiluParams& p, int64_t b, int64_t c) {
-    return reinterpret_cast<const float2*>(p.means)[b * p.groups + c / (p.channels / p.groups)];
+__device__ inline float2 slope_means_of(const GroupNormSiluParams& p, int64_t b, uint32_t c) {
+    return reinterpret_cast<const float2*>(p.means)[b * p.groups + c / width_of_group(p)];
 }
 
 __device__ inline float exp_minus(float y) {

@@ -9,11 +9,13 @@ namespace var_ext::cuda {
 // Adds body(pair, pixels, channel) over the chunks and channels of a block's group, (b, g).
 template <int N, class Body>
 __device__ void sum_group(const GroupNormSiluParams& p, float (&sums)[N], float* shared, const Body& body) {
-    const int64_t width = p.channels / p.groups, b = blockIdx.x / p.groups;
-    const int64_t first = blockIdx.x % p.groups * width;
-    for (int64_t i = threadIdx.x; i < p.partials * width; i += group_norm_silu_threads) {
-        const int64_t partial = i / width, c = first + i % width;
-        body(chunk_pairs(p, b, partial)[c], PixelChunk(p, partial).count(), c);
+    const uint32_t width = width_of_group(p), groups = static_cast<uint32_t>(p.groups);
+    const uint32_t b = blockIdx.x / groups, first = blockIdx.x % groups * width;
+    const uint32_t count = static_cast<uint32_t>(p.partials) * width;
+    const int64_t size = chunk_size(p);
+    for (uint32_t i = threadIdx.x; i < count; i += group_norm_silu_threads) {
+        const uint32_t partial = i / width, c = first + i % width;
+        body(chunk_pairs(p, b, partial)[c], PixelChunk(p, partial, size).count(), c);
     }
     sum_block(sums, shared);
 }
@@ -23,14 +25,14 @@ __device__ void sum_group(const GroupNormSiluParams& p, float (&sums)[N], float*
 __global__ void __launch_bounds__(group_norm_silu_threads, 4)
     group_norm_silu_stats_kernel(const GroupNormSiluParams p) {
     float* const shared = reinterpret_cast<float*>(ptx::shared_memory());
-    const int64_t width = p.channels / p.groups;
+    const uint32_t width = width_of_group(p), groups = static_cast<uint32_t>(p.groups);
     const float count = static_cast<float>(width * p.pixels);
     // means relative to one of them: a large one costs no precision
-    const float near = chunk_pairs(p, blockIdx.x / p.groups, 0)[blockIdx.x % p.groups * width].x;
+    const float near = chunk_pairs(p, blockIdx.x / groups, 0)[blockIdx.x % groups * width].x;
     float sum[1] = {}, square[1] = {};
-    sum_group(p, sum, shared, [&](float2 pair, float n, int64_t) { sum[0] += n * (pair.x - near); });
+    sum_group(p, sum, shared, [&](float2 pair, float n, uint32_t) { sum[0] += n * (pair.x - near); });
     const float mean = near + sum[0] / count;
-    sum_group(p, square, shared + 32, [&](float2 pair, float n, int64_t) {
+    sum_group(p, square, shared + 32, [&](float2 pair, float n, uint32_t) {
         square[0] += pair.y + n * (pair.x - mean) * (pair.x - mean);
     });
     const float rstd = 1.0f / sqrtf(square[0] / count + static_cast<float>(p.eps));
@@ -45,7 +47,7 @@ __global__ void __launch_bounds__(group_norm_silu_threads, 4)
     float* const shared = reinterpret_cast<float*>(ptx::shared_memory());
     const float count = static_cast<float>(p.channels / p.groups * p.pixels);
     float sums[2] = {};
-    sum_group(p, sums, shared, [&](float2 pair, float, int64_t c) {
+    sum_group(p, sums, shared, [&](float2 pair, float, uint32_t c) {
         const float weight = widen(static_cast<const T*>(p.weight)[c * p.weight_stride]);
         sums[0] += weight * pair.y;
         sums[1] += weight * pair.x;

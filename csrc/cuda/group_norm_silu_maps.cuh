@@ -6,29 +6,30 @@
 namespace var_ext::cuda {
 
 struct MapPlace {
-    int64_t map, b, c, partial;
+    uint32_t map, b, c, partial;
     PixelChunk chunk;
+    int64_t offset;  // of the chunk
     __device__ explicit MapPlace(const GroupNormSiluParams& p)
-        : map(blockIdx.x / p.partials),
-          b(map / p.channels),
-          c(map % p.channels),
-          partial(blockIdx.x % p.partials),
-          chunk(p, partial) {}
+        : map(blockIdx.x / static_cast<uint32_t>(p.partials)),
+          b(map / static_cast<uint32_t>(p.channels)),
+          c(map % static_cast<uint32_t>(p.channels)),
+          partial(blockIdx.x % static_cast<uint32_t>(p.partials)),
+          chunk(p, partial, chunk_size(p)),
+          offset(map * p.pixels + chunk.first) {}
 };
 
-// Calls body(values of x, of grad, offset) for a thread's pixels. Without `Grad` the second values are zeros.
+// Calls body(values of x, of grad, offset in the chunk) for a thread's pixels. Without `Grad` the second
+// values are zeros.
 template <class T, int N, bool Grad, class Body>
 __device__ void for_map(const GroupNormSiluParams& p, const MapPlace& place, const Body& body) {
+    const T* const all_x = static_cast<const T*>(p.x) + place.offset;
+    const T* const all_grad = Grad ? static_cast<const T*>(p.grad) + place.offset : nullptr;
 #pragma unroll 2
-    for (int64_t pixel = place.chunk.first + threadIdx.x * N; pixel < place.chunk.end;
-         pixel += blockDim.x * N) {
-        const int64_t offset = place.map * p.pixels + pixel;
+    for (uint32_t at = threadIdx.x * N; at < place.chunk.pixels; at += blockDim.x * N) {
         float x[N], grad[N] = {};
-        widen_packed<T, N>(load_packed<T, N>(static_cast<const T*>(p.x) + offset), x);
-        if constexpr (Grad) {
-            widen_packed<T, N>(load_packed<T, N>(static_cast<const T*>(p.grad) + offset), grad);
-        }
-        body(x, grad, offset);
+        widen_packed<T, N>(load_packed<T, N>(all_x + at), x);
+        if constexpr (Grad) widen_packed<T, N>(load_packed<T, N>(all_grad + at), grad);
+        body(x, grad, at);
     }
 }
 
@@ -42,7 +43,7 @@ __global__ void __launch_bounds__(group_norm_silu_threads, 4)
     const MapPlace place(p);
     float* const shared = reinterpret_cast<float*>(ptx::shared_memory());
     float mean = 0.0f, square = 0.0f, count = 0.0f;
-    for_map<T, N, false>(p, place, [&](const float (&x)[N], const float (&)[N], int64_t) {
+    for_map<T, N, false>(p, place, [&](const float (&x)[N], const float (&)[N], uint32_t) {
         float own = 0.0f;
         for (int i = 0; i < N; ++i) own += x[i];
         own /= N;
@@ -52,9 +53,9 @@ __global__ void __launch_bounds__(group_norm_silu_threads, 4)
         mean += off * (N / count);
         square += off * off * (before * (N / count));
     });
-    const bool any = place.chunk.first < place.chunk.end;  // mask
+    const bool any = place.chunk.pixels > 0;  // mask
     float near = 0.0f;
-    if (any) near = widen(static_cast<const T*>(p.x)[place.map * p.pixels + place.chunk.first]);
+    if (any) near = widen(static_cast<const T*>(p.x)[place.offset]);
     float sum[1] = {count * (mean - near)}, total[1];
     sum_block(sum, shared);
     const float all = any ? near + sum[0] / place.chunk.count() : 0.0f;
@@ -71,10 +72,11 @@ __global__ void __launch_bounds__(group_norm_silu_threads, 4)
     group_norm_silu_maps_kernel(const GroupNormSiluParams p) {
     const MapPlace place(p);
     const Channel channel = channel_of<T>(p, place.b, place.c);
-    for_map<T, N, false>(p, place, [&](const float (&x)[N], const float (&)[N], int64_t offset) {
+    T* const out = static_cast<T*>(p.out) + place.offset;
+    for_map<T, N, false>(p, place, [&](const float (&x)[N], const float (&)[N], uint32_t at) {
         float y[N];
         for (int i = 0; i < N; ++i) y[i] = norm_silu<T>(x[i], channel);
-        store_packed<T, N>(static_cast<T*>(p.out) + offset, y);
+        store_packed<T, N>(out + at, y);
     });
 }
 
@@ -87,7 +89,7 @@ __global__ void __launch_bounds__(group_norm_silu_threads, 3)
     const MapPlace place(p);
     const Channel channel = channel_of<T>(p, place.b, place.c);
     float sums[2] = {};
-    for_map<T, N, true>(p, place, [&](const float (&x)[N], const float (&grad)[N], int64_t) {
+    for_map<T, N, true>(p, place, [&](const float (&x)[N], const float (&grad)[N], uint32_t) {
         for (int i = 0; i < N; ++i) {
             const Slope s = slope_of<T>(x[i], grad[i], channel);
             sums[0] += s.slope * s.normed;
@@ -107,12 +109,13 @@ __global__ void __launch_bounds__(group_norm_silu_threads, 3)
     const MapPlace place(p);
     const Channel channel = channel_of<T>(p, place.b, place.c);
     const float2 means = slope_means_of(p, place.b, place.c);
-    for_map<T, N, true>(p, place, [&](const float (&x)[N], const float (&grad)[N], int64_t offset) {
+    T* const out = static_cast<T*>(p.out) + place.offset;
+    for_map<T, N, true>(p, place, [&](const float (&x)[N], const float (&grad)[N], uint32_t at) {
         float grad_x[N];
         for (int i = 0; i < N; ++i) {
             grad_x[i] = grad_x_of(slope_of<T>(x[i], grad[i], channel), channel, means);
         }
-        store_packed<T, N>(static_cast<T*>(p.out) + offset, grad_x);
+        store_packed<T, N>(out + at, grad_x);
     });
 }
 

@@ -11,53 +11,54 @@ namespace var_ext::cuda {
 template <int N>
 struct PixelPlace {
     uint32_t columns, rows, row;  // in units of N channels; pixels at a time; this thread's
-    int64_t b, partial, window, channel;
+    uint32_t b, partial, window, channel, channels;
     PixelChunk chunk;
+    int64_t offset;  // of the thread's channels in the chunk's first pixel
     __device__ PixelPlace(const GroupNormSiluParams& p, uint32_t windows)
-        : b(blockIdx.x / windows / p.partials),
-          partial(blockIdx.x / windows % p.partials),
-          window(static_cast<int64_t>(blockIdx.x % windows) * group_norm_silu_threads * N),
-          chunk(p, partial) {
-        columns = static_cast<uint32_t>(min((p.channels - window) / N, int64_t{group_norm_silu_threads}));
+        : b(blockIdx.x / windows / static_cast<uint32_t>(p.partials)),
+          partial(blockIdx.x / windows % static_cast<uint32_t>(p.partials)),
+          window(blockIdx.x % windows * group_norm_silu_threads * N),
+          channels(static_cast<uint32_t>(p.channels)),
+          chunk(p, partial, chunk_size(p)) {
+        columns = min((channels - window) / N, group_norm_silu_threads);
         rows = group_norm_silu_threads / columns;
         row = threadIdx.x / columns;
         channel = window + threadIdx.x % columns * N;
+        offset = (b * p.pixels + chunk.first) * p.channels + channel;
     }
     // Threads that are left over when the rows are dealt out have no pixels.
-    __device__ int64_t first() const { return row < rows ? chunk.first + row : chunk.end; }
+    __device__ uint32_t first() const { return row < rows ? row : chunk.pixels; }
     // Pixels of a row.
     __device__ float count(uint32_t of_row) const {
-        const int64_t left = chunk.end - chunk.first - of_row;
-        return left > 0 ? static_cast<float>((left + rows - 1) / rows) : 0.0f;
-    }
-    __device__ int64_t offset(const GroupNormSiluParams& p, int64_t pixel) const {
-        return (b * p.pixels + pixel) * p.channels + channel;
+        return of_row < chunk.pixels ? static_cast<float>((chunk.pixels - of_row + rows - 1) / rows) : 0.0f;
     }
 };
 
-// Calls body(values of x, of grad, offset) for a thread's pixels; loads of so many `steps` come before their
-// first use. Without `Grad` the second values are zeros.
+// Calls body(values of x, of grad, offset in the chunk) for a thread's pixels; loads of so many `steps` come
+// before their first use. Without `Grad` the second values are zeros.
 template <class T, int N, int steps, bool Grad, class Body>
 __device__ void for_pixels(const GroupNormSiluParams& p, const PixelPlace<N>& place, const Body& body) {
+    const T* const all_x = static_cast<const T*>(p.x) + place.offset;
+    const T* const all_grad = Grad ? static_cast<const T*>(p.grad) + place.offset : nullptr;
 #pragma unroll 1
-    for (int64_t first = place.first(); first < place.chunk.end; first += steps * place.rows) {
+    for (uint32_t first = place.first(); first < place.chunk.pixels; first += steps * place.rows) {
         Packed<T, N> x_bits[steps] = {}, grad_bits[steps] = {};
         for (int i = 0; i < steps; ++i) {
-            const int64_t pixel = first + i * place.rows, offset = place.offset(p, pixel);
-            const bool inside = pixel < place.chunk.end;  // mask
+            const uint32_t pixel = first + i * place.rows, at = pixel * place.channels;
+            const bool inside = pixel < place.chunk.pixels;  // mask
             if (inside) {
-                x_bits[i] = load_packed<T, N>(static_cast<const T*>(p.x) + offset);
-                if constexpr (Grad) grad_bits[i] = load_packed<T, N>(static_cast<const T*>(p.grad) + offset);
+                x_bits[i] = load_packed<T, N>(all_x + at);
+                if constexpr (Grad) grad_bits[i] = load_packed<T, N>(all_grad + at);
             }
         }
         for (int i = 0; i < steps; ++i) {
-            const int64_t pixel = first + i * place.rows;
-            const bool inside = pixel < place.chunk.end;  // mask
+            const uint32_t pixel = first + i * place.rows;
+            const bool inside = pixel < place.chunk.pixels;  // mask
             if (inside) {
                 float x[N], grad[N];
                 widen_packed<T, N>(x_bits[i], x);
                 widen_packed<T, N>(grad_bits[i], grad);
-                body(x, grad, place.offset(p, pixel));
+                body(x, grad, pixel * place.channels);
             }
         }
     }
@@ -83,7 +84,7 @@ __global__ void __launch_bounds__(group_norm_silu_threads, 3)
     group_norm_silu_row_moments_kernel(const GroupNormSiluParams p, uint32_t windows) {
     const PixelPlace<N> place(p, windows);
     float mean[N] = {}, square[N] = {}, count = 0.0f;
-    for_pixels<T, N, 4, false>(p, place, [&](const float (&x)[N], const float (&)[N], int64_t) {
+    for_pixels<T, N, 4, false>(p, place, [&](const float (&x)[N], const float (&)[N], uint32_t) {
         count += 1.0f;
         const float share = 1.0f / count;
         for (int i = 0; i < N; ++i) {
@@ -117,16 +118,17 @@ template <class T, int N>
 __global__ void __launch_bounds__(group_norm_silu_threads, 3)
     group_norm_silu_rows_kernel(const GroupNormSiluParams p, uint32_t windows) {
     const PixelPlace<N> place(p, windows);
+    T* const out = static_cast<T*>(p.out) + place.offset;
     Channel channels[N];
     for (int i = 0; i < N; ++i) {
         channels[i] = channel_of<T>(p, place.b, place.channel + i);
         channels[i].weight *= channels[i].rstd;
         channels[i].rstd = 1.0f;
     }
-    for_pixels<T, N, 4, false>(p, place, [&](const float (&x)[N], const float (&)[N], int64_t offset) {
+    for_pixels<T, N, 4, false>(p, place, [&](const float (&x)[N], const float (&)[N], uint32_t at) {
         float y[N];
         for (int i = 0; i < N; ++i) y[i] = norm_silu<T>(x[i], channels[i]);
-        store_packed<T, N>(static_cast<T*>(p.out) + offset, y);
+        store_packed<T, N>(out + at, y);
     });
 }
 
@@ -141,7 +143,7 @@ __global__ void __launch_bounds__(group_norm_silu_threads, 2)
     Channel channels[N];
     for (int i = 0; i < N; ++i) channels[i] = channel_of<T>(p, place.b, place.channel + i);
     float normed[N] = {}, plain[N] = {};
-    for_pixels<T, N, 2, true>(p, place, [&](const float (&x)[N], const float (&grad)[N], int64_t) {
+    for_pixels<T, N, 2, true>(p, place, [&](const float (&x)[N], const float (&grad)[N], uint32_t) {
         for (int i = 0; i < N; ++i) {
             const Slope s = slope_of<T>(x[i], grad[i], channels[i]);
             normed[i] += s.slope * s.normed;
@@ -169,18 +171,19 @@ template <class T, int N>
 __global__ void __launch_bounds__(group_norm_silu_threads, 2)
     group_norm_silu_rows_backward_kernel(const GroupNormSiluParams p, uint32_t windows) {
     const PixelPlace<N> place(p, windows);
+    T* const out = static_cast<T*>(p.out) + place.offset;
     Channel channels[N];
     float2 means[N];
     for (int i = 0; i < N; ++i) {
         channels[i] = channel_of<T>(p, place.b, place.channel + i);
         means[i] = slope_means_of(p, place.b, place.channel + i);
     }
-    for_pixels<T, N, 2, true>(p, place, [&](const float (&x)[N], const float (&grad)[N], int64_t offset) {
+    for_pixels<T, N, 2, true>(p, place, [&](const float (&x)[N], const float (&grad)[N], uint32_t at) {
         float grad_x[N];
         for (int i = 0; i < N; ++i) {
             grad_x[i] = grad_x_of(slope_of<T>(x[i], grad[i], channels[i]), channels[i], means[i]);
         }
-        store_packed<T, N>(static_cast<T*>(p.out) + offset, grad_x);
+        store_packed<T, N>(out + at, grad_x);
     });
 }
 

@@ -86,7 +86,7 @@ __global__ void __launch_bounds__(quantize_threads, 6)
 // Codes whose gradients a warp adds up, in shared memory, in the order of the tokens: each lane its channels.
 constexpr int quantize_codes = 32, quantize_codebook_threads = 32;
 
-// budget: registers <= 64, shared <= 163840, blocks >= 1
+// budget: registers <= 64, shared <= 163840, blocks >= 1, on sm_86 >= 0
 template <bool>
 __global__ void __launch_bounds__(quantize_codebook_threads, 16)
     residual_quantize_codebook_kernel(const int64_t* tokens, const float* grads, int64_t count, int64_t codes,

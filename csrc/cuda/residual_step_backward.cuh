@@ -56,7 +56,7 @@ inline int64_t phi_weight_bytes(const PhiTiles& t) {
 }
 
 // Sums of a part of all tiles into scratch: (parts, C C 9 + C). A warp has 4 outputs of 32 input channels.
-// budget: registers <= 128, shared <= 115712, blocks >= 1
+// budget: registers <= 128, shared <= 115712, blocks >= 1, on sm_86 >= 0
 // sass: LDS.128, STS.128
 template <class Codes>
 __global__ void __launch_bounds__(phi_threads, 2)
@@ -219,10 +219,10 @@ void phi_backward(const char* op, const CudaStream& stream, const PhiBackward<Co
         }
     }
     if (p.grad_weight == nullptr && p.grad_bias == nullptr) return;
-    PhiTiles tiles = phi_tiles(p.tiles, phi_weight_pixels, phi_weight_bytes);
+    PhiTiles tiles = phi_tiles(p.tiles, phi_weight_pixels, phi_room_of_chip(op, stream), phi_weight_bytes);
     if (tiles.count() == 0) {
         contract_error(op, "C must be small enough for nine pixels in shared memory on CUDA, got " +
-                               std::to_string(tiles.channels));
+                               std::to_string(tiles.channels) + "; VAR_EXT_BACKEND=reference takes any");
     }
     const int quads = (tiles.channels + 3) / 4, units = (tiles.channels + 31) / 32 * quads;
     tiles.groups = (units + phi_warps - 1) / phi_warps;

@@ -32,6 +32,11 @@ constexpr int phi_most_outs = 32;                 // output channels of a block
 constexpr int64_t phi_blocks = 132;               // wanted, if there is work for them
 constexpr int64_t phi_shared_bytes = 113 * 1024;  // at most: two blocks on a multiprocessor of sm_90
 
+// What a block may have on this chip.
+inline int64_t phi_room_of_chip(const char* op, const CudaStream& stream) {
+    return std::min(phi_shared_bytes, static_cast<int64_t>(most_shared(op, stream)));
+}
+
 // Channels of a pixel in shared memory: an odd number of 16-byte units, so that loads of eight neighbouring
 // pixels meet no bank twice.
 __host__ __device__ inline int phi_room(int channels) {
@@ -58,9 +63,9 @@ struct PhiTiles {
 };
 
 // The fewest tiles of at most `most` pixels, and of equal numbers those with the smallest frames, for which
-// bytes(tiles) is allowed; none: no tiles.
+// bytes(tiles) is at most `most_bytes`; none: no tiles.
 template <class Bytes>
-PhiTiles phi_tiles(PhiTiles tiles, int most, const Bytes& bytes) {
+PhiTiles phi_tiles(PhiTiles tiles, int most, int64_t most_bytes, const Bytes& bytes) {
     PhiTiles best = tiles;
     best.down = best.across = 0;
     for (int w = 1; w <= std::min(tiles.width, most); ++w) {
@@ -70,7 +75,7 @@ PhiTiles phi_tiles(PhiTiles tiles, int most, const Bytes& bytes) {
             t.tile_width = w;
             t.down = (t.height + h - 1) / h;
             t.across = (t.width + w - 1) / w;
-            if (bytes(t) > phi_shared_bytes) continue;
+            if (bytes(t) > most_bytes) continue;
             const bool fewer = best.count() == 0 || t.count() < best.count() ||
                                (t.count() == best.count() && t.framed_pixels() < best.framed_pixels());
             if (fewer) best = t;
@@ -275,7 +280,7 @@ __device__ __forceinline__ void phi_add_chain(const PhiTiles& t, const float* co
 }
 
 // finish(image, channel, y, x, phi) stores, and returns what windows are taken of.
-// budget: registers <= 128, shared <= 115712, blocks >= 1
+// budget: registers <= 128, shared <= 115712, blocks >= 1, on sm_86 >= 0
 // sass: LDS.128, STS.128
 template <int outs, class Codes, class Finish>
 __global__ void __launch_bounds__(phi_threads, 2)
@@ -357,13 +362,13 @@ __global__ void __launch_bounds__(phi_threads, 2)
 
 // Calls body(std::integral_constant<int, outs>) with the most outputs a block that still give blocks enough.
 template <class Body>
-void for_phi_outs(int64_t batch, PhiTiles tiles, bool one_chain, const Body& body) {
+void for_phi_outs(int64_t batch, PhiTiles tiles, int64_t most_bytes, bool one_chain, const Body& body) {
     const auto enough = [&](int outs, const PhiTiles& t) {
         const int64_t groups = (t.channels + outs - 1) / outs;
         return t.count() > 0 && outs < 2 * t.channels && batch * t.count() * groups >= phi_blocks;
     };
     const auto cut = [&](auto outs) {
-        return phi_tiles(tiles, phi_threads, phi_bytes<decltype(outs)::value>);
+        return phi_tiles(tiles, phi_threads, most_bytes, phi_bytes<decltype(outs)::value>);
     };
     const PhiTiles by_32 = cut(std::integral_constant<int, 32>{}),
                    by_16 = cut(std::integral_constant<int, 16>{}),
@@ -378,11 +383,12 @@ void for_phi_outs(int64_t batch, PhiTiles tiles, bool one_chain, const Body& bod
 template <class Codes, class Finish>
 bool launch_phi(const char* op, const CudaStream& stream, int64_t batch, PhiParams p, const Codes& codes,
                 const Finish& finish) {
-    for_phi_outs(batch, p.tiles, p.chain >= p.tiles.channels, [&](auto outs, PhiTiles tiles) {
+    const int64_t most_bytes = phi_room_of_chip(op, stream);
+    for_phi_outs(batch, p.tiles, most_bytes, p.chain >= p.tiles.channels, [&](auto outs, PhiTiles tiles) {
         if (tiles.count() == 0) {
             contract_error(
                 op, "C must be small enough for the weights of four outputs in shared memory on CUDA, got " +
-                        std::to_string(p.tiles.channels));
+                        std::to_string(p.tiles.channels) + "; VAR_EXT_BACKEND=reference takes any");
         }
         tiles.groups = (tiles.channels + decltype(outs)::value - 1) / decltype(outs)::value;
         p.tiles = tiles;

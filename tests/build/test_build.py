@@ -24,9 +24,10 @@ def isa_restored() -> Iterator[None]:
 
 def test_build_info() -> None:
     info = _C.build_info()
-    assert set(info) == {"version", "compiler", "build_type", "cuda", "openmp"}
+    assert set(info) == {"version", "compiler", "build_type", "cuda", "cuda_targets", "openmp"}
     assert re.fullmatch(r"\w+ \d+\.\d+.*", info["compiler"])
     assert info["cuda"] is None or re.fullmatch(r"\d+\.\d+.*", info["cuda"])
+    assert (info["cuda_targets"] is None) == (info["cuda"] is None)
     assert info["openmp"] is True  # without it the kernels would run on one thread
 
 

@@ -9,11 +9,17 @@ Beside each kernel stands what it may cost and, where it matters, which instruct
 `registers` of a thread, `shared` bytes of dynamic shared memory and `blocks` at once on a multiprocessor. A line can be
 held to instantiations by template arguments that stand side by side, `// budget <64, 2>: ...`; the first line that fits
 counts. Where the bound of threads depends on a template argument, the line begins with `threads <= N`.
+
+Chips with 100 KB of shared memory a multiprocessor (8.6, 8.9, 12.0) hold fewer blocks: one is demanded there, or as
+many as the line names, `blocks >= 3, on sm_86 >= 2`; 0 where the host picks another kernel or smaller tiles. 8.6 and
+8.9 run the code of sm_80: its registers are theirs, and nothing more is compiled. VAR_EXT_COMPILED_TARGETS="86 120"
+names other targets to compile, as `.ci/run` does: registers are not held to the budget there, 128 bytes of spills pass.
 """
 
 from __future__ import annotations
 
 import hashlib
+import os
 import re
 import subprocess
 from collections.abc import Iterator
@@ -50,6 +56,7 @@ class Budget:
     shared: int
     blocks: int
     sass: tuple[tuple[str, str], ...]  # template arguments as above, and an instruction
+    small: int = 1  # blocks on a chip with 100 KB of shared memory
 
     def fits(self, arguments: str) -> bool:
         return stands_in(self.arguments, arguments)
@@ -79,7 +86,9 @@ class Kernel:
         return f"{self.name}<{self.arguments}>"
 
 
-NUMBERS = re.compile(r"(?:threads <= (\d+), )?registers <= (\d+), shared <= (\d+), blocks >= (\d+)$")
+NUMBERS = re.compile(
+    r"(?:threads <= (\d+), )?registers <= (\d+), shared <= (\d+), blocks >= (\d+)(?:, on sm_86 >= (\d+))?$"
+)
 BESIDE = re.compile(r"^// (budget|sass)(?: <([^>]*)>)?: (.*)$")
 HEAD = re.compile(
     r"__global__\s+void\s+__launch_bounds__\(([\w:<>, ]+?)(?:,[^)]*(?:\([^)]*\))?[^)]*)?\)\s*(\w+)\(", re.S
@@ -134,7 +143,8 @@ def budgets_of(text: str, constants: str = "") -> list[Budget]:
                 for part in other[3].split(",")
             )
             bound = int(numbers[1] or number_of(threads))
-            found.append(Budget(name, arguments, bound, *map(int, numbers.groups()[1:]), sass))
+            small = int(numbers[5] or 1)
+            found.append(Budget(name, arguments, bound, *map(int, numbers.groups()[1:4]), sass, small))
     return found
 
 
@@ -157,7 +167,13 @@ def budget_for(kernel: Kernel) -> Budget | None:
 
 
 def targets() -> tuple[str, ...]:
-    """The chips that the build makes machine code for: "80", "90a"."""
+    """What is compiled: VAR_EXT_COMPILED_TARGETS, or the chips that the build makes machine code for: "80", "90a"."""
+    return tuple(os.environ.get("VAR_EXT_COMPILED_TARGETS", "").split()) or tuned()
+
+
+@cache
+def tuned() -> tuple[str, ...]:
+    """The chips that the build makes machine code for."""
     (listed,) = re.findall(
         r"set\(VAR_EXT_TARGETS (.*)\)", (SOURCES / "configure.cmake").read_text(encoding="utf-8")
     )
@@ -287,15 +303,46 @@ def instructions(cubin: Path) -> dict[str, set[str]]:
     return found
 
 
-# Of a multiprocessor: https://docs.nvidia.com/cuda/cuda-c-programming-guide, compute capabilities
-SHARED_MEMORY = {"80": 164 * 1024, "90a": 228 * 1024}
-THREADS, BLOCKS, REGISTERS, PARTS = 2048, 32, 65536, 4
+@dataclass(frozen=True)
+class Chip:
+    """What a multiprocessor holds at once."""
+
+    shared: int  # bytes; a block may have all but 1 KB of them
+    threads: int
+    blocks: int
+    code: str  # the target whose machine code it runs
+
+    @property
+    def is_small(self) -> bool:
+        return self.shared == 100 * 1024
 
 
-def resident_blocks(threads: int, registers: int, shared: int, target: str) -> int:
+# docs.nvidia.com/cuda/cuda-c-programming-guide, compute capabilities; blocks also from the toolkit's cuda_occupancy.h
+CHIPS = {
+    "80": Chip(164 * 1024, 2048, 32, "80"),
+    "86": Chip(100 * 1024, 1536, 16, "80"),
+    "89": Chip(100 * 1024, 1536, 24, "80"),
+    "90a": Chip(228 * 1024, 2048, 32, "90a"),
+    "100": Chip(228 * 1024, 2048, 32, "100"),
+    "120": Chip(100 * 1024, 1536, 24, "120"),
+}
+REGISTERS, PARTS = 65536, 4
+
+
+def chips_of(target: str) -> list[str]:
+    """The chips that are judged by what was compiled for a target."""
+    return [
+        name
+        for name, chip in CHIPS.items()
+        if target == chip.code or (target == name and target not in tuned())
+    ]
+
+
+def resident_blocks(threads: int, registers: int, shared: int, chip: str) -> int:
     """Blocks that a multiprocessor holds at once: registers go to warps in 256s, each block takes 1 KB of shared memory
     more than it asks for."""
     warps = -(-threads // 32)
     of_warp = -(-max(registers, 1) * 32 // 256) * 256
     by_registers = PARTS * (REGISTERS // PARTS // of_warp) // warps
-    return min(THREADS // threads, BLOCKS, by_registers, SHARED_MEMORY[target] // (shared + 1024))
+    of = CHIPS[chip]
+    return min(of.threads // threads, of.blocks, by_registers, of.shared // (shared + 1024))

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 
 import pytest
@@ -48,6 +48,15 @@ class Gpu:
         if self.level == "emulated":
             emulation.emulator().multiprocessors(108)
 
+    @contextmanager
+    def of_chip(self, target: str) -> Iterator[None]:
+        """Blocks may have as much shared memory as on that chip; hardware is what it is."""
+        if self.level == "emulated":
+            emulation.emulator().chip(target)
+        yield
+        if self.level == "emulated":
+            emulation.emulator().chip("80")
+
     def conflicts(self) -> list[tuple[str, int, int]]:
         """Bank conflicts since the test began: where the first was, ways, times; the emulator counts them."""
         return emulation.emulator().conflicts()
@@ -76,16 +85,34 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     items[:] = [item for of_one in cases.values() for item in of_one[:: max(1, len(of_one) // count)][:count]]
 
 
+@contextmanager
+def exact_float32() -> Iterator[None]:
+    """torch's products and convolutions keep all bits of float32: its convolutions round to TF32 unless told not to."""
+    switches = torch.backends.cuda.matmul, torch.backends.cudnn
+    before = [switch.allow_tf32 for switch in switches]
+    for switch in switches:
+        switch.allow_tf32 = False
+    try:
+        yield
+    finally:
+        for switch, allowed in zip(switches, before, strict=True):
+            switch.allow_tf32 = allowed
+
+
 @pytest.fixture(params=levels())
 def gpu(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Iterator[Gpu]:
     """The native backend on CUDA kernels."""
-    with backend.force("native"):
+    with backend.force("native"), exact_float32() if request.param == "hardware" else nullcontext():
         if request.param == "emulated":
             emulation.emulator().seed(0)
             emulation.emulator().sample(0)
             emulation.emulator().multiprocessors(108)
+            emulation.emulator().chip("80")
             monkeypatch.setattr(_native, "is_gpu", lambda tensor: True)
             monkeypatch.setattr(_native, "gpu_stream", lambda tensor: emulation.Stream())
+            monkeypatch.setattr(
+                _native, "_multiprocessors_of", lambda device: emulation.emulator().multiprocessors()
+            )
         else:
             assert torch.cuda.is_available(), "VAR_EXT_GPU_TESTS=hardware, but torch sees no GPU"
         yield Gpu(request.param)

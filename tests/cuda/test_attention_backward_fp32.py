@@ -21,6 +21,15 @@ def assert_gradients(gpu: Gpu, schedule: ScaleSchedule, heads: int, dim: int, sc
         oracle.assert_equal_up_to_rounding(mine, truth)
 
 
+@pytest.mark.parametrize("dim", HEAD_SIZES)
+@pytest.mark.parametrize("chip", ["86", "90"])
+@pytest.mark.parametrize("length", [7, 151])
+def test_chips(gpu: Gpu, length: int, chip: str, dim: int) -> None:
+    """Products are cut smaller where a block has 99 KB."""
+    with gpu.of_chip(chip):
+        assert_gradients(gpu, oracle.ODD[length], 2, dim, 0.7)
+
+
 @pytest.mark.parametrize(("schedule", "dim"), CASES, ids=str)
 @pytest.mark.parametrize("heads", [1, 3])
 def test_against_float64(gpu: Gpu, schedule: ScaleSchedule, dim: int, heads: int) -> None:
@@ -83,7 +92,9 @@ def test_the_order_of_threads_changes_no_bit(gpu: Gpu, dim: int) -> None:
 
 
 @pytest.mark.parametrize("dim", HEAD_SIZES)
-def test_no_bank_conflicts(traced: Gpu, dim: int) -> None:
+@pytest.mark.parametrize("chip", ["80", "86"])
+def test_no_bank_conflicts(traced: Gpu, chip: str, dim: int) -> None:
     given = packed(1, 129, 1, dim)
-    on(traced, given, torch.ones_like(given[0]), oracle.ODD[129])
+    with traced.of_chip(chip):
+        on(traced, given, torch.ones_like(given[0]), oracle.ODD[129])
     assert traced.conflicts() == []

@@ -60,6 +60,22 @@ def test_against_a_cache(gpu: Gpu, queries: int, dim: int) -> None:
 
 
 @pytest.mark.parametrize("dim", HEAD_SIZES)
+@pytest.mark.parametrize("chip", ["86", "90"])
+def test_chips(gpu: Gpu, chip: str, dim: int) -> None:
+    """Products are cut smaller where a block has 99 KB."""
+    schedule = oracle.ODD[151]
+    given = packed(1, 151, 2, dim)
+    q, keys, values = inputs(1, 130, 155, 2, dim)
+    with gpu.of_chip(chip):
+        result, of_cache = attend(gpu, given, schedule, 0.7), cached(gpu, q, keys, values, 151, 0.7)
+    torchs = oracle.attention(*given, 0.7, oracle.sees(schedule))
+    oracle.assert_as_good_as_torch(result, torchs, exact(given, schedule, 0.7))
+    seen = q, keys[:, :151], values[:, :151]
+    truth = oracle.attention(*(t.double() for t in seen), 0.7)
+    oracle.assert_as_good_as_torch(of_cache, oracle.attention(*seen, 0.7), truth)
+
+
+@pytest.mark.parametrize("dim", HEAD_SIZES)
 def test_the_end_of_memory(gpu: Gpu, dim: int) -> None:
     """Nothing is read behind the last key or query; behind the last result nothing changes."""
     q, keys, values = (t[0, :, 0] for t in inputs(1, 17, 70, 1, dim))
@@ -150,6 +166,8 @@ def test_the_order_of_threads_changes_no_bit(gpu: Gpu, dim: int) -> None:
 
 
 @pytest.mark.parametrize("dim", HEAD_SIZES)
-def test_no_bank_conflicts(traced: Gpu, dim: int) -> None:
-    attend(traced, packed(1, 129, 1, dim), oracle.ODD[129])
+@pytest.mark.parametrize("chip", ["80", "86"])
+def test_no_bank_conflicts(traced: Gpu, chip: str, dim: int) -> None:
+    with traced.of_chip(chip):
+        attend(traced, packed(1, 129, 1, dim), oracle.ODD[129])
     assert traced.conflicts() == []

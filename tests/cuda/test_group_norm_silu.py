@@ -10,8 +10,9 @@ from tests.cuda.conftest import Gpu
 from tests.emulator import emulation
 from tests.ops import oracle
 from tests.ops.test_group_norm_silu import FORMATS, SHAPES, exact, gradients, native, torchs
-from var_ext import ops
-from var_ext.ops._native import kernels, maybe_view, view
+from var_ext import _C, ops
+from var_ext.ops._native import kernels, maybe_view, multiprocessors, view
+from var_ext.ops.group_norm_silu import _chunks
 
 # Groups within and across 16 bytes, channels of the decoder, those beyond a block's window, pixels around those of a
 # chunk and a step
@@ -116,6 +117,19 @@ def test_offsets_beyond_32_bits(gpu: Gpu, memory_format: torch.memory_format) ->
     with gpu.sampled(2):
         y = native(x, weight, bias, 8)
     assert torch.equal(y[-1, -1], native(near, weight, bias, 8)[0, -1])
+
+
+@memory_formats
+def test_chunks_fill_the_chip_once(gpu: Gpu, memory_format: torch.memory_format) -> None:
+    """The last level of the decoder at 256 px: as many blocks as run at once, not many small ones."""
+    x = torch.empty(1, 160, 256, 256, dtype=torch.bfloat16, device=gpu(torch.empty(0)).device)
+    x = x.to(memory_format=memory_format)
+    shares = 1 if memory_format == torch.channels_last else 160
+    for backward in (False, True):
+        scratch = _chunks(x, backward=backward)
+        assert scratch is not None
+        slots = multiprocessors(x) * (3 + (shares > 1) - backward)
+        assert slots / 2 < scratch.shape[1] * shares <= slots
 
 
 @memory_formats
@@ -228,3 +242,7 @@ def test_the_kernel_refuses(gpu: Gpu) -> None:
             backward(stats, pairs, scratch)
     with pytest.raises(ValueError, match=r"means must have shape \(B, groups, 2\) on CUDA, got none"):
         backward(pairs, None, chunks)
+    flat = (4 * 2**31, 2**31, 2**16, 1)
+    wide = _C.TensorView(x.data_ptr(), (1, 4, 2**15, 2**16), flat, _C.DType.float32)
+    with pytest.raises(ValueError, match=r"elements of a chunk must be below 2\^31 on CUDA, got 2147483648"):
+        kernels(x).group_norm_silu(wide, view(four), view(four), wide, view(pairs), view(chunks), 2, 1e-6)

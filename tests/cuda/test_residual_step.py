@@ -110,6 +110,20 @@ def test_gradients(gpu: Gpu, batch: int, channels: int, size: Any, codes: Any, f
         assert error <= allowed, (grad.shape, error, allowed)
 
 
+def test_a_chip_with_less_shared_memory(gpu: Gpu) -> None:
+    """Tiles that others take, of 107 KB forward and backward, would be refused."""
+    with gpu.of_chip("86"):
+        test_the_bits_of_the_cpu(gpu, 1, 72, (16, 16), (3, 3), 5, torch.Tensor.contiguous)
+    given, push = small_weights(inputs(1, 160, (8, 8), (8, 8))), torch.randn(1, 160, 8, 8)
+    grads = {}
+    for chip in ("80", "86"):
+        with gpu.of_chip(chip):
+            leaves = [gpu(t).detach().requires_grad_() for t in given]
+            grads[chip] = torch.autograd.grad(ops.residual_step(*leaves, ratio=0.3)[0], leaves, gpu(push))
+    for mine, other in zip(grads["86"], grads["80"], strict=True):
+        torch.testing.assert_close(mine, other, rtol=1e-5, atol=1e-5)
+
+
 def test_only_the_gradients_that_are_wanted(gpu: Gpu) -> None:
     full = [gpu(t).requires_grad_() for t in inputs(2, 3, (5, 4), (2, 2))]
     push = gpu(torch.randn(2, 3, 5, 4))
@@ -215,5 +229,7 @@ def test_the_kernel_refuses(gpu: Gpu) -> None:
         kernels(f_hat).residual_step(wide, view(f_hat[:, :1]), *phi, 0.5, out, None)
     many = 1000
     tensors = (torch.zeros(1, many, 1, 1), torch.zeros(1, many, 1, 1), torch.zeros(many, many, 3, 3))
-    with pytest.raises(ValueError, match=r"residual_step: C must be small enough .* got 1000"):
+    with pytest.raises(
+        ValueError, match=r"residual_step: C must be small enough .* got 1000; VAR_EXT_BACKEND"
+    ):
         ops.residual_step(*map(gpu, tensors), gpu(torch.zeros(many)))

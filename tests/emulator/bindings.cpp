@@ -48,6 +48,9 @@ PYBIND11_MODULE(_emulated, m) {
     m.def(
         "multiprocessors", [](int count) { machine.multiprocessors = count; },
         "How many multiprocessors the chip pretends to have; 108 to begin with.");
+    m.def("multiprocessors", emulator::multiprocessors);
+    m.def("chip", choose_chip, py::arg("target"),
+          "Chooses the shared memory that a block may have: that of 80, to begin with, 86, 89, 90 or 120.");
     m.def(
         "usage",
         [] {

@@ -240,6 +240,20 @@ int multiprocessors() {
     return machine.multiprocessors;
 }
 
+size_t shared_bytes_of_chip() {
+    return machine.shared_bytes_of_chip;
+}
+
+void choose_chip(const std::string& target) {
+    // the most that a block may have: CUDA C++ Programming Guide, technical specifications per compute
+    // capability
+    static const std::map<std::string, size_t> kilobytes = {
+        {"80", 163}, {"86", 99}, {"89", 99}, {"90", 227}, {"120", 99}};
+    const auto found = kilobytes.find(target);
+    if (found == kilobytes.end()) throw Error("chip must be 80, 86, 89, 90 or 120, got " + target);
+    machine.shared_bytes_of_chip = found->second * 1024;
+}
+
 void grant_shared_memory(const void* kernel, size_t bytes) {
     granted[kernel] = std::max(granted[kernel], bytes);
 }
@@ -251,7 +265,7 @@ bool launch(const Launch& launch, void (*call)(void*), void* arguments) {
     const auto found = granted.find(kernel);
     const size_t most = found == granted.end() ? 48 * 1024 : std::max<size_t>(found->second, 48 * 1024);
     if (threads == 0 || threads > most_threads || blocks == 0 || grid.x > 0x7fffffff || grid.y > 65535 ||
-        grid.z > 65535 || block.z > 64 || shared_bytes > most) {
+        grid.z > 65535 || block.z > 64 || shared_bytes > std::min(most, machine.shared_bytes_of_chip)) {
         return false;
     }
     if (threads % lanes_of_warp != 0) throw Error(machine.op + ": a block of part of a warp is not emulated");

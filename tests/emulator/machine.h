@@ -21,7 +21,7 @@ Triple block_size();
 Triple grid_size();
 unsigned lane_index();
 
-constexpr size_t most_shared_bytes = 163 * 1024;  // of a block on sm_80
+constexpr size_t most_shared_bytes = 227 * 1024;  // of a block, on any chip that can be chosen
 unsigned char* shared_memory();
 
 // A place in a kernel's source.
@@ -79,6 +79,8 @@ struct Launch {
 };
 bool launch(const Launch& launch, void (*call)(void*), void* closure);
 void grant_shared_memory(const void* kernel, size_t bytes);
+// What kernels are told of the chip.
 int multiprocessors();
+size_t shared_bytes_of_chip();
 
 }  // namespace emulator

@@ -76,6 +76,7 @@ struct Machine {
     bool trace = false;          // collect accesses
     uint64_t sample = 0;         // blocks of a launch that are run, if not all
     int multiprocessors = 108;   // what kernels are told of the chip
+    size_t shared_bytes_of_chip = 163 * 1024;
     uint64_t launches = 0;
     std::map<const void*, Usage> usage;  // of each kernel launched
 };
@@ -90,6 +91,7 @@ std::string function_at(const void* address);
 const void* pc_of(Site site);  // stands for an instruction that has no single address
 std::string kernel_at(Triple block, unsigned thread);
 
+void choose_chip(const std::string& target);
 void reset_memory();  // for a new block
 void check_read(const void* address, size_t size, const void* pc);
 void check_write(const void* address, size_t size, const void* pc);

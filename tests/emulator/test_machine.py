@@ -87,6 +87,20 @@ def test_launches_that_hardware_would_refuse(kernel: str) -> None:
         run(kernel)
 
 
+def test_chips_differ_in_shared_memory() -> None:
+    try:
+        for chip, bytes_ in (("86", 101376), ("120", 101376), ("80", 166912)):
+            emulator().chip(chip)
+            with pytest.raises(RuntimeError, match=f"204800 bytes .* this GPU has {bytes_}; VAR_EXT_BACKEND"):
+                run("too_much_shared_memory")
+        emulator().chip("90")
+        run("too_much_shared_memory")
+    finally:
+        emulator().chip("80")
+    with pytest.raises(emulator().EmulatorError, match="chip must be 80, 86, 89, 90 or 120, got 70"):
+        emulator().chip("70")
+
+
 def test_bank_conflicts() -> None:
     emulator().trace(True)
     try:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+from functools import cache
 from typing import Any
 
 import torch
@@ -69,6 +70,16 @@ def gpu_stream(tensor: torch.Tensor) -> _C.CudaStream:
 
     device = tensor.get_device()
     return _C.CudaStream(device, torch._C._cuda_getCurrentRawStream(device))
+
+
+def multiprocessors(tensor: torch.Tensor) -> int:
+    """How many the GPU of `tensor` has; 0 on the CPU."""
+    return _multiprocessors_of(tensor.get_device()) if is_gpu(tensor) else 0
+
+
+@cache
+def _multiprocessors_of(device: int) -> int:
+    return int(torch.cuda.get_device_properties(device).multi_processor_count)
 
 
 def rows(tensor: torch.Tensor) -> torch.Tensor:

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from var_ext import backend, reference
 from var_ext.ops._checks import FLOATS, check_dtype, check_shape, check_together, require
-from var_ext.ops._native import kernels, maybe_view, scratch, view
+from var_ext.ops._native import kernels, maybe_view, multiprocessors, scratch, view
 from var_ext.ops._registry import differentiate, implement
 
 
@@ -30,15 +30,18 @@ def _stats(x: Tensor, groups: int) -> Tensor:
     return x.new_empty(0, dtype=torch.float32) if kept is None else kept
 
 
-def _chunks(x: Tensor) -> Tensor | None:
+def _chunks(x: Tensor, *, backward: bool = False) -> Tensor | None:
     """Scratch memory of the CUDA kernels for sums over chunks of pixels.
 
-    Results depend on the number of chunks, so it knows no chip: 8 blocks for each of 132 multiprocessors, but no chunk
-    of fewer than 64 pixels, or 4096 where each channel has blocks of its own.
+    As many chunks as the chip runs blocks at once (the budgets beside the kernels), so that none waits for a second
+    turn and the sums over them stay short; but none of fewer than 64 pixels, or 4096 where each channel has blocks of
+    its own. Sums, and so the last bits of results, depend on their number.
     """
     batch, channels, height, width = x.shape
-    least = 64 if _layout(x) == torch.channels_last else 4096
-    partials = max(1, min(-(-height * width // least), 1056 // max(batch, 1)))
+    by_rows = _layout(x) == torch.channels_last
+    resident = (3 if by_rows else 4) - backward
+    least, shares = (64, batch) if by_rows else (4096, batch * channels)
+    partials = max(1, min(-(-height * width // least), resident * multiprocessors(x) // max(shares, 1)))
     return scratch(x, batch, partials, channels, 2)
 
 
@@ -56,7 +59,7 @@ def _native_backward(
     grad: Tensor, x: Tensor, weight: Tensor, bias: Tensor, stats: Tensor, groups: int, eps: float
 ) -> tuple[Tensor, Tensor, Tensor]:
     grads = _fake_backward(grad, x, weight, bias, stats, groups, eps)
-    layout, chunks, means = _layout(x), _chunks(x), scratch(x, x.shape[0], groups, 2)
+    layout, chunks, means = _layout(x), _chunks(x, backward=True), scratch(x, x.shape[0], groups, 2)
     grad, x = grad.contiguous(memory_format=layout), x.contiguous(memory_format=layout)
     given = view(grad), view(x), view(weight), view(bias), *map(view, grads)
     kernel: Any = kernels(x).group_norm_silu_backward

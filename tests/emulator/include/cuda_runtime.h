@@ -210,11 +210,12 @@ inline cudaError_t cudaSetDevice(int device) {
 }
 inline cudaError_t cudaDeviceGetAttribute(int* value, cudaDeviceAttr attribute, int device) {
     *value = attribute == cudaDevAttrMultiProcessorCount ? emulator::multiprocessors()
-                                                         : static_cast<int>(emulator::most_shared_bytes);
+                                                         : static_cast<int>(emulator::shared_bytes_of_chip());
     return device == 0 ? cudaSuccess : cudaErrorInvalidValue;
 }
 inline cudaError_t cudaFuncSetAttribute(const void* kernel, cudaFuncAttribute, int bytes) {
-    if (bytes < 0 || static_cast<size_t>(bytes) > emulator::most_shared_bytes) return cudaErrorInvalidValue;
+    if (bytes < 0 || static_cast<size_t>(bytes) > emulator::shared_bytes_of_chip())
+        return cudaErrorInvalidValue;
     emulator::grant_shared_memory(kernel, static_cast<size_t>(bytes));
     return cudaSuccess;
 }
