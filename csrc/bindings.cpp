@@ -129,11 +129,11 @@ void def_kernels(py::module_& m) {
         "(B, Lq, H, D) against the first `length` of (B, Lmax, H, D) -> (B, Lq, H, D).", "q", "k_cache",
         "v_cache", "out", "length", "scale");
     def(m, "group_norm_silu", group_norm_silu_params, cpu::group_norm_silu,
-        "SiLU(GroupNorm(x)): (B, C, H, W) -> (B, C, H, W).", "x", "weight", "bias", "out", "stats", "scratch",
-        "groups", "eps");
+        "SiLU(GroupNorm(x)): (B, C, H, W) -> (B, C, H, W).", "x", "weight", "bias", "input_bias", "out",
+        "stats", "scratch", "groups", "eps");
     def(m, "group_norm_silu_backward", group_norm_silu_backward_params, cpu::group_norm_silu_backward,
-        "Gradients of group_norm_silu.", "grad", "x", "weight", "bias", "grad_x", "grad_weight", "grad_bias",
-        "stats", "means", "scratch", "groups", "eps");
+        "Gradients of group_norm_silu.", "grad", "x", "weight", "bias", "input_bias", "grad_x", "grad_weight",
+        "grad_bias", "stats", "means", "scratch", "groups", "eps");
     def(m, "nearest_code", nearest_code_params, cpu::nearest_code,
         "Index of the nearest codebook entry: (N, C), (V, C) -> (N,).", "x", "codebook", "out", "cosine",
         "scratch");

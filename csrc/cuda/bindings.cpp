@@ -70,11 +70,11 @@ void def_cuda_kernels(py::module_& m) {
         "out", "length", "scale");
     def(s, "nearest_code", nearest_code_params, cuda::nearest_code, "x", "codebook", "out", "cosine",
         "scratch");
-    def(s, "group_norm_silu", group_norm_silu_params, cuda::group_norm_silu, "x", "weight", "bias", "out",
-        "stats", "scratch", "groups", "eps");
+    def(s, "group_norm_silu", group_norm_silu_params, cuda::group_norm_silu, "x", "weight", "bias",
+        "input_bias", "out", "stats", "scratch", "groups", "eps");
     def(s, "group_norm_silu_backward", group_norm_silu_backward_params, cuda::group_norm_silu_backward,
-        "grad", "x", "weight", "bias", "grad_x", "grad_weight", "grad_bias", "stats", "means", "scratch",
-        "groups", "eps");
+        "grad", "x", "weight", "bias", "input_bias", "grad_x", "grad_weight", "grad_bias", "stats", "means",
+        "scratch", "groups", "eps");
     def(s, "qk_norm", qk_norm_params, cuda::qk_norm, "qkv", "q_bias", "v_bias", "log_scale", "q", "k", "v",
         "offset");
     def(s, "qk_norm_backward", qk_norm_backward_params, cuda::qk_norm_backward, "grad_q", "grad_k", "grad_v",

@@ -29,8 +29,8 @@ void check_layout(const char* op, const char* name, const TensorView& view, bool
 }
 
 GroupNormSiluParams checked(const char* op, const TensorView& x, const TensorView& weight,
-                            const TensorView& bias, const char* out_name, const TensorView& out,
-                            int64_t groups, double eps) {
+                            const TensorView& bias, const TensorView* input_bias, const char* out_name,
+                            const TensorView& out, int64_t groups, double eps) {
     check_dtype(op, "x", x, {DType::float32, DType::bfloat16, DType::float16});
     check_shape(op, "x", x, {{"B", any_size}, {"C", any_size}, {"H", any_size}, {"W", any_size}});
     const int64_t channels = x.shape[1];
@@ -38,6 +38,10 @@ GroupNormSiluParams checked(const char* op, const TensorView& x, const TensorVie
     check_shape(op, "weight", weight, {{"C", channels}});
     check_dtype(op, "bias", bias, {x.dtype});
     check_shape(op, "bias", bias, {{"C", channels}});
+    if (input_bias != nullptr) {
+        check_dtype(op, "input_bias", *input_bias, {x.dtype});
+        check_shape(op, "input_bias", *input_bias, {{"C", channels}});
+    }
     check_dtype(op, out_name, out, {x.dtype});
     check_shape(op, out_name, out,
                 {{"B", x.shape[0]}, {"C", channels}, {"H", x.shape[2]}, {"W", x.shape[3]}});
@@ -61,6 +65,10 @@ GroupNormSiluParams checked(const char* op, const TensorView& x, const TensorVie
     p.weight_stride = weight.strides[0];
     p.bias_stride = bias.strides[0];
     p.eps = eps;
+    if (input_bias != nullptr) {
+        p.input_bias = input_bias->data;
+        p.input_bias_stride = input_bias->strides[0];
+    }
     return p;
 }
 
@@ -86,23 +94,24 @@ void set_scratch(const char* op, GroupNormSiluParams& p, const TensorView* stats
 }  // namespace
 
 GroupNormSiluParams group_norm_silu_params(const TensorView& x, const TensorView& weight,
-                                           const TensorView& bias, const TensorView& out,
-                                           const TensorView* stats, const TensorView* scratch, int64_t groups,
-                                           double eps) {
+                                           const TensorView& bias, const TensorView* input_bias,
+                                           const TensorView& out, const TensorView* stats,
+                                           const TensorView* scratch, int64_t groups, double eps) {
     const char* op = "group_norm_silu";
-    GroupNormSiluParams p = checked(op, x, weight, bias, "out", out, groups, eps);
+    GroupNormSiluParams p = checked(op, x, weight, bias, input_bias, "out", out, groups, eps);
     set_scratch(op, p, stats, scratch);
     return p;
 }
 
 GroupNormSiluParams group_norm_silu_backward_params(const TensorView& grad, const TensorView& x,
                                                     const TensorView& weight, const TensorView& bias,
-                                                    const TensorView& grad_x, const TensorView& grad_weight,
+                                                    const TensorView* input_bias, const TensorView& grad_x,
+                                                    const TensorView& grad_weight,
                                                     const TensorView& grad_bias, const TensorView* stats,
                                                     const TensorView* means, const TensorView* scratch,
                                                     int64_t groups, double eps) {
     const char* op = "group_norm_silu_backward";
-    GroupNormSiluParams p = checked(op, x, weight, bias, "grad_x", grad_x, groups, eps);
+    GroupNormSiluParams p = checked(op, x, weight, bias, input_bias, "grad_x", grad_x, groups, eps);
     check_dtype(op, "grad", grad, {x.dtype});
     check_shape(op, "grad", grad, {{"B", p.batch}, {"C", p.channels}, {"H", x.shape[2]}, {"W", x.shape[3]}});
     check_layout(op, "grad", grad, p.channels_last);
