@@ -5,6 +5,7 @@
 #include "ops/adaln.h"
 #include "ops/area_downsample.h"
 #include "ops/bias_gelu.h"
+#include "ops/bias_residual.h"
 #include "ops/bicubic_upsample.h"
 #include "ops/block_causal_attention.h"
 #include "ops/cached_attention.h"
@@ -61,6 +62,7 @@ void def_cuda_kernels(py::module_& m) {
     def(s, "bias_gelu", bias_gelu_params, cuda::bias_gelu, "x", "bias", "out");
     def(s, "bias_gelu_backward", bias_gelu_backward_params, cuda::bias_gelu_backward, "grad", "x", "bias",
         "grad_x", "grad_bias", "scratch");
+    def(s, "bias_residual", bias_residual_params, cuda::bias_residual, "h", "x", "bias", "out");
     def(s, "block_causal_attention", block_causal_attention_params, cuda::block_causal_attention, "q", "k",
         "v", "out", "lse", "patch_nums", "scale");
     def(s, "block_causal_attention_backward", block_causal_attention_backward_params,

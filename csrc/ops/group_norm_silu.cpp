@@ -1,32 +1,12 @@
 #include "ops/group_norm_silu.h"
 
-#include <iterator>
 #include <utility>
+
+#include "ops/maps.h"
 
 namespace var_ext {
 
 namespace {
-
-// Whether the elements follow each other in memory when the axes are walked in this order.
-bool dense(const TensorView& view, std::initializer_list<size_t> outer_to_inner) {
-    int64_t step = 1;
-    for (auto axis = std::rbegin(outer_to_inner); axis != std::rend(outer_to_inner); ++axis) {
-        if (view.shape[*axis] != 1 && view.strides[*axis] != step) return false;
-        step *= view.shape[*axis];
-    }
-    return true;
-}
-
-void check_layout(const char* op, const char* name, const TensorView& view, bool channels_last) {
-    if (view.numel() == 0) return;
-    if (channels_last ? dense(view, {0, 2, 3, 1}) : dense(view, {0, 1, 2, 3})) return;
-    const bool is_x = name == std::string("x");
-    contract_error(op, std::string(name) + " must be " +
-                           (is_x            ? "contiguous or channels-last"
-                            : channels_last ? "channels-last, as x is"
-                                            : "contiguous, as x is") +
-                           ", got shape " + view.shape_text() + " of other strides");
-}
 
 GroupNormSiluParams checked(const char* op, const TensorView& x, const TensorView& weight,
                             const TensorView& bias, const TensorView* input_bias, const char* out_name,
@@ -50,9 +30,8 @@ GroupNormSiluParams checked(const char* op, const TensorView& x, const TensorVie
             op, "groups must divide C = " + std::to_string(channels) + ", got " + std::to_string(groups));
     }
     GroupNormSiluParams p{};
-    p.channels_last = !dense(x, {0, 1, 2, 3});
-    check_layout(op, "x", x, p.channels_last);
-    check_layout(op, out_name, out, p.channels_last);
+    p.channels_last = is_channels_last(op, "x", x);
+    check_layout(op, out_name, out, "x", p.channels_last);
     p.x = x.data;
     p.weight = weight.data;
     p.bias = bias.data;
@@ -114,7 +93,7 @@ GroupNormSiluParams group_norm_silu_backward_params(const TensorView& grad, cons
     GroupNormSiluParams p = checked(op, x, weight, bias, input_bias, "grad_x", grad_x, groups, eps);
     check_dtype(op, "grad", grad, {x.dtype});
     check_shape(op, "grad", grad, {{"B", p.batch}, {"C", p.channels}, {"H", x.shape[2]}, {"W", x.shape[3]}});
-    check_layout(op, "grad", grad, p.channels_last);
+    check_layout(op, "grad", grad, "x", p.channels_last);
     for (const auto& [name, view] : {std::pair{"grad_weight", &grad_weight}, {"grad_bias", &grad_bias}}) {
         check_dtype(op, name, *view, {x.dtype});
         check_shape(op, name, *view, {{"C", p.channels}});

@@ -9,19 +9,12 @@ from torch import Tensor
 
 from var_ext import backend, reference
 from var_ext.ops._checks import FLOATS, check_dtype, check_shape, check_together, require
-from var_ext.ops._native import kernels, maybe_view, multiprocessors, scratch, view
+from var_ext.ops._native import kernels, map_layout, maybe_view, multiprocessors, scratch, view
 from var_ext.ops._registry import differentiate, implement
 
 
-def _layout(x: Tensor) -> torch.memory_format:
-    """Of the result: channels-last for a channels-last x, else contiguous."""
-    if x.is_contiguous() or not x.is_contiguous(memory_format=torch.channels_last):
-        return torch.contiguous_format
-    return torch.channels_last
-
-
 def _empty(x: Tensor) -> Tensor:
-    return torch.empty_like(x, memory_format=_layout(x))
+    return torch.empty_like(x, memory_format=map_layout(x))
 
 
 def _stats(x: Tensor, groups: int) -> Tensor:
@@ -38,7 +31,7 @@ def _chunks(x: Tensor, *, backward: bool = False) -> Tensor | None:
     its own. Sums, and so the last bits of results, depend on their number.
     """
     batch, channels, height, width = x.shape
-    by_rows = _layout(x) == torch.channels_last
+    by_rows = map_layout(x) == torch.channels_last
     resident = (3 if by_rows else 4) - backward
     least, shares = (64, batch) if by_rows else (4096, batch * channels)
     partials = max(1, min(-(-height * width // least), resident * multiprocessors(x) // max(shares, 1)))
@@ -49,7 +42,7 @@ def _native(
     x: Tensor, weight: Tensor, bias: Tensor, input_bias: Tensor | None, groups: int, eps: float
 ) -> tuple[Tensor, Tensor]:
     out, stats, chunks = _empty(x), _stats(x, groups), _chunks(x)
-    x = x.contiguous(memory_format=_layout(x))
+    x = x.contiguous(memory_format=map_layout(x))
     given = view(x), view(weight), view(bias), maybe_view(input_bias), view(out)
     kernels(x).group_norm_silu(
         *given, view(stats) if stats.ndim == 3 else None, maybe_view(chunks), groups, eps
@@ -68,7 +61,7 @@ def _native_backward(
     eps: float,
 ) -> tuple[Tensor, Tensor, Tensor]:
     grads = _fake_backward(grad, x, weight, bias, input_bias, stats, groups, eps)
-    layout, chunks, means = _layout(x), _chunks(x, backward=True), scratch(x, x.shape[0], groups, 2)
+    layout, chunks, means = map_layout(x), _chunks(x, backward=True), scratch(x, x.shape[0], groups, 2)
     grad, x = grad.contiguous(memory_format=layout), x.contiguous(memory_format=layout)
     given = view(grad), view(x), view(weight), view(bias), maybe_view(input_bias), *map(view, grads)
     kernel: Any = kernels(x).group_norm_silu_backward
