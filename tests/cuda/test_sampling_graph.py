@@ -8,7 +8,16 @@ import torch
 from tests.cuda.conftest import Gpu
 from tests.emulator import emulation
 from tests.models.conftest import small_pair
-from var_ext.engine import PRECISIONS, Engine, Graphs, Precision, SeededDraw, named_precision, options_for
+from var_ext.engine import (
+    PRECISIONS,
+    Engine,
+    Graphs,
+    Precision,
+    SeededDraw,
+    layers,
+    named_precision,
+    options_for,
+)
 from var_ext.engine.graph import capture_cuda_graph
 from var_ext.ops import _native
 
@@ -35,6 +44,7 @@ def test_a_sampling_draws_the_tokens_of_the_cpu(gpu: Gpu, mode: str, monkeypatch
     options = options_for(var.schedule, **OPTIONS)
     with monkeypatch.context() as on_cpu, torch.inference_mode():
         on_cpu.setattr(_native, "is_gpu", lambda tensor: tensor.is_cuda)
+        on_cpu.setattr(layers, "adds_bias_apart", lambda x: False)
         exact = Engine(var.eval(), named_precision("fp32", torch.device("cpu")), pack=True)
         draw = SeededDraw(seeds, options, vae.quantize.embedding.weight)
         expected = exact.sample(labels, options, draw)
@@ -56,8 +66,8 @@ def test_a_sampling_draws_the_tokens_of_the_cpu(gpu: Gpu, mode: str, monkeypatch
     other, _ = graphs.sample(gpu(labels.flip(0)), gpu(seeds.flip(0)), options)
     torch.testing.assert_close(other.cpu().flip(0), images, rtol=1e-3, atol=1e-3)
     if gpu.level == "emulated":
-        kernels = {"adaln", "bias_gelu", "cached_attention", "group_norm_silu", "qk_norm", "residual_step"}
-        assert kernels | {"sample_tokens"} <= emulation.Stream.called
+        kernels = {"adaln", "bias_gelu", "bias_residual", "cached_attention", "group_norm_silu", "qk_norm"}
+        assert kernels | {"residual_step", "sample_tokens"} <= emulation.Stream.called
     emulation.Stream.called.update(before)
 
 
