@@ -7,6 +7,7 @@
 #include "ops/adaln.h"
 #include "ops/area_downsample.h"
 #include "ops/bias_gelu.h"
+#include "ops/bias_residual.h"
 #include "ops/bicubic_upsample.h"
 #include "ops/block_causal_attention.h"
 #include "ops/cached_attention.h"
@@ -92,9 +93,9 @@ py::dict kernels() {
 #endif
     py::dict table;  // a fresh one: callers may change theirs
     for (const char* op :
-         {"adaln", "area_downsample", "bias_gelu", "bicubic_upsample", "block_causal_attention",
-          "cached_attention", "group_norm_silu", "nearest_code", "qk_norm", "quantize_rows",
-          "residual_quantize", "residual_step", "sample_tokens"}) {
+         {"adaln", "area_downsample", "bias_gelu", "bias_residual", "bicubic_upsample",
+          "block_causal_attention", "cached_attention", "group_norm_silu", "nearest_code", "qk_norm",
+          "quantize_rows", "residual_quantize", "residual_step", "sample_tokens"}) {
         table[op] = devices;
     }
     return table;
@@ -115,6 +116,8 @@ void def_kernels(py::module_& m) {
         "GELU(x + bias), tanh form: (..., C), (C,) -> (..., C).", "x", "bias", "out");
     def(m, "bias_gelu_backward", bias_gelu_backward_params, cpu::bias_gelu_backward,
         "Gradients of bias_gelu.", "grad", "x", "bias", "grad_x", "grad_bias", "scratch");
+    def(m, "bias_residual", bias_residual_params, cpu::bias_residual,
+        "h + bias + x: (B, C, H, W), (B, C, H, W), (C,) -> (B, C, H, W).", "h", "x", "bias", "out");
     def_resample(m, "bicubic_upsample", cpu::bicubic_upsample, "x", "out",
                  "(B, C, H, W) -> (B, C, h, w): cubic, a = -0.75.");
     def_resample(m, "bicubic_upsample_backward", cpu::bicubic_upsample_backward, "grad_out", "grad_in",
@@ -129,11 +132,11 @@ void def_kernels(py::module_& m) {
         "(B, Lq, H, D) against the first `length` of (B, Lmax, H, D) -> (B, Lq, H, D).", "q", "k_cache",
         "v_cache", "out", "length", "scale");
     def(m, "group_norm_silu", group_norm_silu_params, cpu::group_norm_silu,
-        "SiLU(GroupNorm(x)): (B, C, H, W) -> (B, C, H, W).", "x", "weight", "bias", "out", "stats", "scratch",
-        "groups", "eps");
+        "SiLU(GroupNorm(x)): (B, C, H, W) -> (B, C, H, W).", "x", "weight", "bias", "input_bias", "out",
+        "stats", "scratch", "groups", "eps");
     def(m, "group_norm_silu_backward", group_norm_silu_backward_params, cpu::group_norm_silu_backward,
-        "Gradients of group_norm_silu.", "grad", "x", "weight", "bias", "grad_x", "grad_weight", "grad_bias",
-        "stats", "means", "scratch", "groups", "eps");
+        "Gradients of group_norm_silu.", "grad", "x", "weight", "bias", "input_bias", "grad_x", "grad_weight",
+        "grad_bias", "stats", "means", "scratch", "groups", "eps");
     def(m, "nearest_code", nearest_code_params, cpu::nearest_code,
         "Index of the nearest codebook entry: (N, C), (V, C) -> (N,).", "x", "codebook", "out", "cosine",
         "scratch");

@@ -24,7 +24,7 @@ ALWAYS = ("var_ext/ops/{}.py", "var_ext/reference/{}.py", "tests/ops/test_{}.py"
 
 # Files beside those of the ops: code that several ops share, and benchmarks of more than an op.
 SHARED = {
-    "csrc/ops": {"attention", "resample"},
+    "csrc/ops": {"attention", "maps", "resample"},
     "csrc/cpu": {"attention", "frames", "math", "phi", "planes", "resample", "rows", "select", "vec"},
     "csrc/cuda": {
         "attention",

@@ -149,6 +149,7 @@ def group_norm_silu(
     x: TensorView,
     weight: TensorView,
     bias: TensorView,
+    input_bias: TensorView | None,
     out: TensorView,
     stats: TensorView | None,
     scratch: TensorView | None,
@@ -157,7 +158,7 @@ def group_norm_silu(
 ) -> None:
     """SiLU(GroupNorm(x)): (B, C, H, W) -> (B, C, H, W), both contiguous or both channels-last.
 
-    float32, bfloat16, float16; statistics in float32. weight, bias: (C,), any strides.
+    float32, bfloat16, float16; statistics in float32. weight, bias, input_bias: (C,), any strides.
     """
 
 def group_norm_silu_backward(
@@ -165,6 +166,7 @@ def group_norm_silu_backward(
     x: TensorView,
     weight: TensorView,
     bias: TensorView,
+    input_bias: TensorView | None,
     grad_x: TensorView,
     grad_weight: TensorView,
     grad_bias: TensorView,
@@ -191,6 +193,12 @@ def bias_gelu_backward(
     scratch: TensorView | None,
 ) -> None:
     """From the gradient of the output, (..., C), those of x and bias."""
+
+def bias_residual(h: TensorView, x: TensorView, bias: TensorView, out: TensorView) -> None:
+    """(B, C, H, W), (B, C, H, W), (C,) -> (B, C, H, W): h + bias + x. float32, bfloat16, float16.
+
+    All maps contiguous or all channels-last, bias dense; out may be h or x itself.
+    """
 
 def quantize_rows(x: TensorView, q: TensorView, scale: TensorView) -> None:
     """(R, C) float32, bfloat16, float16 -> (R, C) uint8 around 128, and (R,) float32: the scale of each row.
@@ -324,6 +332,7 @@ class CudaStream:
     area_downsample_backward = area_downsample_backward
     bicubic_upsample = bicubic_upsample
     bicubic_upsample_backward = bicubic_upsample_backward
+    bias_residual = bias_residual
     block_causal_attention = block_causal_attention
     block_causal_attention_backward = block_causal_attention_backward
     cached_attention = cached_attention

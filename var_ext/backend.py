@@ -14,6 +14,7 @@ CATALOGUE = (
     "adaln",
     "area_downsample",
     "bias_gelu",
+    "bias_residual",
     "bicubic_upsample",
     "block_causal_attention",
     "cached_attention",

@@ -21,7 +21,7 @@ struct Call {
     const GroupNormSiluKernel& kernel;
     int64_t padded, chunk_rows, chunks;
     int threads;
-    Buffer<float> weight, bias;
+    Buffer<float> weight, bias, input_bias;  // input_bias: zeros where there is none
 
     Call(const GroupNormSiluParams& p_, int64_t steps)
         : p(p_), kernel(VAR_EXT_SELECT_BF16(group_norm_silu)), padded(padded_channels(p.channels)) {
@@ -33,9 +33,19 @@ struct Call {
         threads = thread_count(p.batch * p.groups, steps * p.channels / p.groups * p.pixels);
         weight = allocate<float>(padded);
         bias = allocate<float>(padded);
+        input_bias = allocate<float>(padded);
+        std::fill_n(input_bias.get(), padded, 0.0f);
         prefer_huge_pages(p.out, p.batch * p.channels * p.pixels * dtype_size(p.dtype));
         kernel.widen(p.dtype, p.weight, p.weight_stride, p.channels, weight.get());
         kernel.widen(p.dtype, p.bias, p.bias_stride, p.channels, bias.get());
+        if (p.input_bias) {
+            kernel.widen(p.dtype, p.input_bias, p.input_bias_stride, p.channels, input_bias.get());
+        }
+    }
+
+    // What the kernels of contiguous maps need.
+    GroupNormSiluChannels of_channels() const {
+        return {weight.get(), bias.get(), p.input_bias ? input_bias.get() : nullptr};
     }
 
     // Contiguous maps: calls body(begin, end) for ranges of groups that are worth a task.
@@ -105,7 +115,7 @@ struct RowScratch {
         for (int64_t begin = 0; begin < call.p.channels; begin += size) body(begin, begin + size);
     }
 
-    // Mean and rstd of each channel's group.
+    // Mean and rstd of each channel's group; the mean less what is added to the channel.
     void normalise(int64_t image) const {
         const float *sum = total(image), *squares = sum + call.padded, *shifts = shift(image);
         const double count = static_cast<double>(call.p.channels / call.p.groups * call.p.pixels);
@@ -117,8 +127,9 @@ struct RowScratch {
             }
             const double variance = (q - s * s / count) / count;
             const float r = static_cast<float>(1 / std::sqrt((variance < 0 ? 0 : variance) + call.p.eps));
-            std::fill(of(image, mean) + begin, of(image, mean) + end,
-                      static_cast<float>(shifts[begin] + s / count));
+            const float* add = call.input_bias.get();
+            const float m = static_cast<float>((shifts[begin] + add[begin]) + s / count);
+            for (int64_t c = begin; c < end; ++c) of(image, mean)[c] = m - add[c];
             std::fill(of(image, rstd) + begin, of(image, rstd) + end, r);
         });
         std::copy_n(call.weight.get(), call.p.channels, of(image, weight));
@@ -140,13 +151,13 @@ void group_norm_silu(const GroupNormSiluParams& p) {
     const Call call(p, 2);
     const auto& kernel = call.kernel;
     if (!p.channels_last) {
-        call.over_groups([&](int64_t begin, int64_t end) {
-            kernel.groups_forward(p, call.weight.get(), call.bias.get(), begin, end);
-        });
+        call.over_groups(
+            [&](int64_t begin, int64_t end) { kernel.groups_forward(p, call.of_channels(), begin, end); });
         return;
     }
     const RowScratch scratch(call);
-    for (int64_t image = 0; image < p.batch; ++image) kernel.shift(p, image, scratch.shift(image));
+    for (int64_t image = 0; image < p.batch; ++image)
+        kernel.shift(p, image, call.input_bias.get(), scratch.shift(image));
     const auto scale = [&](int64_t image, int64_t) {
         scratch.normalise(image);
         float *rstds = scratch.of(image, rstd), *weights = scratch.of(image, weight);
@@ -172,11 +183,12 @@ void group_norm_silu_backward(const GroupNormSiluParams& p) {
     const Call call(p, 4);
     if (!p.channels_last) {
         call.over_groups([&](int64_t begin, int64_t end) {
-            kernel.groups_backward(p, call.weight.get(), call.bias.get(), begin, end, sums.get());
+            kernel.groups_backward(p, call.of_channels(), begin, end, sums.get());
         });
     } else {
         const RowScratch scratch(call);
-        for (int64_t image = 0; image < p.batch; ++image) kernel.shift(p, image, scratch.shift(image));
+        for (int64_t image = 0; image < p.batch; ++image)
+            kernel.shift(p, image, call.input_bias.get(), scratch.shift(image));
         const auto normalise = [&](int64_t image, int64_t) { scratch.normalise(image); };
         const auto slopes = [&](int64_t image, int64_t chunk) {
             chunk = call.chunks - 1 - chunk;

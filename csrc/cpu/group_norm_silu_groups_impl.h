@@ -9,16 +9,20 @@ struct Moments {
     float mean, rstd;
 };
 
+// The mean of up to 16 vectors of a run.
 template <class S>
-Moments moments_of(const S* x, int64_t n, double eps) {
+float rough_mean(const S* x, int64_t n) {
     const int64_t samples = n < lanes ? 1 : smaller(n / lanes, sample), width = smaller(n, lanes);
     V total = {};
     for (int64_t i = 0; i < samples; ++i) {
         total += load_as<V>(x + i * (n / lanes / samples) * lanes, Part{width});
     }
-    const float shift = reduce_add(total) / static_cast<float>(samples * width);
+    return reduce_add(total) / static_cast<float>(samples * width);
+}
 
-    double sum = 0, squares = 0;
+// Adds x - shift and its square over a run.
+template <class S>
+void add_moments(const S* x, int64_t n, float shift, double& sum, double& squares) {
     for (int64_t begin = 0; begin < n; begin += block) {
         const int64_t end = smaller(begin + block, n);
         V part_sum[4] = {}, part_squares[4] = {};
@@ -41,23 +45,50 @@ Moments moments_of(const S* x, int64_t n, double eps) {
         sum += reduce_add((part_sum[0] + part_sum[1]) + (part_sum[2] + part_sum[3]));
         squares += reduce_add((part_squares[0] + part_squares[1]) + (part_squares[2] + part_squares[3]));
     }
-    const double count = static_cast<double>(n), variance = (squares - sum * sum / count) / count;
+}
+
+// Of a group of `channels` maps of `pixels` each; `input_bias`: what is added to each map, or null.
+template <class S>
+Moments moments_of(const S* x, int64_t channels, int64_t pixels, const float* input_bias, double eps) {
+    double sum = 0, squares = 0;
+    float shift = 0;
+    if (input_bias == nullptr) {
+        shift = rough_mean(x, channels * pixels);
+        add_moments(x, channels * pixels, shift, sum, squares);
+    } else {
+        for (int64_t c = 0; c < channels; ++c) shift += rough_mean(x + c * pixels, pixels) + input_bias[c];
+        shift /= static_cast<float>(channels);
+        for (int64_t c = 0; c < channels; ++c) {
+            add_moments(x + c * pixels, pixels, shift - input_bias[c], sum, squares);
+        }
+    }
+    const double count = static_cast<double>(channels * pixels);
+    const double variance = (squares - sum * sum / count) / count;
     return {static_cast<float>(shift + sum / count),
             static_cast<float>(1 / __builtin_sqrt((variance < 0 ? 0 : variance) + eps))};
 }
 
-void groups_forward(const Params& p, const float* weight, const float* bias, int64_t begin, int64_t end) {
+using Channels = var_ext::cpu::GroupNormSiluChannels;
+
+inline float added(const Channels& of, int64_t c) {
+    return of.input_bias ? of.input_bias[c] : 0.0f;
+}
+inline const float* added_from(const Channels& of, int64_t first) {
+    return of.input_bias ? of.input_bias + first : nullptr;
+}
+
+void groups_forward(const Params& p, const Channels& of, int64_t begin, int64_t end) {
     with_type(p.dtype, [&](auto type) {
         using S = decltype(type);
         const int64_t per_group = p.channels / p.groups, n = per_group * p.pixels;
         for (int64_t group = begin; group < end; ++group) {
             const S* in = static_cast<const S*>(p.x) + group * n;
-            const Moments m = moments_of(in, n, p.eps);
             const int64_t first = group % p.groups * per_group;
+            const Moments m = moments_of(in, per_group, p.pixels, added_from(of, first), p.eps);
             // the last channel first: it is the one still in the cache
             for (int64_t c = per_group - 1; c >= 0; --c) {
-                const Channel channel{V{} + m.mean, V{} + m.rstd * weight[first + c], V{},
-                                      V{} + bias[first + c]};
+                const Channel channel{V{} + (m.mean - added(of, first + c)),
+                                      V{} + m.rstd * of.weight[first + c], V{}, V{} + of.bias[first + c]};
                 const S* x = in + c * p.pixels;
                 S* out = static_cast<S*>(p.out) + group * n + c * p.pixels;
                 for_vectors(p.pixels, [&](int64_t i, auto part) {
@@ -85,8 +116,7 @@ void map_slopes(const S* x, const S* grad, int64_t n, const Channel& channel, do
     }
 }
 
-void groups_backward(const Params& p, const float* weight, const float* bias, int64_t begin, int64_t end,
-                     float* all_sums) {
+void groups_backward(const Params& p, const Channels& of, int64_t begin, int64_t end, float* all_sums) {
     with_type(p.dtype, [&](auto type) {
         using S = decltype(type);
         const int64_t per_group = p.channels / p.groups, n = per_group * p.pixels;
@@ -94,11 +124,12 @@ void groups_backward(const Params& p, const float* weight, const float* bias, in
         for (int64_t group = begin; group < end; ++group) {
             const S *in = static_cast<const S*>(p.x) + group * n,
                     *grads = static_cast<const S*>(p.grad) + group * n;
-            const Moments m = moments_of(in, n, p.eps);
             const int64_t first = group % p.groups * per_group;
+            const Moments m = moments_of(in, per_group, p.pixels, added_from(of, first), p.eps);
             float* sums = all_sums + group / p.groups * 2 * padded + first;
             const auto channel = [&](int64_t c) {
-                return Channel{V{} + m.mean, V{} + m.rstd, V{} + weight[first + c], V{} + bias[first + c]};
+                return Channel{V{} + (m.mean - added(of, first + c)), V{} + m.rstd,
+                               V{} + of.weight[first + c], V{} + of.bias[first + c]};
             };
             double slopes = 0, slopes_normed = 0;
             for (int64_t c = 0; c < per_group; ++c) {
@@ -106,18 +137,18 @@ void groups_backward(const Params& p, const float* weight, const float* bias, in
                 map_slopes(in + c * p.pixels, grads + c * p.pixels, p.pixels, channel(c), of_map);
                 sums[c] = static_cast<float>(of_map[0]);
                 sums[padded + c] = static_cast<float>(of_map[1]);
-                slopes_normed += weight[first + c] * of_map[0];
-                slopes += weight[first + c] * of_map[1];
+                slopes_normed += of.weight[first + c] * of_map[0];
+                slopes += of.weight[first + c] * of_map[1];
             }
             const float normed_mean = static_cast<float>(slopes_normed / static_cast<double>(n));
             const float mean = static_cast<float>(slopes / static_cast<double>(n));
             for (int64_t c = per_group - 1; c >= 0; --c) {
-                const Channel of = channel(c);
+                const Channel at = channel(c);
                 const S *x = in + c * p.pixels, *grad = grads + c * p.pixels;
                 S* out = static_cast<S*>(p.out) + group * n + c * p.pixels;
                 for_vectors(p.pixels, [&](int64_t i, auto part) {
-                    const Slope s = slope<S>(load_as<V>(x + i, part), load_as<V>(grad + i, part), of);
-                    store_as(out + i, (s.slope * of.weight - mean - s.normed * normed_mean) * of.rstd, part);
+                    const Slope s = slope<S>(load_as<V>(x + i, part), load_as<V>(grad + i, part), at);
+                    store_as(out + i, (s.slope * at.weight - mean - s.normed * normed_mean) * at.rstd, part);
                 });
             }
         }

@@ -33,7 +33,7 @@ struct Rows {
     }
 };
 
-void row_shift(const Params& p, int64_t image, float* shift) {
+void row_shift(const Params& p, int64_t image, const float* input_bias, float* shift) {
     with_type(p.dtype, [&](auto type) {
         using S = decltype(type);
         const Rows<S> rows(p, image);
@@ -47,9 +47,13 @@ void row_shift(const Params& p, int64_t image, float* shift) {
     const int64_t per_group = p.channels / p.groups;
     const float count = static_cast<float>(per_group * smaller(sample, p.pixels));
     for (int64_t begin = 0; begin < p.channels; begin += per_group) {
-        float total = 0;
-        for (int64_t c = begin; c < begin + per_group; ++c) total += shift[c];
-        for (int64_t c = begin; c < begin + per_group; ++c) shift[c] = total / count;
+        float total = 0, add = 0;
+        for (int64_t c = begin; c < begin + per_group; ++c) {
+            total += shift[c];
+            add += input_bias[c];
+        }
+        const float rough = total / count + add / static_cast<float>(per_group);
+        for (int64_t c = begin; c < begin + per_group; ++c) shift[c] = rough - input_bias[c];
     }
 }
 

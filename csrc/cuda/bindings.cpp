@@ -5,6 +5,7 @@
 #include "ops/adaln.h"
 #include "ops/area_downsample.h"
 #include "ops/bias_gelu.h"
+#include "ops/bias_residual.h"
 #include "ops/bicubic_upsample.h"
 #include "ops/block_causal_attention.h"
 #include "ops/cached_attention.h"
@@ -61,6 +62,7 @@ void def_cuda_kernels(py::module_& m) {
     def(s, "bias_gelu", bias_gelu_params, cuda::bias_gelu, "x", "bias", "out");
     def(s, "bias_gelu_backward", bias_gelu_backward_params, cuda::bias_gelu_backward, "grad", "x", "bias",
         "grad_x", "grad_bias", "scratch");
+    def(s, "bias_residual", bias_residual_params, cuda::bias_residual, "h", "x", "bias", "out");
     def(s, "block_causal_attention", block_causal_attention_params, cuda::block_causal_attention, "q", "k",
         "v", "out", "lse", "patch_nums", "scale");
     def(s, "block_causal_attention_backward", block_causal_attention_backward_params,
@@ -70,11 +72,11 @@ void def_cuda_kernels(py::module_& m) {
         "out", "length", "scale");
     def(s, "nearest_code", nearest_code_params, cuda::nearest_code, "x", "codebook", "out", "cosine",
         "scratch");
-    def(s, "group_norm_silu", group_norm_silu_params, cuda::group_norm_silu, "x", "weight", "bias", "out",
-        "stats", "scratch", "groups", "eps");
+    def(s, "group_norm_silu", group_norm_silu_params, cuda::group_norm_silu, "x", "weight", "bias",
+        "input_bias", "out", "stats", "scratch", "groups", "eps");
     def(s, "group_norm_silu_backward", group_norm_silu_backward_params, cuda::group_norm_silu_backward,
-        "grad", "x", "weight", "bias", "grad_x", "grad_weight", "grad_bias", "stats", "means", "scratch",
-        "groups", "eps");
+        "grad", "x", "weight", "bias", "input_bias", "grad_x", "grad_weight", "grad_bias", "stats", "means",
+        "scratch", "groups", "eps");
     def(s, "qk_norm", qk_norm_params, cuda::qk_norm, "qkv", "q_bias", "v_bias", "log_scale", "q", "k", "v",
         "offset");
     def(s, "qk_norm_backward", qk_norm_backward_params, cuda::qk_norm_backward, "grad_q", "grad_k", "grad_v",

@@ -30,13 +30,22 @@ __device__ inline uint32_t width_of_group(const GroupNormSiluParams& p) {
     return static_cast<uint32_t>(p.channels) / static_cast<uint32_t>(p.groups);
 }
 
+// What is added to a channel of x before all else.
+template <class T>
+__device__ float input_bias_of(const GroupNormSiluParams& p, uint32_t c) {
+    return p.input_bias == nullptr ? 0.0f
+                                   : widen(static_cast<const T*>(p.input_bias)[c * p.input_bias_stride]);
+}
+
+// `mean`: of the group, less what is added to the channel.
 struct Channel {
     float mean, rstd, weight, bias;
 };
 template <class T>
 __device__ Channel channel_of(const GroupNormSiluParams& p, int64_t b, uint32_t c) {
     const float2 stats = reinterpret_cast<const float2*>(p.stats)[b * p.groups + c / width_of_group(p)];
-    return {stats.x, stats.y, widen(static_cast<const T*>(p.weight)[c * p.weight_stride]),
+    return {stats.x - input_bias_of<T>(p, c), stats.y,
+            widen(static_cast<const T*>(p.weight)[c * p.weight_stride]),
             widen(static_cast<const T*>(p.bias)[c * p.bias_stride])};
 }
 // Means over a group of weight * slope and of weight * slope * normed x.

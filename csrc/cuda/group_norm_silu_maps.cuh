@@ -62,7 +62,10 @@ __global__ void __launch_bounds__(group_norm_silu_threads, 4)
     const float all = any ? near + sum[0] / place.chunk.count() : 0.0f;
     total[0] = square + count * (mean - all) * (mean - all);
     sum_block(total, shared + 32);
-    if (threadIdx.x == 0) chunk_pairs(p, place.b, place.partial)[place.c] = make_float2(all, total[0]);
+    if (threadIdx.x == 0) {
+        chunk_pairs(p, place.b, place.partial)[place.c] =
+            make_float2(all + input_bias_of<T>(p, place.c), total[0]);
+    }
 }
 
 // budget: registers <= 64, shared <= 0, blocks >= 4

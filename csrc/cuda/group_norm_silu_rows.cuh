@@ -108,7 +108,7 @@ __global__ void __launch_bounds__(group_norm_silu_threads, 3)
             const float off = means[r * width + c] - all;
             total += squares[r * width + c] + place.count(r) * off * off;
         }
-        to[c] = make_float2(all, total);
+        to[c] = make_float2(all + input_bias_of<T>(p, place.window + c), total);
     }
 }
 

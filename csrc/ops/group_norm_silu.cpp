@@ -1,36 +1,16 @@
 #include "ops/group_norm_silu.h"
 
-#include <iterator>
 #include <utility>
+
+#include "ops/maps.h"
 
 namespace var_ext {
 
 namespace {
 
-// Whether the elements follow each other in memory when the axes are walked in this order.
-bool dense(const TensorView& view, std::initializer_list<size_t> outer_to_inner) {
-    int64_t step = 1;
-    for (auto axis = std::rbegin(outer_to_inner); axis != std::rend(outer_to_inner); ++axis) {
-        if (view.shape[*axis] != 1 && view.strides[*axis] != step) return false;
-        step *= view.shape[*axis];
-    }
-    return true;
-}
-
-void check_layout(const char* op, const char* name, const TensorView& view, bool channels_last) {
-    if (view.numel() == 0) return;
-    if (channels_last ? dense(view, {0, 2, 3, 1}) : dense(view, {0, 1, 2, 3})) return;
-    const bool is_x = name == std::string("x");
-    contract_error(op, std::string(name) + " must be " +
-                           (is_x            ? "contiguous or channels-last"
-                            : channels_last ? "channels-last, as x is"
-                                            : "contiguous, as x is") +
-                           ", got shape " + view.shape_text() + " of other strides");
-}
-
 GroupNormSiluParams checked(const char* op, const TensorView& x, const TensorView& weight,
-                            const TensorView& bias, const char* out_name, const TensorView& out,
-                            int64_t groups, double eps) {
+                            const TensorView& bias, const TensorView* input_bias, const char* out_name,
+                            const TensorView& out, int64_t groups, double eps) {
     check_dtype(op, "x", x, {DType::float32, DType::bfloat16, DType::float16});
     check_shape(op, "x", x, {{"B", any_size}, {"C", any_size}, {"H", any_size}, {"W", any_size}});
     const int64_t channels = x.shape[1];
@@ -38,6 +18,10 @@ GroupNormSiluParams checked(const char* op, const TensorView& x, const TensorVie
     check_shape(op, "weight", weight, {{"C", channels}});
     check_dtype(op, "bias", bias, {x.dtype});
     check_shape(op, "bias", bias, {{"C", channels}});
+    if (input_bias != nullptr) {
+        check_dtype(op, "input_bias", *input_bias, {x.dtype});
+        check_shape(op, "input_bias", *input_bias, {{"C", channels}});
+    }
     check_dtype(op, out_name, out, {x.dtype});
     check_shape(op, out_name, out,
                 {{"B", x.shape[0]}, {"C", channels}, {"H", x.shape[2]}, {"W", x.shape[3]}});
@@ -46,9 +30,8 @@ GroupNormSiluParams checked(const char* op, const TensorView& x, const TensorVie
             op, "groups must divide C = " + std::to_string(channels) + ", got " + std::to_string(groups));
     }
     GroupNormSiluParams p{};
-    p.channels_last = !dense(x, {0, 1, 2, 3});
-    check_layout(op, "x", x, p.channels_last);
-    check_layout(op, out_name, out, p.channels_last);
+    p.channels_last = is_channels_last(op, "x", x);
+    check_layout(op, out_name, out, "x", p.channels_last);
     p.x = x.data;
     p.weight = weight.data;
     p.bias = bias.data;
@@ -61,6 +44,10 @@ GroupNormSiluParams checked(const char* op, const TensorView& x, const TensorVie
     p.weight_stride = weight.strides[0];
     p.bias_stride = bias.strides[0];
     p.eps = eps;
+    if (input_bias != nullptr) {
+        p.input_bias = input_bias->data;
+        p.input_bias_stride = input_bias->strides[0];
+    }
     return p;
 }
 
@@ -86,26 +73,27 @@ void set_scratch(const char* op, GroupNormSiluParams& p, const TensorView* stats
 }  // namespace
 
 GroupNormSiluParams group_norm_silu_params(const TensorView& x, const TensorView& weight,
-                                           const TensorView& bias, const TensorView& out,
-                                           const TensorView* stats, const TensorView* scratch, int64_t groups,
-                                           double eps) {
+                                           const TensorView& bias, const TensorView* input_bias,
+                                           const TensorView& out, const TensorView* stats,
+                                           const TensorView* scratch, int64_t groups, double eps) {
     const char* op = "group_norm_silu";
-    GroupNormSiluParams p = checked(op, x, weight, bias, "out", out, groups, eps);
+    GroupNormSiluParams p = checked(op, x, weight, bias, input_bias, "out", out, groups, eps);
     set_scratch(op, p, stats, scratch);
     return p;
 }
 
 GroupNormSiluParams group_norm_silu_backward_params(const TensorView& grad, const TensorView& x,
                                                     const TensorView& weight, const TensorView& bias,
-                                                    const TensorView& grad_x, const TensorView& grad_weight,
+                                                    const TensorView* input_bias, const TensorView& grad_x,
+                                                    const TensorView& grad_weight,
                                                     const TensorView& grad_bias, const TensorView* stats,
                                                     const TensorView* means, const TensorView* scratch,
                                                     int64_t groups, double eps) {
     const char* op = "group_norm_silu_backward";
-    GroupNormSiluParams p = checked(op, x, weight, bias, "grad_x", grad_x, groups, eps);
+    GroupNormSiluParams p = checked(op, x, weight, bias, input_bias, "grad_x", grad_x, groups, eps);
     check_dtype(op, "grad", grad, {x.dtype});
     check_shape(op, "grad", grad, {{"B", p.batch}, {"C", p.channels}, {"H", x.shape[2]}, {"W", x.shape[3]}});
-    check_layout(op, "grad", grad, p.channels_last);
+    check_layout(op, "grad", grad, "x", p.channels_last);
     for (const auto& [name, view] : {std::pair{"grad_weight", &grad_weight}, {"grad_bias", &grad_bias}}) {
         check_dtype(op, name, *view, {x.dtype});
         check_shape(op, name, *view, {{"C", p.channels}});

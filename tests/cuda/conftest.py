@@ -17,6 +17,7 @@ from torch import Tensor
 from tests.cuda import compiled
 from tests.emulator import emulation
 from var_ext import _C, backend
+from var_ext.engine import layers
 from var_ext.ops import _native
 
 _BEGIN = time.monotonic()
@@ -130,6 +131,7 @@ def gpu(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Iter
             emulation.emulator().multiprocessors(108)
             emulation.emulator().chip("80")
             monkeypatch.setattr(_native, "is_gpu", lambda tensor: True)
+            monkeypatch.setattr(layers, "adds_bias_apart", lambda x: True)
             monkeypatch.setattr(_native, "gpu_stream", lambda tensor: emulation.Stream())
             monkeypatch.setattr(
                 _native, "_multiprocessors_of", lambda device: emulation.emulator().multiprocessors()

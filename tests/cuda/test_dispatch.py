@@ -102,6 +102,9 @@ def call_all(given: dict[str, torch.Tensor], backward: bool = True) -> list[torc
         rows,
         ops.bias_gelu(x, leaves["channels"]),
         ops.group_norm_silu(image, leaves["phi_bias"], leaves["phi_bias"], groups=2),
+        ops.group_norm_silu(
+            image, leaves["phi_bias"], leaves["phi_bias"], groups=2, input_bias=leaves["phi_bias"]
+        ),
         ops.area_downsample(image, 1),
         ops.bicubic_upsample(image, 3),
         f_hat,
@@ -115,6 +118,8 @@ def call_all(given: dict[str, torch.Tensor], backward: bool = True) -> list[torc
         grads = torch.autograd.grad(loss, list(leaves.values()))
     drawn = [
         tokens,
+        ops.bias_residual(image, image, leaves["phi_bias"]),
+        ops.bias_residual(image.clone(), image, leaves["phi_bias"], in_place=True),
         ops.cached_attention(q.detach(), k.detach(), v.detach(), 5),
         ops.nearest_code(image.detach().permute(0, 2, 3, 1), codebook.detach()),
         *ops.quantize_rows(x.detach()),

@@ -9,7 +9,19 @@ from torch import Tensor
 from tests.cuda.conftest import Gpu
 from tests.emulator import emulation
 from tests.ops import oracle
-from tests.ops.test_group_norm_silu import FORMATS, SHAPES, exact, gradients, native, torchs
+from tests.ops.test_group_norm_silu import (
+    ADDED,
+    FORMATS,
+    SHAPES,
+    compare_added,
+    exact,
+    exact_added,
+    example_added,
+    gradients,
+    native,
+    native_added,
+    torchs,
+)
 from var_ext import _C, ops
 from var_ext.ops._native import kernels, maybe_view, multiprocessors, view
 from var_ext.ops.group_norm_silu import _chunks
@@ -78,6 +90,34 @@ def test_against_float64(
 
 @memory_formats
 @pytest.mark.parametrize("dtype", oracle.LOW)
+@pytest.mark.parametrize(
+    "shape", [*ADDED, (1, 160, 9, 16, 32), (1, 2056, 1, 8, 2), (1, 2, 96, 97, 1)], ids=str
+)
+def test_input_bias(
+    gpu: Gpu, shape: tuple[int, ...], dtype: torch.dtype, memory_format: torch.memory_format
+) -> None:
+    *size, groups = shape
+    given = example_added(size, dtype, memory_format)
+    leaves = [gpu(t).detach().requires_grad_() for t in given[:4]]
+    y = native_added(*leaves, groups)
+    assert not y.numel() or y.is_contiguous(memory_format=memory_format)
+    grads = torch.autograd.grad(y, leaves, gpu(given[4]))
+    compare_added([t.cpu() for t in (y.detach(), *grads)], given, groups)
+
+
+@memory_formats
+def test_a_large_input_bias_costs_no_precision(gpu: Gpu, memory_format: torch.memory_format) -> None:
+    """Channels apart by 1000 times their spread, which the biases bring together; then biases that part them."""
+    weight, bias, far = torch.ones(6), torch.zeros(6), torch.arange(6.0) * 1000 - 2000
+    for x in (torch.randn(1, 6, 65, 63) - far[:, None, None], torch.randn(1, 6, 65, 63)):
+        x = x.to(memory_format=memory_format)
+        y = native_added(*map(gpu, (x, weight, bias, far)), 2).cpu()
+        # x itself is rounded to 1e-4 where channels are apart
+        torch.testing.assert_close(y.double(), exact_added(x, weight, bias, far, 2), rtol=2e-4, atol=2e-4)
+
+
+@memory_formats
+@pytest.mark.parametrize("dtype", oracle.LOW)
 @pytest.mark.parametrize("off", range(-1, 4))
 def test_any_place(gpu: Gpu, off: int, dtype: torch.dtype, memory_format: torch.memory_format) -> None:
     """The kernels themselves, with each map in turn off the alignment, several chunks, parameters apart."""
@@ -96,12 +136,10 @@ def test_any_place(gpu: Gpu, off: int, dtype: torch.dtype, memory_format: torch.
     )
     stats, means, chunks = (gpu(torch.empty(size)) for size in ((2, 6, 2), (2, 6, 2), (2, 4, 24, 2)))
     run = kernels(on_x)
-    run.group_norm_silu(*map(view, (on_x, on_weight, on_bias, y, stats, chunks)), 6, 1e-6)
-    run.group_norm_silu_backward(
-        *map(view, (on_grad, on_x, on_weight, on_bias, grad_x, grad_weight, grad_bias, stats, means, chunks)),
-        6,
-        1e-6,
-    )
+    given = view(on_x), view(on_weight), view(on_bias), None
+    run.group_norm_silu(*given, *map(view, (y, stats, chunks)), 6, 1e-6)
+    outputs = map(view, (grad_x, grad_weight, grad_bias, stats, means, chunks))
+    run.group_norm_silu_backward(view(on_grad), *given, *outputs, 6, 1e-6)
     compare([t.cpu() for t in (y, grad_x, grad_weight, grad_bias)], x, weight, bias, grad, 6)
 
 
@@ -221,11 +259,12 @@ def test_the_kernel_refuses(gpu: Gpu) -> None:
     pairs, chunks = gpu(torch.zeros(1, 2, 2)), gpu(torch.zeros(1, 1, 4, 2))
 
     def forward(stats: Tensor | None, scratch: Tensor | None) -> None:
-        given = view(x), view(four), view(four), view(torch.empty_like(x))
+        given = view(x), view(four), view(four), None, view(torch.empty_like(x))
         kernels(x).group_norm_silu(*given, maybe_view(stats), maybe_view(scratch), 2, 1e-6)
 
     def backward(stats: Tensor | None, means: Tensor | None, scratch: Tensor | None) -> None:
-        given = view(x), view(x), view(four), view(four), view(torch.empty_like(x)), view(four), view(four)
+        outputs = map(view, (torch.empty_like(x), four, four))
+        given = view(x), view(x), view(four), view(four), None, *outputs
         kernels(x).group_norm_silu_backward(
             *given, maybe_view(stats), maybe_view(means), maybe_view(scratch), 2, 1e-6
         )
@@ -245,4 +284,6 @@ def test_the_kernel_refuses(gpu: Gpu) -> None:
     flat = (4 * 2**31, 2**31, 2**16, 1)
     wide = _C.TensorView(x.data_ptr(), (1, 4, 2**15, 2**16), flat, _C.DType.float32)
     with pytest.raises(ValueError, match=r"elements of a chunk must be below 2\^31 on CUDA, got 2147483648"):
-        kernels(x).group_norm_silu(wide, view(four), view(four), wide, view(pairs), view(chunks), 2, 1e-6)
+        kernels(x).group_norm_silu(
+            wide, view(four), view(four), None, wide, view(pairs), view(chunks), 2, 1e-6
+        )

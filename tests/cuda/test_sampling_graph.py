@@ -15,6 +15,7 @@ from var_ext.engine import (
     Graphs,
     Precision,
     SeededDraw,
+    layers,
     named_precision,
     options_for,
 )
@@ -44,6 +45,7 @@ def test_a_sampling_draws_the_tokens_of_the_cpu(gpu: Gpu, mode: str, monkeypatch
     options = options_for(var.schedule, **OPTIONS)
     with monkeypatch.context() as on_cpu, torch.inference_mode():
         on_cpu.setattr(_native, "is_gpu", lambda tensor: tensor.is_cuda)
+        on_cpu.setattr(layers, "adds_bias_apart", lambda x: False)
         exact = Engine(var.eval(), named_precision("fp32", torch.device("cpu")), pack=True)
         draw = SeededDraw(seeds, options, vae.quantize.embedding.weight)
         expected = exact.sample(Call(labels, seeds, options), draw)
@@ -67,8 +69,8 @@ def test_a_sampling_draws_the_tokens_of_the_cpu(gpu: Gpu, mode: str, monkeypatch
     other, _ = graphs.sample(Call(gpu(labels.flip(0)), gpu(seeds.flip(0)), options))
     torch.testing.assert_close(other.cpu().flip(0), images, rtol=1e-3, atol=1e-3)
     if gpu.level == "emulated":
-        kernels = {"adaln", "bias_gelu", "cached_attention", "group_norm_silu", "qk_norm", "residual_step"}
-        assert kernels | {"sample_tokens"} <= emulation.Stream.called
+        kernels = {"adaln", "bias_gelu", "bias_residual", "cached_attention", "group_norm_silu", "qk_norm"}
+        assert kernels | {"residual_step", "sample_tokens"} <= emulation.Stream.called
     emulation.Stream.called.update(before)
 
 

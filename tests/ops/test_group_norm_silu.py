@@ -82,6 +82,112 @@ def test_each_variant(
         oracle.assert_as_good_as_torch(result, torch_result, right)
 
 
+def native_added(x: Tensor, weight: Tensor, bias: Tensor, input_bias: Tensor, groups: int) -> Tensor:
+    return ops.group_norm_silu(x, weight, bias, groups=groups, input_bias=input_bias)
+
+
+def torchs_added(x: Tensor, weight: Tensor, bias: Tensor, input_bias: Tensor, groups: int) -> Tensor:
+    return torchs(x + input_bias[:, None, None], weight, bias, groups)
+
+
+def exact_added(x: Tensor, weight: Tensor, bias: Tensor, input_bias: Tensor, groups: int) -> Tensor:
+    return exact(x.double() + input_bias.double()[:, None, None], weight, bias, groups)
+
+
+def example_added(
+    size: list[int], dtype: torch.dtype, memory_format: torch.memory_format
+) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
+    """x, weight, bias, input_bias, grad: parameters apart in memory, biases as large as the spread of x."""
+    x, grad = (torch.randn(size).to(dtype).to(memory_format=memory_format) for _ in range(2))
+    weight, bias, input_bias = torch.randn(size[1], 3).to(dtype).unbind(1)
+    return x, weight, bias, input_bias, grad
+
+
+def compare_added(results: list[Tensor], given: tuple[Tensor, ...], groups: int) -> None:
+    """The output and the gradients of x, weight, bias and input_bias.
+
+    Kernels round "mean less input_bias" once for a channel, so in float32 errors of the terms of a sum over pixels do
+    not cancel: each term, itself three products, may be off by four roundings.
+    """
+    *inputs, grad = given
+
+    def all_of(function: Callable[..., Tensor], tensors: list[Tensor]) -> list[Tensor]:
+        gradients = oracle.gradients(lambda *t: function(*t, groups), tensors, [grad])
+        return [function(*tensors, groups), *gradients]
+
+    owns, truths = all_of(torchs_added, inputs), all_of(exact_added, [t.double() for t in inputs])
+    for i, (result, own, truth) in enumerate(zip(results, owns, truths, strict=True)):
+        if i > 1 and grad.dtype == torch.float32 and grad.numel():
+            terms = (truths[1] if i == 4 else grad).abs().sum((0, 2, 3)).max().item()
+            error = (result.double() - truth).abs().max().item()
+            assert error <= 4 * torch.finfo(torch.float32).eps * terms, f"error {error:.3g} of {terms:.3g}"
+        else:
+            oracle.assert_as_good_as_torch(result, own, truth)
+
+
+ADDED = [
+    (1, 4, 1, 3, 2),
+    (2, 64, 7, 5, 32),
+    (1, 96, 9, 16, 32),
+    (3, 6, 1, 151, 3),
+    (0, 8, 4, 4, 2),
+    (5, 40, 9, 8, 8),
+]
+
+
+@pytest.mark.parametrize("shape", ADDED)
+@pytest.mark.parametrize("dtype", oracle.LOW)
+@pytest.mark.parametrize("memory_format", FORMATS)
+def test_input_bias(
+    either_backend: str, shape: tuple[int, ...], dtype: torch.dtype, memory_format: torch.memory_format
+) -> None:
+    check_input_bias(shape, dtype, memory_format)
+
+
+@pytest.mark.parametrize("dtype", oracle.LOW)
+@pytest.mark.parametrize("memory_format", FORMATS)
+def test_input_bias_in_each_variant(
+    each_isa: str, dtype: torch.dtype, memory_format: torch.memory_format
+) -> None:
+    for shape in (*ADDED, (2, 64, 33, 17, 32)):
+        check_input_bias(shape, dtype, memory_format)
+
+
+def check_input_bias(shape: tuple[int, ...], dtype: torch.dtype, memory_format: torch.memory_format) -> None:
+    *size, groups = shape
+    given = example_added(size, dtype, memory_format)
+    y = native_added(*given[:4], groups)
+    assert not y.numel() or y.is_contiguous(memory_format=memory_format)
+    grads = oracle.gradients(lambda *t: native_added(*t, groups), given[:4], [given[4]])
+    compare_added([y, *grads], given, groups)
+
+
+@pytest.mark.parametrize("memory_format", FORMATS)
+def test_a_large_input_bias_costs_no_precision(each_isa: str, memory_format: torch.memory_format) -> None:
+    """Channels apart by 1000 times their spread, which the biases bring together; then biases that part them."""
+    weight, bias, far = torch.ones(6), torch.zeros(6), torch.arange(6.0) * 1000 - 2000
+    for x, input_bias in (
+        (torch.randn(1, 6, 65, 63) - far[:, None, None], far),
+        (torch.randn(1, 6, 65, 63), far),
+        (torch.randn(1, 6, 65, 63) + 1000, torch.full((6,), 0.25)),
+    ):
+        x = x.to(memory_format=memory_format)
+        result = native_added(x, weight, bias, input_bias, 2)
+        truth = exact_added(x, weight, bias, input_bias, 2)
+        # x itself is rounded to 1e-4 where channels are apart
+        torch.testing.assert_close(result.double(), truth, rtol=2e-4, atol=2e-4)
+
+
+@pytest.mark.parametrize("memory_format", FORMATS)
+def test_without_input_bias_no_bit_changes(each_isa: str, memory_format: torch.memory_format) -> None:
+    """On channels-last maps: contiguous ones are summed up map by map where something is added."""
+    x, weight, bias, _, _ = example_added([2, 40, 21, 19], torch.bfloat16, memory_format)
+    plain, zeros = native(x, weight, bias, 8), native_added(x, weight, bias, torch.zeros_like(bias), 8)
+    if memory_format == torch.channels_last:
+        assert torch.equal(plain, zeros)
+    oracle.assert_as_good_as_torch(zeros, plain, exact(x, weight, bias, 8))
+
+
 @pytest.mark.parametrize("memory_format", FORMATS)
 def test_a_gradient_in_the_other_layout(either_backend: str, memory_format: torch.memory_format) -> None:
     x = torch.randn(2, 8, 5, 6).to(memory_format=memory_format)
@@ -176,13 +282,18 @@ def test_gradients(either_backend: str) -> None:
     x = torch.randn(2, 4, 3, 2, dtype=torch.float64, requires_grad=True)
     weight, bias = (torch.randn(4, dtype=torch.float64, requires_grad=True) for _ in range(2))
     assert torch.autograd.gradcheck(lambda *given: ops.group_norm_silu(*given, groups=2), (x, weight, bias))
+    input_bias = torch.randn(4, dtype=torch.float64, requires_grad=True)
+    assert torch.autograd.gradcheck(lambda *given: native_added(*given, 2), (x, weight, bias, input_bias))
+    (alone,) = torch.autograd.grad(native_added(x.detach(), weight, bias, input_bias, 2).sum(), input_bias)
+    assert alone.shape == (4,)
 
 
 @pytest.mark.parametrize("memory_format", FORMATS)
 def test_registration(memory_format: torch.memory_format) -> None:
     x = torch.randn(2, 4, 3, 3).to(memory_format=memory_format).requires_grad_()
-    weight, bias = (torch.randn(4, requires_grad=True) for _ in range(2))
-    torch.library.opcheck(torch.ops.var_ext.group_norm_silu, (x, weight, bias, 2, 1e-6))
+    weight, bias, input_bias = (torch.randn(4, requires_grad=True) for _ in range(3))
+    torch.library.opcheck(torch.ops.var_ext.group_norm_silu, (x, weight, bias, None, 2, 1e-6))
+    torch.library.opcheck(torch.ops.var_ext.group_norm_silu, (x, weight, bias, input_bias, 2, 1e-6))
 
 
 @pytest.mark.parametrize(
@@ -191,6 +302,13 @@ def test_registration(memory_format: torch.memory_format) -> None:
         (dict(x=torch.zeros(4, 3, 3)), ValueError, r"x must have shape \(B, C, H, W\).*got \(4, 3, 3\)"),
         (dict(weight=torch.zeros(5)), ValueError, r"weight must have shape \(C,\) = \(4\), got \(5,\)"),
         (dict(bias=torch.zeros(4, 1)), ValueError, r"bias must have shape.*got \(4, 1\)"),
+        (
+            dict(input_bias=torch.zeros(5)),
+            ValueError,
+            r"input_bias must have shape \(C,\) = \(4\), got \(5,\)",
+        ),
+        (dict(input_bias=torch.zeros(4).half()), TypeError, "one dtype, got.*input_bias float16"),
+        (dict(input_bias=torch.zeros(4, device="meta")), ValueError, "one device, got.*input_bias on meta"),
         (dict(groups=3), ValueError, "groups must divide C = 4, got 3"),
         (dict(groups=0), ValueError, "groups must divide C = 4, got 0"),
         (dict(x=torch.zeros(1, 4, 3, 3).int()), TypeError, "x must be float32.*got int32"),
@@ -214,6 +332,8 @@ def test_bad_input(
         (dict(x=torch.zeros(1, 4, 3, 6)[..., ::2]), "x must be contiguous or channels-last"),
         (dict(weight=torch.zeros(5)), r"weight must have shape \(4,\), got \(5,\)"),
         (dict(bias=torch.zeros(4).half()), "bias must be float32, got float16"),
+        (dict(input_bias=torch.zeros(5)), r"input_bias must have shape \(4,\), got \(5,\)"),
+        (dict(input_bias=torch.zeros(4).half()), "input_bias must be float32, got float16"),
         (dict(out=torch.zeros(1, 4, 3, 2)), r"out must have shape \(1, 4, 3, 3\), got \(1, 4, 3, 2\)"),
         (dict(out=torch.zeros(1, 3, 3, 4).permute(0, 3, 1, 2)), "out must be contiguous, as x is"),
         (dict(groups=3), "groups must divide C = 4, got 3"),
@@ -222,15 +342,17 @@ def test_bad_input(
 def test_kernel_refuses(change: dict[str, object], message: str) -> None:
     zeros = torch.zeros(1, 4, 3, 3)
     given = {
-        **dict(x=zeros, weight=torch.ones(4), bias=torch.zeros(4), out=zeros.clone(), groups=2),
+        **dict(
+            x=zeros, weight=torch.ones(4), bias=torch.zeros(4), input_bias=None, out=zeros.clone(), groups=2
+        ),
         **change,
     }
     views = {name: view(value) if isinstance(value, Tensor) else value for name, value in given.items()}
-    x, weight, bias, out, groups = views.values()
+    x, weight, bias, input_bias, out, groups = views.values()
     with pytest.raises(ValueError, match=f"^group_norm_silu: {message}"):
-        _C.group_norm_silu(x, weight, bias, out, None, None, groups, 1e-6)
+        _C.group_norm_silu(x, weight, bias, input_bias, out, None, None, groups, 1e-6)
     four = view(torch.zeros(4))
     with pytest.raises(ValueError, match=f"^group_norm_silu_backward: {message.replace('out', 'grad_x')}"):
         _C.group_norm_silu_backward(
-            view(zeros), x, weight, bias, out, four, four, None, None, None, groups, 1e-6
+            view(zeros), x, weight, bias, input_bias, out, four, four, None, None, None, groups, 1e-6
         )

@@ -18,6 +18,8 @@ from var_ext import ops
 from var_ext.engine.precision import Precision
 from var_ext.models.modules import upsampling_taps
 
+Run = Callable[[Tensor, Tensor | None], Tensor]  # of an input and a bias
+
 ROWS = 64  # for which oneDNN is asked to lay out weights; with any other number the layout is the same
 
 
@@ -142,42 +144,59 @@ class Sized:
         lay_out: makes it for maps of H = W = `side`.
     """
 
-    def __init__(self, lay_out: Callable[[int], Callable[[Tensor], Tensor]], dtype: torch.dtype) -> None:
-        self._lay_out, self.dtype = lay_out, dtype
-        self._run: Callable[[Tensor], Tensor] | None = None
+    def __init__(self, lay_out: Callable[[int], Run], bias: Tensor | None, dtype: torch.dtype) -> None:
+        self._lay_out, self.bias, self.dtype = lay_out, bias, dtype
+        self._run: Run | None = None
 
     def __call__(self, x: Tensor) -> Tensor:
+        return self._output(x, self.bias)
+
+    def without_bias(self, x: Tensor) -> tuple[Tensor, Tensor | None]:
+        """Its output (B, C', H', W') before the bias (C',) is added; all of it and None where that costs nothing."""
+        if self.bias is None or not adds_bias_apart(x):
+            return self(x), None
+        return self._output(x, None), self.bias
+
+    def _output(self, x: Tensor, bias: Tensor | None) -> Tensor:
         if self._run is None:
             with torch.inference_mode(False), torch.no_grad():  # of use in inference mode and out of it
                 self._run = self._lay_out(x.shape[-1])
-        return self._run(x.to(self.dtype))
+        return self._run(x.to(self.dtype), bias)
+
+
+def adds_bias_apart(x: Tensor) -> bool:
+    """Whether the bias of a convolution of x is a pass over memory: it is after cuDNN; oneDNN adds it on the way.
+
+    What adds it instead has no gradient.
+    """
+    return x.is_cuda and not (torch.is_grad_enabled() and x.requires_grad)
 
 
 def convolution(module: nn.Conv2d, *, precision: Precision, pack: bool, free: bool) -> Layer:
     """A plain `nn.Conv2d` in `precision`, channels last; `pack` and `free` as for `linear`."""
-    dtype, bias = precision.dtype, _bias(module, precision)
+    dtype = precision.dtype
     geometry: Any = (module.padding, module.stride, module.dilation, module.groups)
 
-    def lay_out(side: int) -> Callable[[Tensor], Tensor]:
+    def lay_out(side: int) -> Run:
         own = module.weight.detach()
         weight, where = own.to(dtype), own.device.type
         packs = pack and where == "cpu" and _has_packed_layers(dtype)
         if packs or where == "cuda":  # cuDNN would bring it to this layout at each call
             weight = weight.contiguous(memory_format=torch.channels_last)
-        run: Callable[[Tensor], Tensor]
+        run: Run
         if packs:
             shape = [1, weight.shape[1] * module.groups, side, side]
             packed = torch.ops.mkldnn._reorder_convolution_weight(weight, *geometry, shape)
-            rest: Any = (bias, *geometry, "none", [], "")
-            run = lambda x: torch.ops.mkldnn._convolution_pointwise(x, packed, *rest)  # noqa: E731
+            rest: Any = (*geometry, "none", [], "")
+            run = lambda x, bias: torch.ops.mkldnn._convolution_pointwise(x, packed, bias, *rest)  # noqa: E731
         else:
             padding, stride, dilation, groups = geometry
-            run = lambda x: F.conv2d(x, weight, bias, stride, padding, dilation, groups)  # noqa: E731
+            run = lambda x, bias: F.conv2d(x, weight, bias, stride, padding, dilation, groups)  # noqa: E731
         if free and (packs or weight.data_ptr() != own.data_ptr()):
             _let_go(module)
         return run
 
-    return Sized(lay_out, dtype)
+    return Sized(lay_out, _bias(module, precision), dtype)
 
 
 def upsampling(module: nn.Conv2d, *, precision: Precision, pack: bool, free: bool) -> Layer:
@@ -186,16 +205,16 @@ def upsampling(module: nn.Conv2d, *, precision: Precision, pack: bool, free: boo
     Args:
         pack, free: as for `linear`; without `pack` taps are added up at each call, and no copy stays.
     """
-    dtype, bias = precision.dtype, _bias(module, precision)
+    dtype = precision.dtype
 
     def taps() -> Tensor:  # (C_in, C_out, 4, 4), added up in float32
         spread = upsampling_taps(module.weight.detach().float())
         layout = torch.channels_last if spread.is_cuda else torch.contiguous_format
         return spread.to(dtype).clone(memory_format=layout)
 
-    def lay_out(side: int) -> Callable[[Tensor], Tensor]:
+    def lay_out(side: int) -> Run:
         if not pack:
-            return lambda x: F.conv_transpose2d(x, taps(), bias, stride=2, padding=1)
+            return lambda x, bias: F.conv_transpose2d(x, taps(), bias, stride=2, padding=1)
         weight = taps()
         if free:
             _let_go(module)
@@ -205,11 +224,11 @@ def upsampling(module: nn.Conv2d, *, precision: Precision, pack: bool, free: boo
             packed = torch.ops.mkldnn._reorder_convolution_transpose_weight(
                 weight, ones, none, twos, ones, 1, shape
             )
-            rest: Any = (bias, ones, none, twos, ones, 1, "none", [], "")
-            return lambda x: torch.ops.mkldnn._convolution_transpose_pointwise(x, packed, *rest)
-        return lambda x: F.conv_transpose2d(x, weight, bias, stride=2, padding=1)
+            rest: Any = (ones, none, twos, ones, 1, "none", [], "")
+            return lambda x, bias: torch.ops.mkldnn._convolution_transpose_pointwise(x, packed, bias, *rest)
+        return lambda x, bias: F.conv_transpose2d(x, weight, bias, stride=2, padding=1)
 
-    return Sized(lay_out, dtype)
+    return Sized(lay_out, _bias(module, precision), dtype)
 
 
 def _bias(module: nn.Linear | nn.Conv2d, precision: Precision) -> Tensor | None:

@@ -64,17 +64,26 @@ def linear_gelu(layer: Any, x: Tensor) -> Tensor:
     return F.gelu(layer(x), approximate="tanh")
 
 
-def norm_silu(norm: nn.GroupNorm, x: Tensor) -> Tensor:
-    """SiLU of a GroupNorm: (B, C, H, W) -> (B, C, H, W)."""
+def without_bias(layer: Any, x: Tensor) -> tuple[Tensor, Tensor | None]:
+    """layer(x) still without its bias, and that, where adding it would cost a pass of its own: an engine's convolution
+    on a GPU. Of any other layer all of it, and None."""
+    split = None if isinstance(layer, nn.Module) else getattr(type(layer), "without_bias", None)
+    return (layer(x), None) if split is None else split(layer, x)
+
+
+def norm_silu(norm: nn.GroupNorm, x: Tensor, input_bias: Tensor | None = None) -> Tensor:
+    """SiLU of a GroupNorm of x + input_bias: (B, C, H, W), (C,) or None -> (B, C, H, W)."""
     if not is_plain(norm, nn.GroupNorm):
-        return F.silu(norm(x))
+        return F.silu(norm(x if input_bias is None else x + input_bias[:, None, None]))
     weight, bias = norm.weight.to(x.dtype), norm.bias.to(x.dtype)
-    return ops.group_norm_silu(x, weight, bias, groups=norm.num_groups, eps=norm.eps)
+    return ops.group_norm_silu(x, weight, bias, groups=norm.num_groups, eps=norm.eps, input_bias=input_bias)
 
 
 def plus(layer: Any, h: Tensor, x: Tensor) -> Tensor:
     """layer(h) + x, in the memory of an engine's layer, whose output nobody else has seen."""
-    y = layer(h)
+    y, bias = without_bias(layer, h)
+    if bias is not None:
+        return ops.bias_residual(y, x.to(y.dtype), bias, in_place=True)
     return x + y if isinstance(layer, nn.Module) else y.add_(x)
 
 

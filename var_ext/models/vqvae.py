@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from var_ext.models.modules import Part, dtype_of, is_plain, norm_silu, plus, upsampling_taps
+from var_ext.models.modules import Part, dtype_of, is_plain, norm_silu, plus, upsampling_taps, without_bias
 from var_ext.models.quantizer import MultiScaleQuantizer
 from var_ext.schedule import SCALES_256
 
@@ -38,8 +38,8 @@ class ResnetBlock(Part):
         self.nin_shortcut = nn.Identity() if same else nn.Conv2d(in_channels, out_channels, 1)
 
     def forward(self, x: Tensor) -> Tensor:
-        h = self.conv1(norm_silu(self.norm1, x))
-        return plus(self.conv2, self.dropout(norm_silu(self.norm2, h)), self.nin_shortcut(x))
+        h, bias = without_bias(self.conv1, norm_silu(self.norm1, x))  # norm2 adds it on the way
+        return plus(self.conv2, self.dropout(norm_silu(self.norm2, h, bias)), self.nin_shortcut(x))
 
 
 class AttnBlock(Part):

@@ -6,6 +6,7 @@
 from var_ext.ops.adaln import adaln
 from var_ext.ops.area_downsample import area_downsample
 from var_ext.ops.bias_gelu import bias_gelu
+from var_ext.ops.bias_residual import bias_residual
 from var_ext.ops.bicubic_upsample import bicubic_upsample
 from var_ext.ops.block_causal_attention import block_causal_attention
 from var_ext.ops.cached_attention import cached_attention
@@ -21,6 +22,7 @@ __all__ = [
     "adaln",
     "area_downsample",
     "bias_gelu",
+    "bias_residual",
     "bicubic_upsample",
     "block_causal_attention",
     "cached_attention",

@@ -49,6 +49,13 @@ def maybe_view(tensor: torch.Tensor | None) -> _C.TensorView | None:
     return None if tensor is None else view(tensor)
 
 
+def map_layout(x: torch.Tensor) -> torch.memory_format:
+    """Of maps that an op makes from x (B, C, H, W): channels-last for a channels-last x, else contiguous."""
+    if x.is_contiguous() or not x.is_contiguous(memory_format=torch.channels_last):
+        return torch.contiguous_format
+    return torch.channels_last
+
+
 def is_gpu(tensor: torch.Tensor) -> bool:
     """Whether the CUDA kernels run on `tensor`."""
     return tensor.is_cuda

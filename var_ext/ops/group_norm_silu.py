@@ -9,19 +9,12 @@ from torch import Tensor
 
 from var_ext import backend, reference
 from var_ext.ops._checks import FLOATS, check_dtype, check_shape, check_together, require
-from var_ext.ops._native import kernels, maybe_view, multiprocessors, scratch, view
+from var_ext.ops._native import kernels, map_layout, maybe_view, multiprocessors, scratch, view
 from var_ext.ops._registry import differentiate, implement
 
 
-def _layout(x: Tensor) -> torch.memory_format:
-    """Of the result: channels-last for a channels-last x, else contiguous."""
-    if x.is_contiguous() or not x.is_contiguous(memory_format=torch.channels_last):
-        return torch.contiguous_format
-    return torch.channels_last
-
-
 def _empty(x: Tensor) -> Tensor:
-    return torch.empty_like(x, memory_format=_layout(x))
+    return torch.empty_like(x, memory_format=map_layout(x))
 
 
 def _stats(x: Tensor, groups: int) -> Tensor:
@@ -38,17 +31,19 @@ def _chunks(x: Tensor, *, backward: bool = False) -> Tensor | None:
     its own. Sums, and so the last bits of results, depend on their number.
     """
     batch, channels, height, width = x.shape
-    by_rows = _layout(x) == torch.channels_last
+    by_rows = map_layout(x) == torch.channels_last
     resident = (3 if by_rows else 4) - backward
     least, shares = (64, batch) if by_rows else (4096, batch * channels)
     partials = max(1, min(-(-height * width // least), resident * multiprocessors(x) // max(shares, 1)))
     return scratch(x, batch, partials, channels, 2)
 
 
-def _native(x: Tensor, weight: Tensor, bias: Tensor, groups: int, eps: float) -> tuple[Tensor, Tensor]:
+def _native(
+    x: Tensor, weight: Tensor, bias: Tensor, input_bias: Tensor | None, groups: int, eps: float
+) -> tuple[Tensor, Tensor]:
     out, stats, chunks = _empty(x), _stats(x, groups), _chunks(x)
-    x = x.contiguous(memory_format=_layout(x))
-    given = view(x), view(weight), view(bias), view(out)
+    x = x.contiguous(memory_format=map_layout(x))
+    given = view(x), view(weight), view(bias), maybe_view(input_bias), view(out)
     kernels(x).group_norm_silu(
         *given, view(stats) if stats.ndim == 3 else None, maybe_view(chunks), groups, eps
     )
@@ -56,12 +51,19 @@ def _native(x: Tensor, weight: Tensor, bias: Tensor, groups: int, eps: float) ->
 
 
 def _native_backward(
-    grad: Tensor, x: Tensor, weight: Tensor, bias: Tensor, stats: Tensor, groups: int, eps: float
+    grad: Tensor,
+    x: Tensor,
+    weight: Tensor,
+    bias: Tensor,
+    input_bias: Tensor | None,
+    stats: Tensor,
+    groups: int,
+    eps: float,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    grads = _fake_backward(grad, x, weight, bias, stats, groups, eps)
-    layout, chunks, means = _layout(x), _chunks(x, backward=True), scratch(x, x.shape[0], groups, 2)
+    grads = _fake_backward(grad, x, weight, bias, input_bias, stats, groups, eps)
+    layout, chunks, means = map_layout(x), _chunks(x, backward=True), scratch(x, x.shape[0], groups, 2)
     grad, x = grad.contiguous(memory_format=layout), x.contiguous(memory_format=layout)
-    given = view(grad), view(x), view(weight), view(bias), *map(view, grads)
+    given = view(grad), view(x), view(weight), view(bias), maybe_view(input_bias), *map(view, grads)
     kernel: Any = kernels(x).group_norm_silu_backward
     of_groups = view(stats) if stats.ndim == 3 else None
     kernel(*given, of_groups, maybe_view(means), maybe_view(chunks), groups, eps)
@@ -69,25 +71,42 @@ def _native_backward(
 
 
 def _fake_backward(
-    grad: Tensor, x: Tensor, weight: Tensor, bias: Tensor, stats: Tensor, groups: int, eps: float
+    grad: Tensor,
+    x: Tensor,
+    weight: Tensor,
+    bias: Tensor,
+    input_bias: Tensor | None,
+    stats: Tensor,
+    groups: int,
+    eps: float,
 ) -> tuple[Tensor, Tensor, Tensor]:
     return _empty(x), weight.new_empty(weight.shape), bias.new_empty(bias.shape)
 
 
-def _reference(x: Tensor, weight: Tensor, bias: Tensor, groups: int, eps: float) -> tuple[Tensor, Tensor]:
-    return reference.group_norm_silu(x, weight, bias, groups=groups, eps=eps), _stats(x, groups)
+def _reference(
+    x: Tensor, weight: Tensor, bias: Tensor, input_bias: Tensor | None, groups: int, eps: float
+) -> tuple[Tensor, Tensor]:
+    y = reference.group_norm_silu(x, weight, bias, groups=groups, eps=eps, input_bias=input_bias)
+    return y, _stats(x, groups)
 
 
 def _reference_backward(
-    grad: Tensor, x: Tensor, weight: Tensor, bias: Tensor, stats: Tensor, groups: int, eps: float
+    grad: Tensor,
+    x: Tensor,
+    weight: Tensor,
+    bias: Tensor,
+    input_bias: Tensor | None,
+    stats: Tensor,
+    groups: int,
+    eps: float,
 ) -> tuple[Tensor, Tensor, Tensor]:
     pull: Any = torch.func.vjp(
-        lambda x, weight, bias: reference.group_norm_silu(x, weight, bias, groups=groups, eps=eps),
+        lambda *given: reference.group_norm_silu(*given, groups=groups, eps=eps, input_bias=input_bias),
         x,
         weight,
         bias,
     )[1]
-    grads = _fake_backward(grad, x, weight, bias, stats, groups, eps)
+    grads = _fake_backward(grad, x, weight, bias, input_bias, stats, groups, eps)
     for target, value in zip(grads, pull(grad), strict=True):
         target.copy_(value)
     return grads
@@ -95,27 +114,30 @@ def _reference_backward(
 
 def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:
     ctx.mark_non_differentiable(output[1])
-    ctx.save_for_backward(*inputs[:3], output[1])
-    ctx.options = inputs[3:]
+    ctx.save_for_backward(*inputs[:4], output[1])
+    ctx.options = inputs[4:]
 
 
 def _gradient(ctx: Any, grad: Tensor, _: Tensor) -> tuple[Tensor | None, ...]:
     given = (*ctx.saved_tensors, *ctx.options)
-    return *torch.ops.var_ext.group_norm_silu_backward.default(grad, *given), None, None
+    grads = torch.ops.var_ext.group_norm_silu_backward.default(grad, *given)
+    added = grads[0].sum((0, 2, 3)) if ctx.needs_input_grad[3] else None
+    return *grads, added, None, None
 
 
 implement(
     "group_norm_silu",
-    "group_norm_silu(Tensor x, Tensor weight, Tensor bias, int groups, float eps) -> (Tensor, Tensor)",
+    "group_norm_silu(Tensor x, Tensor weight, Tensor bias, Tensor? input_bias, int groups, float eps)"
+    " -> (Tensor, Tensor)",
     native=_native,
     fallback=_reference,
-    fake=lambda x, weight, bias, groups, eps: (_empty(x), _stats(x, groups)),
+    fake=lambda x, weight, bias, input_bias, groups, eps: (_empty(x), _stats(x, groups)),
     float64=False,
 )
 implement(
     "group_norm_silu",
-    "group_norm_silu_backward(Tensor grad, Tensor x, Tensor weight, Tensor bias, Tensor stats, int groups,"
-    " float eps) -> (Tensor, Tensor, Tensor)",
+    "group_norm_silu_backward(Tensor grad, Tensor x, Tensor weight, Tensor bias, Tensor? input_bias, Tensor stats,"
+    " int groups, float eps) -> (Tensor, Tensor, Tensor)",
     native=_native_backward,
     fallback=_reference_backward,
     fake=_fake_backward,
@@ -125,15 +147,22 @@ differentiate("group_norm_silu", _gradient, _setup_context)
 
 
 def group_norm_silu(
-    x: Tensor, weight: Tensor, bias: Tensor, *, groups: int = 32, eps: float = 1e-6
+    x: Tensor,
+    weight: Tensor,
+    bias: Tensor,
+    *,
+    groups: int = 32,
+    eps: float = 1e-6,
+    input_bias: Tensor | None = None,
 ) -> Tensor:
-    """SiLU(GroupNorm(x)), statistics in float32 (VQGAN's normalization, arXiv 2012.09841).
+    """SiLU(GroupNorm(x + input_bias)), statistics in float32 (VQGAN's normalization, arXiv 2012.09841).
 
     Args:
         x: (B, C, H, W), float32, bfloat16, float16 or float64; contiguous or channels-last.
         weight, bias: (C,), dtype of x.
         groups: number of groups, a divisor of C.
         eps: added to the variance.
+        input_bias: (C,), dtype of x: the bias of the convolution that made x, added in float32; None: nothing is.
 
     Returns:
         (B, C, H, W), dtype and memory format of x.
@@ -147,10 +176,12 @@ def group_norm_silu(
     channels = x.shape[1]
     check_shape(op, "weight", weight, "(C,)", channels)
     check_shape(op, "bias", bias, "(C,)", channels)
+    if input_bias is not None:
+        check_shape(op, "input_bias", input_bias, "(C,)", channels)
     require(groups >= 1 and channels % groups == 0, op, f"groups must divide C = {channels}", groups)
     check_dtype(op, "x", x, FLOATS)
-    check_together(op, x=x, weight=weight, bias=bias)
+    check_together(op, x=x, weight=weight, bias=bias, input_bias=input_bias)
     if backend.current() == "reference":
-        return reference.group_norm_silu(x, weight, bias, groups=groups, eps=eps)
-    out: Tensor = torch.ops.var_ext.group_norm_silu.default(x, weight, bias, groups, eps)[0]
+        return reference.group_norm_silu(x, weight, bias, groups=groups, eps=eps, input_bias=input_bias)
+    out: Tensor = torch.ops.var_ext.group_norm_silu.default(x, weight, bias, input_bias, groups, eps)[0]
     return out

@@ -6,6 +6,7 @@ Same names and arguments as `var_ext.ops`; inputs are taken as checked.
 from var_ext.reference.adaln import adaln
 from var_ext.reference.area_downsample import area_downsample
 from var_ext.reference.bias_gelu import bias_gelu
+from var_ext.reference.bias_residual import bias_residual
 from var_ext.reference.bicubic_upsample import bicubic_upsample
 from var_ext.reference.block_causal_attention import block_causal_attention
 from var_ext.reference.cached_attention import cached_attention
@@ -21,6 +22,7 @@ __all__ = [
     "adaln",
     "area_downsample",
     "bias_gelu",
+    "bias_residual",
     "bicubic_upsample",
     "block_causal_attention",
     "cached_attention",
