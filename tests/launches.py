@@ -42,7 +42,7 @@ NONE = (
 )  # fmt: skip
 ONE = (
     "add", "add_", "addmm", "bmm", "cat", "clamp", "clone", "copy_", "embedding", "full_like", "index", "mm", "mul",
-    "mul_", "repeat", "scaled_dot_product_attention", "silu", "sub", "zeros", "_to_copy",
+    "mul_", "repeat", "scaled_dot_product_attention", "silu", "sub", "zeros", "_addmm_activation", "_to_copy",
 )  # fmt: skip
 
 
