@@ -28,7 +28,7 @@ def test_gelu_goes_into_the_product_in_16_bits(dtype, shape, monkeypatch):
     module, x = nn.Linear(24, 40), torch.randn(shape).to(dtype)
     layer = layers.linear(module, Precision("", dtype), pack=False)
     apart = layer.gelu(x)
-    monkeypatch.setattr(layers, "_on_gpu", lambda weight: True)
+    monkeypatch.setattr(layers, "on_gpu", lambda weight: True)
     monkeypatch.setattr(torch, "_addmm_activation", on_cuda(calls))
     fused = layer.gelu(x)
     assert calls == ([] if dtype == torch.float32 else [(x.numel() // 24, 24)])

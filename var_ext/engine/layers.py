@@ -55,7 +55,8 @@ class Dense:
         return F.linear(x, self.weight, bias)
 
 
-def _on_gpu(weight: Tensor) -> bool:
+def on_gpu(weight: Tensor) -> bool:
+    """Whether layers run where a launch has its price."""
     return weight.is_cuda
 
 
@@ -66,7 +67,7 @@ def _fuses_gelu(weight: Tensor) -> bool:
     The name is private: should it go, the product and `bias_gelu` run, a kernel more a layer and scale.
     """
     known = hasattr(torch, "_addmm_activation")
-    return known and _on_gpu(weight) and weight.dtype in (torch.bfloat16, torch.float16)
+    return known and on_gpu(weight) and weight.dtype in (torch.bfloat16, torch.float16)
 
 
 class PackedLinear(Dense):
