@@ -1,9 +1,10 @@
-"""What each benchmark file counts of launches, on its smallest shape, against what the emulator sees."""
+"""Launches as benchmark files and the count of a sampling have them, against what the emulator sees."""
 
 from __future__ import annotations
 
 import importlib
 import sys
+from collections.abc import Callable
 from typing import Any
 
 import pytest
@@ -12,6 +13,11 @@ import torch
 from tests.build.tools import ROOT
 from tests.cuda.conftest import Gpu
 from tests.emulator import emulation
+from tests.launches import KERNELS
+from tests.models.conftest import small_pair
+from var_ext import ops
+from var_ext.engine import Engine, Precision, SeededDraw, options_for
+from var_ext.ops import _native
 
 NAMES = sorted(
     path.stem
@@ -48,3 +54,38 @@ def test_every_shape_is_counted(module: Any) -> None:
         with torch.device("meta"):
             contest = module.contest(**arguments)
         assert min(contest.launches, contest.bytes) > 0, shape
+
+
+class Launching(emulation.Stream):
+    """Finds out how many launches a call of each kernel takes."""
+
+    def __init__(self, found: dict[str, set[int]]) -> None:
+        self.found = found
+
+    def __getattr__(self, kernel: str) -> Callable[..., None]:
+        launch = super().__getattr__(kernel)
+
+        def call(*given: Any) -> None:
+            before = emulation.emulator().launches()
+            launch(*given)
+            self.found.setdefault(kernel, set()).add(emulation.emulator().launches() - before)
+
+        return call
+
+
+def test_launches_of_a_sampling(gpu: Gpu, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each kernel takes what the count of a whole sampling says, at every scale and in the decoder."""
+    if gpu.level != "emulated":
+        pytest.skip("the emulator counts launches")
+    found: dict[str, set[int]] = {}
+    monkeypatch.setattr(_native, "gpu_stream", lambda tensor: Launching(found))
+    engine = Engine(small_pair()[1].eval(), Precision("bf16", torch.bfloat16), pack=False)
+    options = options_for(engine.schedule)
+    engine.parts()
+    found.clear()  # laying out decodes no images
+    with torch.inference_mode():
+        engine.sample(torch.tensor([3]), options, SeededDraw(torch.tensor([7]), options, engine.codebook))
+        # the size of the published f_hat, whose windows fit a block
+        f_hat, codes, weight = torch.zeros(1, 32, 16, 16), torch.zeros(1, 32, 8, 8), torch.zeros(32, 32, 3, 3)
+        ops.residual_step(f_hat, codes, weight, torch.zeros(32), next_size=10)
+    assert found == {kernel: {count} for kernel, count in KERNELS.items()}

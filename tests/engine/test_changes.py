@@ -98,6 +98,9 @@ CHANGES = {
     "a hook on a layer": lambda var: var.blocks[1].ffn.fc1.register_forward_hook(
         lambda module, given, out: 5 * out
     ),
+    "a hook on a projection of the class": lambda var: var.blocks[1].ada_lin[1].register_forward_hook(
+        lambda module, given, out: -3 * out
+    ),
     "a hook before the norm of the head": lambda var: var.head_nm.register_forward_pre_hook(
         lambda module, given: (Stream(given[0].sum().roll(1, -1)), given[1])
     ),

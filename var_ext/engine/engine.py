@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import nullcontext
 from dataclasses import is_dataclass
 from threading import RLock
 from typing import Any, NamedTuple
@@ -19,8 +20,9 @@ from var_ext.engine.draw import Draw, Guidance, draw_from
 from var_ext.engine.execution import Execution
 from var_ext.engine.graph import UNDRAWN, Graphs
 from var_ext.engine.precision import Precision
+from var_ext.engine.together import Together, put_together
 from var_ext.engine.watch import Watch
-from var_ext.models.var import VAR, Cached
+from var_ext.models.var import VAR, Cached, Modulation
 from var_ext.models.vqvae import VQVAE
 
 DECODED_AT_ONCE = 16  # images, on a GPU
@@ -33,6 +35,12 @@ class Parts(NamedTuple):
     vae: VQVAE
     positions: Tensor  # (1, L, C)
     dtype: torch.dtype
+    together: Together | None  # the layers that read the condition
+
+    def modulations(self, cond: Tensor) -> tuple[list[Modulation], Modulation]:
+        """Of each block, and of the norm before the head."""
+        with self.together.keeping() if self.together else nullcontext():
+            return self.var.modulations(cond, self.dtype)
 
     def decode(self, f_hat: Tensor) -> Tensor:
         """(B, Cvae, P, P) float32 -> images (B, 3, S, S) float32 in [0, 1]."""
@@ -112,7 +120,8 @@ class Engine:
         with torch.inference_mode(False), torch.no_grad(), _no_autocast(self.device):
             var = execution.copy(self.var)
             vae = execution.copy(self.vae, without=("encoder", "quant_conv", "quantize"))
-            parts = Parts(var, vae, var.positions(), self.precision.dtype)
+            together = put_together(var.readers_of_condition(), self.var.readers_of_condition())
+            parts = Parts(var, vae, var.positions(), self.precision.dtype, together)
             if execution.only_known:  # decoding no images lays each convolution out for the maps that it gets
                 side = self.schedule.side
                 parts.decode(torch.empty(0, var.Cvae, side, side, device=self.device))
@@ -184,7 +193,7 @@ class Engine:
                 more = {name: torch.cat((value, value))[:rows] for name, value in conditions.items()}
                 cond = var.condition(classes, **more)  # (rows, C)
                 x = (cond[:, None] + var.pos_start + positions[:, : var.first_l]).to(dtype)
-                modulations, head = var.modulations(cond, dtype)
+                modulations, head = parts.modulations(cond)
             shape = (batch, self.var.Cvae, schedule.side, schedule.side)
             f_hat = torch.zeros(shape, dtype=torch.float32, device=self.device)
             for k, side in enumerate(schedule.patch_nums):

@@ -91,7 +91,9 @@ class Execution:
 
 def _is_known(module: nn.Module) -> bool:
     """Whether a copy of it, with its parameters cast, does the same: forward is that of `var_ext.models` or torch."""
-    if "forward" in module.__dict__:
+    if "forward" in module.__dict__ or isinstance(
+        module, nn.Linear | nn.Conv2d
+    ):  # with hooks, or it was plain
         return False
     where = type(module).forward.__module__
     return where.startswith("var_ext.models.") or type(module).__module__.startswith("torch.nn.modules.")

@@ -353,6 +353,11 @@ class VAR(Part, PublishedVAR):
             head = self.head_nm.modulation(cond, dtype_of(self.head))
         return [block.modulation(shared, dtype) for block in self.blocks], head
 
+    def readers_of_condition(self) -> list[Any]:
+        """What `modulations` calls with the condition: an engine may make one product of the linear layers there."""
+        blocks = [getattr(block, "ada_lin", None) for block in self.blocks]
+        return [self.shared_ada_lin, *blocks, getattr(self.head_nm, "ada_lin", None)]
+
     def positions(self) -> Tensor:
         """Position and level of every token: (1, L, C)."""
         levels = self.lvl_1L.to(self.pos_1LC.device)
