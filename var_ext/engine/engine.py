@@ -202,7 +202,7 @@ class Engine:
         edit: Edit | None = None,
         mark: Mark | None = None,
         decode: bool = True,
-        cfg: Sequence[Guidance] | None = None,
+        cfg: Sequence[Guidance] | Tensor | None = None,
         conditions: Conditions = None,
     ) -> tuple[Tensor, Tensor]:
         """Images (B, 3, S, S) float32 in [0, 1], and their tokens (B, L) int64; arguments as in `generate`.
@@ -215,7 +215,7 @@ class Engine:
             return nothing, torch.empty(0, self.schedule.num_tokens, dtype=torch.int64, device=self.device)
         scales = self.generate(
             labels,
-            cfg or options.cfg,
+            options.cfg if cfg is None else cfg,
             draw,
             guided=options.guided,
             edit=edit,
@@ -228,7 +228,7 @@ class Engine:
     def generate(
         self,
         labels: Tensor,
-        cfg: Sequence[Guidance],
+        cfg: Sequence[Guidance] | Tensor,
         draw: Draw,
         *,
         guided: int,
@@ -240,7 +240,7 @@ class Engine:
 
         Args:
             labels: (B,) int64.
-            cfg: guidance at each scale, a number or a tensor (B,).
+            cfg: guidance at each scale, a number or a tensor (B,); or a tensor for all, (K, B).
             draw: makes codes of logits.
             guided: how many of the first scales compute the unconditional half; no guidance after them.
             edit: changes codes before they enter f_hat.
@@ -260,6 +260,7 @@ class Engine:
                 cond = var.condition(classes, **more)  # (rows, C)
                 x = (cond[:, None] + var.pos_start + positions[:, : var.first_l]).to(dtype)
                 modulations, head = parts.modulations(cond)
+            weights = _weights(cfg) if isinstance(cfg, Tensor) and self.precision.mixes_hidden else None
             shape = (batch, self.var.Cvae, schedule.side, schedule.side)
             f_hat = torch.zeros(shape, dtype=torch.float32, device=self.device)
             for k, side in enumerate(schedule.patch_nums):
@@ -274,7 +275,11 @@ class Engine:
                     if var.has_own_logits:
                         logits = var.get_logits(stream.sum(), cond)
                     else:
-                        logits, t = self._logits(var.head, var.before_head(stream, head), batch, t)
+                        hidden, mix = (
+                            var.before_head(stream, head),
+                            None if weights is None else weights[:, k],
+                        )
+                        logits, t = self._logits(var.head, hidden, batch, t, mix)
                     if mark:
                         mark("transformer", k)
                     codes = draw(logits, k, t)  # (B, l, Cvae)
@@ -289,25 +294,40 @@ class Engine:
                     if mark:
                         mark("step", k)
                     if k + 1 < len(schedule):
-                        words = var.words(pooled.flatten(2).transpose(1, 2))  # (B, l, C)
-                        x = (words + positions[:, schedule.slices[k + 1]]).to(dtype)
-                        x = x.repeat(rows // batch, 1, 1)  # both halves alike
+                        words = var.words(pooled.flatten(2).transpose(1, 2)).detach()  # (B, l, C)
+                        alike = words.expand(rows // batch, *words.shape)  # both halves
+                        x = torch.empty(alike.shape, dtype=dtype, device=self.device)
+                        # sum, cast and both halves in one pass
+                        x = torch.add(alike, positions[:, schedule.slices[k + 1]], out=x).flatten(0, 1)
                 yield f_hat
 
     def _logits(
-        self, head: Callable[[Tensor], Tensor], hidden: Tensor, batch: int, t: Guidance
+        self,
+        head: Callable[[Tensor], Tensor],
+        hidden: Tensor,
+        batch: int,
+        t: Guidance,
+        weights: Tensor | None = None,
     ) -> tuple[Tensor, Guidance]:
-        """Logits (B, l, V) and None, or of both halves (2B, l, V) and the guidance still to be applied."""
+        """Logits (B, l, V) and None, or of both halves (2B, l, V) and the guidance still to be applied.
+
+        Args:
+            weights: those of a tensor t, if they are known.
+        """
         exact = not self.precision.mixes_hidden
         # unpacked float32 products of half the rows round otherwise than the published ones
         if t is None or (isinstance(t, float) and t == 0 and (self.pack or not exact)):
             return head(hidden[:batch]), None
         if exact:
             return head(hidden), t
+        hidden = hidden.detach()
         cond, uncond = hidden[:batch], hidden[batch:]
         if isinstance(t, Tensor):
-            cond, weight = cond.float(), t.float()[:, None, None]
-            return head((cond + weight * (cond - uncond)).to(hidden.dtype)), None
+            own, other = _weights(t) if weights is None else weights
+            # in float32, rounded once: two passes
+            mixed = torch.empty_like(cond)
+            torch.addcmul(uncond * other, cond, own, out=mixed)
+            return head(mixed), None
         return head(torch.lerp(uncond, cond, 1 + t)), None  # guidance commutes with a linear head
 
     def decode(self, f_hat: Tensor) -> Tensor:
@@ -320,6 +340,11 @@ class Engine:
             for chunk, target in zip(f_hat.split(size), images.split(size), strict=True):
                 target.copy_(parts.decode(chunk))
         return images
+
+
+def _weights(t: Tensor) -> Tensor:
+    """Of the halves in a mixture with guidance (..., B): 1 + t and -t, (2, ..., B, 1, 1) float32."""
+    return torch.stack((1 + t, -t)).float()[..., None, None]
 
 
 def _no_autocast(device: torch.device) -> torch.autocast:

@@ -240,7 +240,7 @@ class Graphs:
                 draw,
                 edit=inputs.edit,
                 decode=decode,
-                cfg=list(inputs.cfg),
+                cfg=inputs.cfg,
                 conditions=inputs.conditions,
             )
 
