@@ -6,7 +6,8 @@ Assumed of torch's ops, each in the layout that it is given:
 - a convolution is one, its bias another, and where channels do not lie last, as in the engine's weights, a copy;
 - attention is one (the memory-efficient kernel takes the decoder's head of 640 channels);
 - GroupNorm is three, moments, factors, the map; and a copy before and one after where channels lie last;
-- all other arithmetic, casts and copies are one each; views and memory for results none;
+- all other arithmetic, casts and copies are one each, whatever the dtypes that go in and come out; views and memory
+  for results none;
 - reductions and libraries use no second kernel of their own (split sums, workspaces to clear).
 
 Kernels of this project count as often as `KERNELS` says; the emulator holds that to account.
@@ -41,8 +42,8 @@ NONE = (
     "unsqueeze", "view", "_unsafe_view",
 )  # fmt: skip
 ONE = (
-    "add", "add_", "addmm", "bmm", "cat", "clamp", "clone", "copy_", "embedding", "full_like", "index", "mm", "mul",
-    "mul_", "repeat", "scaled_dot_product_attention", "silu", "sub", "zeros", "_addmm_activation", "_to_copy",
+    "add", "add_", "addcmul", "addmm", "cat", "clamp", "clone", "copy_", "embedding", "full_like", "index", "mm", "mul",
+    "mul_", "neg", "scaled_dot_product_attention", "silu", "stack", "zeros", "_addmm_activation", "_to_copy",
 )  # fmt: skip
 
 

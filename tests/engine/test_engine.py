@@ -15,6 +15,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from tests.models.conftest import small_pair
 from var_ext.bench import Watched
 from var_ext.engine import Call, Engine, SeededDraw, named_precision, options_for
+from var_ext.engine.engine import _weights
 from var_ext.engine.execution import Execution
 from var_ext.engine.layers import Int8Linear, PackedLinear, linear
 
@@ -106,6 +107,19 @@ def test_mixing_before_the_head_is_guidance(pair, mode):
     assert (none is None) == (mode != "fp32")
     if none is None:
         assert (of_tensor.float() - expected).abs().max() <= tolerance * expected.abs().max()
+
+
+def test_a_mixture_of_guidance_on_the_device_is_rounded_once(pair):
+    """To 8 bits, from sums of float32; each image by its own value, whether its weights are known or not."""
+    engine, t = engine_of(pair, "bf16"), torch.tensor([1.7, -0.25, 4.0], dtype=torch.float64)
+    hidden = torch.randn(6, 50, 64).bfloat16()
+    mixed, none = engine._logits(lambda h: h, hidden, 3, t)
+    again, _ = engine._logits(lambda h: h, hidden, 3, t, _weights(torch.stack((t, t)))[:, 1])
+    cond, uncond = hidden.double().chunk(2)
+    exact = cond + t[:, None, None] * (cond - uncond)
+    assert none is None and mixed.dtype == torch.bfloat16 and torch.equal(mixed, again)
+    half = torch.exp2(exact.frexp().exponent.double() - 9)  # of the last of 8 bits
+    assert ((mixed - exact).abs() <= half + 2**-18).all()  # float32: three roundings of terms below 2^5
 
 
 @pytest.mark.parametrize("until", [0, 2, 4])

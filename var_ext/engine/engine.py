@@ -161,7 +161,7 @@ class Engine:
         return backend.use_native("sample_tokens", "cuda")  # the reference looks at the device
 
     def sample(
-        self, call: Call, draw: Draw, *, cfg: Sequence[Guidance] | None = None
+        self, call: Call, draw: Draw, *, cfg: Sequence[Guidance] | Tensor | None = None
     ) -> tuple[Tensor, Tensor]:
         """Images (B, 3, S, S) float32 in [0, 1], or none, and tokens (B, L) int64; arguments as in `generate`."""
         side = self.vae.image_size
@@ -171,16 +171,21 @@ class Engine:
         (f_hat,) = deque(self.generate(call, draw, cfg=cfg), maxlen=1)  # the last
         return self.decode(f_hat) if call.decode else nothing, torch.cat(draw.tokens, dim=1)
 
-    def generate(self, call: Call, draw: Draw, *, cfg: Sequence[Guidance] | None = None) -> Iterator[Tensor]:
+    def generate(
+        self, call: Call, draw: Draw, *, cfg: Sequence[Guidance] | Tensor | None = None
+    ) -> Iterator[Tensor]:
         """f_hat (B, Cvae, P, P) float32 after each scale; the last one is the result.
 
         Args:
             call: what to draw; its randomness is the draw's.
             draw: makes codes of logits.
-            cfg: guidance at each scale, numbers or tensors (B,), in the place of that of the options.
+            cfg: guidance at each scale in the place of that of the options: numbers, tensors (B,), or one (K, B).
         """
         labels, options, conditions = call.labels, call.options, call.conditions
-        guidance, guided = cfg or options.cfg, options.guided  # none after the first `guided` scales
+        guidance, guided = (
+            options.cfg if cfg is None else cfg,
+            options.guided,
+        )  # none after the first `guided` scales
         parts = self.parts()
         var, dtype, positions = parts.var, parts.dtype, parts.positions
         batch, schedule = len(labels), self.schedule
@@ -194,6 +199,9 @@ class Engine:
                 cond = var.condition(classes, **more)  # (rows, C)
                 x = (cond[:, None] + var.pos_start + positions[:, : var.first_l]).to(dtype)
                 modulations, head = parts.modulations(cond)
+            weights = (
+                _weights(guidance) if isinstance(guidance, Tensor) and self.precision.mixes_hidden else None
+            )
             shape = (batch, self.var.Cvae, schedule.side, schedule.side)
             f_hat = torch.zeros(shape, dtype=torch.float32, device=self.device)
             for k, side in enumerate(schedule.patch_nums):
@@ -208,7 +216,9 @@ class Engine:
                     if var.has_own_logits:
                         logits = var.get_logits(stream.sum(), cond)
                     else:
-                        logits, t = self._logits(var.head, var.before_head(stream, head), batch, t)
+                        hidden = var.before_head(stream, head)
+                        mix = None if weights is None else weights[:, k]
+                        logits, t = self._logits(var.head, hidden, batch, t, mix)
                     codes = draw(logits, k, t)  # (B, l, Cvae)
                     if call.edit:
                         codes = call.edit(codes, k)
@@ -217,25 +227,40 @@ class Engine:
                         k, len(schedule), f_hat, grid
                     )
                     if k + 1 < len(schedule):
-                        words = var.words(pooled.flatten(2).transpose(1, 2))  # (B, l, C)
-                        x = (words + positions[:, schedule.slices[k + 1]]).to(dtype)
-                        x = x.repeat(rows // batch, 1, 1)  # both halves alike
+                        words = var.words(pooled.flatten(2).transpose(1, 2)).detach()  # (B, l, C)
+                        alike = words.expand(rows // batch, *words.shape)  # both halves
+                        x = torch.empty(alike.shape, dtype=dtype, device=self.device)
+                        # sum, cast and both halves in one pass
+                        x = torch.add(alike, positions[:, schedule.slices[k + 1]], out=x).flatten(0, 1)
                 yield f_hat
 
     def _logits(
-        self, head: Callable[[Tensor], Tensor], hidden: Tensor, batch: int, t: Guidance
+        self,
+        head: Callable[[Tensor], Tensor],
+        hidden: Tensor,
+        batch: int,
+        t: Guidance,
+        weights: Tensor | None = None,
     ) -> tuple[Tensor, Guidance]:
-        """Logits (B, l, V) and None, or of both halves (2B, l, V) and the guidance still to be applied."""
+        """Logits (B, l, V) and None, or of both halves (2B, l, V) and the guidance still to be applied.
+
+        Args:
+            weights: those of a tensor t, if they are known.
+        """
         exact = not self.precision.mixes_hidden
         # unpacked float32 products of half the rows round otherwise than the published ones
         if t is None or (isinstance(t, float) and t == 0 and (self.pack or not exact)):
             return head(hidden[:batch]), None
         if exact:
             return head(hidden), t
+        hidden = hidden.detach()
         cond, uncond = hidden[:batch], hidden[batch:]
         if isinstance(t, Tensor):
-            cond, weight = cond.float(), t.float()[:, None, None]
-            return head((cond + weight * (cond - uncond)).to(hidden.dtype)), None
+            own, other = _weights(t) if weights is None else weights
+            # in float32, rounded once: two passes
+            mixed = torch.empty_like(cond)
+            torch.addcmul(uncond * other, cond, own, out=mixed)
+            return head(mixed), None
         return head(torch.lerp(uncond, cond, 1 + t)), None  # guidance commutes with a linear head
 
     def decode(self, f_hat: Tensor) -> Tensor:
@@ -248,6 +273,11 @@ class Engine:
             for chunk, target in zip(f_hat.split(size), images.split(size), strict=True):
                 target.copy_(parts.decode(chunk))
         return images
+
+
+def _weights(t: Tensor) -> Tensor:
+    """Of the halves in a mixture with guidance (..., B): 1 + t and -t, (2, ..., B, 1, 1) float32."""
+    return torch.stack((1 + t, -t)).float()[..., None, None]
 
 
 def _no_autocast(device: torch.device) -> torch.autocast:

@@ -218,6 +218,6 @@ class Graphs:
 
         def run() -> Outputs:
             draw = draw_from(inputs.randomness, options, engine.codebook, inputs)
-            return engine.sample(own, draw, cfg=list(inputs.cfg))
+            return engine.sample(own, draw, cfg=inputs.cfg)
 
         return run

@@ -54,6 +54,10 @@ class Dense:
 
     def product(self, x: Tensor, bias: Tensor | None) -> Tensor:
         """x W^T + bias."""
+        if (
+            bias is not None and x.ndim > 2 and on_gpu(self.weight)
+        ):  # of more axes torch may add the bias apart
+            return F.linear(x.flatten(0, -2), self.weight, bias).unflatten(0, x.shape[:-1])
         return F.linear(x, self.weight, bias)
 
 
