@@ -30,6 +30,7 @@ from var_ext import _C
 KERNELS = {
     "adaln": 1,
     "bias_gelu": 1,
+    "bias_residual": 1,
     "cached_attention": 1,
     "group_norm_silu": 3,
     "qk_norm": 1,

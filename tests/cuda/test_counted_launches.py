@@ -16,7 +16,7 @@ from tests.emulator import emulation
 from tests.launches import KERNELS
 from tests.models.conftest import small_pair
 from var_ext import ops
-from var_ext.engine import Engine, Precision, SeededDraw, options_for
+from var_ext.engine import Call, Engine, Precision, SeededDraw, options_for
 from var_ext.ops import _native
 
 NAMES = sorted(
@@ -84,7 +84,8 @@ def test_launches_of_a_sampling(gpu: Gpu, monkeypatch: pytest.MonkeyPatch) -> No
     engine.parts()
     found.clear()  # laying out decodes no images
     with torch.inference_mode():
-        engine.sample(torch.tensor([3]), options, SeededDraw(torch.tensor([7]), options, engine.codebook))
+        draw = SeededDraw(torch.tensor([7]), options, engine.codebook)
+        engine.sample(Call(torch.tensor([3]), torch.tensor([7]), options), draw)
         # the size of the published f_hat, whose windows fit a block
         f_hat, codes, weight = torch.zeros(1, 32, 16, 16), torch.zeros(1, 32, 8, 8), torch.zeros(32, 32, 3, 3)
         ops.residual_step(f_hat, codes, weight, torch.zeros(32), next_size=10)

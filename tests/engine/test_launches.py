@@ -23,7 +23,9 @@ def counted(monkeypatch: pytest.MonkeyPatch, precision: Precision) -> Launches:
     launches = Launches()
     monkeypatch.setattr(_native, "is_gpu", lambda tensor: True)
     monkeypatch.setattr(_native, "gpu_stream", lambda tensor: CountedStream(launches))
+    monkeypatch.setattr(_native, "_multiprocessors_of", lambda device: 132)
     monkeypatch.setattr(layers, "on_gpu", lambda weight: True)
+    monkeypatch.setattr(layers, "adds_bias_apart", lambda x: True)
     monkeypatch.setattr(layers, "_has_packed_layers", lambda dtype: False)  # a CPU's
     engine = Engine(var.eval(), precision, pack=True)
 
@@ -52,7 +54,7 @@ def test_of_a_captured_sampling(monkeypatch: pytest.MonkeyPatch) -> None:
     per_layer = {op: count / 160 for (part, op), count in launches.ops.items() if part == "blocks" and count}
     once = ("mm", "qk_norm", "cached_attention", "_addmm_activation")
     assert per_layer == {"adaln": 2, "addmm": 2, **dict.fromkeys(once, 1)}
-    assert launches.parts == {"blocks": 1280, "between scales": 100, "adaln": 3, "decoder": 259}
+    assert launches.parts == {"blocks": 1280, "between scales": 100, "adaln": 3, "decoder": 221}
 
 
 def test_an_unknown_op_is_an_error() -> None:

@@ -24,7 +24,8 @@ ROWS = 64  # for which oneDNN is asked to lay out weights; with any other number
 
 
 class Layer(Protocol):
-    """What stands for a linear layer or a convolution; its output is new memory. `gelu` is of linear layers alone."""
+    """What stands for a linear layer or a convolution; its output is new memory. `gelu` is of linear layers alone,
+    `without_bias` of convolutions."""
 
     dtype: torch.dtype
 
