@@ -42,9 +42,11 @@ struct Softmax {
                 for (int n = 0; n < 8; ++n) top = fmaxf(top, fmaxf(s[m][n][2 * r], s[m][n][2 * r + 1]));
                 top = fmaxf(top, __shfl_xor_sync(0xffffffff, top, 1));
                 top = fmaxf(top, __shfl_xor_sync(0xffffffff, top, 2));
-                // scores of -inf alone so far: they weigh nothing, and nothing is taken off them
-                const float base = top == -INFINITY ? 0.0f : top * scale;
-                const float decay = ptx::exp2_approx(max[m][r] * scale - base);
+                // Both products are rounded: an unchanged maximum then decays by exactly 1, where a fused
+                // difference would leave the rounding error of one, once a tile. Scores of -inf alone so far
+                // weigh nothing, and nothing is taken off them.
+                const float base = top == -INFINITY ? 0.0f : __fmul_rn(top, scale);
+                const float decay = ptx::exp2_approx(__fmul_rn(max[m][r], scale) - base);
                 max[m][r] = top;
                 sum[m][r] *= decay;
                 for (int n = 0; n < D / 8; ++n) {
@@ -199,7 +201,7 @@ __global__ void __launch_bounds__(attention_threads, AttentionForward<D, M>::blo
             const bool stores = p.lse != nullptr && lane % 4 == 0 && query < end;  // mask
             if (stores) {
                 p.lse[static_cast<int64_t>(place.head) * p.queries + query] =
-                    (state.max[m][r] * scale + log2f(sum)) * ln_2;
+                    (__fmul_rn(state.max[m][r], scale) + log2f(sum)) * ln_2;
             }
         }
         store_sums_16<D>(q_tile, row + 16 * m, state.out[m], factor[0],

@@ -67,6 +67,23 @@ def test_all_scales_of_256_px(gpu: Gpu, dtype: torch.dtype) -> None:
     assert_right(attend(gpu, q, k, v, schedule), q, k, v, schedule, 1.0)
 
 
+@pytest.mark.parametrize("dtype", HALF)
+def test_an_unchanged_maximum_does_not_decay(gpu: Gpu, dtype: torch.dtype) -> None:
+    """One key outweighs all others by far, and ten tiles of keys come after it: its score alone is the log-sum-exp,
+    rounded in the product and in the sum. A rounding error a tile would be up to seven times that."""
+    schedule, scale = ScaleSchedule(SCALES_256), 1.3
+    q, k, v = packed(1, 680, 1, 64, dtype)
+    q, k = torch.zeros_like(q), torch.zeros_like(k)
+    q[0, :, 0, 0] = (torch.arange(680) % 128 + 128) / 16  # 8 to 16, exact in 8 bits
+    k[0, 0, 0, 0] = 16
+    _, lse = torch.ops.var_ext.block_causal_attention(
+        gpu(q), gpu(k), gpu(v), list(schedule.patch_nums), scale
+    )
+    exact = q[0, :, 0, 0].double() * 16 * scale
+    unit = 2.0 ** (exact.log2().floor() - 23)
+    assert ((lse.cpu()[0, 0] - exact).abs() / unit).max() <= 2
+
+
 @pytest.mark.parametrize(
     "schedule", [oracle.ODD[5], oracle.ODD[151], ScaleSchedule(SCALES_256)], ids=lambda s: str(s.num_tokens)
 )
