@@ -82,6 +82,8 @@ class Execution:
             name: child if name in without else self.of(child, quantizable=quantizable, own=name in own)
             for name, child in module._modules.items()
         }
+        # found at once, where nn.Module would search
+        attributes.update({**attributes["_parameters"], **attributes["_modules"], **module._buffers})
         return twin
 
     def _cast(self, parameter: Tensor) -> Tensor:

@@ -185,7 +185,7 @@ class Sized:
         if self._run is None:
             with torch.inference_mode(False), torch.no_grad():  # of use in inference mode and out of it
                 self._run = self._lay_out(x.shape[-1])
-        return self._run(x.to(self.dtype), bias)
+        return self._run(x if x.dtype == self.dtype else x.to(self.dtype), bias)
 
 
 def adds_bias_apart(x: Tensor) -> bool:

@@ -75,7 +75,10 @@ def norm_silu(norm: nn.GroupNorm, x: Tensor, input_bias: Tensor | None = None) -
     """SiLU of a GroupNorm of x + input_bias: (B, C, H, W), (C,) or None -> (B, C, H, W)."""
     if not is_plain(norm, nn.GroupNorm):
         return F.silu(norm(x if input_bias is None else x + input_bias[:, None, None]))
-    weight, bias = norm.weight.to(x.dtype), norm.bias.to(x.dtype)
+    weight: Tensor = norm.weight
+    bias: Tensor = norm.bias
+    if weight.dtype != x.dtype:
+        weight, bias = weight.to(x.dtype), bias.to(x.dtype)
     return ops.group_norm_silu(x, weight, bias, groups=norm.num_groups, eps=norm.eps, input_bias=input_bias)
 
 

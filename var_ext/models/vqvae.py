@@ -38,8 +38,10 @@ class ResnetBlock(Part):
         self.nin_shortcut = nn.Identity() if same else nn.Conv2d(in_channels, out_channels, 1)
 
     def forward(self, x: Tensor) -> Tensor:
-        h, bias = without_bias(self.conv1, norm_silu(self.norm1, x))  # norm2 adds it on the way
-        return plus(self.conv2, self.dropout(norm_silu(self.norm2, h, bias)), self.nin_shortcut(x))
+        h = norm_silu(self.norm1, x)  # one name: what is used up makes room in the caches
+        h, bias = without_bias(self.conv1, h)
+        h = self.dropout(norm_silu(self.norm2, h, bias))
+        return plus(self.conv2, h, self.nin_shortcut(x))
 
 
 class AttnBlock(Part):

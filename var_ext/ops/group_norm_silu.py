@@ -9,7 +9,7 @@ from torch import Tensor
 
 from var_ext import backend, reference
 from var_ext.ops._checks import FLOATS, check_dtype, check_shape, check_together, require
-from var_ext.ops._native import kernels, map_layout, maybe_view, multiprocessors, scratch, view
+from var_ext.ops._native import is_gpu, kernels, map_layout, maybe_view, multiprocessors, scratch, view
 from var_ext.ops._registry import differentiate, implement
 
 
@@ -30,6 +30,8 @@ def _chunks(x: Tensor, *, backward: bool = False) -> Tensor | None:
     turn and the sums over them stay short; but none of fewer than 64 pixels, or 4096 where each channel has blocks of
     its own. Sums, and so the last bits of results, depend on their number.
     """
+    if not is_gpu(x):
+        return None
     batch, channels, height, width = x.shape
     by_rows = map_layout(x) == torch.channels_last
     resident = (3 if by_rows else 4) - backward
@@ -41,8 +43,8 @@ def _chunks(x: Tensor, *, backward: bool = False) -> Tensor | None:
 def _native(
     x: Tensor, weight: Tensor, bias: Tensor, input_bias: Tensor | None, groups: int, eps: float
 ) -> tuple[Tensor, Tensor]:
-    out, stats, chunks = _empty(x), _stats(x, groups), _chunks(x)
-    x = x.contiguous(memory_format=map_layout(x))
+    layout, stats, chunks = map_layout(x), _stats(x, groups), _chunks(x)
+    out, x = torch.empty_like(x, memory_format=layout), x.contiguous(memory_format=layout)
     given = view(x), view(weight), view(bias), maybe_view(input_bias), view(out)
     kernels(x).group_norm_silu(
         *given, view(stats) if stats.ndim == 3 else None, maybe_view(chunks), groups, eps
