@@ -17,8 +17,9 @@ struct AttentionBackwardDq {
     // A pair of tiles of keys and values; behind it another, where Q and dO are before they go to registers.
     static constexpr int pair = 2 * keys * D, shared_elements = pair + 2 * rows * D;
     static_assert(2 * rows * D >= pair);
-    static constexpr int shared_bytes =
-        shared_elements * 2 + (2 * rows + 4) * 4;  // and delta and the keys that are seen
+    // and delta, later the keys that are seen, and what each warp keeps for its end
+    static constexpr int kept = 3,
+                         shared_bytes = shared_elements * 2 + (rows + attention_threads / 32 * kept) * 4;
 };
 
 // What a warp holds of its rows. In each 16-row part, a thread has rows lane / 4 and lane / 4 + 8.
@@ -30,17 +31,18 @@ struct QueryRows {
     const int32_t* limit;          // keys that a row sees, in shared memory: registers are short
 };
 
-// products (M times 16, 32) = rows times 32 rows of a tile. On the edge, nothing is wanted from `end` on.
+// products (M times 16, 32) = rows times rows [first, first + 32) of a tile. On the edge, nothing is wanted
+// from the `end`th of them on.
 template <int D, bool edge, class T, int M>
-__device__ void multiply_32(float (&products)[M][4][4], const uint32_t (&rows)[M][D / 16][4], const T* tile,
-                            int end) {
+__device__ void multiply_32(float (&products)[M][4][4], const uint32_t (&rows)[M][D / 16][4],
+                            const ByColumns<D>& tile, int first, int end) {
 #pragma unroll
     for (int n = 0; n < 2; ++n) {
         if (edge && 16 * n >= end) break;
 #pragma unroll
         for (int k = 0; k < D / 16; ++k) {
             uint32_t b[4];
-            load_b<D>(b, tile, 16 * n, k);
+            load_b(b, tile, first + 16 * n, k);
             for (int m = 0; m < M; ++m) {
                 ptx::mma_16816<T>(products[m][2 * n], rows[m][k], b[0], b[1]);
                 ptx::mma_16816<T>(products[m][2 * n + 1], rows[m][k], b[2], b[3]);
@@ -49,13 +51,13 @@ __device__ void multiply_32(float (&products)[M][4][4], const uint32_t (&rows)[M
     }
 }
 
-// Adds what 32 keys, the first of them `at`, give. On the edge, rows see keys below their limit only and none
-// of the warp's sees `end` or more.
+// Adds what 32 keys, the first of them `at`, give; values lie `below` them in shared memory. On the edge,
+// rows see keys below their limit only and none of the warp's sees `end` or more.
 template <bool edge, class T, int D, int M>
-__device__ void add_dq(QueryRows<D, M>& rows, const T* keys, const T* values, float scale, int32_t at,
-                       int32_t end) {
+__device__ void add_dq(QueryRows<D, M>& rows, const ByColumns<D>& columns, const ByRows<D>& keys, int below,
+                       float scale, int32_t at, int32_t end) {
     float p[M][4][4] = {}, ds[M][4][4] = {};
-    multiply_32<D, edge>(p, rows.q, keys, end - at);
+    multiply_32<D, edge, T>(p, rows.q, columns, 0, end - at);
 #pragma unroll
     for (int m = 0; m < M; ++m) {
         for (int n = 0; n < 4; ++n) {
@@ -64,7 +66,7 @@ __device__ void add_dq(QueryRows<D, M>& rows, const T* keys, const T* values, fl
             }
         }
     }
-    multiply_32<D, edge>(ds, rows.grad, values, end - at);
+    multiply_32<D, edge, T>(ds, rows.grad, columns, below, end - at);
 #pragma unroll
     for (int m = 0; m < M; ++m) {
         for (int n = 0; n < 4; ++n) {
@@ -94,7 +96,7 @@ __device__ void add_dq(QueryRows<D, M>& rows, const T* keys, const T* values, fl
 #pragma unroll
         for (int n = 0; n < D / 16; ++n) {
             uint32_t b[4];
-            load_b_transposed<D>(b, keys, 16 * k, n);
+            load_b_transposed(b, keys, 16 * k, n);
             for (int m = 0; m < M; ++m) {
                 ptx::mma_16816<T>(rows.dq[m][2 * n], a[m], b[0], b[1]);
                 ptx::mma_16816<T>(rows.dq[m][2 * n + 1], a[m], b[2], b[3]);
@@ -137,9 +139,9 @@ struct DeltaOfRows {
     }
 };
 
-// budget <32>: registers <= 184, shared <= 25616, blocks >= 2
-// budget <64>: registers <= 255, shared <= 50192, blocks >= 2
-// budget <128>: registers <= 255, shared <= 66064, blocks >= 2
+// budget <32>: registers <= 184, shared <= 25136, blocks >= 2
+// budget <64>: registers <= 255, shared <= 49712, blocks >= 2
+// budget <128>: registers <= 255, shared <= 65840, blocks >= 2
 // sass: HMMA, LDSM, LDGSTS, MUFU.EX2, STG.E.128
 template <class T, int D>
 __global__ void __launch_bounds__(attention_threads, AttentionBackwardDq<D>::blocks)
@@ -181,16 +183,12 @@ __global__ void __launch_bounds__(attention_threads, AttentionBackwardDq<D>::blo
             rows.lse[m][r] = inside ? p.lse[rows_before + query] * log2_e : INFINITY;
         }
     }
-    int32_t* const limit = reinterpret_cast<int32_t*>(delta + Shape::rows);
-    const bool of_warp = lane < 16 * M;  // mask
-    if (of_warp) limit[lane] = tile.mixed ? tiles.end_of_scale(min(first + lane, end - 1)) : tile.keys;
-    rows.limit = limit;
-    int32_t* const kept = reinterpret_cast<int32_t*>(kv_tiles + Shape::shared_elements) + 2 * Shape::rows;
-    if (threadIdx.x == 0) {  // what only the end needs: registers are short
-        kept[0] = tile.first;
+    int32_t* const kept = reinterpret_cast<int32_t*>(kv_tiles + Shape::shared_elements) + Shape::rows +
+                          static_cast<int>(threadIdx.x / 32) * Shape::kept;
+    if (lane == 0) {  // what only the end needs: registers are short
+        kept[0] = first;
         kept[1] = end;
-        kept[2] = static_cast<int32_t>(b);
-        kept[3] = static_cast<int32_t>(h);
+        kept[2] = static_cast<int32_t>(place.head);
     }
     int32_t least = first < end ? tile.keys : 0, most = least;  // a warp without rows has nothing to do
     if (tile.mixed && first < end) {
@@ -201,16 +199,23 @@ __global__ void __launch_bounds__(attention_threads, AttentionBackwardDq<D>::blo
     __syncthreads();
     products.store(delta, grad_tile, row);
     __syncwarp();
+    const ByRows<D> own(q_tile + row * D);
 #pragma unroll
     for (int m = 0; m < M; ++m) {
         for (int k = 0; k < D / 16; ++k) {
-            load_a<D>(rows.q[m][k], q_tile, row + 16 * m, k);
-            load_a<D>(rows.grad[m][k], grad_tile, row + 16 * m, k);
+            load_a(rows.q[m][k], own, 16 * m, k);
+            load_a(rows.grad[m][k], own, Shape::rows + 16 * m, k);
         }
         for (int r = 0; r < 2; ++r) rows.delta[m][r] = delta[16 * m + 8 * r + lane / 4];
     }
     const bool stores = lane < 16 * M && first + lane < end;  // mask
     if (stores) g.delta[rows_before + first + lane] = delta[lane];
+    __syncwarp();
+    // delta is in registers: its place is free for the keys that rows see
+    int32_t* const limit = reinterpret_cast<int32_t*>(delta);
+    const bool of_warp = lane < 16 * M;  // mask
+    if (of_warp) limit[lane] = tile.mixed ? tiles.end_of_scale(min(first + lane, end - 1)) : tile.keys;
+    rows.limit = limit;
     __syncthreads();
 
     const float scale = p.scale * log2_e;
@@ -220,12 +225,14 @@ __global__ void __launch_bounds__(attention_threads, AttentionBackwardDq<D>::blo
         if (at + Shape::keys < tile.keys) copy_keys(at + Shape::keys, 1 - stage);
 #pragma unroll 1
         for (int32_t i = 0; i < Shape::keys; i += 32) {
-            const T* const k_tile = kv_tiles + stage * Shape::pair + i * D;
-            const T* const v_tile = k_tile + Shape::pair / 2;
+            ByColumns<D> columns(kv_tiles);
+            ByRows<D> keys(kv_tiles);
+            columns += stage * 2 * Shape::keys + i;
+            keys += stage * 2 * Shape::keys + i;
             if (at + i + 32 <= least) {
-                add_dq<false>(rows, k_tile, v_tile, scale, at + i, most);
+                add_dq<false, T>(rows, columns, keys, Shape::keys, scale, at + i, most);
             } else if (at + i < most) {
-                add_dq<true>(rows, k_tile, v_tile, scale, at + i, most);
+                add_dq<true, T>(rows, columns, keys, Shape::keys, scale, at + i, most);
             }
         }
         ptx::cp_async_wait<0>();
@@ -236,8 +243,9 @@ __global__ void __launch_bounds__(attention_threads, AttentionBackwardDq<D>::blo
 #pragma unroll
     for (int m = 0; m < M; ++m) store_sums_16<D>(q_tile, row + 16 * m, rows.dq[m], p.scale, p.scale);
     __syncwarp();
-    const Rows<T> to = rows_of<T>(g.dq, static_cast<uint32_t>(kept[2]), static_cast<uint32_t>(kept[3]));
-    write_rows<D, Shape::rows_of_warp>(to, q_tile, row, kept[0] + row, kept[1]);
+    const uint32_t head = static_cast<uint32_t>(kept[2]);
+    write_rows<D, Shape::rows_of_warp>(rows_of<T>(g.dq, head / heads, head % heads), q_tile, row, kept[0],
+                                       kept[1]);
 }
 
 }  // namespace var_ext::cuda

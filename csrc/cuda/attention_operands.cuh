@@ -49,25 +49,58 @@ __device__ void start_copy(T* tile, Rows<const T> from, int32_t first, int32_t e
     }
 }
 
+// What a thread names in matrix loads: a row and a piece of the 16 rows that a tile begins with. Rows further
+// down are a sum away, pieces a turn of bits: tiles begin at multiples of their rows' size, and steps of 8
+// rows leave the swizzle as it is.
+template <int D>
+struct Address {
+    ptx::SharedAddress at;
+    template <class T>
+    __device__ Address(const T* tile, int row, int piece) : at(element_at<D>(tile, row, piece)) {}
+    __device__ ptx::SharedAddress of(int rows, int pieces) const {
+        ptx::SharedAddress moved = at;
+        moved ^= static_cast<uint32_t>(pieces * 16);
+        moved += static_cast<uint32_t>(rows * D * 2);
+        return moved;
+    }
+    __device__ Address& operator+=(int rows) {
+        at += static_cast<uint32_t>(rows * D * 2);
+        return *this;
+    }
+};
+
+// A, and B transposed: 16 rows by 16 elements.
+template <int D>
+struct ByRows : Address<D> {
+    template <class T>
+    __device__ explicit ByRows(const T* tile)
+        : Address<D>(tile, static_cast<int>(threadIdx.x % 16), static_cast<int>(threadIdx.x % 32 / 16)) {}
+};
+// B: the same 16 by 16 with rows for columns.
+template <int D>
+struct ByColumns : Address<D> {
+    template <class T>
+    __device__ explicit ByColumns(const T* tile)
+        : Address<D>(tile, static_cast<int>(threadIdx.x % 8 + threadIdx.x % 32 / 16 * 8),
+                     static_cast<int>(threadIdx.x / 8 % 2)) {}
+};
+
 // A: rows [row, row + 16), elements [16 k, 16 k + 16).
-template <int D, class T>
-__device__ void load_a(uint32_t (&a)[4], const T* tile, int row, int k) {
-    const int lane = static_cast<int>(threadIdx.x % 32);
-    ptx::ldmatrix_x4(a, element_at<D>(tile, row + lane % 16, 2 * k + lane / 16));
+template <int D>
+__device__ void load_a(uint32_t (&a)[4], const ByRows<D>& tile, int row, int k) {
+    ptx::ldmatrix_x4(a, tile.of(row, 2 * k));
 }
 // B of two products: columns are rows [row, row + 8) and [row + 8, row + 16) of the tile, the sum runs over
 // elements [16 k, 16 k + 16). The first takes b[0], b[1], the second b[2], b[3].
-template <int D, class T>
-__device__ void load_b(uint32_t (&b)[4], const T* tile, int row, int k) {
-    const int lane = static_cast<int>(threadIdx.x % 32);
-    ptx::ldmatrix_x4(b, element_at<D>(tile, row + lane % 8 + lane / 16 * 8, 2 * k + lane / 8 % 2));
+template <int D>
+__device__ void load_b(uint32_t (&b)[4], const ByColumns<D>& tile, int row, int k) {
+    ptx::ldmatrix_x4(b, tile.of(row, 2 * k));
 }
 // B of two products, transposed: the sum runs over rows [row, row + 16) of the tile, columns are elements
 // [16 n, 16 n + 8) and [16 n + 8, 16 n + 16).
-template <int D, class T>
-__device__ void load_b_transposed(uint32_t (&b)[4], const T* tile, int row, int n) {
-    const int lane = static_cast<int>(threadIdx.x % 32);
-    ptx::ldmatrix_x4_trans(b, element_at<D>(tile, row + lane % 16, 2 * n + lane / 16));
+template <int D>
+__device__ void load_b_transposed(uint32_t (&b)[4], const ByRows<D>& tile, int row, int n) {
+    ptx::ldmatrix_x4_trans(b, tile.of(row, 2 * n));
 }
 
 // 16 rows by 16 columns of sums, two products side by side, become an A: rounded to T.

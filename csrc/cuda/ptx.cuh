@@ -18,6 +18,20 @@ __device__ inline uint32_t shared_address(const void* pointer) {
     return static_cast<uint32_t>(__cvta_generic_to_shared(pointer));
 }
 
+// A place in shared memory as matrix loads take it: a number, of which bits can be turned.
+struct SharedAddress {
+    uint32_t value;
+    __device__ SharedAddress(const void* pointer) : value(shared_address(pointer)) {}
+    __device__ SharedAddress& operator+=(uint32_t bytes) {
+        value += bytes;
+        return *this;
+    }
+    __device__ SharedAddress& operator^=(uint32_t bits) {
+        value ^= bits;
+        return *this;
+    }
+};
+
 // 16 bytes at once; the address must be a multiple of 16.
 __device__ inline uint4 load_16(const void* from) {
     return *static_cast<const uint4*>(from);
@@ -53,17 +67,17 @@ __device__ inline void cp_async_wait() {
 
 // Four 8 x 8 matrices of 16-bit elements; lane i names row i % 8 of matrix i / 8. Of matrix j, lane i gets
 // elements 2 (i % 4) and the next of row i / 4 in r[j].
-__device__ inline void ldmatrix_x4(uint32_t (&r)[4], const void* row) {
+__device__ inline void ldmatrix_x4(uint32_t (&r)[4], SharedAddress row) {
     asm volatile("ldmatrix.sync.aligned.m8n8.x4.shared.b16 {%0, %1, %2, %3}, [%4];"
                  : "=r"(r[0]), "=r"(r[1]), "=r"(r[2]), "=r"(r[3])
-                 : "r"(shared_address(row))
+                 : "r"(row.value)
                  : "memory");
 }
 // The same with each matrix transposed: elements 2 (i % 4) and the next of column i / 4.
-__device__ inline void ldmatrix_x4_trans(uint32_t (&r)[4], const void* row) {
+__device__ inline void ldmatrix_x4_trans(uint32_t (&r)[4], SharedAddress row) {
     asm volatile("ldmatrix.sync.aligned.m8n8.x4.trans.shared.b16 {%0, %1, %2, %3}, [%4];"
                  : "=r"(r[0]), "=r"(r[1]), "=r"(r[2]), "=r"(r[3])
-                 : "r"(shared_address(row))
+                 : "r"(row.value)
                  : "memory");
 }
 

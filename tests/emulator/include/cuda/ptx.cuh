@@ -38,13 +38,26 @@ void cp_async_wait() {
     emulator::wait_copies(pending);
 }
 
-inline void ldmatrix_x4(uint32_t (&r)[4], const void* row, EMULATOR_SITE) {
-    emulator::LoadMatrix lane = {row, {}};
+struct SharedAddress {
+    uintptr_t value;
+    SharedAddress(const void* pointer) : value(reinterpret_cast<uintptr_t>(pointer)) {}
+    SharedAddress& operator+=(uint32_t bytes) {
+        value += bytes;
+        return *this;
+    }
+    SharedAddress& operator^=(uint32_t bits) {
+        value ^= bits;
+        return *this;
+    }
+};
+
+inline void ldmatrix_x4(uint32_t (&r)[4], SharedAddress row, EMULATOR_SITE) {
+    emulator::LoadMatrix lane = {reinterpret_cast<const void*>(row.value), {}};
     emulator::warp_collective("ldmatrix_x4", 0xffffffff, {file, line}, &lane, emulator::load_matrix);
     for (int i = 0; i < 4; ++i) r[i] = lane.r[i];
 }
-inline void ldmatrix_x4_trans(uint32_t (&r)[4], const void* row, EMULATOR_SITE) {
-    emulator::LoadMatrix lane = {row, {}};
+inline void ldmatrix_x4_trans(uint32_t (&r)[4], SharedAddress row, EMULATOR_SITE) {
+    emulator::LoadMatrix lane = {reinterpret_cast<const void*>(row.value), {}};
     emulator::warp_collective("ldmatrix_x4_trans", 0xffffffff, {file, line}, &lane,
                               emulator::load_matrix_transposed);
     for (int i = 0; i < 4; ++i) r[i] = lane.r[i];
