@@ -128,12 +128,13 @@ template <class T, int D>
 __global__ void __launch_bounds__(attention_threads, AttentionBackwardDkv<D>::blocks)
     attention_backward_dkv_kernel(const __grid_constant__ AttentionParams p,
                                   const __grid_constant__ AttentionGradients g,
-                                  const __grid_constant__ BlockCausalTiles tiles, const BlockOrder order) {
+                                  const __grid_constant__ BlockCausalKeyTiles tiles,
+                                  const __grid_constant__ BlockOrder order) {
     using Shape = AttentionBackwardDkv<D>;
     constexpr int M = Shape::M;
     const BlockOrder::Place place = order.place(blockIdx.x);
     const Tile tile = tiles.tile(static_cast<int32_t>(place.rank));  // coarse keys are seen by most queries
-    const uint32_t heads = static_cast<uint32_t>(p.heads), b = place.head / heads, h = place.head % heads;
+    const uint32_t b = place.b, h = place.h;
     const int lane = static_cast<int>(threadIdx.x % 32), row = static_cast<int>(threadIdx.x / 32) * 16 * M;
     const int32_t first = tile.first + row,
                   end = tile.first + tile.rows;  // the warp's first, the block's end
@@ -159,7 +160,7 @@ __global__ void __launch_bounds__(attention_threads, AttentionBackwardDkv<D>::bl
         if (!inside) return of_lse ? INFINITY : 0.0f;
         return from[query];
     };
-    const int32_t begin = tiles.start_of_scale(tile.first);  // the first query that sees any of the keys
+    const int32_t begin = tile.keys;  // the first query that sees any of the keys
     start_copy<D, Shape::rows, attention_threads>(k_tile, rows_of<const T>(p.k, b, h), tile.first, end);
     start_copy<D, Shape::rows, attention_threads>(v_tile, rows_of<const T>(p.v, b, h), tile.first, end);
     copy_queries(begin, 0);
@@ -228,7 +229,7 @@ __global__ void __launch_bounds__(attention_threads, AttentionBackwardDkv<D>::bl
     // what was kept lies where V goes
     const uint4 kept = ptx::load_16(Shape::of_key(rows.of_keys, 0));
     const int32_t to = static_cast<int32_t>(kept.y), to_end = static_cast<int32_t>(kept.z);
-    const uint32_t to_b = kept.w / heads, to_h = kept.w % heads;
+    const uint32_t to_b = order.heads.quotient(kept.w), to_h = kept.w - to_b * order.heads.divisor;
     __syncwarp();
 #pragma unroll
     for (int m = 0; m < M; ++m) {

@@ -147,12 +147,13 @@ template <class T, int D>
 __global__ void __launch_bounds__(attention_threads, AttentionBackwardDq<D>::blocks)
     attention_backward_dq_kernel(const __grid_constant__ AttentionParams p,
                                  const __grid_constant__ AttentionGradients g,
-                                 const __grid_constant__ BlockCausalTiles tiles, const BlockOrder order) {
+                                 const __grid_constant__ BlockCausalTiles tiles,
+                                 const __grid_constant__ BlockOrder order) {
     using Shape = AttentionBackwardDq<D>;
     constexpr int M = Shape::M;
     const BlockOrder::Place place = order.place(blockIdx.x);
     const Tile tile = tiles.tile(tiles.count() - 1 - static_cast<int32_t>(place.rank));
-    const uint32_t heads = static_cast<uint32_t>(p.heads), b = place.head / heads, h = place.head % heads;
+    const uint32_t b = place.b, h = place.h;
     const int lane = static_cast<int>(threadIdx.x % 32), row = static_cast<int>(threadIdx.x / 32) * 16 * M;
     const int32_t first = tile.first + row,
                   end = tile.first + tile.rows;  // the warp's first, the block's end
@@ -243,9 +244,9 @@ __global__ void __launch_bounds__(attention_threads, AttentionBackwardDq<D>::blo
 #pragma unroll
     for (int m = 0; m < M; ++m) store_sums_16<D>(q_tile, row + 16 * m, rows.dq[m], p.scale, p.scale);
     __syncwarp();
-    const uint32_t head = static_cast<uint32_t>(kept[2]);
-    write_rows<D, Shape::rows_of_warp>(rows_of<T>(g.dq, head / heads, head % heads), q_tile, row, kept[0],
-                                       kept[1]);
+    const uint32_t head = static_cast<uint32_t>(kept[2]), of_b = order.heads.quotient(head);
+    write_rows<D, Shape::rows_of_warp>(rows_of<T>(g.dq, of_b, head - of_b * order.heads.divisor), q_tile, row,
+                                       kept[0], kept[1]);
 }
 
 }  // namespace var_ext::cuda

@@ -36,11 +36,12 @@ template <int D>
 __global__ void __launch_bounds__(fp32::threads, D == 128 ? 1 : 2)
     attention_backward_q_fp32_kernel(const __grid_constant__ AttentionParams p,
                                      const __grid_constant__ AttentionGradients g,
-                                     const __grid_constant__ BlockCausalTiles tiles, const BlockOrder order) {
+                                     const __grid_constant__ BlockCausalTiles tiles,
+                                     const __grid_constant__ BlockOrder order) {
     using namespace fp32;
     const BlockOrder::Place place = order.place(blockIdx.x);
     const Tile tile = tiles.tile(tiles.count() - 1 - static_cast<int32_t>(place.rank));
-    const uint32_t heads = static_cast<uint32_t>(p.heads), b = place.head / heads, h = place.head % heads;
+    const uint32_t b = place.b, h = place.h;
 
     float* const q_tile = reinterpret_cast<float*>(ptx::shared_memory());
     float* const grad_tile = q_tile + tile_floats<D>;
@@ -120,11 +121,11 @@ __global__ void __launch_bounds__(fp32::threads, D == 128 ? 1 : 2)
     attention_backward_kv_fp32_kernel(const __grid_constant__ AttentionParams p,
                                       const __grid_constant__ AttentionGradients g,
                                       const __grid_constant__ BlockCausalTiles tiles,
-                                      const BlockOrder order) {
+                                      const __grid_constant__ BlockOrder order) {
     using namespace fp32;
     const BlockOrder::Place place = order.place(blockIdx.x);
     const Tile tile = tiles.tile(static_cast<int32_t>(place.rank));  // the first tile is seen most
-    const uint32_t heads = static_cast<uint32_t>(p.heads), b = place.head / heads, h = place.head % heads;
+    const uint32_t b = place.b, h = place.h;
 
     float* const k_tile = reinterpret_cast<float*>(ptx::shared_memory());
     float* const v_tile = k_tile + tile_floats<D>;

@@ -121,11 +121,11 @@ __device__ void attend(Softmax<D, M>& state, const uint32_t (&q)[M][D / 16][4], 
 template <class T, int D, int M, class Tiles>
 __global__ void __launch_bounds__(attention_threads, AttentionForward<D, M>::blocks)
     attention_forward_kernel(const __grid_constant__ AttentionParams p, const __grid_constant__ Tiles tiles,
-                             const BlockOrder order) {
+                             const __grid_constant__ BlockOrder order) {
     using Shape = AttentionForward<D, M>;
     const BlockOrder::Place place = order.place(blockIdx.x);
     const Tile tile = tiles.tile(tiles.count() - 1 - static_cast<int32_t>(place.rank));
-    const uint32_t heads = static_cast<uint32_t>(p.heads), b = place.head / heads, h = place.head % heads;
+    const uint32_t b = place.b, h = place.h;
     const int lane = static_cast<int>(threadIdx.x % 32), warp = static_cast<int>(threadIdx.x / 32);
     const int row = warp * Shape::rows_of_warp;  // the warp's first, in the tile
     const int32_t first = tile.first + row, end = tile.first + tile.rows;
