@@ -145,26 +145,22 @@ __global__ void __launch_bounds__(attention_threads, AttentionBackwardDkv<D>::bl
     T *const k_tile = q_tiles + Shape::pair, *const v_tile = k_tile + Shape::rows * D;
     float* const of_queries = reinterpret_cast<float*>(q_tiles + Shape::shared_elements);
     const Rows<const T> q_rows = rows_of<const T>(p.q, b, h), grad_rows = rows_of<const T>(g.grad_out, b, h);
+    // Queries that do not exist are zeros, and so is all that they give.
+    const bool of_lse = threadIdx.x < Shape::queries;  // one half of the threads; delta is the other's
+    const float* const from = (of_lse ? p.lse : g.delta) + rows_before;
     const auto copy_queries = [&](int32_t at, int stage) {
+        const int32_t query = at + static_cast<int32_t>(threadIdx.x % Shape::queries);
+        const bool inside = query < length;  // mask
+        ptx::cp_async_4(of_queries + stage * attention_threads + threadIdx.x, from + query, inside);
         T* const q_tile = q_tiles + stage * Shape::pair;
         start_copy<D, Shape::queries, attention_threads>(q_tile, q_rows, at, length);
         start_copy<D, Shape::queries, attention_threads>(q_tile + Shape::pair / 2, grad_rows, at, length);
         ptx::cp_async_commit();
     };
-    // Half of the threads fetch lse, half delta. Queries that do not exist get weights of 0.
-    const bool of_lse = threadIdx.x < Shape::queries;
-    const float* const from = (of_lse ? p.lse : g.delta) + rows_before;
-    const auto load_of_query = [&](int32_t at) {
-        const int32_t query = at + static_cast<int32_t>(threadIdx.x % Shape::queries);
-        const bool inside = query < length;  // mask
-        if (!inside) return of_lse ? INFINITY : 0.0f;
-        return from[query];
-    };
     const int32_t begin = tile.keys;  // the first query that sees any of the keys
     start_copy<D, Shape::rows, attention_threads>(k_tile, rows_of<const T>(p.k, b, h), tile.first, end);
     start_copy<D, Shape::rows, attention_threads>(v_tile, rows_of<const T>(p.v, b, h), tile.first, end);
     copy_queries(begin, 0);
-    of_queries[threadIdx.x] = load_of_query(begin);
 
     // of the first queries that see the warp's keys the first, and the last
     int32_t least = first < end ? begin : length, most = least;  // a warp without keys has nothing to do
@@ -203,7 +199,6 @@ __global__ void __launch_bounds__(attention_threads, AttentionBackwardDkv<D>::bl
 #pragma unroll 1
     for (int32_t at = begin; at < length; at += Shape::queries) {
         if (at + Shape::queries < length) copy_queries(at + Shape::queries, 1 - stage);
-        const float next = load_of_query(at + Shape::queries);
         const float* const lse = of_queries + stage * attention_threads;
 #pragma unroll 1
         for (int i = 0; i < Shape::queries; i += 16) {
@@ -220,7 +215,6 @@ __global__ void __launch_bounds__(attention_threads, AttentionBackwardDkv<D>::bl
                 add_dkv<true>(rows, columns, queries, Shape::queries, lse + i, delta + i, scale, query);
             }
         }
-        of_queries[(1 - stage) * attention_threads + threadIdx.x] = next;
         ptx::cp_async_wait<0>();
         __syncthreads();
         stage = 1 - stage;
@@ -233,12 +227,12 @@ __global__ void __launch_bounds__(attention_threads, AttentionBackwardDkv<D>::bl
     __syncwarp();
 #pragma unroll
     for (int m = 0; m < M; ++m) {
-        store_sums_16<D>(k_tile, row + 16 * m, rows.dk[m], p.scale, p.scale);
-        store_sums_16<D>(v_tile, row + 16 * m, rows.dv[m], 1.0f, 1.0f);
+        store_sums_16<D>(k_tile + (row + 16 * m) * D, rows.dk[m], p.scale, p.scale);
+        store_sums_16<D>(v_tile + (row + 16 * m) * D, rows.dv[m], 1.0f, 1.0f);
     }
     __syncwarp();
-    write_rows<D, Shape::rows_of_warp>(rows_of<T>(g.dk, to_b, to_h), k_tile, row, to, to_end);
-    write_rows<D, Shape::rows_of_warp>(rows_of<T>(g.dv, to_b, to_h), v_tile, row, to, to_end);
+    write_rows<D, Shape::rows_of_warp>(rows_of<T>(g.dk, to_b, to_h), k_tile + row * D, to, to_end);
+    write_rows<D, Shape::rows_of_warp>(rows_of<T>(g.dv, to_b, to_h), v_tile + row * D, to, to_end);
 }
 
 }  // namespace var_ext::cuda

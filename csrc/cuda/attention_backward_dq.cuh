@@ -18,7 +18,7 @@ struct AttentionBackwardDq {
     static constexpr int pair = 2 * keys * D, shared_elements = pair + 2 * rows * D;
     static_assert(2 * rows * D >= pair);
     // and delta, later the keys that are seen, and what each warp keeps for its end
-    static constexpr int kept = 3,
+    static constexpr int kept = 4,
                          shared_bytes = shared_elements * 2 + (rows + attention_threads / 32 * kept) * 4;
 };
 
@@ -108,24 +108,26 @@ __device__ void add_dq(QueryRows<D, M>& rows, const ByColumns<D>& columns, const
 // A warp's part of delta: 16 bytes of O a lane, from device memory, times those of dO in its tile.
 template <int D, int rows, class T>
 struct DeltaOfRows {
-    static constexpr int pieces = D / 8, steps = rows * pieces / 32;
+    static constexpr int pieces = D / 8, step = 32 / pieces, steps = rows / step;
     uint4 out[steps];
 
     __device__ void load(Rows<const T> from, int32_t first, int32_t end) {
+        const int lane = static_cast<int>(threadIdx.x % 32), row = lane / pieces;
+        const T* source = from[first + row] + lane % pieces * 8;
 #pragma unroll
         for (int i = 0; i < steps; ++i) {
-            const int n = i * 32 + static_cast<int>(threadIdx.x % 32);
-            const bool inside = first + n / pieces < end;  // mask
+            const bool inside = first + row + i * step < end;  // mask
             out[i] = make_uint4(0, 0, 0, 0);
-            if (inside) out[i] = ptx::load_16(from[first + n / pieces] + n % pieces * 8);
+            if (inside) out[i] = ptx::load_16(source);
+            source += step * from.stride;
         }
     }
-    // delta[i] for row `row` + i of the tile
-    __device__ void store(float* delta, const T* grad_tile, int row) const {
+    // delta[i] for the ith row of the tile
+    __device__ void store(float* delta, const T* grad_tile) const {
+        const int lane = static_cast<int>(threadIdx.x % 32);
 #pragma unroll
         for (int i = 0; i < steps; ++i) {
-            const int n = i * 32 + static_cast<int>(threadIdx.x % 32);
-            const uint4 grad = ptx::load_16(element_at<D>(grad_tile, row + n / pieces, n % pieces));
+            const uint4 grad = ptx::load_16(piece_of_lane<D>(grad_tile, i));
             const uint32_t a[4] = {out[i].x, out[i].y, out[i].z, out[i].w},
                            b[4] = {grad.x, grad.y, grad.z, grad.w};
             float sum = 0.0f;
@@ -133,15 +135,16 @@ struct DeltaOfRows {
                 const float2 x = unpack<T>(a[j]), y = unpack<T>(b[j]);
                 sum += x.x * y.x + x.y * y.y;
             }
-            for (int step = pieces / 2; step > 0; step /= 2) sum += __shfl_xor_sync(0xffffffff, sum, step);
-            if (n % pieces == 0) delta[n / pieces] = sum;
+            for (int apart = pieces / 2; apart > 0; apart /= 2)
+                sum += __shfl_xor_sync(0xffffffff, sum, apart);
+            if (lane % pieces == 0) delta[i * step + lane / pieces] = sum;
         }
     }
 };
 
-// budget <32>: registers <= 184, shared <= 25136, blocks >= 2
-// budget <64>: registers <= 255, shared <= 49712, blocks >= 2
-// budget <128>: registers <= 255, shared <= 65840, blocks >= 2
+// budget <32>: registers <= 184, shared <= 25152, blocks >= 2
+// budget <64>: registers <= 255, shared <= 49728, blocks >= 2
+// budget <128>: registers <= 255, shared <= 65856, blocks >= 2
 // sass: HMMA, LDSM, LDGSTS, MUFU.EX2, STG.E.128
 template <class T, int D>
 __global__ void __launch_bounds__(attention_threads, AttentionBackwardDq<D>::blocks)
@@ -184,12 +187,10 @@ __global__ void __launch_bounds__(attention_threads, AttentionBackwardDq<D>::blo
             rows.lse[m][r] = inside ? p.lse[rows_before + query] * log2_e : INFINITY;
         }
     }
-    int32_t* const kept = reinterpret_cast<int32_t*>(kv_tiles + Shape::shared_elements) + Shape::rows +
-                          static_cast<int>(threadIdx.x / 32) * Shape::kept;
+    int32_t* const of_warp = reinterpret_cast<int32_t*>(kv_tiles + Shape::shared_elements) + Shape::rows +
+                             static_cast<int>(threadIdx.x / 32) * Shape::kept;
     if (lane == 0) {  // what only the end needs: registers are short
-        kept[0] = first;
-        kept[1] = end;
-        kept[2] = static_cast<int32_t>(place.head);
+        ptx::store_16(of_warp, make_uint4(static_cast<uint32_t>(first), static_cast<uint32_t>(end), b, h));
     }
     int32_t least = first < end ? tile.keys : 0, most = least;  // a warp without rows has nothing to do
     if (tile.mixed && first < end) {
@@ -198,7 +199,7 @@ __global__ void __launch_bounds__(attention_threads, AttentionBackwardDq<D>::blo
     }
     ptx::cp_async_wait<0>();
     __syncthreads();
-    products.store(delta, grad_tile, row);
+    products.store(delta, grad_tile + row * D);
     __syncwarp();
     const ByRows<D> own(q_tile + row * D);
 #pragma unroll
@@ -214,8 +215,8 @@ __global__ void __launch_bounds__(attention_threads, AttentionBackwardDq<D>::blo
     __syncwarp();
     // delta is in registers: its place is free for the keys that rows see
     int32_t* const limit = reinterpret_cast<int32_t*>(delta);
-    const bool of_warp = lane < 16 * M;  // mask
-    if (of_warp) limit[lane] = tile.mixed ? tiles.end_of_scale(min(first + lane, end - 1)) : tile.keys;
+    const bool has_row = lane < 16 * M;  // mask
+    if (has_row) limit[lane] = tile.mixed ? tiles.end_of_scale(min(first + lane, end - 1)) : tile.keys;
     rows.limit = limit;
     __syncthreads();
 
@@ -242,11 +243,11 @@ __global__ void __launch_bounds__(attention_threads, AttentionBackwardDq<D>::blo
     }
 
 #pragma unroll
-    for (int m = 0; m < M; ++m) store_sums_16<D>(q_tile, row + 16 * m, rows.dq[m], p.scale, p.scale);
+    for (int m = 0; m < M; ++m) store_sums_16<D>(q_tile + (row + 16 * m) * D, rows.dq[m], p.scale, p.scale);
     __syncwarp();
-    const uint32_t head = static_cast<uint32_t>(kept[2]), of_b = order.heads.quotient(head);
-    write_rows<D, Shape::rows_of_warp>(rows_of<T>(g.dq, of_b, head - of_b * order.heads.divisor), q_tile, row,
-                                       kept[0], kept[1]);
+    const uint4 kept = ptx::load_16(of_warp);
+    write_rows<D, Shape::rows_of_warp>(rows_of<T>(g.dq, kept.z, kept.w), q_tile + row * D,
+                                       static_cast<int32_t>(kept.x), static_cast<int32_t>(kept.y));
 }
 
 }  // namespace var_ext::cuda

@@ -204,11 +204,11 @@ __global__ void __launch_bounds__(attention_threads, AttentionForward<D, M>::blo
                     (state.max[m][r] * scale + log2f(sum)) * ln_2;
             }
         }
-        store_sums_16<D>(q_tile, row + 16 * m, state.out[m], factor[0],
+        store_sums_16<D>(q_tile + (row + 16 * m) * D, state.out[m], factor[0],
                          factor[1]);  // queries are in registers
     }
     __syncwarp();
-    write_rows<D, Shape::rows_of_warp>(rows_of<T>(p.out, b, h), q_tile, row, first, end);
+    write_rows<D, Shape::rows_of_warp>(rows_of<T>(p.out, b, h), q_tile + row * D, first, end);
 }
 
 }  // namespace var_ext::cuda

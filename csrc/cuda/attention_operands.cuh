@@ -112,32 +112,40 @@ __device__ void as_a(uint32_t (&a)[4], const float (&left)[4], const float (&rig
     a[3] = pack<T>(right[2], right[3]);
 }
 
-// A warp puts 16 rows of D sums, times a factor for rows lane / 4 and lane / 4 + 8, into its rows of a tile.
+// A warp puts 16 rows of D sums, times a factor for rows lane / 4 and lane / 4 + 8, where a tile begins.
 template <int D, class T>
-__device__ void store_sums_16(T* tile, int row, const float (&sums)[D / 8][4], float upper, float lower) {
-    const int lane = static_cast<int>(threadIdx.x % 32), g = lane / 4, t = lane % 4;
+__device__ void store_sums_16(T* tile, const float (&sums)[D / 8][4], float upper, float lower) {
+    const int lane = static_cast<int>(threadIdx.x % 32), own = piece_at<D>(lane / 4, 0) * 8 + lane % 4 * 2;
 #pragma unroll
     for (int n = 0; n < D / 8; ++n) {
-        const uint32_t pairs[2] = {pack<T>(sums[n][0] * upper, sums[n][1] * upper),
-                                   pack<T>(sums[n][2] * lower, sums[n][3] * lower)};
-        for (int i = 0; i < 2; ++i) {
-            *reinterpret_cast<uint32_t*>(element_at<D>(tile, row + g + 8 * i, n) + 2 * t) = pairs[i];
-        }
+        T* const to = tile + (own ^ n * 8);
+        *reinterpret_cast<uint32_t*>(to) = pack<T>(sums[n][0] * upper, sums[n][1] * upper);
+        *reinterpret_cast<uint32_t*>(to + 8 * D) = pack<T>(sums[n][2] * lower, sums[n][3] * lower);
     }
 }
 
-// A warp copies rows [row, row + rows) of a tile to `to`, where they are rows [first, first + rows); those
-// from `end` on stay.
+// A warp passes over the rows of a tile, 16 bytes a lane: what a lane has at step i. That is row
+// lane / pieces + 32 / pieces * i.
+template <int D, class T>
+__device__ T* piece_of_lane(T* tile, int i) {
+    constexpr int pieces = D / 8, step = 32 / pieces;
+    const int lane = static_cast<int>(threadIdx.x % 32), turn = D == 32 ? 0 : i * step % 8;
+    return tile + (piece_at<D>(lane / pieces, lane % pieces) ^ turn) * 8 + i * step * D;
+}
+
+// A warp copies the first rows of a tile to `to`, where they are rows [first, first + rows); those from `end`
+// on stay.
 template <int D, int rows, class T>
-__device__ void write_rows(Rows<T> to, const T* tile, int row, int32_t first, int32_t end) {
-    constexpr int pieces = D / 8;
-    const int lane = static_cast<int>(threadIdx.x % 32);
+__device__ void write_rows(Rows<T> to, const T* tile, int32_t first, int32_t end) {
+    constexpr int pieces = D / 8, step = 32 / pieces;
+    const int lane = static_cast<int>(threadIdx.x % 32), row = lane / pieces;
+    T* target = to[first + row] + lane % pieces * 8;
 #pragma unroll
-    for (int i = 0; i < rows * pieces / 32; ++i) {
-        const int n = i * 32 + lane, r = n / pieces, piece = n % pieces;
-        if (first + r < end) {  // mask
-            ptx::store_16(to[first + r] + piece * 8, ptx::load_16(element_at<D>(tile, row + r, piece)));
+    for (int i = 0; i < rows / step; ++i) {
+        if (first + row + i * step < end) {  // mask
+            ptx::store_16(target, ptx::load_16(piece_of_lane<D>(tile, i)));
         }
+        target += step * to.stride;
     }
 }
 

@@ -54,6 +54,12 @@ __device__ inline void cp_async_16(void* shared, const void* global, bool valid)
                  "r"(valid ? 16 : 0)
                  : "memory");
 }
+// The same of 4 bytes.
+__device__ inline void cp_async_4(void* shared, const void* global, bool valid) {
+    asm volatile("cp.async.ca.shared.global [%0], [%1], 4, %2;" ::"r"(shared_address(shared)), "l"(global),
+                 "r"(valid ? 4 : 0)
+                 : "memory");
+}
 // Closes a group of copies.
 __device__ inline void cp_async_commit() {
     asm volatile("cp.async.commit_group;" ::: "memory");

@@ -66,8 +66,8 @@ void read_bytes(void* to, const void* from, size_t size, const void* pc);
 void write_bytes(void* to, const void* from, size_t size, const void* pc);
 void before_atomic(const void* address, size_t size, const void* pc);
 
-// Asynchronous copies of 16 bytes; a null source means zeros.
-void copy_async(void* shared, const void* global, const void* pc);
+// Asynchronous copies; a null source means zeros.
+void copy_async(void* shared, const void* global, size_t size, const void* pc);
 void commit_copies();
 void wait_copies(unsigned pending);
 

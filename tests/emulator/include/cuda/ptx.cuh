@@ -28,7 +28,10 @@ EMULATED_ACCESS void store_global_16(void* to, uint4 value) {
 }
 
 EMULATED_ACCESS void cp_async_16(void* shared, const void* global, bool valid) {
-    emulator::copy_async(shared, valid ? global : nullptr, __builtin_return_address(0));
+    emulator::copy_async(shared, valid ? global : nullptr, 16, __builtin_return_address(0));
+}
+EMULATED_ACCESS void cp_async_4(void* shared, const void* global, bool valid) {
+    emulator::copy_async(shared, valid ? global : nullptr, 4, __builtin_return_address(0));
 }
 inline void cp_async_commit() {
     emulator::commit_copies();
