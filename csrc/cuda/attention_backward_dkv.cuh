@@ -139,19 +139,20 @@ __global__ void __launch_bounds__(attention_threads, AttentionBackwardDkv<D>::bl
     const int32_t first = tile.first + row,
                   end = tile.first + tile.rows;  // the warp's first, the block's end
     const int32_t length = static_cast<int32_t>(p.queries);
-    const int64_t rows_before = static_cast<int64_t>(place.head) * p.queries;
 
     T* const q_tiles = reinterpret_cast<T*>(ptx::shared_memory());
     T *const k_tile = q_tiles + Shape::pair, *const v_tile = k_tile + Shape::rows * D;
     float* const of_queries = reinterpret_cast<float*>(q_tiles + Shape::shared_elements);
-    const Rows<const T> q_rows = rows_of<const T>(p.q, b, h), grad_rows = rows_of<const T>(g.grad_out, b, h);
-    // Queries that do not exist are zeros, and so is all that they give.
-    const bool of_lse = threadIdx.x < Shape::queries;  // one half of the threads; delta is the other's
-    const float* const from = (of_lse ? p.lse : g.delta) + rows_before;
-    const auto copy_queries = [&](int32_t at, int stage) {
+    // Queries that do not exist are zeros, and so is all that they give. Where the head begins is worked out
+    // each time: registers are short.
+    const auto copy_queries = [&](uint32_t b, uint32_t h, int32_t at, int stage) {
+        const bool of_lse = threadIdx.x < Shape::queries;  // one half of the threads; delta is the other's
+        const float* const from = (of_lse ? p.lse : g.delta) + (b * p.heads + h) * p.queries;
         const int32_t query = at + static_cast<int32_t>(threadIdx.x % Shape::queries);
         const bool inside = query < length;  // mask
         ptx::cp_async_4(of_queries + stage * attention_threads + threadIdx.x, from + query, inside);
+        const Rows<const T> q_rows = rows_of<const T>(p.q, b, h),
+                            grad_rows = rows_of<const T>(g.grad_out, b, h);
         T* const q_tile = q_tiles + stage * Shape::pair;
         start_copy<D, Shape::queries, attention_threads>(q_tile, q_rows, at, length);
         start_copy<D, Shape::queries, attention_threads>(q_tile + Shape::pair / 2, grad_rows, at, length);
@@ -160,7 +161,7 @@ __global__ void __launch_bounds__(attention_threads, AttentionBackwardDkv<D>::bl
     const int32_t begin = tile.keys;  // the first query that sees any of the keys
     start_copy<D, Shape::rows, attention_threads>(k_tile, rows_of<const T>(p.k, b, h), tile.first, end);
     start_copy<D, Shape::rows, attention_threads>(v_tile, rows_of<const T>(p.v, b, h), tile.first, end);
-    copy_queries(begin, 0);
+    copy_queries(b, h, begin, 0);
 
     // of the first queries that see the warp's keys the first, and the last
     int32_t least = first < end ? begin : length, most = least;  // a warp without keys has nothing to do
@@ -198,7 +199,11 @@ __global__ void __launch_bounds__(attention_threads, AttentionBackwardDkv<D>::bl
     int stage = 0;
 #pragma unroll 1
     for (int32_t at = begin; at < length; at += Shape::queries) {
-        if (at + Shape::queries < length) copy_queries(at + Shape::queries, 1 - stage);
+        if (at + Shape::queries < length) {
+            const uint32_t head = ptx::load_16(Shape::of_key(of_keys, 0)).w,
+                           of_b = order.heads.quotient(head);
+            copy_queries(of_b, head - of_b * order.heads.divisor, at + Shape::queries, 1 - stage);
+        }
         const float* const lse = of_queries + stage * attention_threads;
 #pragma unroll 1
         for (int i = 0; i < Shape::queries; i += 16) {
