@@ -38,7 +38,7 @@ template <int D, int rows, int threads, class T>
 __device__ void start_copy(T* tile, Rows<const T> from, int32_t first, int32_t end) {
     constexpr int pieces = D / 8, step = threads / pieces;
     static_assert(threads % pieces == 0 && rows % step == 0 && step % 8 == 0);
-    const int row = static_cast<int>(threadIdx.x) / pieces, piece = static_cast<int>(threadIdx.x) % pieces;
+    const int thread = ptx::thread_again(), row = thread / pieces, piece = thread % pieces;
     T* const to = element_at<D>(tile, row, piece);
     const T* source = from[first + row] + piece * 8;
 #pragma unroll

@@ -32,6 +32,13 @@ struct SharedAddress {
     }
 };
 
+// threadIdx.x, asked for anew: nothing made of it stays in registers between two places that need it.
+__device__ inline int thread_again() {
+    int x;
+    asm volatile("mov.u32 %0, %%tid.x;" : "=r"(x));
+    return x;
+}
+
 // 16 bytes at once; the address must be a multiple of 16.
 __device__ inline uint4 load_16(const void* from) {
     return *static_cast<const uint4*>(from);

@@ -15,6 +15,10 @@ namespace var_ext::ptx {
 
 using emulator::shared_memory;
 
+inline int thread_again() {
+    return static_cast<int>(threadIdx.x);
+}
+
 EMULATED_ACCESS uint4 load_16(const void* from) {
     uint4 value;
     emulator::read_bytes(&value, from, 16, __builtin_return_address(0));
