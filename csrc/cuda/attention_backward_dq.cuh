@@ -157,7 +157,8 @@ __global__ void __launch_bounds__(attention_threads, AttentionBackwardDq<D>::blo
     const BlockOrder::Place place = order.place(blockIdx.x);
     const Tile tile = tiles.tile(tiles.count() - 1 - static_cast<int32_t>(place.rank));
     const uint32_t b = place.b, h = place.h;
-    const int lane = static_cast<int>(threadIdx.x % 32), row = static_cast<int>(threadIdx.x / 32) * 16 * M;
+    const int lane = static_cast<int>(threadIdx.x % 32), warp = static_cast<int>(threadIdx.x / 32);
+    const int row = fourth_of_warp(blockIdx.x, warp) * Shape::rows_of_warp;
     const int32_t first = tile.first + row,
                   end = tile.first + tile.rows;  // the warp's first, the block's end
     const int64_t rows_before = static_cast<int64_t>(place.head) * p.queries;

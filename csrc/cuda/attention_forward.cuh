@@ -126,8 +126,9 @@ __global__ void __launch_bounds__(attention_threads, AttentionForward<D, M>::blo
     const BlockOrder::Place place = order.place(blockIdx.x);
     const Tile tile = tiles.tile(tiles.count() - 1 - static_cast<int32_t>(place.rank));
     const uint32_t b = place.b, h = place.h;
-    const int lane = static_cast<int>(threadIdx.x % 32), warp = static_cast<int>(threadIdx.x / 32);
-    const int row = warp * Shape::rows_of_warp;  // the warp's first, in the tile
+    const int lane = static_cast<int>(threadIdx.x % 32);
+    // the warp's first, in the tile
+    const int row = fourth_of_warp(blockIdx.x, static_cast<int>(threadIdx.x / 32)) * Shape::rows_of_warp;
     const int32_t first = tile.first + row, end = tile.first + tile.rows;
 
     T* const q_tile = reinterpret_cast<T*>(ptx::shared_memory());

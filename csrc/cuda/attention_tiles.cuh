@@ -130,6 +130,18 @@ struct BlockOrder {
     uint32_t blocks() const { return count; }
 };
 
+// Which fourth of its tile's rows a warp takes. Tiles that are not full leave their last fourths idle, coarse
+// rows have less to do: were those always the same warps, so would be the parts of the multiprocessor that
+// they run on. Of four blocks side by side each turns the fourths differently, neighbours by half a turn;
+// fours are turned by a hash, so that no stride between the blocks of a multiprocessor brings the same turn
+// again.
+__host__ __device__ inline int fourth_of_warp(uint32_t block, int warp) {
+    uint32_t hash = block / 4 * 0x9e3779b9u;
+    hash = (hash ^ hash >> 15) * 0x85ebca6bu;
+    const uint32_t turn = block % 2 * 2 + block / 2 % 2 + (hash >> 30);
+    return static_cast<int>((static_cast<uint32_t>(warp) + turn) % 4);
+}
+
 // Keys and as many values are what a head reads.
 inline BlockOrder make_order(const char* op, const AttentionParams& p, int32_t tiles) {
     const int64_t heads = p.batch * p.heads, blocks = heads * tiles;
@@ -141,7 +153,8 @@ inline BlockOrder make_order(const char* op, const AttentionParams& p, int32_t t
     // of 40 MB on an A100 and 50 MB on an H100, which hold more than keys and values
     constexpr int64_t share_of_cache = 8 << 20;
     const int64_t bytes = 2 * p.keys * p.dim * dtype_size(p.dtype);
-    const int64_t group = std::max<int64_t>(1, std::min(heads, share_of_cache / std::max<int64_t>(1, bytes)));
+    int64_t group = std::max<int64_t>(1, std::min(heads, share_of_cache / std::max<int64_t>(1, bytes)));
+    if (group > 4) group -= group % 4;  // see fourth_of_warp
     const int64_t last = (heads - 1) / group;
     const auto divisor = [](int64_t n) { return Divisor::of(static_cast<uint32_t>(n)); };
     return {static_cast<uint32_t>(blocks), static_cast<uint32_t>(last),
