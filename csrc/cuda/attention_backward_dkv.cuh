@@ -19,8 +19,17 @@ struct AttentionBackwardDkv {
     // For 64 channels, registers are 8 short: the last 16 of V come from its tile, which nothing overwrites.
     static constexpr bool v_stays = D == 64;
     static_assert(!v_stays || rows * D >= pair);
-    // and lse and delta, twice, and the first queries that see the keys
-    static constexpr int shared_bytes = shared_elements * 2 + (2 * attention_threads + rows + 4) * 4;
+    // and lse and delta, twice, and 16 bytes a key; those are where V was unless queries come there
+    static constexpr bool v_is_free = rows * D >= pair;
+    static constexpr int shared_bytes =
+        shared_elements * 2 + 2 * attention_threads * 4 + (v_is_free ? 0 : rows * 16);
+
+    // 16 bytes of a key: the first query that sees it, and what the warp's end needs: the first key of the
+    // warp (from its second key on: the warp's row in the tile), the end of the tile's keys, the head.
+    template <class T>
+    static __device__ int32_t* of_key(T* place, int row) {
+        return reinterpret_cast<int32_t*>(v_is_free ? element_at<D>(place, row, 0) : place + row * 8);
+    }
 };
 
 // What a warp holds of its keys. In each 16-row part, a thread has rows lane / 4 and lane / 4 + 8.
@@ -29,15 +38,17 @@ struct KeyRows {
     uint32_t k[M][D / 16][4], v[M][D / 16][4];
     float dk[M][D / 8][4] = {}, dv[M][D / 8][4] = {};
     const T* v_tile;  // from the warp's first row on
+    T* of_keys;       // see AttentionBackwardDkv::of_key
 };
 
-// products (M times 16, 16) = rows times 16 rows of a tile.
+// products (M times 16, 16) = rows times rows [first, first + 16) of a tile.
 template <int D, class T, int M>
-__device__ void multiply_16(float (&products)[M][2][4], const uint32_t (&rows)[M][D / 16][4], const T* tile) {
+__device__ void multiply_16(float (&products)[M][2][4], const uint32_t (&rows)[M][D / 16][4],
+                            const ByColumns<D>& tile, int first) {
 #pragma unroll
     for (int k = 0; k < D / 16; ++k) {
         uint32_t b[4];
-        load_b<D>(b, tile, 0, k);
+        load_b(b, tile, first, k);
         for (int m = 0; m < M; ++m) {
             ptx::mma_16816<T>(products[m][0], rows[m][k], b[0], b[1]);
             ptx::mma_16816<T>(products[m][1], rows[m][k], b[2], b[3]);
@@ -45,15 +56,16 @@ __device__ void multiply_16(float (&products)[M][2][4], const uint32_t (&rows)[M
     }
 }
 
-// sums += weights, rounded, times 16 rows of a tile.
+// sums += weights, rounded, times rows [first, first + 16) of a tile.
 template <int D, class T, int M>
-__device__ void accumulate_16(float (&sums)[M][D / 8][4], const float (&weights)[M][2][4], const T* tile) {
+__device__ void accumulate_16(float (&sums)[M][D / 8][4], const float (&weights)[M][2][4],
+                              const ByRows<D>& tile, int first) {
     uint32_t a[M][4];
     for (int m = 0; m < M; ++m) as_a<T>(a[m], weights[m][0], weights[m][1]);
 #pragma unroll
     for (int n = 0; n < D / 16; ++n) {
         uint32_t b[4];
-        load_b_transposed<D>(b, tile, 0, n);
+        load_b_transposed(b, tile, first, n);
         for (int m = 0; m < M; ++m) {
             ptx::mma_16816<T>(sums[m][2 * n], a[m], b[0], b[1]);
             ptx::mma_16816<T>(sums[m][2 * n + 1], a[m], b[2], b[3]);
@@ -61,14 +73,14 @@ __device__ void accumulate_16(float (&sums)[M][D / 8][4], const float (&weights)
     }
 }
 
-// Adds what 16 queries give, the first of them `at`. On the edge, a key is seen by queries from
-// the start of its scale on.
+// Adds what 16 queries give, the first of them `at`; grad_out lies `below` them in shared memory. On the
+// edge, a key is seen by queries from the start of its scale on.
 template <bool edge, class T, int D, int M>
-__device__ void add_dkv(KeyRows<T, D, M>& rows, const T* queries, const T* grads, const float* lse,
-                        const float* delta, float scale, int32_t at, const int32_t* start) {
+__device__ void add_dkv(KeyRows<T, D, M>& rows, const ByColumns<D>& columns, const ByRows<D>& queries,
+                        int below, const float* lse, const float* delta, float scale, int32_t at) {
     const int lane = static_cast<int>(threadIdx.x % 32), column = lane % 4 * 2;
     float p[M][2][4] = {}, ds[M][2][4] = {};
-    multiply_16<D>(p, rows.k, queries);
+    multiply_16<D, T>(p, rows.k, columns, 0);
 #pragma unroll
     for (int n = 0; n < 2; ++n) {
         for (int i = 0; i < 4; ++i) {
@@ -82,7 +94,8 @@ __device__ void add_dkv(KeyRows<T, D, M>& rows, const T* queries, const T* grads
 #pragma unroll
         for (int m = 0; m < M; ++m) {
             for (int r = 0; r < 2; ++r) {
-                const int32_t from = start[16 * m + 8 * r + lane / 4] - at - column;
+                const int key = 16 * m + 8 * r + lane / 4;
+                const int32_t from = *AttentionBackwardDkv<D>::of_key(rows.of_keys, key) - at - column;
                 for (int n = 0; n < 2; ++n) {
                     for (int i = 0; i < 2; ++i) {
                         const bool seen = 8 * n + i >= from;  // mask
@@ -92,11 +105,12 @@ __device__ void add_dkv(KeyRows<T, D, M>& rows, const T* queries, const T* grads
             }
         }
     }
-    accumulate_16<D>(rows.dv, p, grads);
+    accumulate_16<D, T>(rows.dv, p, queries, below);
     if constexpr (AttentionBackwardDkv<D>::v_stays) {
-        for (int m = 0; m < M; ++m) load_a<D>(rows.v[m][D / 16 - 1], rows.v_tile, 16 * m, D / 16 - 1);
+        const ByRows<D> values(rows.v_tile);
+        for (int m = 0; m < M; ++m) load_a(rows.v[m][D / 16 - 1], values, 16 * m, D / 16 - 1);
     }
-    multiply_16<D>(ds, rows.v, grads);
+    multiply_16<D, T>(ds, rows.v, columns, below);
 #pragma unroll
     for (int n = 0; n < 2; ++n) {
         for (int i = 0; i < 4; ++i) {
@@ -104,66 +118,56 @@ __device__ void add_dkv(KeyRows<T, D, M>& rows, const T* queries, const T* grads
             for (int m = 0; m < M; ++m) ds[m][n][i] = p[m][n][i] * (ds[m][n][i] - base);
         }
     }
-    accumulate_16<D>(rows.dk, ds, queries);
+    accumulate_16<D, T>(rows.dk, ds, queries, 0);
 }
 
-// budget <32>: registers <= 168, shared <= 26128, blocks >= 3
-// budget <64>: registers <= 255, shared <= 50704, blocks >= 2
-// budget <128>: registers <= 255, shared <= 66832, blocks >= 2
+// budget <32>: registers <= 168, shared <= 25600, blocks >= 3
+// budget <64>: registers <= 255, shared <= 50176, blocks >= 2, on sm_86 >= 2
+// budget <128>: registers <= 255, shared <= 67584, blocks >= 2
 // sass: HMMA, LDSM, LDGSTS, MUFU.EX2, STG.E.128
 template <class T, int D>
 __global__ void __launch_bounds__(attention_threads, AttentionBackwardDkv<D>::blocks)
     attention_backward_dkv_kernel(const __grid_constant__ AttentionParams p,
                                   const __grid_constant__ AttentionGradients g,
-                                  const __grid_constant__ BlockCausalTiles tiles, const BlockOrder order) {
+                                  const __grid_constant__ BlockCausalKeyTiles tiles,
+                                  const __grid_constant__ BlockOrder order) {
     ptx::wait_for_previous();
     using Shape = AttentionBackwardDkv<D>;
     constexpr int M = Shape::M;
     const BlockOrder::Place place = order.place(blockIdx.x);
     const Tile tile = tiles.tile(static_cast<int32_t>(place.rank));  // coarse keys are seen by most queries
-    const uint32_t heads = static_cast<uint32_t>(p.heads), b = place.head / heads, h = place.head % heads;
-    const int lane = static_cast<int>(threadIdx.x % 32), row = static_cast<int>(threadIdx.x / 32) * 16 * M;
+    const uint32_t b = place.b, h = place.h;
+    const int lane = static_cast<int>(threadIdx.x % 32), warp = static_cast<int>(threadIdx.x / 32);
+    const int row = fourth_of_warp(blockIdx.x, warp) * Shape::rows_of_warp;
     const int32_t first = tile.first + row,
                   end = tile.first + tile.rows;  // the warp's first, the block's end
     const int32_t length = static_cast<int32_t>(p.queries);
-    const int64_t rows_before = static_cast<int64_t>(place.head) * p.queries;
 
     T* const q_tiles = reinterpret_cast<T*>(ptx::shared_memory());
     T *const k_tile = q_tiles + Shape::pair, *const v_tile = k_tile + Shape::rows * D;
     float* const of_queries = reinterpret_cast<float*>(q_tiles + Shape::shared_elements);
-    const Rows<const T> q_rows = rows_of<const T>(p.q, b, h), grad_rows = rows_of<const T>(g.grad_out, b, h);
-    const auto copy_queries = [&](int32_t at, int stage) {
+    // Queries that do not exist are zeros, and so is all that they give. Where the head begins is worked out
+    // each time: registers are short.
+    const auto copy_queries = [&](uint32_t b, uint32_t h, int32_t at, int stage) {
+        const int thread = ptx::thread_again();
+        const bool of_lse = thread < Shape::queries;  // one half of the threads; delta is the other's
+        const float* const from = (of_lse ? p.lse : g.delta) + (b * p.heads + h) * p.queries;
+        const int32_t query = at + thread % Shape::queries;
+        const bool inside = query < length;  // mask
+        ptx::cp_async_4(of_queries + stage * attention_threads + thread, from + query, inside);
+        const Rows<const T> q_rows = rows_of<const T>(p.q, b, h),
+                            grad_rows = rows_of<const T>(g.grad_out, b, h);
         T* const q_tile = q_tiles + stage * Shape::pair;
         start_copy<D, Shape::queries, attention_threads>(q_tile, q_rows, at, length);
         start_copy<D, Shape::queries, attention_threads>(q_tile + Shape::pair / 2, grad_rows, at, length);
         ptx::cp_async_commit();
     };
-    // Half of the threads fetch lse, half delta. Queries that do not exist get weights of 0.
-    const bool of_lse = threadIdx.x < Shape::queries;
-    const float* const from = (of_lse ? p.lse : g.delta) + rows_before;
-    const auto load_of_query = [&](int32_t at) {
-        const int32_t query = at + static_cast<int32_t>(threadIdx.x % Shape::queries);
-        const bool inside = query < length;  // mask
-        if (!inside) return of_lse ? INFINITY : 0.0f;
-        return from[query];
-    };
-    const int32_t begin = tiles.start_of_scale(tile.first);  // the first query that sees any of the keys
+    const int32_t begin = tile.keys;  // the first query that sees any of the keys
     start_copy<D, Shape::rows, attention_threads>(k_tile, rows_of<const T>(p.k, b, h), tile.first, end);
     start_copy<D, Shape::rows, attention_threads>(v_tile, rows_of<const T>(p.v, b, h), tile.first, end);
-    copy_queries(begin, 0);
-    of_queries[threadIdx.x] = load_of_query(begin);
+    copy_queries(b, h, begin, 0);
 
-    // first queries that see the warp's keys; of these the first, and the last
-    int32_t* const start = reinterpret_cast<int32_t*>(of_queries + 2 * attention_threads) + row;
-    int32_t* const kept = reinterpret_cast<int32_t*>(of_queries + 2 * attention_threads) + Shape::rows;
-    if (threadIdx.x == 0) {  // what only the end needs: registers are short
-        kept[0] = tile.first;
-        kept[1] = end;
-        kept[2] = static_cast<int32_t>(b);
-        kept[3] = static_cast<int32_t>(h);
-    }
-    const bool of_warp = lane < 16 * M;  // mask
-    if (of_warp) start[lane] = tile.mixed ? tiles.start_of_scale(min(first + lane, end - 1)) : begin;
+    // of the first queries that see the warp's keys the first, and the last
     int32_t least = first < end ? begin : length, most = least;  // a warp without keys has nothing to do
     if (tile.mixed && first < end) {
         least = tiles.start_of_scale(first);
@@ -173,12 +177,25 @@ __global__ void __launch_bounds__(attention_threads, AttentionBackwardDkv<D>::bl
     __syncthreads();
     KeyRows<T, D, M> rows;
     rows.v_tile = v_tile + row * D;
+    const ByRows<D> own(k_tile + row * D);
 #pragma unroll
     for (int m = 0; m < M; ++m) {
         for (int k = 0; k < D / 16; ++k) {
-            load_a<D>(rows.k[m][k], k_tile, row + 16 * m, k);
-            load_a<D>(rows.v[m][k], v_tile, row + 16 * m, k);
+            load_a(rows.k[m][k], own, 16 * m, k);
+            load_a(rows.v[m][k], own, Shape::rows + 16 * m, k);
         }
+    }
+    __syncwarp();
+    // V is in registers, as far as its first channels go
+    T* const of_keys = Shape::v_is_free ? v_tile + row * D
+                                        : reinterpret_cast<T*>(of_queries + 2 * attention_threads) + row * 8;
+    rows.of_keys = of_keys;
+    const bool of_warp = lane < 16 * M;  // mask
+    if (of_warp) {
+        const int32_t start = tile.mixed ? tiles.start_of_scale(min(first + lane, end - 1)) : begin;
+        ptx::store_16(Shape::of_key(of_keys, lane),
+                      make_uint4(static_cast<uint32_t>(start), static_cast<uint32_t>(lane == 0 ? first : row),
+                                 static_cast<uint32_t>(end), place.head));
     }
     __syncthreads();
 
@@ -186,39 +203,47 @@ __global__ void __launch_bounds__(attention_threads, AttentionBackwardDkv<D>::bl
     int stage = 0;
 #pragma unroll 1
     for (int32_t at = begin; at < length; at += Shape::queries) {
-        if (at + Shape::queries < length) copy_queries(at + Shape::queries, 1 - stage);
-        const float next = load_of_query(at + Shape::queries);
+        if (at + Shape::queries < length) {
+            const uint32_t head = ptx::load_16(Shape::of_key(of_keys, 0)).w,
+                           of_b = order.heads.quotient(head);
+            copy_queries(of_b, head - of_b * order.heads.divisor, at + Shape::queries, 1 - stage);
+        }
         const float* const lse = of_queries + stage * attention_threads;
 #pragma unroll 1
         for (int i = 0; i < Shape::queries; i += 16) {
-            const T* const q_tile = q_tiles + stage * Shape::pair + i * D;
-            const T* const grad_tile = q_tile + Shape::pair / 2;
             const int32_t query = at + i;
             if (query >= length || query + 16 <= least) continue;
+            ByColumns<D> columns(q_tiles);
+            ByRows<D> queries(q_tiles);
+            columns += stage * 2 * Shape::queries + i;
+            queries += stage * 2 * Shape::queries + i;
+            const float* const delta = lse + Shape::queries;
             if (query >= most) {
-                add_dkv<false>(rows, q_tile, grad_tile, lse + i, lse + Shape::queries + i, scale, query,
-                               start);
+                add_dkv<false>(rows, columns, queries, Shape::queries, lse + i, delta + i, scale, query);
             } else {
-                add_dkv<true>(rows, q_tile, grad_tile, lse + i, lse + Shape::queries + i, scale, query,
-                              start);
+                add_dkv<true>(rows, columns, queries, Shape::queries, lse + i, delta + i, scale, query);
             }
         }
-        of_queries[(1 - stage) * attention_threads + threadIdx.x] = next;
         ptx::cp_async_wait<0>();
         __syncthreads();
         stage = 1 - stage;
     }
 
+    // what was kept lies where V goes
+    const uint4 kept = ptx::load_16(Shape::of_key(rows.of_keys, 0));
+    const int kept_row = Shape::of_key(rows.of_keys, 1)[1];
+    const int32_t to = static_cast<int32_t>(kept.y), to_end = static_cast<int32_t>(kept.z);
+    const uint32_t to_b = order.heads.quotient(kept.w), to_h = kept.w - to_b * order.heads.divisor;
+    T *const dk_tile = k_tile + kept_row * D, *const dv_tile = v_tile + kept_row * D;
+    __syncwarp();
 #pragma unroll
     for (int m = 0; m < M; ++m) {
-        store_sums_16<D>(k_tile, row + 16 * m, rows.dk[m], p.scale, p.scale);
-        store_sums_16<D>(v_tile, row + 16 * m, rows.dv[m], 1.0f, 1.0f);
+        store_sums_16<D>(dk_tile + 16 * m * D, rows.dk[m], p.scale, p.scale);
+        store_sums_16<D>(dv_tile + 16 * m * D, rows.dv[m], 1.0f, 1.0f);
     }
     __syncwarp();
-    const int32_t to = kept[0] + row, to_end = kept[1];
-    const uint32_t to_b = static_cast<uint32_t>(kept[2]), to_h = static_cast<uint32_t>(kept[3]);
-    write_rows<D, Shape::rows_of_warp>(rows_of<T>(g.dk, to_b, to_h), k_tile, row, to, to_end);
-    write_rows<D, Shape::rows_of_warp>(rows_of<T>(g.dv, to_b, to_h), v_tile, row, to, to_end);
+    write_rows<D, Shape::rows_of_warp>(rows_of<T>(g.dk, to_b, to_h), dk_tile, to, to_end);
+    write_rows<D, Shape::rows_of_warp>(rows_of<T>(g.dv, to_b, to_h), dv_tile, to, to_end);
 }
 
 }  // namespace var_ext::cuda

@@ -17,8 +17,9 @@ struct AttentionBackwardDq {
     // A pair of tiles of keys and values; behind it another, where Q and dO are before they go to registers.
     static constexpr int pair = 2 * keys * D, shared_elements = pair + 2 * rows * D;
     static_assert(2 * rows * D >= pair);
-    static constexpr int shared_bytes =
-        shared_elements * 2 + (2 * rows + 4) * 4;  // and delta and the keys that are seen
+    // and delta, later the keys that are seen, and what each warp keeps for its end
+    static constexpr int kept = 4,
+                         shared_bytes = shared_elements * 2 + (rows + attention_threads / 32 * kept) * 4;
 };
 
 // What a warp holds of its rows. In each 16-row part, a thread has rows lane / 4 and lane / 4 + 8.
@@ -30,17 +31,18 @@ struct QueryRows {
     const int32_t* limit;          // keys that a row sees, in shared memory: registers are short
 };
 
-// products (M times 16, 32) = rows times 32 rows of a tile. On the edge, nothing is wanted from `end` on.
+// products (M times 16, 32) = rows times rows [first, first + 32) of a tile. On the edge, nothing is wanted
+// from the `end`th of them on.
 template <int D, bool edge, class T, int M>
-__device__ void multiply_32(float (&products)[M][4][4], const uint32_t (&rows)[M][D / 16][4], const T* tile,
-                            int end) {
+__device__ void multiply_32(float (&products)[M][4][4], const uint32_t (&rows)[M][D / 16][4],
+                            const ByColumns<D>& tile, int first, int end) {
 #pragma unroll
     for (int n = 0; n < 2; ++n) {
         if (edge && 16 * n >= end) break;
 #pragma unroll
         for (int k = 0; k < D / 16; ++k) {
             uint32_t b[4];
-            load_b<D>(b, tile, 16 * n, k);
+            load_b(b, tile, first + 16 * n, k);
             for (int m = 0; m < M; ++m) {
                 ptx::mma_16816<T>(products[m][2 * n], rows[m][k], b[0], b[1]);
                 ptx::mma_16816<T>(products[m][2 * n + 1], rows[m][k], b[2], b[3]);
@@ -49,13 +51,13 @@ __device__ void multiply_32(float (&products)[M][4][4], const uint32_t (&rows)[M
     }
 }
 
-// Adds what 32 keys, the first of them `at`, give. On the edge, rows see keys below their limit only and none
-// of the warp's sees `end` or more.
+// Adds what 32 keys, the first of them `at`, give; values lie `below` them in shared memory. On the edge,
+// rows see keys below their limit only and none of the warp's sees `end` or more.
 template <bool edge, class T, int D, int M>
-__device__ void add_dq(QueryRows<D, M>& rows, const T* keys, const T* values, float scale, int32_t at,
-                       int32_t end) {
+__device__ void add_dq(QueryRows<D, M>& rows, const ByColumns<D>& columns, const ByRows<D>& keys, int below,
+                       float scale, int32_t at, int32_t end) {
     float p[M][4][4] = {}, ds[M][4][4] = {};
-    multiply_32<D, edge>(p, rows.q, keys, end - at);
+    multiply_32<D, edge, T>(p, rows.q, columns, 0, end - at);
 #pragma unroll
     for (int m = 0; m < M; ++m) {
         for (int n = 0; n < 4; ++n) {
@@ -64,7 +66,7 @@ __device__ void add_dq(QueryRows<D, M>& rows, const T* keys, const T* values, fl
             }
         }
     }
-    multiply_32<D, edge>(ds, rows.grad, values, end - at);
+    multiply_32<D, edge, T>(ds, rows.grad, columns, below, end - at);
 #pragma unroll
     for (int m = 0; m < M; ++m) {
         for (int n = 0; n < 4; ++n) {
@@ -94,7 +96,7 @@ __device__ void add_dq(QueryRows<D, M>& rows, const T* keys, const T* values, fl
 #pragma unroll
         for (int n = 0; n < D / 16; ++n) {
             uint32_t b[4];
-            load_b_transposed<D>(b, keys, 16 * k, n);
+            load_b_transposed(b, keys, 16 * k, n);
             for (int m = 0; m < M; ++m) {
                 ptx::mma_16816<T>(rows.dq[m][2 * n], a[m], b[0], b[1]);
                 ptx::mma_16816<T>(rows.dq[m][2 * n + 1], a[m], b[2], b[3]);
@@ -106,24 +108,26 @@ __device__ void add_dq(QueryRows<D, M>& rows, const T* keys, const T* values, fl
 // A warp's part of delta: 16 bytes of O a lane, from device memory, times those of dO in its tile.
 template <int D, int rows, class T>
 struct DeltaOfRows {
-    static constexpr int pieces = D / 8, steps = rows * pieces / 32;
+    static constexpr int pieces = D / 8, step = 32 / pieces, steps = rows / step;
     uint4 out[steps];
 
     __device__ void load(Rows<const T> from, int32_t first, int32_t end) {
+        const int lane = static_cast<int>(threadIdx.x % 32), row = lane / pieces;
+        const T* source = from[first + row] + lane % pieces * 8;
 #pragma unroll
         for (int i = 0; i < steps; ++i) {
-            const int n = i * 32 + static_cast<int>(threadIdx.x % 32);
-            const bool inside = first + n / pieces < end;  // mask
+            const bool inside = first + row + i * step < end;  // mask
             out[i] = make_uint4(0, 0, 0, 0);
-            if (inside) out[i] = ptx::load_16(from[first + n / pieces] + n % pieces * 8);
+            if (inside) out[i] = ptx::load_16(source);
+            source += step * from.stride;
         }
     }
-    // delta[i] for row `row` + i of the tile
-    __device__ void store(float* delta, const T* grad_tile, int row) const {
+    // delta[i] for the ith row of the tile
+    __device__ void store(float* delta, const T* grad_tile) const {
+        const int lane = static_cast<int>(threadIdx.x % 32);
 #pragma unroll
         for (int i = 0; i < steps; ++i) {
-            const int n = i * 32 + static_cast<int>(threadIdx.x % 32);
-            const uint4 grad = ptx::load_16(element_at<D>(grad_tile, row + n / pieces, n % pieces));
+            const uint4 grad = ptx::load_16(piece_of_lane<D>(grad_tile, i));
             const uint32_t a[4] = {out[i].x, out[i].y, out[i].z, out[i].w},
                            b[4] = {grad.x, grad.y, grad.z, grad.w};
             float sum = 0.0f;
@@ -131,28 +135,31 @@ struct DeltaOfRows {
                 const float2 x = unpack<T>(a[j]), y = unpack<T>(b[j]);
                 sum += x.x * y.x + x.y * y.y;
             }
-            for (int step = pieces / 2; step > 0; step /= 2) sum += __shfl_xor_sync(0xffffffff, sum, step);
-            if (n % pieces == 0) delta[n / pieces] = sum;
+            for (int apart = pieces / 2; apart > 0; apart /= 2)
+                sum += __shfl_xor_sync(0xffffffff, sum, apart);
+            if (lane % pieces == 0) delta[i * step + lane / pieces] = sum;
         }
     }
 };
 
-// budget <32>: registers <= 184, shared <= 25616, blocks >= 2
-// budget <64>: registers <= 255, shared <= 50192, blocks >= 2
-// budget <128>: registers <= 255, shared <= 66064, blocks >= 2
+// budget <32>: registers <= 184, shared <= 25152, blocks >= 2
+// budget <64>: registers <= 255, shared <= 49728, blocks >= 2, on sm_86 >= 2
+// budget <128>: registers <= 255, shared <= 65856, blocks >= 2
 // sass: HMMA, LDSM, LDGSTS, MUFU.EX2, STG.E.128
 template <class T, int D>
 __global__ void __launch_bounds__(attention_threads, AttentionBackwardDq<D>::blocks)
     attention_backward_dq_kernel(const __grid_constant__ AttentionParams p,
                                  const __grid_constant__ AttentionGradients g,
-                                 const __grid_constant__ BlockCausalTiles tiles, const BlockOrder order) {
+                                 const __grid_constant__ BlockCausalTiles tiles,
+                                 const __grid_constant__ BlockOrder order) {
     ptx::wait_for_previous();
     using Shape = AttentionBackwardDq<D>;
     constexpr int M = Shape::M;
     const BlockOrder::Place place = order.place(blockIdx.x);
     const Tile tile = tiles.tile(tiles.count() - 1 - static_cast<int32_t>(place.rank));
-    const uint32_t heads = static_cast<uint32_t>(p.heads), b = place.head / heads, h = place.head % heads;
-    const int lane = static_cast<int>(threadIdx.x % 32), row = static_cast<int>(threadIdx.x / 32) * 16 * M;
+    const uint32_t b = place.b, h = place.h;
+    const int lane = static_cast<int>(threadIdx.x % 32), warp = static_cast<int>(threadIdx.x / 32);
+    const int row = fourth_of_warp(blockIdx.x, warp) * Shape::rows_of_warp;
     const int32_t first = tile.first + row,
                   end = tile.first + tile.rows;  // the warp's first, the block's end
     const int64_t rows_before = static_cast<int64_t>(place.head) * p.queries;
@@ -182,16 +189,10 @@ __global__ void __launch_bounds__(attention_threads, AttentionBackwardDq<D>::blo
             rows.lse[m][r] = inside ? p.lse[rows_before + query] * log2_e : INFINITY;
         }
     }
-    int32_t* const limit = reinterpret_cast<int32_t*>(delta + Shape::rows);
-    const bool of_warp = lane < 16 * M;  // mask
-    if (of_warp) limit[lane] = tile.mixed ? tiles.end_of_scale(min(first + lane, end - 1)) : tile.keys;
-    rows.limit = limit;
-    int32_t* const kept = reinterpret_cast<int32_t*>(kv_tiles + Shape::shared_elements) + 2 * Shape::rows;
-    if (threadIdx.x == 0) {  // what only the end needs: registers are short
-        kept[0] = tile.first;
-        kept[1] = end;
-        kept[2] = static_cast<int32_t>(b);
-        kept[3] = static_cast<int32_t>(h);
+    int32_t* const of_warp = reinterpret_cast<int32_t*>(kv_tiles + Shape::shared_elements) + Shape::rows +
+                             static_cast<int>(threadIdx.x / 32) * Shape::kept;
+    if (lane == 0) {  // what only the end needs: registers are short
+        ptx::store_16(of_warp, make_uint4(static_cast<uint32_t>(first), static_cast<uint32_t>(end), b, h));
     }
     int32_t least = first < end ? tile.keys : 0, most = least;  // a warp without rows has nothing to do
     if (tile.mixed && first < end) {
@@ -200,18 +201,25 @@ __global__ void __launch_bounds__(attention_threads, AttentionBackwardDq<D>::blo
     }
     ptx::cp_async_wait<0>();
     __syncthreads();
-    products.store(delta, grad_tile, row);
+    products.store(delta, grad_tile + row * D);
     __syncwarp();
+    const ByRows<D> own(q_tile + row * D);
 #pragma unroll
     for (int m = 0; m < M; ++m) {
         for (int k = 0; k < D / 16; ++k) {
-            load_a<D>(rows.q[m][k], q_tile, row + 16 * m, k);
-            load_a<D>(rows.grad[m][k], grad_tile, row + 16 * m, k);
+            load_a(rows.q[m][k], own, 16 * m, k);
+            load_a(rows.grad[m][k], own, Shape::rows + 16 * m, k);
         }
         for (int r = 0; r < 2; ++r) rows.delta[m][r] = delta[16 * m + 8 * r + lane / 4];
     }
     const bool stores = lane < 16 * M && first + lane < end;  // mask
     if (stores) g.delta[rows_before + first + lane] = delta[lane];
+    __syncwarp();
+    // delta is in registers: its place is free for the keys that rows see
+    int32_t* const limit = reinterpret_cast<int32_t*>(delta);
+    const bool has_row = lane < 16 * M;  // mask
+    if (has_row) limit[lane] = tile.mixed ? tiles.end_of_scale(min(first + lane, end - 1)) : tile.keys;
+    rows.limit = limit;
     __syncthreads();
 
     const float scale = p.scale * log2_e;
@@ -221,12 +229,14 @@ __global__ void __launch_bounds__(attention_threads, AttentionBackwardDq<D>::blo
         if (at + Shape::keys < tile.keys) copy_keys(at + Shape::keys, 1 - stage);
 #pragma unroll 1
         for (int32_t i = 0; i < Shape::keys; i += 32) {
-            const T* const k_tile = kv_tiles + stage * Shape::pair + i * D;
-            const T* const v_tile = k_tile + Shape::pair / 2;
+            ByColumns<D> columns(kv_tiles);
+            ByRows<D> keys(kv_tiles);
+            columns += stage * 2 * Shape::keys + i;
+            keys += stage * 2 * Shape::keys + i;
             if (at + i + 32 <= least) {
-                add_dq<false>(rows, k_tile, v_tile, scale, at + i, most);
+                add_dq<false, T>(rows, columns, keys, Shape::keys, scale, at + i, most);
             } else if (at + i < most) {
-                add_dq<true>(rows, k_tile, v_tile, scale, at + i, most);
+                add_dq<true, T>(rows, columns, keys, Shape::keys, scale, at + i, most);
             }
         }
         ptx::cp_async_wait<0>();
@@ -235,10 +245,11 @@ __global__ void __launch_bounds__(attention_threads, AttentionBackwardDq<D>::blo
     }
 
 #pragma unroll
-    for (int m = 0; m < M; ++m) store_sums_16<D>(q_tile, row + 16 * m, rows.dq[m], p.scale, p.scale);
+    for (int m = 0; m < M; ++m) store_sums_16<D>(q_tile + (row + 16 * m) * D, rows.dq[m], p.scale, p.scale);
     __syncwarp();
-    const Rows<T> to = rows_of<T>(g.dq, static_cast<uint32_t>(kept[2]), static_cast<uint32_t>(kept[3]));
-    write_rows<D, Shape::rows_of_warp>(to, q_tile, row, kept[0] + row, kept[1]);
+    const uint4 kept = ptx::load_16(of_warp);
+    write_rows<D, Shape::rows_of_warp>(rows_of<T>(g.dq, kept.z, kept.w), q_tile + row * D,
+                                       static_cast<int32_t>(kept.x), static_cast<int32_t>(kept.y));
 }
 
 }  // namespace var_ext::cuda

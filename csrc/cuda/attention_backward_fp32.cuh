@@ -40,13 +40,14 @@ template <int D, int R, int J>
 __global__ void __launch_bounds__(fp32::threads, D == 128 ? 1 : 2)
     attention_backward_q_fp32_kernel(const __grid_constant__ AttentionParams p,
                                      const __grid_constant__ AttentionGradients g,
-                                     const __grid_constant__ BlockCausalTiles tiles, const BlockOrder order) {
+                                     const __grid_constant__ BlockCausalTiles tiles,
+                                     const __grid_constant__ BlockOrder order) {
     ptx::wait_for_previous();
     using namespace fp32;
     using S = Shape<D, R, J>;
     const BlockOrder::Place place = order.place(blockIdx.x);
     const Tile tile = tiles.tile(tiles.count() - 1 - static_cast<int32_t>(place.rank));
-    const uint32_t heads = static_cast<uint32_t>(p.heads), b = place.head / heads, h = place.head % heads;
+    const uint32_t b = place.b, h = place.h;
 
     float* const q_tile = reinterpret_cast<float*>(ptx::shared_memory());
     float* const grad_tile = q_tile + S::row_floats;
@@ -132,13 +133,13 @@ __global__ void __launch_bounds__(fp32::threads, D == 128 ? 1 : 2)
     attention_backward_kv_fp32_kernel(const __grid_constant__ AttentionParams p,
                                       const __grid_constant__ AttentionGradients g,
                                       const __grid_constant__ BlockCausalTiles tiles,
-                                      const BlockOrder order) {
+                                      const __grid_constant__ BlockOrder order) {
     ptx::wait_for_previous();
     using namespace fp32;
     using S = Shape<D, R, J>;
     const BlockOrder::Place place = order.place(blockIdx.x);
     const Tile tile = tiles.tile(static_cast<int32_t>(place.rank));  // the first tile is seen most
-    const uint32_t heads = static_cast<uint32_t>(p.heads), b = place.head / heads, h = place.head % heads;
+    const uint32_t b = place.b, h = place.h;
 
     float* const k_tile = reinterpret_cast<float*>(ptx::shared_memory());
     float* const v_tile = k_tile + S::row_floats;

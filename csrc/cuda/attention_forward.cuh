@@ -67,8 +67,8 @@ struct Softmax {
 // Scores of 64 keys, their weights, and the sum of values. On the edge a row sees the first `limit` of the
 // keys only, and none of the warp's rows more than `end`.
 template <bool edge, class T, int D, int M>
-__device__ void attend(Softmax<D, M>& state, const uint32_t (&q)[M][D / 16][4], const T* keys,
-                       const T* values, float scale, const int (&limit)[M][2], int end) {
+__device__ void attend(Softmax<D, M>& state, const uint32_t (&q)[M][D / 16][4], const ByColumns<D>& keys,
+                       const ByRows<D>& values, float scale, const int (&limit)[M][2], int end) {
     float s[M][8][4] = {};
 #pragma unroll
     for (int n = 0; n < 4; ++n) {
@@ -76,7 +76,7 @@ __device__ void attend(Softmax<D, M>& state, const uint32_t (&q)[M][D / 16][4], 
 #pragma unroll
         for (int k = 0; k < D / 16; ++k) {
             uint32_t b[4];
-            load_b<D>(b, keys, 16 * n, k);
+            load_b(b, keys, 16 * n, k);
             for (int m = 0; m < M; ++m) {
                 ptx::mma_16816<T>(s[m][2 * n], q[m][k], b[0], b[1]);
                 ptx::mma_16816<T>(s[m][2 * n + 1], q[m][k], b[2], b[3]);
@@ -104,7 +104,7 @@ __device__ void attend(Softmax<D, M>& state, const uint32_t (&q)[M][D / 16][4], 
 #pragma unroll
         for (int n = 0; n < D / 16; ++n) {
             uint32_t b[4];
-            load_b_transposed<D>(b, values, 16 * k, n);
+            load_b_transposed(b, values, 16 * k, n);
             for (int m = 0; m < M; ++m) {
                 ptx::mma_16816<T>(state.out[m][2 * n], weights[m], b[0], b[1]);
                 ptx::mma_16816<T>(state.out[m][2 * n + 1], weights[m], b[2], b[3]);
@@ -123,14 +123,15 @@ __device__ void attend(Softmax<D, M>& state, const uint32_t (&q)[M][D / 16][4], 
 template <class T, int D, int M, class Tiles>
 __global__ void __launch_bounds__(attention_threads, AttentionForward<D, M>::blocks)
     attention_forward_kernel(const __grid_constant__ AttentionParams p, const __grid_constant__ Tiles tiles,
-                             const BlockOrder order) {
+                             const __grid_constant__ BlockOrder order) {
     ptx::wait_for_previous();
     using Shape = AttentionForward<D, M>;
     const BlockOrder::Place place = order.place(blockIdx.x);
     const Tile tile = tiles.tile(tiles.count() - 1 - static_cast<int32_t>(place.rank));
-    const uint32_t heads = static_cast<uint32_t>(p.heads), b = place.head / heads, h = place.head % heads;
-    const int lane = static_cast<int>(threadIdx.x % 32), warp = static_cast<int>(threadIdx.x / 32);
-    const int row = warp * Shape::rows_of_warp;  // the warp's first, in the tile
+    const uint32_t b = place.b, h = place.h;
+    const int lane = static_cast<int>(threadIdx.x % 32);
+    // the warp's first, in the tile
+    const int row = fourth_of_warp(blockIdx.x, static_cast<int>(threadIdx.x / 32)) * Shape::rows_of_warp;
     const int32_t first = tile.first + row, end = tile.first + tile.rows;
 
     T* const q_tile = reinterpret_cast<T*>(ptx::shared_memory());
@@ -156,12 +157,13 @@ __global__ void __launch_bounds__(attention_threads, AttentionForward<D, M>::blo
     ptx::cp_async_wait<0>();
     __syncthreads();
     uint32_t q[M][D / 16][4];
+    const ByRows<D> q_rows(q_tile + row * D);
     const uint32_t sign =
         p.scale < 0.0f ? 0x80008000u : 0u;  // the largest score must have the largest product
 #pragma unroll
     for (int m = 0; m < M; ++m) {
         for (int k = 0; k < D / 16; ++k) {
-            load_a<D>(q[m][k], q_tile, row + 16 * m, k);
+            load_a(q[m][k], q_rows, 16 * m, k);
             for (int i = 0; i < 4; ++i) q[m][k][i] ^= sign;
         }
     }
@@ -170,11 +172,13 @@ __global__ void __launch_bounds__(attention_threads, AttentionForward<D, M>::blo
 #pragma unroll 1
     for (int32_t at = 0; at < tile.keys; at += Shape::keys) {
         if (at + Shape::keys < tile.keys) copy_keys(at + Shape::keys, 1 - stage);
-        const T* const k_tile = kv_tiles + stage * 2 * Shape::keys * D;
-        const T* const v_tile = k_tile + Shape::keys * D;
+        ByColumns<D> keys(kv_tiles);
+        ByRows<D> values(kv_tiles + Shape::keys * D);
+        keys += stage * 2 * Shape::keys;
+        values += stage * 2 * Shape::keys;
         int limit[M][2] = {};  // made where it is needed, which is rare: registers are dear
         if (at + Shape::keys <= least) {
-            attend<false>(state, q, k_tile, v_tile, scale, limit, Shape::keys);
+            attend<false, T>(state, q, keys, values, scale, limit, Shape::keys);
         } else if (at < most) {
             for (int m = 0; m < M; ++m) {
                 for (int r = 0; r < 2; ++r) {
@@ -182,7 +186,7 @@ __global__ void __launch_bounds__(attention_threads, AttentionForward<D, M>::blo
                     limit[m][r] = (tile.mixed ? tiles.end_of_scale(query) : tile.keys) - at;
                 }
             }
-            attend<true>(state, q, k_tile, v_tile, scale, limit, most - at);
+            attend<true, T>(state, q, keys, values, scale, limit, most - at);
         }
         ptx::cp_async_wait<0>();
         __syncthreads();
@@ -204,11 +208,11 @@ __global__ void __launch_bounds__(attention_threads, AttentionForward<D, M>::blo
                     (__fmul_rn(state.max[m][r], scale) + log2f(sum)) * ln_2;
             }
         }
-        store_sums_16<D>(q_tile, row + 16 * m, state.out[m], factor[0],
+        store_sums_16<D>(q_tile + (row + 16 * m) * D, state.out[m], factor[0],
                          factor[1]);  // queries are in registers
     }
     __syncwarp();
-    write_rows<D, Shape::rows_of_warp>(rows_of<T>(p.out, b, h), q_tile, row, first, end);
+    write_rows<D, Shape::rows_of_warp>(rows_of<T>(p.out, b, h), q_tile + row * D, first, end);
 }
 
 }  // namespace var_ext::cuda

@@ -38,7 +38,7 @@ template <int D, int rows, int threads, class T>
 __device__ void start_copy(T* tile, Rows<const T> from, int32_t first, int32_t end) {
     constexpr int pieces = D / 8, step = threads / pieces;
     static_assert(threads % pieces == 0 && rows % step == 0 && step % 8 == 0);
-    const int row = static_cast<int>(threadIdx.x) / pieces, piece = static_cast<int>(threadIdx.x) % pieces;
+    const int thread = ptx::thread_again(), row = thread / pieces, piece = thread % pieces;
     T* const to = element_at<D>(tile, row, piece);
     const T* source = from[first + row] + piece * 8;
 #pragma unroll
@@ -49,25 +49,58 @@ __device__ void start_copy(T* tile, Rows<const T> from, int32_t first, int32_t e
     }
 }
 
+// What a thread names in matrix loads: a row and a piece of the 16 rows that a tile begins with. Rows further
+// down are a sum away, pieces a turn of bits: tiles begin at multiples of their rows' size, and steps of 8
+// rows leave the swizzle as it is.
+template <int D>
+struct Address {
+    ptx::SharedAddress at;
+    template <class T>
+    __device__ Address(const T* tile, int row, int piece) : at(element_at<D>(tile, row, piece)) {}
+    __device__ ptx::SharedAddress of(int rows, int pieces) const {
+        ptx::SharedAddress moved = at;
+        moved ^= static_cast<uint32_t>(pieces * 16);
+        moved += static_cast<uint32_t>(rows * D * 2);
+        return moved;
+    }
+    __device__ Address& operator+=(int rows) {
+        at += static_cast<uint32_t>(rows * D * 2);
+        return *this;
+    }
+};
+
+// A, and B transposed: 16 rows by 16 elements.
+template <int D>
+struct ByRows : Address<D> {
+    template <class T>
+    __device__ explicit ByRows(const T* tile)
+        : Address<D>(tile, static_cast<int>(threadIdx.x % 16), static_cast<int>(threadIdx.x % 32 / 16)) {}
+};
+// B: the same 16 by 16 with rows for columns.
+template <int D>
+struct ByColumns : Address<D> {
+    template <class T>
+    __device__ explicit ByColumns(const T* tile)
+        : Address<D>(tile, static_cast<int>(threadIdx.x % 8 + threadIdx.x % 32 / 16 * 8),
+                     static_cast<int>(threadIdx.x / 8 % 2)) {}
+};
+
 // A: rows [row, row + 16), elements [16 k, 16 k + 16).
-template <int D, class T>
-__device__ void load_a(uint32_t (&a)[4], const T* tile, int row, int k) {
-    const int lane = static_cast<int>(threadIdx.x % 32);
-    ptx::ldmatrix_x4(a, element_at<D>(tile, row + lane % 16, 2 * k + lane / 16));
+template <int D>
+__device__ void load_a(uint32_t (&a)[4], const ByRows<D>& tile, int row, int k) {
+    ptx::ldmatrix_x4(a, tile.of(row, 2 * k));
 }
 // B of two products: columns are rows [row, row + 8) and [row + 8, row + 16) of the tile, the sum runs over
 // elements [16 k, 16 k + 16). The first takes b[0], b[1], the second b[2], b[3].
-template <int D, class T>
-__device__ void load_b(uint32_t (&b)[4], const T* tile, int row, int k) {
-    const int lane = static_cast<int>(threadIdx.x % 32);
-    ptx::ldmatrix_x4(b, element_at<D>(tile, row + lane % 8 + lane / 16 * 8, 2 * k + lane / 8 % 2));
+template <int D>
+__device__ void load_b(uint32_t (&b)[4], const ByColumns<D>& tile, int row, int k) {
+    ptx::ldmatrix_x4(b, tile.of(row, 2 * k));
 }
 // B of two products, transposed: the sum runs over rows [row, row + 16) of the tile, columns are elements
 // [16 n, 16 n + 8) and [16 n + 8, 16 n + 16).
-template <int D, class T>
-__device__ void load_b_transposed(uint32_t (&b)[4], const T* tile, int row, int n) {
-    const int lane = static_cast<int>(threadIdx.x % 32);
-    ptx::ldmatrix_x4_trans(b, element_at<D>(tile, row + lane % 16, 2 * n + lane / 16));
+template <int D>
+__device__ void load_b_transposed(uint32_t (&b)[4], const ByRows<D>& tile, int row, int n) {
+    ptx::ldmatrix_x4_trans(b, tile.of(row, 2 * n));
 }
 
 // 16 rows by 16 columns of sums, two products side by side, become an A: rounded to T.
@@ -79,32 +112,40 @@ __device__ void as_a(uint32_t (&a)[4], const float (&left)[4], const float (&rig
     a[3] = pack<T>(right[2], right[3]);
 }
 
-// A warp puts 16 rows of D sums, times a factor for rows lane / 4 and lane / 4 + 8, into its rows of a tile.
+// A warp puts 16 rows of D sums, times a factor for rows lane / 4 and lane / 4 + 8, where a tile begins.
 template <int D, class T>
-__device__ void store_sums_16(T* tile, int row, const float (&sums)[D / 8][4], float upper, float lower) {
-    const int lane = static_cast<int>(threadIdx.x % 32), g = lane / 4, t = lane % 4;
+__device__ void store_sums_16(T* tile, const float (&sums)[D / 8][4], float upper, float lower) {
+    const int lane = static_cast<int>(threadIdx.x % 32), own = piece_at<D>(lane / 4, 0) * 8 + lane % 4 * 2;
 #pragma unroll
     for (int n = 0; n < D / 8; ++n) {
-        const uint32_t pairs[2] = {pack<T>(sums[n][0] * upper, sums[n][1] * upper),
-                                   pack<T>(sums[n][2] * lower, sums[n][3] * lower)};
-        for (int i = 0; i < 2; ++i) {
-            *reinterpret_cast<uint32_t*>(element_at<D>(tile, row + g + 8 * i, n) + 2 * t) = pairs[i];
-        }
+        T* const to = tile + (own ^ n * 8);
+        *reinterpret_cast<uint32_t*>(to) = pack<T>(sums[n][0] * upper, sums[n][1] * upper);
+        *reinterpret_cast<uint32_t*>(to + 8 * D) = pack<T>(sums[n][2] * lower, sums[n][3] * lower);
     }
 }
 
-// A warp copies rows [row, row + rows) of a tile to `to`, where they are rows [first, first + rows); those
-// from `end` on stay.
+// A warp passes over the rows of a tile, 16 bytes a lane: what a lane has at step i. That is row
+// lane / pieces + 32 / pieces * i.
+template <int D, class T>
+__device__ T* piece_of_lane(T* tile, int i) {
+    constexpr int pieces = D / 8, step = 32 / pieces;
+    const int lane = static_cast<int>(threadIdx.x % 32), turn = D == 32 ? 0 : i * step % 8;
+    return tile + (piece_at<D>(lane / pieces, lane % pieces) ^ turn) * 8 + i * step * D;
+}
+
+// A warp copies the first rows of a tile to `to`, where they are rows [first, first + rows); those from `end`
+// on stay.
 template <int D, int rows, class T>
-__device__ void write_rows(Rows<T> to, const T* tile, int row, int32_t first, int32_t end) {
-    constexpr int pieces = D / 8;
-    const int lane = static_cast<int>(threadIdx.x % 32);
+__device__ void write_rows(Rows<T> to, const T* tile, int32_t first, int32_t end) {
+    constexpr int pieces = D / 8, step = 32 / pieces;
+    const int lane = static_cast<int>(threadIdx.x % 32), row = lane / pieces;
+    T* target = to[first + row] + lane % pieces * 8;
 #pragma unroll
-    for (int i = 0; i < rows * pieces / 32; ++i) {
-        const int n = i * 32 + lane, r = n / pieces, piece = n % pieces;
-        if (first + r < end) {  // mask
-            ptx::store_16(to[first + r] + piece * 8, ptx::load_16(element_at<D>(tile, row + r, piece)));
+    for (int i = 0; i < rows / step; ++i) {
+        if (first + row + i * step < end) {  // mask
+            ptx::store_16(target, ptx::load_16(piece_of_lane<D>(tile, i)));
         }
+        target += step * to.stride;
     }
 }
 

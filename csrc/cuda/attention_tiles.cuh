@@ -23,23 +23,31 @@ struct FullTiles {
     __device__ int32_t end_of_scale(int32_t) const { return keys; }
 };
 
-// Whole scales share a tile as long as they fit; one that is too large is cut.
+// Whole scales share a tile as long as they fit; one that is too large is cut. So the border of a scale is
+// that of a tile, and a table of those spares each block its search. All of it must fit into the 4 KB that a
+// kernel's parameters have before CUDA 12.1.
 struct BlockCausalTiles {
     // enough for any schedule of 256 tiles' worth of tokens: two neighbouring tiles are more than one full
     static constexpr int32_t most = 512;
+    static constexpr uint16_t mixed = 0x8000;
     Schedule schedule;
     int32_t tiles;
     int32_t first[most + 1];
+    uint16_t
+        border[most];  // the tile after the scale of a tile's last row; and whether scales share the tile
 
     __host__ __device__ int32_t count() const { return tiles; }
-    __device__ Tile tile(int32_t i) const {
-        const int32_t begin = first[i], rows = first[i + 1] - begin;
-        const int32_t keys = schedule.end_of_scale(begin + rows - 1);
-        return {begin, rows, keys, schedule.end_of_scale(begin) != keys};
+    __host__ __device__ Tile tile(int32_t i) const {
+        const int32_t begin = first[i];
+        return {begin, first[i + 1] - begin, first[border[i] & ~mixed], (border[i] & mixed) != 0};
     }
-    __device__ int32_t end_of_scale(int32_t row) const { return schedule.end_of_scale(row); }
-    __device__ int32_t start_of_scale(int32_t row) const { return schedule.start_of_scale(row); }
+    __host__ __device__ int32_t end_of_scale(int32_t row) const { return schedule.end_of_scale(row); }
+    __host__ __device__ int32_t start_of_scale(int32_t row) const { return schedule.start_of_scale(row); }
 };
+
+// The same for tiles of keys: queries from `keys` on see the first row, later ones where scales share a tile.
+struct BlockCausalKeyTiles : BlockCausalTiles {
+};  // border: the tile that the scale of a first row begins with
 
 inline BlockCausalTiles make_tiles(const char* op, const std::vector<int64_t>& lengths, int32_t size) {
     BlockCausalTiles t = {};
@@ -64,27 +72,75 @@ inline BlockCausalTiles make_tiles(const char* op, const std::vector<int64_t>& l
     }
     if (token > begin) begin_at(begin);
     t.first[t.tiles] = static_cast<int32_t>(token);
+    for (int32_t i = t.tiles - 1; i >= 0; --i) {
+        const int32_t next = t.first[i + 1], keys = t.schedule.end_of_scale(next - 1);
+        t.border[i] =
+            static_cast<uint16_t>(keys == next ? i + 1 : t.border[i + 1] & ~BlockCausalTiles::mixed);
+        if (t.schedule.end_of_scale(t.first[i]) != keys) t.border[i] |= BlockCausalTiles::mixed;
+    }
     return t;
 }
+
+inline BlockCausalKeyTiles make_key_tiles(const char* op, const std::vector<int64_t>& lengths, int32_t size) {
+    BlockCausalKeyTiles t = {make_tiles(op, lengths, size)};
+    for (int32_t i = 0; i < t.tiles; ++i) {
+        const bool begins = t.schedule.start_of_scale(t.first[i]) == t.first[i];
+        const int32_t from = begins ? i : t.border[i - 1] & ~BlockCausalTiles::mixed;
+        t.border[i] = static_cast<uint16_t>(from | (t.border[i] & BlockCausalTiles::mixed));
+    }
+    return t;
+}
+
+// Division by a number that the host knows, of numbers below 2^31: a product instead of some 20 instructions,
+// and the same for all threads of a block.
+struct Divisor {
+    uint32_t divisor, multiplier, shift;
+
+    static Divisor of(uint32_t divisor) {
+        uint32_t shift = 0;
+        while ((uint64_t{1} << shift) < divisor) ++shift;
+        return {divisor, static_cast<uint32_t>((uint64_t{1} << (31 + shift)) / divisor + 1), shift};
+    }
+    __host__ __device__ uint32_t quotient(uint32_t n) const {
+        return static_cast<uint32_t>(uint64_t{2 * n} * multiplier >> 32) >> shift;
+    }
+};
 
 // The order of blocks. Heads whose keys and values fit into the L2 cache together form a group: groups one
 // after another, in each the tile with most work of all its heads, then the next. The last blocks to end are
 // short ones.
 struct BlockOrder {
-    uint32_t heads;  // B * H
-    uint32_t tiles;
-    uint32_t group;  // heads of a group; the last may have fewer
+    uint32_t count;    // of blocks
+    uint32_t last;     // the last group; it may have fewer heads
+    Divisor of_group;  // blocks
+    Divisor members, members_of_last;
+    Divisor heads;  // H
 
     struct Place {
-        uint32_t head, rank;  // rank: 0 for the tile with most work
+        uint32_t b, h, head;  // head: b * H + h
+        uint32_t rank;        // 0 for the tile with most work
     };
-    __device__ Place place(uint32_t block) const {
-        const uint32_t g = block / (tiles * group), i = block - g * tiles * group;
-        const uint32_t members = min(group, heads - g * group);
-        return {g * group + i % members, i / members};
+    __host__ __device__ Place place(uint32_t block) const {
+        const uint32_t group = of_group.quotient(block), i = block - group * of_group.divisor;
+        const Divisor& here = group == last ? members_of_last : members;
+        const uint32_t rank = here.quotient(i), head = group * members.divisor + i - rank * here.divisor;
+        const uint32_t b = heads.quotient(head);
+        return {b, head - b * heads.divisor, head, rank};
     }
-    uint32_t blocks() const { return heads * tiles; }
+    uint32_t blocks() const { return count; }
 };
+
+// Which fourth of its tile's rows a warp takes. Tiles that are not full leave their last fourths idle, coarse
+// rows have less to do: were those always the same warps, so would be the parts of the multiprocessor that
+// they run on. Of four blocks side by side each turns the fourths differently, neighbours by half a turn;
+// fours are turned by a hash, so that no stride between the blocks of a multiprocessor brings the same turn
+// again.
+__host__ __device__ inline int fourth_of_warp(uint32_t block, int warp) {
+    uint32_t hash = block / 4 * 0x9e3779b9u;
+    hash = (hash ^ hash >> 15) * 0x85ebca6bu;
+    const uint32_t turn = block % 2 * 2 + block / 2 % 2 + (hash >> 30);
+    return static_cast<int>((static_cast<uint32_t>(warp) + turn) % 4);
+}
 
 // Keys and as many values are what a head reads.
 inline BlockOrder make_order(const char* op, const AttentionParams& p, int32_t tiles) {
@@ -93,11 +149,17 @@ inline BlockOrder make_order(const char* op, const AttentionParams& p, int32_t t
         contract_error(op, "B * H * tiles must be below 2^31 on CUDA, got " + std::to_string(heads) + " * " +
                                std::to_string(tiles));
     }
+    if (blocks == 0) return {};
     // of 40 MB on an A100 and 50 MB on an H100, which hold more than keys and values
     constexpr int64_t share_of_cache = 8 << 20;
     const int64_t bytes = 2 * p.keys * p.dim * dtype_size(p.dtype);
-    const int64_t group = std::max<int64_t>(1, std::min(heads, share_of_cache / std::max<int64_t>(1, bytes)));
-    return {static_cast<uint32_t>(heads), static_cast<uint32_t>(tiles), static_cast<uint32_t>(group)};
+    int64_t group = std::max<int64_t>(1, std::min(heads, share_of_cache / std::max<int64_t>(1, bytes)));
+    if (group > 4) group -= group % 4;  // see fourth_of_warp
+    const int64_t last = (heads - 1) / group;
+    const auto divisor = [](int64_t n) { return Divisor::of(static_cast<uint32_t>(n)); };
+    return {static_cast<uint32_t>(blocks), static_cast<uint32_t>(last),
+            divisor(group * tiles),        divisor(group),
+            divisor(heads - last * group), divisor(p.heads)};
 }
 
 }  // namespace var_ext::cuda

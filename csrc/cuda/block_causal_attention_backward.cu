@@ -13,19 +13,23 @@ constexpr const char* op = "block_causal_attention_backward";
 // dQ and delta first, then dK and dV, which read delta. Nothing is added up across blocks: the result depends
 // on shapes alone. Seven products of pairs that see each other, where one pass with atomics would need five.
 // Pairs computed over pairs wanted, for 64 channels: 1.10 at 256 px (L = 680), 1.04 at 512 px (L = 2240).
+static_assert(sizeof(AttentionParams) + sizeof(AttentionGradients) + sizeof(BlockCausalTiles) +
+                  sizeof(BlockOrder) <=
+              4096);
+
 template <class T, int D>
 void launch_attention_backward(const BlockCausalAttentionBackwardParams& p, const CudaStream& stream) {
     const AttentionParams& a = p.forward.attention;
-    const auto run = [&](auto shape, auto kernel) {
+    const auto run = [&](auto shape, auto make, auto kernel) {
         using Shape = decltype(shape);
-        const BlockCausalTiles tiles = make_tiles(op, p.forward.lengths, Shape::rows);
+        const auto tiles = make(op, p.forward.lengths, Shape::rows);
         const BlockOrder order = make_order(op, a, tiles.count());
         if (order.blocks() == 0) return;
         launch(op, stream, dim3(order.blocks()), attention_threads, Shape::shared_bytes, kernel, a,
                p.gradients, tiles, order);
     };
-    run(AttentionBackwardDq<D>{}, attention_backward_dq_kernel<T, D>);
-    run(AttentionBackwardDkv<D>{}, attention_backward_dkv_kernel<T, D>);
+    run(AttentionBackwardDq<D>{}, make_tiles, attention_backward_dq_kernel<T, D>);
+    run(AttentionBackwardDkv<D>{}, make_key_tiles, attention_backward_dkv_kernel<T, D>);
 }
 
 }  // namespace

@@ -27,6 +27,27 @@ __device__ inline void wait_for_previous() {
 #endif
 }
 
+// A place in shared memory as matrix loads take it: a number, of which bits can be turned.
+struct SharedAddress {
+    uint32_t value;
+    __device__ SharedAddress(const void* pointer) : value(shared_address(pointer)) {}
+    __device__ SharedAddress& operator+=(uint32_t bytes) {
+        value += bytes;
+        return *this;
+    }
+    __device__ SharedAddress& operator^=(uint32_t bits) {
+        value ^= bits;
+        return *this;
+    }
+};
+
+// threadIdx.x, asked for anew: nothing made of it stays in registers between two places that need it.
+__device__ inline int thread_again() {
+    int x;
+    asm volatile("mov.u32 %0, %%tid.x;" : "=r"(x));
+    return x;
+}
+
 // 16 bytes at once; the address must be a multiple of 16.
 __device__ inline uint4 load_16(const void* from) {
     return *static_cast<const uint4*>(from);
@@ -49,6 +70,12 @@ __device__ inline void cp_async_16(void* shared, const void* global, bool valid)
                  "r"(valid ? 16 : 0)
                  : "memory");
 }
+// The same of 4 bytes.
+__device__ inline void cp_async_4(void* shared, const void* global, bool valid) {
+    asm volatile("cp.async.ca.shared.global [%0], [%1], 4, %2;" ::"r"(shared_address(shared)), "l"(global),
+                 "r"(valid ? 4 : 0)
+                 : "memory");
+}
 // Closes a group of copies.
 __device__ inline void cp_async_commit() {
     asm volatile("cp.async.commit_group;" ::: "memory");
@@ -62,17 +89,17 @@ __device__ inline void cp_async_wait() {
 
 // Four 8 x 8 matrices of 16-bit elements; lane i names row i % 8 of matrix i / 8. Of matrix j, lane i gets
 // elements 2 (i % 4) and the next of row i / 4 in r[j].
-__device__ inline void ldmatrix_x4(uint32_t (&r)[4], const void* row) {
+__device__ inline void ldmatrix_x4(uint32_t (&r)[4], SharedAddress row) {
     asm volatile("ldmatrix.sync.aligned.m8n8.x4.shared.b16 {%0, %1, %2, %3}, [%4];"
                  : "=r"(r[0]), "=r"(r[1]), "=r"(r[2]), "=r"(r[3])
-                 : "r"(shared_address(row))
+                 : "r"(row.value)
                  : "memory");
 }
 // The same with each matrix transposed: elements 2 (i % 4) and the next of column i / 4.
-__device__ inline void ldmatrix_x4_trans(uint32_t (&r)[4], const void* row) {
+__device__ inline void ldmatrix_x4_trans(uint32_t (&r)[4], SharedAddress row) {
     asm volatile("ldmatrix.sync.aligned.m8n8.x4.trans.shared.b16 {%0, %1, %2, %3}, [%4];"
                  : "=r"(r[0]), "=r"(r[1]), "=r"(r[2]), "=r"(r[3])
-                 : "r"(shared_address(row))
+                 : "r"(row.value)
                  : "memory");
 }
 

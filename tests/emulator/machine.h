@@ -69,8 +69,8 @@ void before_atomic(const void* address, size_t size, const void* pc);
 // What the kernel before wrote is there from now on, for this thread.
 void wait_for_previous();
 
-// Asynchronous copies of 16 bytes; a null source means zeros.
-void copy_async(void* shared, const void* global, const void* pc);
+// Asynchronous copies; a null source means zeros.
+void copy_async(void* shared, const void* global, size_t size, const void* pc);
 void commit_copies();
 void wait_copies(unsigned pending);
 

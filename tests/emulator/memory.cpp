@@ -252,8 +252,7 @@ void before_atomic(const void* pointer, size_t size, const void* pc) {
     check_shared_write(address, size, pc, by_atomic);
 }
 
-void copy_async(void* shared, const void* global, const void* pc) {
-    constexpr size_t size = 16;
+void copy_async(void* shared, const void* global, size_t size, const void* pc) {
     const uintptr_t to = address_of(shared);
     if (!in_shared(to)) fail(bytes_at("copies to", size, to) + ", which is not shared", pc);
     check_alignment("copies to", to, size, pc);
@@ -270,7 +269,7 @@ void copy_async(void* shared, const void* global, const void* pc) {
         g[i].pending_block = machine.block_number;
     }
     memset(shared, 0xff, size);
-    machine.current->open.push_back({static_cast<unsigned char*>(shared), global, pc});
+    machine.current->open.push_back({static_cast<unsigned char*>(shared), global, size, pc});
 }
 
 void commit_copies() {
@@ -284,14 +283,14 @@ void wait_copies(unsigned pending) {
     while (self.groups.size() > pending) {
         for (const Copy& copy : self.groups.front()) {
             Granule* g = granules + (copy.to - block_memory) / 2;
-            for (int i = 0; i < 8; ++i) {
+            for (size_t i = 0; i < copy.size / 2; ++i) {
                 --g[i].pending;
                 note_writer(g[i], self, static_cast<uint16_t>(self.thread));
             }
             if (copy.from != nullptr) {
-                memcpy(copy.to, copy.from, 16);
+                memcpy(copy.to, copy.from, copy.size);
             } else {
-                memset(copy.to, 0, 16);
+                memset(copy.to, 0, copy.size);
             }
         }
         self.groups.pop_front();

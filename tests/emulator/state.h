@@ -21,6 +21,7 @@ struct Error : std::runtime_error {
 struct Copy {
     unsigned char* to;
     const void* from;  // null: zeros
+    size_t size;
     const void* pc;
 };
 

@@ -18,6 +18,9 @@ using emulator::shared_memory;
 inline void wait_for_previous() {
     emulator::wait_for_previous();
 }
+inline int thread_again() {
+    return static_cast<int>(threadIdx.x);
+}
 
 EMULATED_ACCESS uint4 load_16(const void* from) {
     uint4 value;
@@ -32,7 +35,10 @@ EMULATED_ACCESS void store_global_16(void* to, uint4 value) {
 }
 
 EMULATED_ACCESS void cp_async_16(void* shared, const void* global, bool valid) {
-    emulator::copy_async(shared, valid ? global : nullptr, __builtin_return_address(0));
+    emulator::copy_async(shared, valid ? global : nullptr, 16, __builtin_return_address(0));
+}
+EMULATED_ACCESS void cp_async_4(void* shared, const void* global, bool valid) {
+    emulator::copy_async(shared, valid ? global : nullptr, 4, __builtin_return_address(0));
 }
 inline void cp_async_commit() {
     emulator::commit_copies();
@@ -42,13 +48,26 @@ void cp_async_wait() {
     emulator::wait_copies(pending);
 }
 
-inline void ldmatrix_x4(uint32_t (&r)[4], const void* row, EMULATOR_SITE) {
-    emulator::LoadMatrix lane = {row, {}};
+struct SharedAddress {
+    uintptr_t value;
+    SharedAddress(const void* pointer) : value(reinterpret_cast<uintptr_t>(pointer)) {}
+    SharedAddress& operator+=(uint32_t bytes) {
+        value += bytes;
+        return *this;
+    }
+    SharedAddress& operator^=(uint32_t bits) {
+        value ^= bits;
+        return *this;
+    }
+};
+
+inline void ldmatrix_x4(uint32_t (&r)[4], SharedAddress row, EMULATOR_SITE) {
+    emulator::LoadMatrix lane = {reinterpret_cast<const void*>(row.value), {}};
     emulator::warp_collective("ldmatrix_x4", 0xffffffff, {file, line}, &lane, emulator::load_matrix);
     for (int i = 0; i < 4; ++i) r[i] = lane.r[i];
 }
-inline void ldmatrix_x4_trans(uint32_t (&r)[4], const void* row, EMULATOR_SITE) {
-    emulator::LoadMatrix lane = {row, {}};
+inline void ldmatrix_x4_trans(uint32_t (&r)[4], SharedAddress row, EMULATOR_SITE) {
+    emulator::LoadMatrix lane = {reinterpret_cast<const void*>(row.value), {}};
     emulator::warp_collective("ldmatrix_x4_trans", 0xffffffff, {file, line}, &lane,
                               emulator::load_matrix_transposed);
     for (int i = 0; i < 4; ++i) r[i] = lane.r[i];
