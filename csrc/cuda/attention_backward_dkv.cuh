@@ -24,8 +24,7 @@ struct AttentionBackwardDkv {
     static constexpr int shared_bytes =
         shared_elements * 2 + 2 * attention_threads * 4 + (v_is_free ? 0 : rows * 16);
 
-    // 16 bytes of a key: the first query that sees it, and what the warp's end needs: the first key of the
-    // warp (from its second key on: the warp's row in the tile), the end of the tile's keys, the head.
+    // 16 bytes of a key: the first query that sees it; of a warp's first key also what its end needs.
     template <class T>
     static __device__ int32_t* of_key(T* place, int row) {
         return reinterpret_cast<int32_t*>(v_is_free ? element_at<D>(place, row, 0) : place + row * 8);
@@ -137,8 +136,7 @@ __global__ void __launch_bounds__(attention_threads, AttentionBackwardDkv<D>::bl
     const BlockOrder::Place place = order.place(blockIdx.x);
     const Tile tile = tiles.tile(static_cast<int32_t>(place.rank));  // coarse keys are seen by most queries
     const uint32_t b = place.b, h = place.h;
-    const int lane = static_cast<int>(threadIdx.x % 32), warp = static_cast<int>(threadIdx.x / 32);
-    const int row = fourth_of_warp(blockIdx.x, warp) * Shape::rows_of_warp;
+    const int lane = static_cast<int>(threadIdx.x % 32), row = static_cast<int>(threadIdx.x / 32) * 16 * M;
     const int32_t first = tile.first + row,
                   end = tile.first + tile.rows;  // the warp's first, the block's end
     const int32_t length = static_cast<int32_t>(p.queries);
@@ -149,12 +147,11 @@ __global__ void __launch_bounds__(attention_threads, AttentionBackwardDkv<D>::bl
     // Queries that do not exist are zeros, and so is all that they give. Where the head begins is worked out
     // each time: registers are short.
     const auto copy_queries = [&](uint32_t b, uint32_t h, int32_t at, int stage) {
-        const int thread = ptx::thread_again();
-        const bool of_lse = thread < Shape::queries;  // one half of the threads; delta is the other's
+        const bool of_lse = threadIdx.x < Shape::queries;  // one half of the threads; delta is the other's
         const float* const from = (of_lse ? p.lse : g.delta) + (b * p.heads + h) * p.queries;
-        const int32_t query = at + thread % Shape::queries;
+        const int32_t query = at + static_cast<int32_t>(threadIdx.x % Shape::queries);
         const bool inside = query < length;  // mask
-        ptx::cp_async_4(of_queries + stage * attention_threads + thread, from + query, inside);
+        ptx::cp_async_4(of_queries + stage * attention_threads + threadIdx.x, from + query, inside);
         const Rows<const T> q_rows = rows_of<const T>(p.q, b, h),
                             grad_rows = rows_of<const T>(g.grad_out, b, h);
         T* const q_tile = q_tiles + stage * Shape::pair;
@@ -194,7 +191,7 @@ __global__ void __launch_bounds__(attention_threads, AttentionBackwardDkv<D>::bl
     if (of_warp) {
         const int32_t start = tile.mixed ? tiles.start_of_scale(min(first + lane, end - 1)) : begin;
         ptx::store_16(Shape::of_key(of_keys, lane),
-                      make_uint4(static_cast<uint32_t>(start), static_cast<uint32_t>(lane == 0 ? first : row),
+                      make_uint4(static_cast<uint32_t>(start), static_cast<uint32_t>(first),
                                  static_cast<uint32_t>(end), place.head));
     }
     __syncthreads();
@@ -231,19 +228,17 @@ __global__ void __launch_bounds__(attention_threads, AttentionBackwardDkv<D>::bl
 
     // what was kept lies where V goes
     const uint4 kept = ptx::load_16(Shape::of_key(rows.of_keys, 0));
-    const int kept_row = Shape::of_key(rows.of_keys, 1)[1];
     const int32_t to = static_cast<int32_t>(kept.y), to_end = static_cast<int32_t>(kept.z);
     const uint32_t to_b = order.heads.quotient(kept.w), to_h = kept.w - to_b * order.heads.divisor;
-    T *const dk_tile = k_tile + kept_row * D, *const dv_tile = v_tile + kept_row * D;
     __syncwarp();
 #pragma unroll
     for (int m = 0; m < M; ++m) {
-        store_sums_16<D>(dk_tile + 16 * m * D, rows.dk[m], p.scale, p.scale);
-        store_sums_16<D>(dv_tile + 16 * m * D, rows.dv[m], 1.0f, 1.0f);
+        store_sums_16<D>(k_tile + (row + 16 * m) * D, rows.dk[m], p.scale, p.scale);
+        store_sums_16<D>(v_tile + (row + 16 * m) * D, rows.dv[m], 1.0f, 1.0f);
     }
     __syncwarp();
-    write_rows<D, Shape::rows_of_warp>(rows_of<T>(g.dk, to_b, to_h), dk_tile, to, to_end);
-    write_rows<D, Shape::rows_of_warp>(rows_of<T>(g.dv, to_b, to_h), dv_tile, to, to_end);
+    write_rows<D, Shape::rows_of_warp>(rows_of<T>(g.dk, to_b, to_h), k_tile + row * D, to, to_end);
+    write_rows<D, Shape::rows_of_warp>(rows_of<T>(g.dv, to_b, to_h), v_tile + row * D, to, to_end);
 }
 
 }  // namespace var_ext::cuda
