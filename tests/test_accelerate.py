@@ -11,7 +11,7 @@ from torch import nn
 import var_ext
 from tests.models.conftest import small_pair
 from var_ext.engine.compare import UnsupportedModel
-from var_ext.models import VAR
+from var_ext.models import VAR, MultiScaleQuantizer
 from var_ext.models.var import FFN
 from var_ext.models.vqvae import ResnetBlock
 
@@ -126,6 +126,11 @@ class Loud(ResnetBlock):
         return 2 * super().forward(x)
 
 
+class Louder(MultiScaleQuantizer):
+    def get_next_autoregressive_input(self, si, SN, f_hat, h_BChw):
+        return super().get_next_autoregressive_input(si, SN, f_hat, 3 * h_BChw)
+
+
 class Shifted(VAR):
     def forward(self, label_B, x):
         return super().forward(label_B, x) + torch.arange(self.V)
@@ -154,6 +159,9 @@ CHANGES = {
     r"blocks.1.attn.proj is off by": lambda model: setattr(model.blocks[1].attn, "scale", 3.0),
     r"decoder.mid.block_1 is off by": lambda model: setattr(
         model.vae_proxy[0].decoder.mid.block_1, "__class__", Loud
+    ),
+    r"quantize.get_next_autoregressive_input is off by": lambda model: setattr(
+        model.vae_proxy[0].quantize, "__class__", Louder
     ),
     r"the output is off by": lambda model: setattr(model, "__class__", Shifted),
 }  # fmt: skip

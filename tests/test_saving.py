@@ -51,6 +51,11 @@ def test_a_merged_adapter_comes_back(tmp_path):
     assert answer(var_ext.load(tmp_path, precision="fp32")) == answer(Sampler(vae, var, precision="fp32"))
 
 
+class OwnLogits(VAR):
+    def get_logits(self, h, cond):
+        return 2 * super().get_logits(h, cond)
+
+
 FAULTS = {
     r"blocks.0.attn.proj is a Adapter instead of a Linear": lambda vae, var: setattr(
         var.blocks[0].attn, "proj", Adapter(var.blocks[0].attn.proj)
@@ -58,11 +63,14 @@ FAULTS = {
     r"blocks.1.ffn is a Relu instead of a FFN": lambda vae, var: setattr(var.blocks[1].ffn, "__class__", Relu),
     r"blocks.0.attn.scale is 3.0 instead of 1.0": lambda vae, var: setattr(var.blocks[0].attn, "scale", 3.0),
     r"blocks.0.norm_eps is 0.1": lambda vae, var: setattr(var.blocks[0], "norm_eps", 0.1),
-    r"class_emb.weight does not have shape \(6, 64\)": lambda vae, var: setattr(var, "class_emb", nn.Embedding(9, 64)),
+    r"class_emb.num_embeddings is 9 instead of 6": lambda vae, var: setattr(var, "class_emb", nn.Embedding(9, 64)),
     r"blocks.0 has a forward of its own": lambda vae, var: setattr(var.blocks[0], "forward", var.blocks[0].forward),
     r"style is a Linear, which they do not build": lambda vae, var: setattr(var, "style", nn.Linear(2, 64)),
     r"decoder.mid is a Sequential": lambda vae, var: setattr(vae.decoder, "mid", nn.Sequential(vae.decoder.mid)),
     r"gain is no entry of it": lambda vae, var: setattr(var, "gain", nn.Parameter(torch.ones(1))),
+    r"blocks.0 has a extra of its own": lambda vae, var: setattr(var.blocks[0], "extra", var.blocks[0].forward),
+    r"the model is a OwnLogits instead of a VAR": lambda vae, var: setattr(var, "__class__", OwnLogits),
+    r"decoder.norm_out.eps is 0.5 instead of 1e-06": lambda vae, var: setattr(vae.decoder.norm_out, "eps", 0.5),
     r"quantize.beta is 0.5 instead of 0.25": lambda vae, var: setattr(vae.quantize, "beta", 0.5),
 }  # fmt: skip
 

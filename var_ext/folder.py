@@ -13,13 +13,13 @@ import math
 import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from types import FunctionType, MethodType
 from typing import Any
 
 import torch
 
 from var_ext.files import CheckpointError, load_tensors, read_json, save_tensors, write_json
 from var_ext.models import VAR, VQVAE
-from var_ext.models.modules import Part
 
 FORMAT = "var_ext/1"
 CONFIG, VAE_WEIGHTS, VAR_WEIGHTS = "config.json", "vae.safetensors", "var.safetensors"
@@ -88,12 +88,13 @@ def _difference(model: torch.nn.Module, twin: torch.nn.Module) -> str | None:
     for name, module in ours.items():
         part, other = name or "the model", theirs.get(name)
         kinds = [type(m).__name__ for m in (module, other)]
-        if type(module) is not type(other) and name:  # a subclass of the model itself has no parts of its own
+        if type(module) is not type(other) and (name or _overrides(type(module), type(other))):
             return f"{part} is a {kinds[0]}" + (
                 f" instead of a {kinds[1]}" if other else ", which they do not build"
             )
-        if "forward" in module.__dict__:
-            return f"{part} has a forward of its own"
+        for key, value in module.__dict__.items():
+            if isinstance(value, FunctionType | MethodType):
+                return f"{part} has a {key} of its own"
         for key, value in _settings(other).items():
             if getattr(module, key, None) != value:
                 return f"{part}.{key} is {getattr(module, key, None)!r} instead of {value!r}"
@@ -107,15 +108,23 @@ def _difference(model: torch.nn.Module, twin: torch.nn.Module) -> str | None:
     return f"{next(iter(entries))} is no entry of it" if entries else None
 
 
+def _overrides(kind: type, base: type) -> bool:
+    """Whether a subclass has something of its own in the place of what `base` has, but for its constructor."""
+    if not issubclass(kind, base):
+        return True
+    own = (name for cls in kind.__mro__[: kind.__mro__.index(base)] for name in vars(cls))
+    return any(not name.startswith("__") and hasattr(base, name) for name in own)
+
+
 def _settings(module: torch.nn.Module | None) -> dict[str, object]:
     """What a part of a model was built with, besides weights."""
-    if not isinstance(module, Part):
+    if module is None:
         return {}
     state = ("training", "changes", "record_hit", "cond_drop_rate")
     return {
         key: value
         for key, value in module.__dict__.items()
-        if type(value) in (int, float, bool, str) and not key.startswith("_") and key not in state
+        if type(value) in (int, float, bool, str, tuple) and not key.startswith("_") and key not in state
     }
 
 

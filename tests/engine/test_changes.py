@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from types import MethodType
+from types import MethodType, SimpleNamespace
 
 import pytest
 import torch
@@ -223,3 +223,133 @@ def test_released_weights_stay_where_a_part_is_called_as_it_is(mode):
     kept = Sampler(vae, var, precision=mode)([1], [2])
     assert torch.equal(Sampler(*other, precision=mode, release=True)([1], [2]), kept)
     assert other[1].blocks[0].ffn.fc1.weight.numel() and not other[1].blocks[1].ffn.fc1.weight.numel()
+
+
+class Tanh(nn.Module):
+    def __init__(self, inner):
+        super().__init__()
+        self.inner = inner
+
+    def forward(self, x):
+        return 3 * torch.tanh(self.inner(x))
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("mode", ["bf16", "int8"])
+def test_guidance_is_mixed_before_a_linear_head_alone(mode):
+    """The logits of a mixture are the mixture of logits for nothing else."""
+    _, var = small_pair()
+    var.eval().head = Tanh(var.head)
+    engine = Engine(var, named_precision(mode, CPU), pack=True)
+    hidden = torch.randn(6, 4, var.C, dtype=torch.bfloat16)
+    logits, left = engine._logits(engine.parts().var.head, hidden, 3, 2.0)
+    assert left == 2.0 and logits.shape == (6, 4, var.V)
+
+
+def test_the_decoder_writes_into_memory_of_its_own_alone():
+    """What an adapter or a hook keeps of a convolution stays as it was."""
+    vae, var = small_pair()
+    engine, kept = Engine(var.eval(), named_precision("fp32", CPU), pack=True), []
+    vae.decoder.mid.block_1.conv2.register_forward_hook(
+        lambda module, given, out: kept.extend((out, out.clone())) and None
+    )
+    engine.decode(torch.randn(1, 8, 4, 4))
+    assert torch.equal(*kept)
+
+
+class Conditioned(VAR):
+    """With layers and a parameter beside the class embedding, in which precision ever the rest runs."""
+
+    def more(self):
+        self.style = nn.Sequential(nn.LayerNorm(3), nn.Linear(3, self.C))
+        self.gain = nn.Parameter(torch.randn(3, 3))
+        self.register_buffer("offset", torch.ones(3))
+
+    def condition(self, labels, style):
+        return super().condition(labels) + self.style(style @ self.gain + self.offset)
+
+    def positions(self):
+        return super().positions() * self.offset.mean()
+
+
+@pytest.mark.parametrize("mode", OFF)
+def test_what_a_subclass_adds_keeps_its_precision(mode):
+    vae, var = small_pair()
+    became(var, Conditioned)
+    var.more()
+    options = dict(seeds=[1, 2], conditions={"style": torch.randn(2, 3)}, cfg=2.0)
+    sampler = Sampler(vae, var, precision=mode)
+    before = sampler([1, 2], **options)
+    with torch.no_grad():
+        var.offset.fill_(3)  # a buffer, in place
+    assert not torch.equal(sampler([1, 2], **options), before)
+
+
+def test_a_compiled_model_is_copied_and_drawn_as_it_is():
+    vae, var = small_pair()
+    before = Sampler(vae, var, precision="bf16")([1], [2])
+    var.compile(backend="eager")
+    var.blocks[0].compile(backend="eager")
+    assert torch.equal(Sampler(vae, var, precision="bf16")([1], [2]), before)
+    other = copy.deepcopy(var).eval()
+    with torch.no_grad():
+        other.head.weight.zero_()
+        other.head.bias.zero_()
+    assert not other(torch.tensor([1]), None).any()
+
+
+class Gelu(nn.Module):
+    """A user's layer that has something of this name."""
+
+    def __init__(self, linear):
+        super().__init__()
+        self.linear, self.gelu = linear, nn.GELU()
+
+    def forward(self, x):
+        return self.gelu(self.linear(x))
+
+
+def test_a_layer_with_a_gelu_of_its_own_is_called():
+    _, var = small_pair()
+    ffn, x = var.blocks[0].ffn, torch.randn(2, 3, 64)
+    ffn.fc1 = Gelu(ffn.fc1)
+    torch.testing.assert_close(ffn(x), ffn.fc2(F.gelu(ffn.fc1(x), approximate="tanh")))
+
+
+def test_hooks_and_patches_are_drawn_eagerly_and_seen_after_a_capture(monkeypatch):
+    """A graph would not run their Python again."""
+    monkeypatch.setattr("var_ext.engine.engine.backend.use_native", lambda *_: True)
+
+    class OnGpu(SimpleNamespace):
+        def __len__(self):
+            return 1
+
+    call = OnGpu(labels=SimpleNamespace(is_cuda=True), edit=None)
+    vae, var = small_pair()
+    engine = Engine(var.eval(), named_precision("fp32", CPU), pack=True)
+    assert engine._captures(call)
+    for place in (var.blocks[0], var.head_nm, var.class_emb, vae.decoder.mid, vae.decoder.mid.block_1.norm1):
+        hook = place.register_forward_hook(lambda *_: None)
+        assert not engine._captures(call)
+        hook.remove()
+        assert engine._captures(call)
+    patched(var.blocks[0].ffn)
+    assert not engine._captures(call)
+
+
+def test_a_hook_on_the_model_itself_that_changes_logits_is_refused():
+    vae, var = small_pair()
+    var.register_forward_hook(lambda module, given, out: None)
+    Sampler(vae, var, precision="fp32")([0], [1])
+    var.register_forward_hook(lambda module, given, out: out * 0)
+    with pytest.raises(UnsupportedModel, match=r"VAR\.forward computes something else"):
+        Sampler(vae, var, precision="fp32")([0], [1])
+
+
+def test_weights_that_are_gone_are_named():
+    vae, var = small_pair()
+    Sampler(vae, var, precision="bf16", release=True)([0], [1])
+    with pytest.raises(
+        RuntimeError, match="the weight of a layer is gone: it was released by another sampler"
+    ):
+        Sampler(vae, var, precision="bf16")([0], [1])

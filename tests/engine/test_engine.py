@@ -113,8 +113,8 @@ def test_a_mixture_of_guidance_on_the_device_is_rounded_once(pair):
     """To 8 bits, from sums of float32; each image by its own value, whether its weights are known or not."""
     engine, t = engine_of(pair, "bf16"), torch.tensor([1.7, -0.25, 4.0], dtype=torch.float64)
     hidden = torch.randn(6, 50, 64).bfloat16()
-    mixed, none = engine._logits(lambda h: h, hidden, 3, t)
-    again, _ = engine._logits(lambda h: h, hidden, 3, t, _weights(torch.stack((t, t)))[:, 1])
+    mixed, none = engine._logits(Same(), hidden, 3, t)
+    again, _ = engine._logits(Same(), hidden, 3, t, _weights(torch.stack((t, t)))[:, 1])
     cond, uncond = hidden.double().chunk(2)
     exact = cond + t[:, None, None] * (cond - uncond)
     assert none is None and mixed.dtype == torch.bfloat16 and torch.equal(mixed, again)
@@ -188,6 +188,15 @@ def test_a_change_of_weights_is_seen(mode):
     pair[1].blocks[0].attn.proj.register_forward_hook(lambda *_: calls.append(1))
     sample(engine)
     assert len(calls) == 4
+
+
+class Same:
+    """A head that changes nothing."""
+
+    affine = True
+
+    def __call__(self, hidden):
+        return hidden
 
 
 class Wrapped(nn.Module):

@@ -25,11 +25,18 @@ def check_forward(var: VAR) -> None:
 
     Compared on the first scales of a random image, in evaluation mode.
     """
-    if type(var).forward is VAR.forward and "forward" not in var.__dict__:
+    hooks = var._forward_hooks or var._forward_pre_hooks
+    if type(var).forward is VAR.forward and "forward" not in var.__dict__ and not hooks:
         return
     label, known = _first_scales(var, min(SCALES, len(var.schedule)))
     with torch.no_grad(), _undisturbed(var):
-        error = _error(VAR.forward(var, label, known), var(label, known))
+        try:
+            error = _error(VAR.forward(var, label, known), var(label, known))
+        except TypeError as error_:
+            raise UnsupportedModel(
+                f"{type(var).__name__}.forward cannot be compared with what a sampling calls ({error_}): VAR.forward "
+                "already hands other conditions on to condition, so it need not be overridden for them"
+            ) from error_
     if not error <= TOLERANCE:
         raise UnsupportedModel(
             f"a sampling calls the parts of a VAR, and {type(var).__name__}.forward computes something else (off by "
@@ -81,9 +88,26 @@ def first_difference(given: Any, twin: VAR) -> str | None:
     )
     short = count < scales
     with _undisturbed(given, twin), _progress(given, count - 1) if short else nullcontext():
-        return _compared(given, twin, lambda model: model(label, known)) or _compared(
-            given.vae_proxy[0], vae, lambda model: model.fhat_to_img(features)
+        return (
+            _compared(given, twin, lambda model: model(label, known))
+            or _compared(given.vae_proxy[0], vae, lambda model: model.fhat_to_img(features))
+            or _different_step(given.vae_proxy[0].quantize, vae.quantize)
         )
+
+
+def _different_step(given: Any, twin: Any) -> str | None:
+    generator, device = torch.Generator().manual_seed(0), twin.embedding.weight.device
+    scales, side = len(twin.schedule), twin.schedule.side
+    for k, size in enumerate(twin.schedule.patch_nums):
+        f_hat = torch.randn(1, twin.Cvae, side, side, generator=generator).to(device)
+        codes = torch.randn(1, twin.Cvae, size, size, generator=generator).to(device)
+        theirs, ours = (
+            q.get_next_autoregressive_input(k, scales, f_hat.clone(), codes) for q in (given, twin)
+        )
+        error = max(map(_error, ours, theirs))
+        if not error <= TOLERANCE:
+            return f"quantize.get_next_autoregressive_input is off by {error:.1e} of its largest value at scale {k}"
+    return None
 
 
 def _compared(given: nn.Module, twin: VAR | VQVAE, run: Callable[[Any], Tensor]) -> str | None:

@@ -36,6 +36,7 @@ class Parts(NamedTuple):
     positions: Tensor  # (1, L, C)
     dtype: torch.dtype
     together: Together | None  # the layers that read the condition
+    only_known: bool  # no hooks, patches or parts of a user, whose Python a captured graph would not run
 
     def modulations(self, cond: Tensor) -> tuple[list[Modulation], Modulation]:
         """Of each block, and of the norm before the head."""
@@ -121,8 +122,9 @@ class Engine:
             var = execution.copy(self.var)
             vae = execution.copy(self.vae, without=("encoder", "quant_conv", "quantize"))
             together = put_together(var.readers_of_condition(), self.var.readers_of_condition())
-            parts = Parts(var, vae, var.positions(), self.precision.dtype, together)
-            if execution.only_known:  # decoding no images lays each convolution out for the maps that it gets
+            known = execution.only_known
+            parts = Parts(var, vae, var.positions(), self.precision.dtype, together, known)
+            if known:  # decoding no images lays each convolution out for the maps that it gets
                 side = self.schedule.side
                 parts.decode(torch.empty(0, var.Cvae, side, side, device=self.device))
         self._parts = parts
@@ -141,7 +143,8 @@ class Engine:
     def draw(self, call: Call) -> tuple[Tensor, Tensor]:
         """One batch: images (B, 3, S, S) float32 in [0, 1] and tokens (B, L) int64, both ordinary tensors that last.
 
-        On a GPU from the second of its kind on as a captured graph; with an edit that is no dataclass always eagerly.
+        On a GPU from the second of its kind on as a captured graph; always eagerly with an edit that is no dataclass,
+        or with hooks, patches or parts of a user, whose Python a graph would not run again.
 
         Raises:
             ValueError: logits had NaN or no finite value; on a GPU too this comes after the call, which waits for it.
@@ -158,7 +161,8 @@ class Engine:
     def _captures(self, call: Call) -> bool:
         if not call.labels.is_cuda or not len(call) or not (call.edit is None or is_dataclass(call.edit)):
             return False
-        return backend.use_native("sample_tokens", "cuda")  # the reference looks at the device
+        # the reference looks at the device
+        return backend.use_native("sample_tokens", "cuda") and self.parts().only_known
 
     def sample(
         self, call: Call, draw: Draw, *, cfg: Sequence[Guidance] | Tensor | None = None
@@ -247,7 +251,7 @@ class Engine:
         Args:
             weights: those of a tensor t, if they are known.
         """
-        exact = not self.precision.mixes_hidden
+        exact = not self.precision.mixes_hidden or not getattr(head, "affine", False)
         # unpacked float32 products of half the rows round otherwise than the published ones
         if t is None or (isinstance(t, float) and t == 0 and (self.pack or not exact)):
             return head(hidden[:batch]), None

@@ -6,13 +6,15 @@ The copy has the same classes, so the forward methods of `var_ext.models` run, a
 - hooks, attributes and methods are the model's own;
 - a layer with hooks, of another class or with a forward of its own is called as it is;
 - so is a part whose forward is not of `var_ext.models`, with all inside it: in the precision of its own weights.
+
+What a user's code writes to `self` while it draws stays in the copy.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
 from functools import partial
-from types import MethodType
+from types import FunctionType, MethodType
 from typing import Any
 
 import torch
@@ -50,9 +52,10 @@ class Execution:
         if module is None:
             return None
         if own:
-            plain = is_plain(module, nn.Linear)
-            dtype = next(module.parameters()).dtype
-            return linear(module, Precision("", dtype), pack=False) if plain else module
+            if is_plain(module, nn.Linear):
+                return linear(module, Precision("", module.weight.dtype), pack=False)
+            self.only_known &= not any(_has_hooks(inside) for inside in module.modules())
+            return module
         if is_plain(module, nn.Linear):
             return linear(module, self.precision, pack=self._pack, free=self._free, int8=quantizable)
         if is_plain(module, nn.Conv2d):
@@ -68,27 +71,37 @@ class Execution:
         """A module of the same class with copies of what is in it; those named in `without` stay."""
         twin = object.__new__(type(module))
         attributes = twin.__dict__
-        attributes.update(module.__dict__, training=False)
-        self.only_known &= not (module._forward_hooks or module._forward_pre_hooks)
+        attributes.update(module.__dict__, training=False, runs_in=self.precision.dtype)
+        attributes.pop("_compiled_call_impl", None)  # of `module.compile()`: it would run the original
+        self.only_known &= not _has_hooks(module)
         for name, value in module.__dict__.items():
             if isinstance(value, MethodType) and value.__self__ is module:
                 attributes[name] = MethodType(value.__func__, twin)
-        own: frozenset[str] = getattr(module, "own_precision", frozenset())
+            self.only_known &= not isinstance(value, FunctionType | MethodType)
+        inside: frozenset[str] | None = getattr(module, "in_engines_precision", None)
+
+        def own(name: str) -> bool:
+            return inside is not None and name not in inside
+
         quantizable = quantizable or getattr(module, "quantizable", False)
         attributes["_parameters"] = {
-            name: p if p is None or name in own else self._cast(p) for name, p in module._parameters.items()
+            name: p if p is None or own(name) else self._cast(p) for name, p in module._parameters.items()
         }
         attributes["_modules"] = {
-            name: child if name in without else self.of(child, quantizable=quantizable, own=name in own)
+            name: child if name in without else self.of(child, quantizable=quantizable, own=own(name))
             for name, child in module._modules.items()
         }
         # found at once, where nn.Module would search
-        attributes.update({**attributes["_parameters"], **attributes["_modules"], **module._buffers})
+        attributes.update({**attributes["_parameters"], **attributes["_modules"]})
         return twin
 
     def _cast(self, parameter: Tensor) -> Tensor:
         value = parameter.detach()
         return value.to(self.precision.dtype) if value.is_floating_point() else value
+
+
+def _has_hooks(module: nn.Module) -> bool:
+    return bool(module._forward_hooks or module._forward_pre_hooks)
 
 
 def _is_known(module: nn.Module) -> bool:
@@ -107,19 +120,22 @@ class Called:
     def __init__(self, module: nn.Module, dtype: torch.dtype) -> None:
         self._called, self.dtype = module, dtype
 
-    def __call__(self, *given: Any) -> Any:
+    def __call__(self, *given: Any, **named: Any) -> Any:
         own = next((p.dtype for p in self._called.parameters() if p.is_floating_point()), self.dtype)
-        return _each(lambda t: t.to(self.dtype), self._called(*_each(lambda t: t.to(own), given)))
+        given, named = _each(lambda t: t.to(own), (given, named))
+        return _each(lambda t: t.to(self.dtype), self._called(*given, **named))
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self.__dict__["_called"], name)
 
 
 def _each(change: Callable[[Tensor], Tensor], value: Any) -> Any:
-    """`value` with its floating-point tensors changed, inside tuples and lists too."""
+    """`value` with its floating-point tensors changed, inside tuples, lists and dicts too."""
     if isinstance(value, Tensor):
         return change(value) if value.is_floating_point() else value
     if isinstance(value, tuple | list):
         parts = [_each(change, part) for part in value]
         return type(value)(*parts) if hasattr(value, "_fields") else type(value)(parts)
+    if type(value) is dict:
+        return {key: _each(change, part) for key, part in value.items()}
     return value

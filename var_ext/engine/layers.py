@@ -37,6 +37,8 @@ class Layer(Protocol):
 class Dense:
     """A linear layer (..., N) -> (..., M) with its weight cast."""
 
+    affine = True  # a mixture of inputs gives the mixture of outputs
+
     def __init__(self, weight: Tensor, bias: Tensor | None, dtype: torch.dtype) -> None:
         self.bias, self.dtype = bias, dtype
         self.weight = weight
@@ -134,7 +136,7 @@ def linear(
         free: let go of the module's own weight once there is a copy.
         int8: let it be quantized if the precision says so.
     """
-    weight, bias = module.weight.detach(), _bias(module, precision)
+    weight, bias = _own_weight(module), _bias(module, precision)
     layer: Dense
     if precision.int8 and int8:
         layer = Int8Linear(weight, bias, precision.dtype)
@@ -146,6 +148,16 @@ def linear(
     if free:
         _let_go(module)
     return layer
+
+
+def _own_weight(module: nn.Linear | nn.Conv2d) -> Tensor:
+    weight = module.weight.detach()
+    if not weight.numel():
+        raise RuntimeError(
+            "the weight of a layer is gone: it was released by another sampler, or for another layer that shares it; "
+            "load the model again, and draw without release=True"
+        )
+    return weight
 
 
 def _let_go(module: nn.Linear | nn.Conv2d) -> None:
@@ -164,9 +176,13 @@ def _has_packed_layers(dtype: torch.dtype) -> bool:
 class Sized:
     """A convolution that is laid out for the maps that it meets first; others work as well.
 
+    Its output is memory of its own, which the caller may write.
+
     Args:
         lay_out: makes it for maps of H = W = `side`.
     """
+
+    output_is_new = True
 
     def __init__(self, lay_out: Callable[[int], Run], bias: Tensor | None, dtype: torch.dtype) -> None:
         self._lay_out, self.bias, self.dtype = lay_out, bias, dtype
@@ -202,7 +218,7 @@ def convolution(module: nn.Conv2d, *, precision: Precision, pack: bool, free: bo
     geometry: Any = (module.padding, module.stride, module.dilation, module.groups)
 
     def lay_out(side: int) -> Run:
-        own = module.weight.detach()
+        own = _own_weight(module)
         weight, where = own.to(dtype), own.device.type
         packs = pack and where == "cpu" and _has_packed_layers(dtype)
         if packs or where == "cuda":  # cuDNN would bring it to this layout at each call
@@ -232,7 +248,7 @@ def upsampling(module: nn.Conv2d, *, precision: Precision, pack: bool, free: boo
     dtype = precision.dtype
 
     def taps() -> Tensor:  # (C_in, C_out, 4, 4), added up in float32
-        spread = upsampling_taps(module.weight.detach().float())
+        spread = upsampling_taps(_own_weight(module).float())
         layout = torch.channels_last if spread.is_cuda else torch.contiguous_format
         return spread.to(dtype).clone(memory_format=layout)
 

@@ -10,7 +10,6 @@ from typing import Any
 from torch import Tensor, nn
 
 from var_ext.models.modules import Part
-from var_ext.models.vqvae import Upsample
 
 _versions, _changes = attrgetter("_version"), attrgetter("changes")
 
@@ -18,10 +17,10 @@ _versions, _changes = attrgetter("_version"), attrgetter("changes")
 class Watch:
     """Notices that modules changed since it was made.
 
-    Noticed: parameters written in place, moved, cast, or replaced; modules replaced, added or removed; hooks on layers;
-    a forward of its own given to a module; attributes of this package's modules. Not noticed: writes through `.data`
-    and under `torch.inference_mode`, of which torch keeps no record; attributes of torch's own layers (`eps`,
-    `padding`); changes inside attributes that are no tensors.
+    Noticed: parameters and buffers written in place, moved, cast, or replaced; modules replaced, added or removed;
+    hooks; a forward of its own given to a module; attributes of this package's modules. Not noticed: writes through
+    `.data` and under `torch.inference_mode`, of which torch keeps no record; attributes of other modules (`eps`, the
+    scale of an adapter); changes inside attributes that are no tensors.
 
     All comparisons run in C over flat lists made once: a walk over the modules would take longer than many a sampling.
 
@@ -33,11 +32,14 @@ class Watch:
     def __init__(self, roots: Sequence[nn.Module], *, without: Sequence[nn.Module] = ()) -> None:
         left_out = {module for root in without for module in root.modules()}
         modules = [m for m in dict.fromkeys(chain(*(r.modules() for r in roots))) if m not in left_out]
-        self._owners: list[dict[str, Any]] = [d for m in modules for d in (m._parameters, m._modules) if d]
+        self._owners: list[dict[str, Any]] = [
+            d for m in modules for d in (m._parameters, m._modules, m._buffers) if d
+        ]
         self._owned = list(_values(self._owners))  # parameters and modules
         # Modules without either: nothing to compare, but something may be added to them.
         self._empty = [d for m in modules for d in (m._parameters, m._modules) if not d]
-        parameters = [p for m in modules for p in m._parameters.values() if p is not None]
+        owners = (d for m in modules for d in (m._parameters, m._buffers))
+        parameters = [t for d in owners for t in d.values() if t is not None]  # and buffers
         self._tensors = parameters
         self._recorded = [p for p in parameters if not p.is_inference()]  # the others have no version
         # Keep the memory alive: a reused address would hide a change.
@@ -47,13 +49,12 @@ class Watch:
         self._hooks: list[Any] = [
             hooks
             for m in modules
-            if isinstance(m, nn.Linear | nn.Conv2d | Upsample)  # copies of other modules share their hooks
             for hooks in (m._forward_hooks, m._forward_pre_hooks, m._backward_hooks, m._backward_pre_hooks)
         ]
         self._state = self._present()
 
     def _present(self) -> tuple[list[Any], ...]:
-        hooked = list(map(len, self._hooks)) if any(self._hooks) else []
+        hooked = [tuple(hooks.values()) for hooks in self._hooks] if any(self._hooks) else []
         return (
             list(map(_versions, self._recorded)),
             list(map(Tensor.data_ptr, self._tensors)),

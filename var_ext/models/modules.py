@@ -24,7 +24,7 @@ class Part(nn.Module):
     changes = 0  # of attributes so far
 
     def __setattr__(self, name: str, value: Any) -> None:
-        if self.__dict__.get(name, _NOTHING) is not value:
+        if name != "training" and self.__dict__.get(name, _NOTHING) is not value:
             self.__dict__["changes"] = self.changes + 1
         super().__setattr__(name, value)
 
@@ -51,13 +51,16 @@ def dtype_of(layer: Any) -> torch.dtype:
     """What a layer computes in: an engine's says it, of any other it is that of its parameters."""
     if not isinstance(layer, nn.Module):
         return layer.dtype
+    if "runs_in" in layer.__dict__:  # an engine's copy
+        return layer.__dict__["runs_in"]
     return next(parameter.dtype for parameter in layer.parameters())
 
 
 def linear_gelu(layer: Any, x: Tensor) -> Tensor:
     """GELU (tanh) of a linear layer (..., N) -> (..., M): the bias goes with the activation where it can."""
-    if hasattr(layer, "gelu"):  # an engine's
-        return layer.gelu(x)
+    gelu = None if isinstance(layer, nn.Module) else getattr(type(layer), "gelu", None)
+    if gelu is not None:  # an engine's
+        return gelu(layer, x)
     if is_plain(layer, nn.Linear) and layer.bias is not None:
         h = F.linear(x, layer.weight)
         return ops.bias_gelu(h, layer.bias.to(h.dtype))
@@ -83,11 +86,11 @@ def norm_silu(norm: nn.GroupNorm, x: Tensor, input_bias: Tensor | None = None) -
 
 
 def plus(layer: Any, h: Tensor, x: Tensor) -> Tensor:
-    """layer(h) + x, in the memory of an engine's layer, whose output nobody else has seen."""
+    """layer(h) + x, in the memory of the output where the layer is an engine's own, which nobody else has seen."""
     y, bias = without_bias(layer, h)
     if bias is not None:
         return ops.bias_residual(y, x.to(y.dtype), bias, in_place=True)
-    return x + y if isinstance(layer, nn.Module) else y.add_(x)
+    return y.add_(x) if getattr(type(layer), "output_is_new", False) else x + y
 
 
 def spread_taps(weight: Tensor, dim: int) -> Tensor:

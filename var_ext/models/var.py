@@ -240,8 +240,9 @@ class VAR(Part, PublishedVAR):
     lvl_1L: Tensor
     blocks: Sequence[AdaLNSelfAttn]
 
-    # Layers and parameters that keep the weights' own precision: once a scale, few channels.
-    own_precision = frozenset(("class_emb", "lvl_embed", "word_embed", "pos_start", "pos_1LC"))
+    # What an engine runs in its precision. The rest works on few channels or once an image, and keeps that of its
+    # weights: embeddings, and what a subclass adds.
+    in_engines_precision = frozenset(("shared_ada_lin", "blocks", "head_nm", "head"))
     # What draws in `autoregressive_infer_cfg`: set by `var_ext.engine`, which stands a floor above.
     sample_published: ClassVar[Callable[..., tuple[Tensor, Tensor]]]
     kept_engine: Any
@@ -487,7 +488,8 @@ class VAR(Part, PublishedVAR):
 
     def __getstate__(self) -> dict[str, Any]:
         """For copies and pickles, which make an engine of their own."""
-        return {**self.__dict__, "kept_engine": None, "_rng": None}
+        state: Any = super().__getstate__()
+        return {**state, "kept_engine": None, "_rng": None}
 
     # ------------------------------------------------------------------ initialisation
 
