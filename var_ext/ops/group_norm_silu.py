@@ -9,7 +9,7 @@ from torch import Tensor
 
 from var_ext import backend, reference
 from var_ext.ops._checks import FLOATS, check_dtype, check_shape, check_together, require
-from var_ext.ops._native import is_gpu, kernels, map_layout, maybe_view, multiprocessors, scratch, view
+from var_ext.ops._native import kernels, map_layout, maybe_view, multiprocessors, scratch, view
 from var_ext.ops._registry import differentiate, implement
 
 
@@ -30,13 +30,14 @@ def _chunks(x: Tensor, *, backward: bool = False) -> Tensor | None:
     turn and the sums over them stay short; but none of fewer than 64 pixels, or 4096 where each channel has blocks of
     its own. Sums, and so the last bits of results, depend on their number.
     """
-    if not is_gpu(x):
+    count = multiprocessors(x)
+    if not count:  # not a GPU: the look at the layout below costs as much as the rest of a small call
         return None
     batch, channels, height, width = x.shape
     by_rows = map_layout(x) == torch.channels_last
     resident = (3 if by_rows else 4) - backward
     least, shares = (64, batch) if by_rows else (4096, batch * channels)
-    partials = max(1, min(-(-height * width // least), resident * multiprocessors(x) // max(shares, 1)))
+    partials = max(1, min(-(-height * width // least), resident * count // max(shares, 1)))
     return scratch(x, batch, partials, channels, 2)
 
 
