@@ -303,6 +303,28 @@ def instructions(cubin: Path) -> dict[str, set[str]]:
     return found
 
 
+def inner_loop(cubin: Path, symbol: str) -> tuple[int, int]:
+    """Instructions, and products of the tensor cores among them, of the shortest loop with such products."""
+    text = subprocess.run([nvdisasm(), "-c", str(cubin)], capture_output=True, text=True, check=True).stdout
+    parts = re.split(r"\.section\s+\.text\.", text)[1:]
+    (part,) = (part for part in parts if part.split(",")[0].split()[0] == symbol)
+    code: list[str] = []
+    labels: dict[str, int] = {}
+    loops: list[tuple[int, int]] = []
+    for line in part.split("\n"):
+        label = re.match(r"\s*(\.L_x_\d+):", line)
+        instruction = re.match(r"\s*/\*[0-9a-f]{4,}\*/\s+(.*?);", line)
+        if label:
+            labels[label[1]] = len(code)
+        if instruction:
+            code.append(instruction[1])
+            back = re.search(r"\bBRA\b.*?(\.L_x_\d+)", instruction[1])
+            if back and back[1] in labels:
+                inside = code[labels[back[1]] :]
+                loops.append((len(inside), sum("HMMA" in one for one in inside)))
+    return min(loop for loop in loops if loop[1])
+
+
 @dataclass(frozen=True)
 class Chip:
     """What a multiprocessor holds at once."""
