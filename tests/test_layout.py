@@ -243,7 +243,7 @@ def test_the_version_stands_in_one_file() -> None:
     assert not [path for path in sources if f'"{version}"' in path.read_text(encoding="utf-8")]
 
 
-PAGES = ("README.md", "CHANGELOG.md", "var_ext/weights/digits/README.md")
+PAGES = ("README.md", "CHANGELOG.md", "benchmarks/COUNTS.md", "var_ext/weights/digits/README.md")
 
 
 @pytest.mark.parametrize("page", PAGES)
