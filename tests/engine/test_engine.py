@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import copy
+import gc
 import pickle
 import time
+import weakref
 from concurrent.futures import ThreadPoolExecutor
 
 import pytest
@@ -13,6 +15,7 @@ from torch import nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from tests.models.conftest import small_pair
+from var_ext import Sampler
 from var_ext.bench import Watched
 from var_ext.engine import Call, Engine, SeededDraw, named_precision, options_for
 from var_ext.engine.engine import _weights
@@ -322,3 +325,16 @@ def test_threads_wait_for_one_packing(release, monkeypatch):
     with ThreadPoolExecutor(6) as pool:
         drawn = list(pool.map(lambda _: sample(engine, LABELS[:2], SEEDS[:2])[0], range(6)))
     assert engine.builds == 1 and all(torch.equal(images, expected) for images in drawn)
+
+
+def test_an_engine_goes_with_its_last_reference(pair):
+    """Its weights are gigabytes, and the collector of circles may come late."""
+    sampler = Sampler(*pair, precision="fp32")
+    sampler([0], [1])
+    gone = weakref.ref(sampler.engine)
+    gc.disable()
+    try:
+        del sampler
+        assert gone() is None
+    finally:
+        gc.enable()

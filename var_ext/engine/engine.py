@@ -71,7 +71,8 @@ class Engine:
     ) -> None:
         self.var, self.vae, self.precision, self.pack = var, var.vae_proxy[0], precision, pack
         self.release = release and pack
-        self.graphs = Graphs(self) if graph else None
+        self._graph = graph
+        self._graphs: Graphs | None = None
         self.schedule = var.schedule
         self._parts: Parts | None = None
         self._watch: Watch | None = None
@@ -131,6 +132,14 @@ class Engine:
         return parts
 
     @property
+    def graphs(self) -> Graphs | None:
+        """The captured samplings, made when first asked for. On a CPU nobody asks, so that an engine is in no circle of
+        references and its weights go with it."""
+        if self._graph and self._graphs is None:
+            self._graphs = Graphs(self)
+        return self._graphs
+
+    @property
     def device(self) -> torch.device:
         """Where the models are."""
         return self.var.pos_1LC.device
@@ -149,13 +158,13 @@ class Engine:
         Raises:
             ValueError: logits had NaN or no finite value; on a GPU too this comes after the call, which waits for it.
         """
-        if self.graphs and self._captures(call):
+        if self._captures(call) and self.graphs:
             images, tokens = self.graphs.sample(call)
         else:
             with torch.inference_mode():  # its calls are cheaper than under no_grad
                 images, tokens = self.sample(call, draw_from(call.randomness, call.options, self.codebook))
             images, tokens = images.clone(), tokens.clone()  # of use outside inference mode
-        check_drawn(tokens, self.graphs)
+        check_drawn(tokens, self._graphs)
         return images, tokens
 
     def _captures(self, call: Call) -> bool:
