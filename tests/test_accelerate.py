@@ -56,6 +56,27 @@ def test_the_precision_follows_autocast_unless_one_is_asked_for():
         assert images.isfinite().all() and (images - plain).abs().max() > 0
 
 
+class Wrapped(nn.Module):
+    """As an adapter library wraps a layer: without a `weight`."""
+
+    def __init__(self, base):
+        super().__init__()
+        self.base = base
+
+    def forward(self, x):
+        return self.base(x)
+
+
+def test_a_wrapped_head_draws_what_the_head_draws():
+    model = published()
+    expected = model.autoregressive_infer_cfg(**ARGUMENTS, return_tokens=True)[1]
+    fast = var_ext.accelerate(model)
+    for var in (model, fast.var):
+        var.head = Wrapped(var.head)
+    for owner in (model, fast):
+        assert torch.equal(owner.autoregressive_infer_cfg(**ARGUMENTS, return_tokens=True)[1], expected)
+
+
 def test_seeds_give_each_image_its_own_stream():
     fast = var_ext.accelerate(published(), "bf16")
     given = {**ARGUMENTS, "g_seed": None, "seeds": torch.tensor([7, 8, 9])}

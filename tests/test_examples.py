@@ -46,6 +46,17 @@ def test_a_second_condition(tmp_path, monkeypatch, capsys):
     with pytest.raises(ValueError, match=r"ink must be \(4, ...\), one for each image, got \(3,\)"):
         sampler(labels, seeds, conditions={"ink": ink[:3]})
 
+    everywhere, side = torch.ones(sampler.image_size, sampler.image_size), sampler.image_size
+    edited = sampler.edit(
+        torch.zeros(3, side, side), everywhere, labels, seeds, conditions={"ink": ink}, cfg=2.0
+    )
+    other = sampler.edit(
+        torch.zeros(3, side, side), everywhere, labels, seeds, conditions={"ink": -ink}, cfg=2.0
+    )
+    assert not torch.equal(edited, other)
+    with pytest.raises(ValueError, match=r"ink must be \(4, ...\), one for each image, got \(3,\)"):
+        sampler.edit(torch.zeros(3, side, side), everywhere, labels, seeds, conditions={"ink": ink[:3]})
+
     captured = Sampler(var.vae_proxy[0], var, precision="fp32")
     monkeypatch.setattr(Engine, "_captures", lambda *_: True)
     captured.engine.graphs.capture = capture = FakeCapture()

@@ -33,7 +33,7 @@ class Accelerated:
         self.num_classes = var.num_classes
         self._shared: dict[Precision, Engine] = {}
         if dtype is None:
-            dtype = precision_in_force(var.head.weight).name
+            dtype = precision_in_force(var.pos_start).name
             dtype = dtype if dtype in PRECISIONS else "fp32"
         self.sampler = Sampler(var.vae_proxy[0], var, precision=dtype, release=release)
 
@@ -42,7 +42,7 @@ class Accelerated:
         """What draws now: the sampler's, or in the model's or autocast's precision one that shares weights."""
         if not self._follows:
             return self.sampler.engine
-        precision = precision_in_force(self.var.head.weight)
+        precision = precision_in_force(self.var.pos_start)
         if precision not in self._shared:
             self._shared = {precision: Engine(self.var, precision, pack=False)}  # one: casts take memory
         return self._shared[precision]

@@ -58,10 +58,8 @@ def save_model(
     config: dict[str, Any] = {"format": FORMAT, "vae": vae.config}
     _check_rebuilds(vae, build_vae(vae.config, "the model"))
     if var is not None:
-        config["var"] = {
-            **var.config,
-            "num_classes": var.num_classes,
-        }  # class embeddings may have been exchanged
+        # class embeddings may have been exchanged for others
+        config["var"] = {**var.config, "num_classes": var.num_classes}
         _check_rebuilds(var, build_var(vae, config["var"], "the model"))
     path = Path(folder)
     save_tensors(path / VAE_WEIGHTS, _stored(vae, dtype), {"format": "pt"})

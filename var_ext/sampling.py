@@ -109,7 +109,8 @@ class Sampler:
         return self
 
     def refresh(self) -> None:
-        """Take the weights anew at the next call: only needed after writes through `.data`, which leave no trace."""
+        """Take the weights anew at the next call: only needed after changes that leave no trace, such as writes through
+        `.data`; see `engine.watch.Watch`."""
         self.engine.refresh()
 
     def __call__(
@@ -187,6 +188,7 @@ class Sampler:
         outside: bool = False,
         paste: bool = False,
         batch_size: int | None = None,
+        conditions: Mapping[str, Tensor] | None = None,
         **options: Any,
     ) -> Tensor:
         """Draw a part of given images anew (paper, section 4.4): in-painting, out-painting, class-conditional editing.
@@ -205,6 +207,7 @@ class Sampler:
             outside: replace what lies outside the mask or box: out-painting.
             paste: put the given pixels back where the mask does not cover them.
             batch_size: how many images to tokenize and draw at once; None: as in a call.
+            conditions: as in a call, (N, ...) each.
             options: as in a call; cfg, top_k and top_p left out: 3, 900, 0.95, those of the published demonstration.
 
         Returns:
@@ -225,7 +228,7 @@ class Sampler:
         seeds = None if seeds is None else seeds.expand(count)
         given = {name: value for name, value in options.items() if value is not None}
         chosen = self.options(**{**editing.DEFAULTS, **given})
-        call = replace(self._call(labels.expand(count), seeds, chosen), edit=kept)
+        call = replace(self._call(labels.expand(count), seeds, chosen, conditions), edit=kept)
         edited = torch.cat([images[:0], *(part for _, part, _ in self._batches(call, size))])
         return torch.where(region.replace.to(self.device)[:, None], edited, images) if paste else edited
 

@@ -7,6 +7,7 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, fields
 from types import SimpleNamespace
+from unittest.mock import Mock
 
 import pytest
 import torch
@@ -202,6 +203,36 @@ def test_a_field_added_to_the_options_makes_a_graph_of_its_own(pair):
     # values that lie in device memory make none
     graphs.sample(Call(labels, seeds, MoreOptions(**{**values, "cfg": (1.0, 2.0, 1.0, 2.0)})))
     assert capture.captured == 2
+
+
+def test_a_first_sampling_that_fails_is_not_what_a_capture_builds_on(pair, monkeypatch):
+    """Libraries choose their algorithms in a run that came to its end; a capture without one would fail."""
+    engine, capture = Engine(pair[1].eval(), named_precision("fp32", CPU), pack=True), FakeCapture()
+    graphs, options = Graphs(engine, capture), options_for(engine.schedule, cfg=1.0)
+    call = Call(torch.tensor([0, 3]), torch.tensor([5, 6]), options)
+    with monkeypatch.context() as full:
+        full.setattr(engine, "decode", Mock(side_effect=torch.OutOfMemoryError))
+        with pytest.raises(torch.OutOfMemoryError):
+            graphs.sample(call)
+    graphs.sample(call)
+    assert capture.captured == 0
+    graphs.sample(call)
+    assert capture.captured == 1
+
+
+def test_graphs_are_let_go_between_samplings_of_other_threads(pair):
+    """Their memory is in use while one of them replays."""
+    engine = Engine(pair[1].eval(), named_precision("fp32", CPU), pack=True)
+    graphs, options = Graphs(engine, FakeCapture()), options_for(engine.schedule, cfg=1.0)
+    graphs.sample(Call(torch.tensor([0]), torch.tensor([5]), options))
+    with ThreadPoolExecutor(1) as pool:
+        with lane_of(CPU).taken():
+            cleared = pool.submit(graphs.clear)
+            with pytest.raises(TimeoutError):
+                cleared.result(timeout=0.05)
+            assert graphs._cases
+        cleared.result(timeout=10)
+    assert not graphs._cases
 
 
 def test_threads_take_turns(pair):

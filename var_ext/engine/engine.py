@@ -51,7 +51,7 @@ class Parts(NamedTuple):
 
 
 class Engine:
-    """Runs a transformer and its tokenizer, both with the published names of parts.
+    """Runs a transformer and its tokenizer as copies of them, see `Execution`.
 
     Weights are cast, packed or quantized when first needed, and again after a change to the model's own that torch has
     a record of; see `refresh`.
@@ -195,10 +195,7 @@ class Engine:
             cfg: guidance at each scale in the place of that of the options: numbers, tensors (B,), or one (K, B).
         """
         labels, options, conditions = call.labels, call.options, call.conditions
-        guidance, guided = (
-            options.cfg if cfg is None else cfg,
-            options.guided,
-        )  # none after the first `guided` scales
+        guidance, guided = options.cfg if cfg is None else cfg, options.guided
         parts = self.parts()
         var, dtype, positions = parts.var, parts.dtype, parts.positions
         batch, schedule = len(labels), self.schedule
@@ -212,9 +209,9 @@ class Engine:
                 cond = var.condition(classes, **more)  # (rows, C)
                 x = (cond[:, None] + var.pos_start + positions[:, : var.first_l]).to(dtype)
                 modulations, head = parts.modulations(cond)
-            weights = (
-                _weights(guidance) if isinstance(guidance, Tensor) and self.precision.mixes_hidden else None
-            )
+            weights = None
+            if isinstance(guidance, Tensor) and self.precision.mixes_hidden:
+                weights = _weights(guidance)
             shape = (batch, self.var.Cvae, schedule.side, schedule.side)
             f_hat = torch.zeros(shape, dtype=torch.float32, device=self.device)
             for k, side in enumerate(schedule.patch_nums):

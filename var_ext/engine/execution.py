@@ -106,9 +106,9 @@ def _has_hooks(module: nn.Module) -> bool:
 
 def _is_known(module: nn.Module) -> bool:
     """Whether a copy of it, with its parameters cast, does the same: forward is that of `var_ext.models` or torch."""
-    if "forward" in module.__dict__ or isinstance(
-        module, nn.Linear | nn.Conv2d
-    ):  # with hooks, or it was plain
+    if "forward" in module.__dict__:
+        return False
+    if isinstance(module, nn.Linear | nn.Conv2d):  # with hooks, else it would have been plain
         return False
     where = type(module).forward.__module__
     return where.startswith("var_ext.models.") or type(module).__module__.startswith("torch.nn.modules.")

@@ -131,8 +131,9 @@ class Case:
     def drawn(self, capture: Capture) -> Outputs:
         """Draws with the values that the inputs hold now."""
         if not self.seen:
-            self.seen = True
-            return self.run()
+            outputs = self.run()
+            self.seen = True  # not before: a capture needs a run that came to its end
+            return outputs
         if self.replay is None or self.outputs is None:
             own = self.inputs.randomness
             self.replay, self.outputs = capture(self.run, [own] if isinstance(own, torch.Generator) else [])
@@ -162,7 +163,8 @@ class Graphs:
 
     def clear(self) -> None:
         """Lets go of all graphs and their memory."""
-        self._cases.clear()
+        with lane_of(self.engine.device).taken():
+            self._cases.clear()
 
     def sample(self, call: Call) -> Outputs:
         """As `Engine.sample`: images (B, 3, S, S), tokens (B, L); copies that last.

@@ -37,9 +37,7 @@ class Lane:
 
                 def copied(result: Tensor) -> Tensor:
                     copy = _copy(result)
-                    copy.record_stream(
-                        callers
-                    )  # its memory is reused only after what the caller does with it
+                    copy.record_stream(callers)  # reused only after what the caller does with it
                     return copy
 
                 try:

@@ -57,9 +57,8 @@ class Dense:
 
     def product(self, x: Tensor, bias: Tensor | None) -> Tensor:
         """x W^T + bias."""
-        if (
-            bias is not None and x.ndim > 2 and on_gpu(self.weight)
-        ):  # of more axes torch may add the bias apart
+        if bias is not None and x.ndim > 2 and on_gpu(self.weight):
+            # of more axes torch may add the bias apart
             return F.linear(x.flatten(0, -2), self.weight, bias).unflatten(0, x.shape[:-1])
         return F.linear(x, self.weight, bias)
 
@@ -87,9 +86,8 @@ class PackedLinear(Dense):
         super().__init__(packed, bias, dtype)
 
     def product(self, x: Tensor, bias: Tensor | None) -> Tensor:
-        if (
-            x.numel() == x.shape[-1] and x.dtype == torch.float32
-        ):  # one row takes another kernel with other sums
+        if x.numel() == x.shape[-1] and x.dtype == torch.float32:
+            # one row takes another kernel with other sums
             return self.product(x.expand(2, *x.shape), bias)[0]
         return torch.ops.mkldnn._linear_pointwise(x, self.weight, bias, "none", [], "")
 

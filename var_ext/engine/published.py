@@ -58,7 +58,7 @@ def sample_model(var: VAR, *given: Any, **options: Any) -> tuple[Tensor, Tensor]
     """`published_sample` of a model with its weights as they are. On a GPU its engine is kept, with the graphs that it
     captures."""
     engine: Engine | None = var.kept_engine
-    precision = precision_in_force(var.head.weight)
+    precision = precision_in_force(var.pos_start)
     if engine is None or engine.precision != precision:
         engine = Engine(var, precision, pack=False)
         var.kept_engine = engine if engine.device.type == "cuda" else None

@@ -35,7 +35,7 @@ class Watch:
         self._owners: list[dict[str, Any]] = [
             d for m in modules for d in (m._parameters, m._modules, m._buffers) if d
         ]
-        self._owned = list(_values(self._owners))  # parameters and modules
+        self._owned = list(_values(self._owners))  # parameters, modules and buffers
         # Modules without either: nothing to compare, but something may be added to them.
         self._empty = [d for m in modules for d in (m._parameters, m._modules) if not d]
         owners = (d for m in modules for d in (m._parameters, m._buffers))
