@@ -137,7 +137,10 @@ __global__ void __launch_bounds__(attention_threads, AttentionBackwardDkv<D>::bl
     const Tile tile = tiles.tile(static_cast<int32_t>(place.rank));  // coarse keys are seen by most queries
     const uint32_t b = place.b, h = place.h;
     const int lane = static_cast<int>(threadIdx.x % 32), row = static_cast<int>(threadIdx.x / 32) * 16 * M;
-    const int32_t first = tile.first + row,
+    // Fourths of the tile change places on their way to shared memory: where a warp's rows lie there follows
+    // from the thread alone, which costs no register.
+    const int turn = fourth_of_warp(blockIdx.x, 0) * Shape::rows_of_warp;
+    const int32_t first = tile.first + (row ^ turn),
                   end = tile.first + tile.rows;  // the warp's first, the block's end
     const int32_t length = static_cast<int32_t>(p.queries);
 
@@ -160,8 +163,8 @@ __global__ void __launch_bounds__(attention_threads, AttentionBackwardDkv<D>::bl
         ptx::cp_async_commit();
     };
     const int32_t begin = tile.keys;  // the first query that sees any of the keys
-    start_copy<D, Shape::rows, attention_threads>(k_tile, rows_of<const T>(p.k, b, h), tile.first, end);
-    start_copy<D, Shape::rows, attention_threads>(v_tile, rows_of<const T>(p.v, b, h), tile.first, end);
+    start_copy<D, Shape::rows, attention_threads>(k_tile, rows_of<const T>(p.k, b, h), tile.first, end, turn);
+    start_copy<D, Shape::rows, attention_threads>(v_tile, rows_of<const T>(p.v, b, h), tile.first, end, turn);
     copy_queries(b, h, begin, 0);
 
     // of the first queries that see the warp's keys the first, and the last

@@ -33,9 +33,10 @@ __device__ Rows<T> rows_of(const AttentionHeads& heads, uint32_t b, uint32_t h) 
 }
 
 // All threads start to copy rows [first, first + rows) into a tile; those from `end` on become zeros, unread.
-// A thread's pieces lie one below the other: one address in each memory serves them all.
+// A thread's pieces lie one below the other: one address in each memory serves them all. Runs of rows change
+// places by `turn`, a multiple of the rows that are copied at once: row first + i lies at i ^ turn.
 template <int D, int rows, int threads, class T>
-__device__ void start_copy(T* tile, Rows<const T> from, int32_t first, int32_t end) {
+__device__ void start_copy(T* tile, Rows<const T> from, int32_t first, int32_t end, int turn = 0) {
     constexpr int pieces = D / 8, step = threads / pieces;
     static_assert(threads % pieces == 0 && rows % step == 0 && step % 8 == 0);
     const int thread = ptx::thread_again(), row = thread / pieces, piece = thread % pieces;
@@ -44,7 +45,7 @@ __device__ void start_copy(T* tile, Rows<const T> from, int32_t first, int32_t e
 #pragma unroll
     for (int i = 0; i < rows; i += step) {
         const bool inside = first + row + i < end;  // mask
-        ptx::cp_async_16(to + i * D, source, inside);
+        ptx::cp_async_16(to + (i ^ turn) * D, source, inside);
         source += step * from.stride;
     }
 }

@@ -1,6 +1,6 @@
 // How attention is cut up: a block of threads takes one head and a tile, a run of query rows (of key rows,
-// where the gradients of keys are computed). Tiles begin at the borders of scales: all rows of a tile see the
-// same keys and nothing has to be masked, except where small scales share one.
+// where the gradients of keys are computed). Tiles of queries begin at the borders of scales: all rows of a
+// tile see the same keys and nothing has to be masked, except where small scales share one.
 #pragma once
 
 #include "cuda/schedule.cuh"
@@ -45,18 +45,38 @@ struct BlockCausalTiles {
     __host__ __device__ int32_t start_of_scale(int32_t row) const { return schedule.start_of_scale(row); }
 };
 
-// The same for tiles of keys: queries from `keys` on see the first row, later ones where scales share a tile.
-struct BlockCausalKeyTiles : BlockCausalTiles {
-};  // border: the tile that the scale of a first row begins with
+// Tiles of keys, whose `keys` are a first query: queries from there on see the first row, and where scales
+// share a tile only later ones see the others. They are cut without regard to scales: a warp passes over
+// queries that see none of its keys, so a border inside a tile costs little. A short tile before each border
+// would leave warps idle.
+struct BlockCausalKeyTiles {
+    static constexpr int32_t most = BlockCausalTiles::most;
+    Schedule schedule;
+    int32_t size;           // rows of a tile; the last one may have fewer
+    int32_t queries[most];  // the first that sees a tile's first row
+    bool mixed[most];
+
+    __host__ __device__ int32_t count() const {
+        return schedule.tokens / size + (schedule.tokens % size > 0);
+    }
+    __host__ __device__ Tile tile(int32_t i) const {
+        const int32_t first = i * size, left = schedule.tokens - first;
+        return {first, left < size ? left : size, queries[i], mixed[i]};
+    }
+    __host__ __device__ int32_t start_of_scale(int32_t row) const { return schedule.start_of_scale(row); }
+};
+
+inline void check_tiles(const char* op, int64_t tiles, int32_t size) {
+    if (tiles <= BlockCausalTiles::most) return;
+    contract_error(op, "patch_nums must make at most " + std::to_string(BlockCausalTiles::most) +
+                           " tiles of " + std::to_string(size) + " tokens on CUDA, got more");
+}
 
 inline BlockCausalTiles make_tiles(const char* op, const std::vector<int64_t>& lengths, int32_t size) {
     BlockCausalTiles t = {};
     t.schedule = make_schedule(op, lengths);
     const auto begin_at = [&](int64_t token) {
-        if (t.tiles == BlockCausalTiles::most) {
-            contract_error(op, "patch_nums must make at most " + std::to_string(BlockCausalTiles::most) +
-                                   " tiles of " + std::to_string(size) + " tokens on CUDA, got more");
-        }
+        check_tiles(op, t.tiles + 1, size);
         t.first[t.tiles++] = static_cast<int32_t>(token);
     };
     int64_t token = 0, begin = 0;  // the tile that is being filled begins there
@@ -82,11 +102,12 @@ inline BlockCausalTiles make_tiles(const char* op, const std::vector<int64_t>& l
 }
 
 inline BlockCausalKeyTiles make_key_tiles(const char* op, const std::vector<int64_t>& lengths, int32_t size) {
-    BlockCausalKeyTiles t = {make_tiles(op, lengths, size)};
-    for (int32_t i = 0; i < t.tiles; ++i) {
-        const bool begins = t.schedule.start_of_scale(t.first[i]) == t.first[i];
-        const int32_t from = begins ? i : t.border[i - 1] & ~BlockCausalTiles::mixed;
-        t.border[i] = static_cast<uint16_t>(from | (t.border[i] & BlockCausalTiles::mixed));
+    BlockCausalKeyTiles t = {make_schedule(op, lengths), size};
+    check_tiles(op, t.count(), size);
+    for (int32_t i = 0; i < t.count(); ++i) {
+        const Tile tile = t.tile(i);
+        t.queries[i] = t.start_of_scale(tile.first);
+        t.mixed[i] = t.start_of_scale(tile.first + tile.rows - 1) > t.queries[i];
     }
     return t;
 }
