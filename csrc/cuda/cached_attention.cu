@@ -10,25 +10,29 @@ namespace {
 
 constexpr const char* op = "cached_attention";
 
-// One launch where a block of the 16-bit kernel has all queries of a head, two otherwise.
-template <class MakeTiles>
-bool launch_together(const CachedAttentionParams& p, const CudaStream& stream, const MakeTiles& tiles_of) {
+// Whether a block of the 16-bit kernel has room for all queries of a head.
+bool fits_block(const CachedAttentionParams& p) {
     const AttentionParams& a = p.attention;
-    if (a.dtype == DType::float32 || a.queries > (a.dim > 64 ? 64 : 128) || !has_aligned_rows(p.norm))
-        return false;
+    return a.dtype != DType::float32 && a.queries <= (a.dim > 64 ? 64 : 128) && has_aligned_rows(p.norm);
+}
+
+void launch_together(const CachedAttentionParams& p, const CudaStream& stream) {
+    const AttentionParams& a = p.attention;
+    const PackedQueries queries = {p.norm};
+    const auto tile_of = [&](int32_t) {
+        return OneTile{static_cast<int32_t>(a.queries), static_cast<int32_t>(a.keys)};
+    };
     for_heads(a, [&](auto element, auto dim) {
         using T = decltype(element);
         constexpr int D = decltype(dim)::value;
-        const PackedQueries queries = {p.norm};
         if constexpr (!std::is_same_v<T, float>) {
             if constexpr (D <= 64) {
                 if (a.queries > 64)
-                    return launch_attention_forward_of<D, 2, T>(op, a, stream, tiles_of, queries);
+                    return launch_attention_forward_of<D, 2, T>(op, a, stream, tile_of, queries);
             }
-            launch_attention_forward_of<D, 1, T>(op, a, stream, tiles_of, queries);
+            launch_attention_forward_of<D, 1, T>(op, a, stream, tile_of, queries);
         }
     });
-    return true;
 }
 
 }  // namespace
@@ -39,12 +43,11 @@ void cached_attention(const CachedAttentionParams& p, const CudaStream& stream) 
     check_rows(op, "v_cache", a.v, a.dtype);
     check_rows(op, "out", a.out, a.dtype);
     check_attention(op, a);
-    const auto tiles_of = [&](int32_t rows) {
-        return FullTiles{static_cast<int32_t>(a.queries), static_cast<int32_t>(a.keys), rows};
-    };
-    if (launch_together(p, stream, tiles_of)) return;
+    if (fits_block(p)) return launch_together(p, stream);
     launch_qk_norm(op, p.norm, stream);
-    launch_attention_forward(op, a, stream, tiles_of);
+    launch_attention_forward(op, a, stream, [&](int32_t rows) {
+        return FullTiles{static_cast<int32_t>(a.queries), static_cast<int32_t>(a.keys), rows};
+    });
 }
 
 }  // namespace var_ext::cuda

@@ -22,19 +22,15 @@ struct PackedQueries {
     template <int D, int rows, class T>
     __device__ void start(T* q_tile, T* room, const AttentionParams&, uint32_t b, uint32_t h,
                           const Tile& tile) const {
-        constexpr int pieces = D / 8,
-                      log_pieces = D == 32   ? 2
-                                   : D == 64 ? 3
-                                             : 4,
-                      step = attention_threads / pieces;
+        constexpr int pieces = D / 8, step = attention_threads / pieces;
+        constexpr int log_pieces = D == 32 ? 2 : D == 64 ? 3 : 4;
         start_copy<D, rows, attention_threads>(q_tile, rows_of<const T>(norm.qkv[0], b, h), 0, tile.rows);
         start_copy<D, rows, attention_threads>(room, rows_of<const T>(norm.qkv[1], b, h), 0, tile.rows);
         start_copy<D, rows, attention_threads>(room + rows * D, rows_of<const T>(norm.qkv[2], b, h), 0,
                                                tile.rows);
         ptx::cp_async_commit();
 
-        const int row = static_cast<int>(threadIdx.x) / pieces,
-                  piece = static_cast<int>(threadIdx.x) % pieces;
+        const int thread = ptx::thread_again(), row = thread / pieces, piece = thread % pieces;
         const uint4 q_bias = ptx::load_16(elements<T>(norm.q_bias, h * norm.q_bias.h) + piece * 8);
         const uint4 v_bias = ptx::load_16(elements<T>(norm.v_bias, h * norm.v_bias.h) + piece * 8);
         const bool has_norm = norm.log_scale != nullptr;
