@@ -46,7 +46,7 @@ def test_all_scales_of_256_px(gpu: Gpu) -> None:
 @pytest.mark.parametrize("queries", [1, 4, 17, 64, 130])
 def test_against_a_cache(gpu: Gpu, queries: int, dim: int) -> None:
     """The rest of the cache is NaN: it is not read."""
-    for length in LENGTHS:
+    for length in (n for n in LENGTHS if n >= queries):
         q, keys, values = inputs(2, queries, 155, 2, dim)
         keys[:, length:], values[:, length:] = torch.nan, torch.nan
         seen = keys[:, :length], values[:, :length]
@@ -75,8 +75,8 @@ def test_chips(gpu: Gpu, chip: str, dim: int) -> None:
 def test_the_end_of_memory(gpu: Gpu, dim: int) -> None:
     """Nothing is read behind the last key or query; behind the last result nothing changes."""
     q, keys, values = (t[0, :, 0] for t in inputs(1, 17, 70, 1, dim))
-    room = torch.full((64, dim), 7.0)
-    out = gpu(room)[None, :17, None]
+    room = gpu(torch.full((64, dim), 7.0))
+    out = room[None, :17, None]
     given = [t[None, :, None] for t in (q, keys, values)]
     *placed, offset = moved(gpu, unnormed(*given, 70))
     kernels(out).cached_attention(*map(maybe_view, placed), view(out), offset, 1.0)
