@@ -129,8 +129,9 @@ void def_kernels(py::module_& m) {
         cpu::block_causal_attention_backward, "Gradients of q, k and v, (B, L, H, D) each.", "grad_out", "q",
         "k", "v", "out", "lse", "dq", "dk", "dv", "delta", "patch_nums", "scale");
     def(m, "cached_attention", cached_attention_params, cpu::cached_attention,
-        "(B, Lq, H, D) against the first `length` of (B, Lmax, H, D) -> (B, Lq, H, D).", "q", "k_cache",
-        "v_cache", "out", "length", "scale");
+        "qk_norm of (B, l, 3, H, D) into caches (B, Lmax, H, D) at `offset`, and attention to all before: "
+        "(B, l, H, D).",
+        "qkv", "q_bias", "v_bias", "log_scale", "k_cache", "v_cache", "out", "offset", "scale");
     def(m, "group_norm_silu", group_norm_silu_params, cpu::group_norm_silu,
         "SiLU(GroupNorm(x)): (B, C, H, W) -> (B, C, H, W).", "x", "weight", "bias", "input_bias", "out",
         "stats", "scratch", "groups", "eps");
@@ -143,8 +144,8 @@ void def_kernels(py::module_& m) {
     m.def("nearest_code_scratch", nearest_code_scratch, py::arg("n"), py::arg("v"), py::arg("c"),
           py::arg("filter") = py::none(), "Floats of scratch memory that nearest_code needs on CUDA.");
     def(m, "qk_norm", qk_norm_params, cpu::qk_norm,
-        "(B, L, 3, H, D) -> q, and k and v from entry `offset` on: biases, L2 norm, scale.", "qkv", "q_bias",
-        "v_bias", "log_scale", "q", "k", "v", "offset");
+        "(B, L, 3, H, D) -> q, k, v, (B, L, H, D) each: biases, L2 norm, scale.", "qkv", "q_bias", "v_bias",
+        "log_scale", "q", "k", "v");
     def(m, "qk_norm_backward", qk_norm_backward_params, cpu::qk_norm_backward, "Gradients of qk_norm.",
         "grad_q", "grad_k", "grad_v", "qkv", "q_bias", "log_scale", "grad_qkv", "grad_q_bias", "grad_v_bias",
         "grad_log_scale", "scratch");

@@ -26,16 +26,18 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from var_ext import _C
 
-# launches of a call; where an image has more than 256 pixels, residual_step has two
-KERNELS = {
-    "adaln": 1,
-    "bias_gelu": 1,
-    "bias_residual": 1,
-    "cached_attention": 1,
-    "group_norm_silu": 3,
-    "qk_norm": 1,
-    "residual_step": 1,
-    "sample_tokens": 1,
+
+def _cached_attention(qkv: _C.TensorView, *_: Any) -> int:
+    """One where a block has all queries of a head; in float32 and with more of them `qk_norm` is another."""
+    _, queries, _, _, channels = qkv.shape
+    return 1 if qkv.dtype != _C.DType.float32 and queries <= (128 if channels <= 64 else 64) else 2
+
+
+# launches of a call with these arguments; where an image has more than 256 pixels, residual_step has two
+KERNELS: dict[str, Callable[..., int]] = {
+    **dict.fromkeys(("adaln", "bias_gelu", "bias_residual", "residual_step", "sample_tokens"), lambda *_: 1),
+    "cached_attention": _cached_attention,
+    "group_norm_silu": lambda *_: 3,
 }
 
 NONE = (
@@ -123,8 +125,8 @@ class CountedStream:
         self._launches = launches
 
     def __getattr__(self, kernel: str) -> Callable[..., None]:
-        def call(*given: Any, **named: Any) -> None:
-            self._launches.add(kernel, KERNELS[kernel])
-            getattr(_C, kernel)(*given, **named)
+        def call(*given: Any) -> None:
+            self._launches.add(kernel, KERNELS[kernel](*given))
+            getattr(_C, kernel)(*given)
 
         return call

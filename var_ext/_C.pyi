@@ -97,9 +97,8 @@ def qk_norm(
     q: TensorView,
     k: TensorView,
     v: TensorView,
-    offset: int,
 ) -> None:
-    """(B, L, 3, H, D) -> q (B, L, H, D), and k and v (B, Lmax, H, D) from entry `offset` on: biases, L2 norm, scale.
+    """(B, L, 3, H, D) -> q, k, v, (B, L, H, D) each: biases, L2 norm, scale.
 
     Without log_scale only the biases. float32, bfloat16, float16; any strides but for D, which is contiguous.
     """
@@ -297,9 +296,20 @@ def block_causal_attention_backward(
     """Gradients dq, dk, dv, (B, L, H, D) each, from what `block_causal_attention` gave."""
 
 def cached_attention(
-    q: TensorView, k_cache: TensorView, v_cache: TensorView, out: TensorView, length: int, scale: float
+    qkv: TensorView,
+    q_bias: TensorView,
+    v_bias: TensorView,
+    log_scale: TensorView | None,
+    k_cache: TensorView,
+    v_cache: TensorView,
+    out: TensorView,
+    offset: int,
+    scale: float,
 ) -> None:
-    """(B, Lq, H, D) against the first `length` keys of (B, Lmax, H, D). float32, bfloat16, float16."""
+    """`qk_norm` of (B, l, 3, H, D) into caches (B, Lmax, H, D) at `offset`; attention to all before, (B, l, H, D).
+
+    float32, bfloat16, float16; any strides but for D, which is contiguous.
+    """
 
 def build_info() -> BuildInfo:
     """How this extension was built; `cuda` is the toolkit's version, `cuda_targets` CMake's

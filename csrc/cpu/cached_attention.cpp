@@ -6,12 +6,14 @@
 
 namespace var_ext::cpu {
 
-void cached_attention(const AttentionParams& p) {
+void cached_attention(const CachedAttentionParams& p) {
+    qk_norm(p.norm);
     std::vector<AttentionTile> tiles;
-    for (int64_t first = 0; first < p.queries; first += attention_tile) {
-        tiles.push_back({first, std::min(attention_tile, p.queries - first), p.keys, false});
+    const AttentionParams& a = p.attention;
+    for (int64_t first = 0; first < a.queries; first += attention_tile) {
+        tiles.push_back({first, std::min(attention_tile, a.queries - first), a.keys, false});
     }
-    attention(p, tiles, {});
+    attention(a, tiles, {});
 }
 
 }  // namespace var_ext::cpu

@@ -20,7 +20,7 @@ inline void check_rows(const char* op, const char* name, const AttentionHeads& h
 
 inline void check_attention(const char* op, const AttentionParams& p) {
     if (p.dim != 32 && p.dim != 64 && p.dim != 128) {
-        contract_error(op, "q must have a D of 32, 64 or 128 on CUDA, got " + std::to_string(p.dim) +
+        contract_error(op, "D must be 32, 64 or 128 on CUDA, got " + std::to_string(p.dim) +
                                "; VAR_EXT_BACKEND=reference takes any");
     }
     if (p.queries > INT32_MAX || p.keys > INT32_MAX) {
@@ -49,21 +49,21 @@ void for_heads(const AttentionParams& p, const Body& body) {
 }
 
 // `tiles_of(rows)` makes tiles of up to so many rows.
-template <int D, int M, class T, class MakeTiles>
+template <int D, int M, class T, class MakeTiles, class Queries = StoredQueries>
 void launch_attention_forward_of(const char* op, const AttentionParams& p, const CudaStream& stream,
-                                 const MakeTiles& tiles_of) {
+                                 const MakeTiles& tiles_of, const Queries& queries = {}) {
     using Shape = AttentionForward<D, M>;
     const auto tiles = tiles_of(Shape::rows);
     const BlockOrder order = make_order(op, p, tiles.count());
     if (order.blocks() == 0) return;
     launch(op, stream, dim3(order.blocks()), attention_threads, Shape::shared_elements * sizeof(T),
-           attention_forward_kernel<T, D, M, std::decay_t<decltype(tiles)>>, p, tiles, order);
+           attention_forward_kernel<T, D, M, std::decay_t<decltype(tiles)>, Queries>, p, tiles, order,
+           queries);
 }
 
 template <class MakeTiles>
 void launch_attention_forward(const char* op, const AttentionParams& p, const CudaStream& stream,
                               const MakeTiles& tiles_of) {
-    check_attention(op, p);
     // Large tiles cost less, small ones spread over more of the chip; rows come out the same in either. Of
     // the pairs that are computed 92% are wanted at 256 px (7 tiles of 128 rows; 96% with 12 of 64), 99% at
     // 512 px.

@@ -113,6 +113,17 @@ __device__ void attend(Softmax<D, M>& state, const uint32_t (&q)[M][D / 16][4], 
     }
 }
 
+// Queries as they lie in memory. What takes the place of this type may use the tiles of keys and values
+// before any of them comes.
+struct StoredQueries {
+    template <int D, int rows, class T>
+    __device__ void start(T* q_tile, T*, const AttentionParams& p, uint32_t b, uint32_t h,
+                          const Tile& tile) const {
+        start_copy<D, rows, attention_threads>(q_tile, rows_of<const T>(p.q, b, h), tile.first,
+                                               tile.first + tile.rows);
+    }
+};
+
 // The other tile of keys and values is on its way while one is in use: one barrier a tile.
 // budget <32, 1>: registers <= 128, shared <= 20480, blocks >= 3
 // budget <64, 1>: registers <= 168, shared <= 40960, blocks >= 3
@@ -120,10 +131,11 @@ __device__ void attend(Softmax<D, M>& state, const uint32_t (&q)[M][D / 16][4], 
 // budget <64, 2>: registers <= 255, shared <= 49152, blocks >= 2
 // budget <128, 1>: registers <= 255, shared <= 81920, blocks >= 2
 // sass: HMMA, LDSM, LDGSTS, MUFU.EX2, STG.E.128
-template <class T, int D, int M, class Tiles>
+template <class T, int D, int M, class Tiles, class Queries>
 __global__ void __launch_bounds__(attention_threads, AttentionForward<D, M>::blocks)
     attention_forward_kernel(const __grid_constant__ AttentionParams p, const __grid_constant__ Tiles tiles,
-                             const __grid_constant__ BlockOrder order) {
+                             const __grid_constant__ BlockOrder order,
+                             const __grid_constant__ Queries queries) {
     ptx::wait_for_previous();
     using Shape = AttentionForward<D, M>;
     const BlockOrder::Place place = order.place(blockIdx.x);
@@ -143,7 +155,7 @@ __global__ void __launch_bounds__(attention_threads, AttentionForward<D, M>::blo
         start_copy<D, Shape::keys, attention_threads>(k_tile + Shape::keys * D, v_rows, at, tile.keys);
         ptx::cp_async_commit();
     };
-    start_copy<D, Shape::rows, attention_threads>(q_tile, rows_of<const T>(p.q, b, h), tile.first, end);
+    queries.template start<D, Shape::rows>(q_tile, kv_tiles, p, b, h, tile);
     copy_keys(0, 0);
 
     // keys that the first and the last row of the warp see

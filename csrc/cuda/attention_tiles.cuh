@@ -23,6 +23,15 @@ struct FullTiles {
     __device__ int32_t end_of_scale(int32_t) const { return keys; }
 };
 
+// The same with one tile for all queries: a head has one block.
+struct OneTile {
+    int32_t queries, keys;
+
+    __host__ __device__ int32_t count() const { return queries > 0 ? 1 : 0; }
+    __device__ Tile tile(int32_t) const { return {0, queries, keys, false}; }
+    __device__ int32_t end_of_scale(int32_t) const { return keys; }
+};
+
 // Whole scales share a tile as long as they fit; one that is too large is cut. So the border of a scale is
 // that of a tile, and a table of those spares each block its search. All of it must fit into the 4 KB that a
 // kernel's parameters have before CUDA 12.1.

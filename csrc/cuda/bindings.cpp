@@ -68,8 +68,8 @@ void def_cuda_kernels(py::module_& m) {
     def(s, "block_causal_attention_backward", block_causal_attention_backward_params,
         cuda::block_causal_attention_backward, "grad_out", "q", "k", "v", "out", "lse", "dq", "dk", "dv",
         "delta", "patch_nums", "scale");
-    def(s, "cached_attention", cached_attention_params, cuda::cached_attention, "q", "k_cache", "v_cache",
-        "out", "length", "scale");
+    def(s, "cached_attention", cached_attention_params, cuda::cached_attention, "qkv", "q_bias", "v_bias",
+        "log_scale", "k_cache", "v_cache", "out", "offset", "scale");
     def(s, "nearest_code", nearest_code_params, cuda::nearest_code, "x", "codebook", "out", "cosine",
         "scratch");
     def(s, "group_norm_silu", group_norm_silu_params, cuda::group_norm_silu, "x", "weight", "bias",
@@ -77,8 +77,7 @@ void def_cuda_kernels(py::module_& m) {
     def(s, "group_norm_silu_backward", group_norm_silu_backward_params, cuda::group_norm_silu_backward,
         "grad", "x", "weight", "bias", "input_bias", "grad_x", "grad_weight", "grad_bias", "stats", "means",
         "scratch", "groups", "eps");
-    def(s, "qk_norm", qk_norm_params, cuda::qk_norm, "qkv", "q_bias", "v_bias", "log_scale", "q", "k", "v",
-        "offset");
+    def(s, "qk_norm", qk_norm_params, cuda::qk_norm, "qkv", "q_bias", "v_bias", "log_scale", "q", "k", "v");
     def(s, "qk_norm_backward", qk_norm_backward_params, cuda::qk_norm_backward, "grad_q", "grad_k", "grad_v",
         "qkv", "q_bias", "log_scale", "grad_qkv", "grad_q_bias", "grad_v_bias", "grad_log_scale", "scratch");
     def(s, "quantize_rows", quantize_rows_params, cuda::quantize_rows, "x", "q", "scale");

@@ -6,6 +6,7 @@ namespace var_ext::cuda {
 
 void block_causal_attention(const BlockCausalAttentionParams& p, const CudaStream& stream) {
     constexpr const char* op = "block_causal_attention";
+    check_attention(op, p.attention);
     launch_attention_forward(op, p.attention, stream,
                              [&](int32_t rows) { return make_tiles(op, p.lengths, rows); });
 }

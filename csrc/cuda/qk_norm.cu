@@ -1,6 +1,7 @@
 #include "ops/qk_norm.h"
 
 #include "cuda/launch.cuh"
+#include "cuda/qk_norm.cuh"
 #include "cuda/qk_norm_add.cuh"
 #include "cuda/qk_norm_backward.cuh"
 #include "cuda/qk_norm_backward_any.cuh"
@@ -10,7 +11,6 @@ namespace var_ext::cuda {
 
 namespace {
 
-constexpr const char* op = "qk_norm";
 constexpr int any_place = -1;
 
 // Can all heads be read and written in 16 bytes?
@@ -47,7 +47,11 @@ int log_lanes_of_all(const QkNormBackwardParams& p) {
 
 }  // namespace
 
-void qk_norm(const QkNormParams& p, const CudaStream& stream) {
+bool has_aligned_rows(const QkNormParams& p) {
+    return log_lanes_of_all(p) != any_place;
+}
+
+void launch_qk_norm(const char* op, const QkNormParams& p, const CudaStream& stream) {
     const uint32_t units = counted(op, "B * L * H", p.batch * p.length * p.heads);
     if (units == 0 || p.channels == 0) return;
     const int log_lanes = log_lanes_of_all(p);
@@ -63,7 +67,12 @@ void qk_norm(const QkNormParams& p, const CudaStream& stream) {
     });
 }
 
+void qk_norm(const QkNormParams& p, const CudaStream& stream) {
+    launch_qk_norm("qk_norm", p, stream);
+}
+
 void qk_norm_backward(const QkNormBackwardParams& p, const CudaStream& stream) {
+    const char* op = "qk_norm";
     counted(op, "B * L", p.batch * p.length);
     const uint32_t columns = counted(op, "H * (2 D + 1)", p.heads * (2 * p.channels + 1));
     if (columns == 0) return;

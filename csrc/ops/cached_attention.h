@@ -1,21 +1,31 @@
-// cached_attention: softmax(scale q k^T) v over the first `length` keys of a cache. Sums in fp32.
+// cached_attention: qk_norm of a scale's packed qkv, its keys and values into the cache from `offset` on;
+// then softmax(scale q k^T) v of its queries over the first offset + l entries. Sums in fp32.
 #pragma once
 
 #include "cuda/stream.h"
 #include "ops/attention.h"
+#include "ops/qk_norm.h"
 
 namespace var_ext {
 
+// The queries lie where the result will: whoever writes a row of it has read the row before, and no memory is
+// needed for them.
+struct CachedAttentionParams {
+    QkNormParams norm;
+    AttentionParams attention;
+};
+
 // Checks the contract; throws std::invalid_argument.
-AttentionParams cached_attention_params(const TensorView& q, const TensorView& k_cache,
-                                        const TensorView& v_cache, const TensorView& out, int64_t length,
-                                        float scale);
+CachedAttentionParams cached_attention_params(const TensorView& qkv, const TensorView& q_bias,
+                                              const TensorView& v_bias, const TensorView* log_scale,
+                                              const TensorView& k_cache, const TensorView& v_cache,
+                                              const TensorView& out, int64_t offset, float scale);
 
 namespace cpu {
-void cached_attention(const AttentionParams& p);
+void cached_attention(const CachedAttentionParams& p);
 }
-namespace cuda {  // D is 32, 64 or 128, rows begin at multiples of 16 bytes
-void cached_attention(const AttentionParams& p, const CudaStream& stream);
+namespace cuda {  // D is 32, 64 or 128, rows of the caches begin at multiples of 16 bytes
+void cached_attention(const CachedAttentionParams& p, const CudaStream& stream);
 }
 
 }  // namespace var_ext

@@ -4,14 +4,13 @@ namespace var_ext {
 
 namespace {
 
-constexpr const char* op = "qk_norm";
-
 // Checks the other tensors against qkv, (B, L, 3, H, D).
 struct Checker {
+    const char* op;
     int64_t batch, length, heads, channels;
     DType dtype;
 
-    explicit Checker(const TensorView& qkv) {
+    Checker(const char* name, const TensorView& qkv) : op(name) {
         check_dtype(op, "qkv", qkv, {DType::float32, DType::bfloat16, DType::float16});
         check_shape(op, "qkv", qkv,
                     {{"B", any_size}, {"L", any_size}, {"3", 3}, {"H", any_size}, {"D", any_size}});
@@ -42,17 +41,10 @@ struct Checker {
         contiguous(name, view);
         return {view.data, view.strides[0], view.strides[1], view.strides[2]};
     }
-    Heads target(const char* name, const TensorView& view, int64_t room, int64_t offset) const {
-        check_shape(op, name, view, {{"B", batch}, {"Lmax", room}, {"H", heads}, {"D", channels}});
-        contiguous(name, view);
+    Heads target(const char* name, const TensorView& view) const {
+        const ConstHeads at = part(name, view);
         check_output(op, name, view);
-        if (offset < 0 || offset + length > view.shape[1]) {
-            contract_error(op, std::string(name) + " must have room for " + std::to_string(length) +
-                                   " tokens from " + std::to_string(offset) + " on, got shape " +
-                                   view.shape_text());
-        }
-        char* first = static_cast<char*>(view.data) + offset * view.strides[1] * dtype_size(dtype);
-        return {first, view.strides[0], view.strides[1], view.strides[2]};
+        return {view.data, at.b, at.l, at.h};
     }
     void bias(const char* name, const TensorView& view) const {
         check_shape(op, name, view, {{"H", heads}, {"D", channels}});
@@ -69,8 +61,14 @@ struct Checker {
 
 QkNormParams qk_norm_params(const TensorView& qkv, const TensorView& q_bias, const TensorView& v_bias,
                             const TensorView* log_scale, const TensorView& q, const TensorView& k,
-                            const TensorView& v, int64_t offset) {
-    const Checker checked(qkv);
+                            const TensorView& v) {
+    return qk_norm_params_of("qk_norm", qkv, q_bias, v_bias, log_scale, q, k, v);
+}
+
+QkNormParams qk_norm_params_of(const char* op, const TensorView& qkv, const TensorView& q_bias,
+                               const TensorView& v_bias, const TensorView* log_scale, const TensorView& q,
+                               const TensorView& k, const TensorView& v) {
+    const Checker checked(op, qkv);
     checked.bias("q_bias", q_bias);
     checked.bias("v_bias", v_bias);
     checked.scale("log_scale", log_scale);
@@ -85,9 +83,9 @@ QkNormParams qk_norm_params(const TensorView& qkv, const TensorView& q_bias, con
     p.v_bias = {v_bias.data, 0, 0, v_bias.strides[0]};
     p.log_scale = log_scale ? log_scale->data : nullptr;
     p.log_scale_stride = log_scale ? log_scale->strides[0] : 0;
-    p.out[0] = checked.target("q", q, checked.length, 0);
-    p.out[1] = checked.target("k", k, any_size, offset);
-    p.out[2] = checked.target("v", v, any_size, offset);
+    p.out[0] = checked.target("q", q);
+    p.out[1] = checked.target("k", k);
+    p.out[2] = checked.target("v", v);
     return p;
 }
 
@@ -97,7 +95,8 @@ QkNormBackwardParams qk_norm_backward_params(const TensorView& grad_q, const Ten
                                              const TensorView& grad_qkv, const TensorView& grad_q_bias,
                                              const TensorView& grad_v_bias, const TensorView* grad_log_scale,
                                              const TensorView* scratch) {
-    const Checker checked(qkv);
+    const char* op = "qk_norm";
+    const Checker checked(op, qkv);
     checked.bias("q_bias", q_bias);
     checked.scale("log_scale", log_scale);
     checked.bias("grad_q_bias", grad_q_bias);

@@ -49,11 +49,14 @@ struct QkNormBackwardParams {
     int64_t partials;
 };
 
-// These check the contract; they throw std::invalid_argument. In the first, k and v may be longer than qkv:
-// it fills [offset, offset + L).
+// These check the contract; they throw std::invalid_argument. The second does it for another op, which its
+// errors name.
 QkNormParams qk_norm_params(const TensorView& qkv, const TensorView& q_bias, const TensorView& v_bias,
                             const TensorView* log_scale, const TensorView& q, const TensorView& k,
-                            const TensorView& v, int64_t offset);
+                            const TensorView& v);
+QkNormParams qk_norm_params_of(const char* op, const TensorView& qkv, const TensorView& q_bias,
+                               const TensorView& v_bias, const TensorView* log_scale, const TensorView& q,
+                               const TensorView& k, const TensorView& v);
 QkNormBackwardParams qk_norm_backward_params(const TensorView& grad_q, const TensorView& grad_k,
                                              const TensorView& grad_v, const TensorView& qkv,
                                              const TensorView& q_bias, const TensorView* log_scale,

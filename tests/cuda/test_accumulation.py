@@ -8,6 +8,7 @@ import pytest
 import torch
 from torch import Tensor
 
+from tests.cuda.attention import cached
 from tests.cuda.conftest import Gpu
 from tests.ops import oracle
 from var_ext import ScaleSchedule, ops
@@ -38,7 +39,7 @@ def tolerance(dtype: torch.dtype) -> float:
 
 def attend(gpu: Gpu, op: str, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
     if op == "cached_attention":
-        return ops.cached_attention(gpu(q), gpu(k), gpu(v), 256).cpu()
+        return cached(gpu, q, k, v, 256)
     return ops.block_causal_attention(gpu(q), gpu(k), gpu(v), SCHEDULE).cpu()
 
 

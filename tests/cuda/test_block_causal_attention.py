@@ -260,9 +260,7 @@ def test_refusals(gpu: Gpu) -> None:
             ops.block_causal_attention(**{**given, **change})
 
     few = gpu(torch.zeros(1, 5, 2, 20))
-    refused(
-        "q must have a D of 32, 64 or 128 on CUDA, got 20; VAR_EXT_BACKEND=reference", q=few, k=few, v=few
-    )
+    refused("D must be 32, 64 or 128 on CUDA, got 20; VAR_EXT_BACKEND=reference", q=few, k=few, v=few)
     refused("q must have the L = 14 of the schedule, got 5", schedule=ScaleSchedule((1, 2, 3)))
     long = gpu(torch.zeros(1, 1, 1, 32)).expand(1, 513 * 128, 1, 32)
     refused(

@@ -174,7 +174,7 @@ def test_the_kernel_refuses(gpu: Gpu) -> None:
                 maybe_view(lse if delta else None), [1, 2], 1.0,
             )  # fmt: skip
 
-    refused("q must have a D of 32, 64 or 128 on CUDA, got 20", dim=20)
+    refused("D must be 32, 64 or 128 on CUDA, got 20", dim=20)
     refused(r"delta must have shape \(B, H, L\) on CUDA, got none", delta=False)
     for i, name in enumerate(("grad_out", "q", "k", "v", "out", "dq", "dk", "dv")):
         refused(f"{name} must have rows that begin at multiples of 16 bytes", odd=i)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from tests.cuda.attention import HEAD_SIZES, on
+from tests.cuda.attention import HEAD_SIZES, cached, on
 from tests.cuda.conftest import Gpu
 from tests.ops import oracle
 from tests.ops.test_block_causal_attention import packed
@@ -20,12 +20,12 @@ def test_attention_in_16_bits(gpu: Gpu, dtype: torch.dtype, dim: int) -> None:
     schedule = oracle.ODD[151]
     given = [t.to(dtype) for t in packed(1, 151, 2, dim)]
     grad = torch.randn(given[0].shape).to(dtype)
-    cached = [t.to(dtype) for t in inputs(1, 130, 155, 2, dim)]
+    q, *keys_and_values = inputs(1, 130, 155, 2, dim, dtype)
     results = {}
     for chip in ("80", "86"):
         with gpu.of_chip(chip):
-            of_cache = ops.cached_attention(*map(gpu, cached), 151, scale=0.7).cpu()
-            results[chip] = [*on(gpu, given, grad, schedule), of_cache]
+            of_cache = [cached(gpu, q[:, :n], *keys_and_values, 151, 0.7) for n in (64, 100, 130)]
+            results[chip] = [*on(gpu, given, grad, schedule), *of_cache]
     assert all(torch.equal(mine, other) for mine, other in zip(*results.values(), strict=True))
 
 

@@ -15,6 +15,8 @@ from tests.cuda.conftest import Gpu
 from tests.emulator import emulation
 from tests.launches import KERNELS
 from tests.models.conftest import small_pair
+from tests.ops import oracle
+from tests.ops.test_cached_attention import normed
 from var_ext import ops
 from var_ext.engine import Call, Engine, Precision, SeededDraw, options_for
 from var_ext.ops import _native
@@ -25,8 +27,11 @@ NAMES = sorted(
     if "\nGPU_SHAPES" in path.read_text(encoding="utf-8")
 )
 
-# heads that CUDA takes; and qk_norm to fill the cache, as torch's own copies are not seen
-CHANGES = {"bench_block_causal_attention": dict(dim=32), "bench_cached_attention": dict(dim=32, norm=True)}
+# heads that CUDA takes, and queries that a block has room for or not
+CHANGES: dict[str, dict[str, Any]] = {
+    "bench_block_causal_attention": dict(dim=32),
+    "bench_cached_attention": dict(dim=32, dtype=torch.bfloat16, steps=[(1, 1), (128, 129), (129, 258)]),
+}
 
 
 @pytest.fixture
@@ -57,9 +62,9 @@ def test_every_shape_is_counted(module: Any) -> None:
 
 
 class Launching(emulation.Stream):
-    """Finds out how many launches a call of each kernel takes."""
+    """Finds out how many launches a call of each kernel takes, beside what the count says."""
 
-    def __init__(self, found: dict[str, set[int]]) -> None:
+    def __init__(self, found: dict[str, set[tuple[int, int]]]) -> None:
         self.found = found
 
     def __getattr__(self, kernel: str) -> Callable[..., None]:
@@ -68,7 +73,8 @@ class Launching(emulation.Stream):
         def call(*given: Any) -> None:
             before = emulation.emulator().launches()
             launch(*given)
-            self.found.setdefault(kernel, set()).add(emulation.emulator().launches() - before)
+            taken = emulation.emulator().launches() - before
+            self.found.setdefault(kernel, set()).add((taken, KERNELS[kernel](*given)))
 
         return call
 
@@ -77,7 +83,7 @@ def test_launches_of_a_sampling(gpu: Gpu, monkeypatch: pytest.MonkeyPatch) -> No
     """Each kernel takes what the count of a whole sampling says, at every scale and in the decoder."""
     if gpu.level != "emulated":
         pytest.skip("the emulator counts launches")
-    found: dict[str, set[int]] = {}
+    found: dict[str, set[tuple[int, int]]] = {}
     monkeypatch.setattr(_native, "gpu_stream", lambda tensor: Launching(found))
     engine = Engine(small_pair()[1].eval(), Precision("bf16", torch.bfloat16), pack=False)
     options = options_for(engine.schedule)
@@ -89,4 +95,20 @@ def test_launches_of_a_sampling(gpu: Gpu, monkeypatch: pytest.MonkeyPatch) -> No
         # the size of the published f_hat, whose windows fit a block
         f_hat, codes, weight = torch.zeros(1, 32, 16, 16), torch.zeros(1, 32, 8, 8), torch.zeros(32, 32, 3, 3)
         ops.residual_step(f_hat, codes, weight, torch.zeros(32), next_size=10)
-    assert found == {kernel: {count} for kernel, count in KERNELS.items()}
+    assert found.keys() == KERNELS.keys()
+    assert all(taken == said for pairs in found.values() for taken, said in pairs), found
+
+
+@pytest.mark.parametrize("dim", [32, 64, 128])
+@pytest.mark.parametrize("dtype", oracle.LOW)
+def test_launches_of_attention(
+    gpu: Gpu, monkeypatch: pytest.MonkeyPatch, dim: int, dtype: torch.dtype
+) -> None:
+    """One or two, by the number of queries."""
+    if gpu.level != "emulated":
+        pytest.skip("the emulator counts launches")
+    found: dict[str, set[tuple[int, int]]] = {}
+    monkeypatch.setattr(_native, "gpu_stream", lambda tensor: Launching(found))
+    for queries in (1, 64, 65, 128, 129):
+        ops.cached_attention(*normed(1, queries, queries, queries, 1, dim, dtype))
+    assert found == {"cached_attention": {(2, 2)} if dtype == torch.float32 else {(1, 1), (2, 2)}}

@@ -14,7 +14,7 @@ from tests.emulator import emulation
 from tests.emulator.emulation import emulator
 from var_ext import _C, ScaleSchedule, backend, ops
 from var_ext.ops import _native
-from var_ext.ops._native import view
+from var_ext.ops._native import maybe_view
 
 SCHEDULE = ScaleSchedule((1, 2))
 built = pytest.mark.skipif(_C.build_info()["cuda"] is None, reason="this build has no CUDA")
@@ -51,8 +51,8 @@ def test_fakes_on_cuda() -> None:
             assert (fake.shape, fake.dtype, fake.stride()) == (one.shape, one.dtype, one.stride())
         qkv, bias = given["qkv"], given["bias"]
         cache = qkv.new_empty(2, 9, 2, 64)
-        q = ops.qk_norm(qkv, bias, bias, cache=(cache, cache), offset=2)
-        assert (q.shape, q.device.type) == ((2, 5, 2, 64), "cuda")  # type: ignore[union-attr]
+        out = ops.cached_attention(qkv, bias, bias, None, cache, cache, 2)
+        assert (out.shape, out.device.type) == ((2, 5, 2, 64), "cuda")
 
 
 def test_mixed_devices_are_refused() -> None:
@@ -60,22 +60,28 @@ def test_mixed_devices_are_refused() -> None:
         here, there = torch.empty(1, 5, 2, 64), torch.empty(1, 5, 2, 64, device="cuda")
         with pytest.raises(ValueError, match="q on cuda:0, k on cpu, v on cuda:0"):
             ops.block_causal_attention(there, here, there, SCHEDULE)
-        with pytest.raises(ValueError, match="must be on one device, got q on cpu, k_cache on cuda:0"):
-            ops.cached_attention(here, there, there, 5)
+        qkv, bias = torch.empty(1, 5, 3, 2, 64), torch.empty(2, 64)
+        with pytest.raises(ValueError, match=r"must be on one device, got qkv on cpu.*, k_cache on cuda:0"):
+            ops.cached_attention(qkv, bias, bias, None, there, there, 0)
+
+
+def attend(stream: Any) -> None:
+    qkv, bias, k_cache = torch.zeros(1, 5, 3, 2, 64), torch.zeros(2, 64), torch.zeros(1, 5, 2, 64)
+    v_cache, out = k_cache.clone(), k_cache.clone()
+    given = qkv, bias, bias, None, k_cache, v_cache, out
+    stream.cached_attention(*map(maybe_view, given), 0, 1.0)
 
 
 @built
 @without_gpu
 def test_a_cuda_error_names_the_op() -> None:
-    q = torch.zeros(1, 5, 2, 64)
     with pytest.raises(RuntimeError, match=r"^cached_attention: CUDA error: \w+"):
-        _C.CudaStream(0, 0).cached_attention(view(q), view(q), view(q), view(q.clone()), 5, 1.0)
+        attend(_C.CudaStream(0, 0))
 
 
 def test_an_unknown_device_is_an_error() -> None:
-    q = torch.zeros(1, 5, 2, 64)
     with pytest.raises(RuntimeError, match=r"^cached_attention: CUDA error: invalid argument"):
-        emulator().CudaStream(1, 0).cached_attention(view(q), view(q), view(q), view(q.clone()), 5, 1.0)
+        attend(emulator().CudaStream(1, 0))
 
 
 def call_all(given: dict[str, torch.Tensor], backward: bool = True) -> list[torch.Tensor]:
@@ -120,7 +126,9 @@ def call_all(given: dict[str, torch.Tensor], backward: bool = True) -> list[torc
         tokens,
         ops.bias_residual(image, image, leaves["phi_bias"]),
         ops.bias_residual(image.clone(), image, leaves["phi_bias"], in_place=True),
-        ops.cached_attention(q.detach(), k.detach(), v.detach(), 5),
+        ops.cached_attention(
+            qkv[:, 2:], bias, bias, leaves["log_scale"], k.detach().clone(), v.detach().clone(), 2
+        ),
         ops.nearest_code(image.detach().permute(0, 2, 3, 1), codebook.detach()),
         *ops.quantize_rows(x.detach()),
         ops.sample_tokens(x.detach(), given["seeds"], scale_index=1, top_k=5, top_p=0.5),
@@ -172,6 +180,9 @@ def test_registration(gpu: Gpu) -> None:
     pytest.importorskip("expecttest", reason="torch.library.opcheck needs expecttest")
     qkv, bias, scale = (example(gpu)[name] for name in ("qkv", "bias", "log_scale"))
     q, k, v = (t.clone().requires_grad_() for t in qkv.unbind(2))
+    caches = k.detach().clone(), v.detach().clone()
     torch.library.opcheck(torch.ops.var_ext.block_causal_attention, (q, k, v, [1, 2], 1.0))
-    torch.library.opcheck(torch.ops.var_ext.cached_attention, (q.detach(), k.detach(), v.detach(), 5, 1.0))
+    torch.library.opcheck(
+        torch.ops.var_ext.cached_attention, (qkv[:, 2:], bias, bias, scale, *caches, 2, 1.0)
+    )
     torch.library.opcheck(torch.ops.var_ext.qk_norm, (qkv.clone().requires_grad_(), bias, bias, scale))

@@ -38,8 +38,8 @@ def random(*shape: int) -> Tensor:
 
 
 def norm_and_attention(qkv: Tensor, q_bias: Tensor, v_bias: Tensor, log_scale: Tensor) -> Tensor:
-    q, k, v = ops.qk_norm(qkv, q_bias, v_bias, log_scale)
-    return ops.cached_attention(q, k, v, qkv.shape[1])
+    _, k, v = ops.qk_norm(qkv, q_bias, v_bias, log_scale)
+    return ops.cached_attention(qkv[:, 1:], q_bias, v_bias, log_scale, k, v, 1)
 
 
 CALLS: dict[str, tuple[Callable[..., Any], list[Tensor]]] = {

@@ -45,16 +45,12 @@ def backward(gpu: Gpu, given: Any, grads: list[Tensor]) -> list[Tensor]:
     return [t.cpu() for t in oracle.gradients(ops.qk_norm, moved(gpu, given), moved(gpu, grads))]
 
 
-def direct(gpu: Gpu, given: Any, cache: tuple[Tensor, Tensor], offset: int = 0) -> Tensor:
+def direct(gpu: Gpu, given: Any) -> list[Tensor]:
     """The kernel on the tensors as they lie: the op copies those whose rows are not aligned."""
-    qkv, q_bias, v_bias, log_scale, k, v = moved(gpu, [*given, *cache])
-    q = torch.empty_like(qkv[:, :, 0], memory_format=torch.contiguous_format)
-    kernels(qkv).qk_norm(
-        view(qkv), view(q_bias), view(v_bias), maybe_view(log_scale), view(q), view(k), view(v), offset
-    )
-    for mine, placed in zip(cache, (k, v), strict=True):
-        mine.copy_(placed)
-    return q.cpu()
+    qkv, *rest = moved(gpu, given)
+    outputs = [torch.empty_like(qkv[:, :, 0], memory_format=torch.contiguous_format) for _ in range(3)]
+    kernels(qkv).qk_norm(*map(maybe_view, (qkv, *rest, *outputs)))
+    return [t.cpu() for t in outputs]
 
 
 @pytest.mark.parametrize("shape", CASES, ids=str)
@@ -115,10 +111,10 @@ def test_offsets_beyond_32_bits(gpu: Gpu, channels: int) -> None:
         return place.as_strided(x.shape, (far, *x.stride()[1:])).copy_(x)
 
     given, grads = list(inputs(shape, torch.bfloat16)), list(torch.randn(3, *shape).bfloat16())
-    cache = [spread(torch.zeros(shape, dtype=torch.bfloat16)) for _ in range(2)]
+    outputs = [spread(torch.zeros(shape, dtype=torch.bfloat16)) for _ in range(3)]
     apart = [spread(given[0]), *given[1:]]
-    q = ops.qk_norm(*apart, cache=(cache[0], cache[1]), offset=0)
-    for mine, want in zip((q, *cache), forward(gpu, given), strict=True):
+    kernels(apart[0]).qk_norm(*map(view, (*apart, *outputs)))
+    for mine, want in zip(outputs, forward(gpu, given), strict=True):
         assert torch.equal(mine, want)
     leaves = [t.requires_grad_() for t in apart]
     back = torch.autograd.grad(ops.qk_norm(*leaves), leaves, [spread(t) for t in grads])
@@ -138,8 +134,7 @@ def test_layouts(gpu: Gpu, layout: str, channels: int, dtype: torch.dtype) -> No
     torchs, truths = formula(*plain), exact(*plain)
     results = [forward(gpu, given)]
     if layout != "strided channels":
-        cache = torch.empty_like(torchs[1]), torch.empty_like(torchs[2])
-        results.append([direct(gpu, given, cache), *cache])
+        results.append(direct(gpu, given))
     for result in results:
         for mine, torchs_own, truth in zip(result, torchs, truths, strict=True):
             oracle.assert_as_good_as_torch(mine, torchs_own, truth)
@@ -173,37 +168,6 @@ def test_unaligned_gradients(gpu: Gpu, channels: int, dtype: torch.dtype) -> Non
         terms = (grads[0].double() * exact(*given)[0]).abs().sum(dim=(0, 1, 3))
         eps = torch.finfo(dtype).eps
         assert ((of_log_scale.cpu() - truths[3]).abs() <= eps * truths[3].abs() + 4e-7 * terms).all()
-
-
-@pytest.mark.parametrize("dtype", oracle.LOW)
-@pytest.mark.parametrize("norm", [True, False])
-@pytest.mark.parametrize("shape", [(2, 7, 3, 64), (2, 3, 5, 50), (1, 1, 37, 8), (2, 0, 2, 8)], ids=str)
-def test_into_the_cache(gpu: Gpu, shape: tuple[int, ...], dtype: torch.dtype, norm: bool) -> None:
-    """The values of the plain call, in their place and nowhere else."""
-    batch, length, heads, channels = shape
-    given: list[Any] = list(inputs(shape, dtype))
-    given = given if norm else [*given[:3], None]
-    wanted = forward(gpu, given)
-    for offset, room in ((0, length), (0, length + 2), (4, length + 4), (3, length + 5)):
-        caches = moved(gpu, torch.full((2, batch, room, heads, channels), 7.0, dtype=dtype).unbind(0))
-        q = ops.qk_norm(*moved(gpu, given), cache=(caches[0], caches[1]), offset=offset)
-        assert torch.equal(q.cpu(), wanted[0])
-        for filled, want in zip((c.cpu() for c in caches), wanted[1:], strict=True):
-            assert torch.equal(filled[:, offset : offset + length], want)
-            assert (filled[:, :offset] == 7).all()
-            assert (filled[:, offset + length :] == 7).all()
-
-
-@pytest.mark.parametrize("layout", [name for name in LAYOUTS if name != "expanded"])
-@pytest.mark.parametrize("dtype", oracle.LOW)
-def test_into_a_cache_of_any_layout(gpu: Gpu, layout: str, dtype: torch.dtype) -> None:
-    given = inputs((2, 5, 3, 64), dtype)
-    caches = moved(gpu, [LAYOUTS[layout](torch.zeros(2, 9, 3, 64, dtype=dtype)) for _ in range(2)])
-    q = ops.qk_norm(*moved(gpu, given), cache=(caches[0], caches[1]), offset=3)
-    results = [q.cpu(), *(c.cpu()[:, 3:8] for c in caches)]
-    for mine, torchs, truth in zip(results, formula(*given), exact(*given), strict=True):
-        oracle.assert_as_good_as_torch(mine, torchs, truth)
-    assert all((cache.cpu()[:, i] == 0).all() for cache in caches for i in (0, 1, 2, 8))
 
 
 @pytest.mark.parametrize("channels", [24, 32])
@@ -294,4 +258,4 @@ def test_the_kernel_refuses(gpu: Gpu) -> None:
     output = _C.TensorView(qkv.data_ptr(), (1, many, 1, 1), (many, 1, 1, 1), _C.DType.float32)
     one = view(bias[:1, :1])
     with pytest.raises(ValueError, match=r"qk_norm: B \* L \* H must be below 2\^31 on CUDA, got 2147483648"):
-        run.qk_norm(packed, one, one, None, output, output, output, 0)
+        run.qk_norm(packed, one, one, None, output, output, output)

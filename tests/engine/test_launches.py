@@ -52,9 +52,9 @@ def counted(monkeypatch: pytest.MonkeyPatch, precision: Precision) -> Launches:
 def test_of_a_captured_sampling(monkeypatch: pytest.MonkeyPatch) -> None:
     launches = counted(monkeypatch, Precision("bf16", torch.bfloat16))
     per_layer = {op: count / 160 for (part, op), count in launches.ops.items() if part == "blocks" and count}
-    once = ("mm", "qk_norm", "cached_attention", "_addmm_activation")
-    assert per_layer == {"adaln": 2, "addmm": 2, **dict.fromkeys(once, 1)}
-    assert launches.parts == {"blocks": 1280, "between scales": 100, "adaln": 3, "decoder": 221}
+    # the two largest of ten scales have more queries than a block of attention takes, and qk_norm apart
+    assert per_layer == {"adaln": 2, "addmm": 2, "mm": 1, "_addmm_activation": 1, "cached_attention": 1.2}
+    assert launches.parts == {"blocks": 1152, "between scales": 100, "adaln": 3, "decoder": 221}
 
 
 def test_an_unknown_op_is_an_error() -> None:

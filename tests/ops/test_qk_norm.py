@@ -71,35 +71,6 @@ def test_a_zero_vector_stays_finite(either_backend: str) -> None:
         assert torch.equal(result, torch.zeros(1, 3, 2, 8))
 
 
-@pytest.mark.parametrize("dtype", oracle.LOW)
-@pytest.mark.parametrize("norm", [True, False])
-@pytest.mark.parametrize(
-    ("length", "offset", "room"), [(1, 0, 1), (4, 1, 5), (7, 0, 9), (3, 6, 9), (0, 4, 4)]
-)
-def test_into_the_cache(
-    either_backend: str, dtype: torch.dtype, norm: bool, length: int, offset: int, room: int
-) -> None:
-    given: tuple[Any, ...] = inputs((2, length, 3, 16), dtype)
-    given = given if norm else (*given[:3], None)
-    q, k, v = ops.qk_norm(*given)
-    cache = torch.full((2, 2, room, 3, 16), 7.0, dtype=dtype).unbind(0)
-    result = ops.qk_norm(*given, cache=cache, offset=offset)
-    assert torch.equal(result, q)
-    for filled, wanted in zip(cache, (k, v), strict=True):
-        assert torch.equal(filled[:, offset : offset + length], wanted)
-        assert (filled[:, :offset] == 7).all()
-        assert (filled[:, offset + length :] == 7).all()
-
-
-def test_into_a_strided_cache(either_backend: str) -> None:
-    given = inputs((2, 3, 2, 8))
-    k_cache, v_cache = torch.zeros(2, 2, 2, 9, 8).transpose(2, 3).unbind(0)  # heads first in memory
-    ops.qk_norm(*given, cache=(k_cache, v_cache), offset=4)
-    _, k, v = exact(*given)
-    oracle.assert_equal_up_to_rounding(k_cache[:, 4:7], k)
-    oracle.assert_equal_up_to_rounding(v_cache[:, 4:7], v)
-
-
 def test_strided_qkv(either_backend: str) -> None:
     qkv = torch.randn(3, 2, 5, 4, 16)[..., ::2].permute(1, 2, 0, 3, 4)[:, :, :, 1:3]  # (2, 5, 3, 2, 8)
     q_bias, v_bias = torch.randn(8, 2, 2).permute(1, 2, 0)
@@ -206,7 +177,7 @@ LAYOUTS = {
 
 @pytest.mark.parametrize("layout", LAYOUTS)
 def test_layouts(each_isa: str, layout: str) -> None:
-    """What a layout holds decides the result, to the bit; in the cache and in gradients too."""
+    """What a layout holds decides the result, to the bit; in gradients too."""
     place = LAYOUTS[layout]
     given = [place(t) for t in inputs((2, 5, 3, 24))]
     plain = [t.contiguous() for t in given]
@@ -214,10 +185,6 @@ def test_layouts(each_isa: str, layout: str) -> None:
     for mine, want in zip(ops.qk_norm(*given), wanted, strict=True):
         assert mine.is_contiguous()
         assert torch.equal(mine, want)
-    if layout != "expanded":
-        cache = tuple(place(torch.zeros(2, 9, 3, 24)) for _ in range(2))
-        ops.qk_norm(*given, cache=cache, offset=3)  # type: ignore[arg-type]
-        assert all(torch.equal(part[:, 3:8], want) for part, want in zip(cache, wanted[1:], strict=True))
     grads = [place(torch.randn(2, 5, 3, 24)) for _ in range(3)]
     leaves = [t.requires_grad_() for t in given]
     results = torch.autograd.grad(ops.qk_norm(*leaves), leaves, grads)
@@ -254,7 +221,7 @@ def test_the_kernel_checks_its_tensors() -> None:
     q, bias = torch.zeros(1, 3, 2, 4), torch.zeros(2, 4)
     plain = dict(
         qkv=torch.zeros(1, 3, 3, 2, 4), q_bias=bias, v_bias=bias, log_scale=None,
-        q=q, k=q.clone(), v=q.clone(), offset=0,
+        q=q, k=q.clone(), v=q.clone(),
     )  # fmt: skip
     for change, message in [
         (dict(qkv=torch.zeros(1, 3, 2, 2, 4)), r"qkv must have shape \(B, L, 3, H, D\)"),
@@ -262,32 +229,19 @@ def test_the_kernel_checks_its_tensors() -> None:
         (dict(q=q.double()), "q must be float32, got float64"),
         (dict(k=torch.zeros(1, 1, 2, 4).expand(-1, 3, -1, -1)), "k must not overlap itself"),
         (dict(v=torch.zeros(1, 3, 2, 8)[..., ::2]), "v must have contiguous channels, got stride 2"),
-        (dict(offset=1), "k must have room for 3 tokens from 1 on"),
-        (dict(offset=-1), "k must have room for 3 tokens from -1 on"),
+        (dict(k=torch.zeros(1, 4, 2, 4)), r"k must have shape \(1, 3, 2, 4\), got \(1, 4, 2, 4\)"),
     ]:
-        *tensors, offset = {**plain, **change}.values()
         with pytest.raises(ValueError, match=f"qk_norm: .*{message}"):
-            _C.qk_norm(*map(maybe_view, tensors), offset)  # type: ignore[arg-type]
+            _C.qk_norm(*map(maybe_view, {**plain, **change}.values()))  # type: ignore[arg-type]
     grads = [q, q, q, plain["qkv"], bias, torch.zeros(2), plain["qkv"], bias, bias]
     with pytest.raises(ValueError, match="log_scale and its gradient must be given together"):
         _C.qk_norm_backward(*map(view, grads), None, None)  # type: ignore[arg-type]
-
-
-def test_the_cache_form_has_no_gradient(either_backend: str) -> None:
-    given = [t.requires_grad_() for t in inputs((1, 2, 1, 4))]
-    cache = torch.zeros(2, 1, 2, 1, 4).unbind(0)
-    assert not ops.qk_norm(*given, cache=cache, offset=0).requires_grad
-    assert not cache[0].requires_grad
 
 
 def test_registration() -> None:
     given = [t.clone().requires_grad_() for t in inputs((2, 3, 2, 4))]
     torch.library.opcheck(torch.ops.var_ext.qk_norm, tuple(given))
     torch.library.opcheck(torch.ops.var_ext.qk_norm, (*given[:3], None))
-    for log_scale in (given[3].detach(), None):
-        plain = [t.detach() for t in given[:3]]
-        caches = [torch.zeros(2, 5, 2, 4) for _ in range(2)]
-        torch.library.opcheck(torch.ops.var_ext.qk_norm_into_cache, (*plain, log_scale, *caches, 2))
 
 
 @pytest.mark.parametrize(
@@ -302,27 +256,9 @@ def test_registration() -> None:
         (dict(q_bias=torch.zeros(8)), ValueError, r"q_bias must have shape \(H, D\) = \(2, 4\), got \(8,\)"),
         (dict(v_bias=torch.zeros(4, 2)), ValueError, r"v_bias must have shape.*got \(4, 2\)"),
         (dict(log_scale=torch.zeros(3)), ValueError, r"log_scale must have shape \(H,\) = \(2\), got \(3,\)"),
-        (
-            dict(cache=(torch.zeros(1, 9, 2, 4), torch.zeros(1, 8, 2, 4))),
-            ValueError,
-            "v_cache must have shape",
-        ),
-        (
-            dict(cache=(torch.zeros(2, 9, 2, 4), torch.zeros(2, 9, 2, 4))),
-            ValueError,
-            "k_cache must have shape",
-        ),
-        (dict(offset=7), ValueError, "offset must leave room for 3 tokens in 9, got 7"),
-        (dict(offset=-1), ValueError, "offset must leave room for 3 tokens in 9, got -1"),
         (dict(qkv=torch.zeros(1, 3, 3, 2, 4).int()), TypeError, "qkv must be float32.*got int32"),
         (dict(v_bias=torch.zeros(2, 4).half()), TypeError, "one dtype, got.*v_bias float16"),
-        (dict(cache=tuple(torch.zeros(2, 1, 9, 2, 4).half())), TypeError, "one dtype, got.*k_cache float16"),
         (dict(q_bias=torch.zeros(2, 4, device="meta")), ValueError, "one device, got.*q_bias on meta"),
-        (
-            dict(cache=tuple(torch.zeros(2, 1, 9, 2, 4, device="meta"))),
-            ValueError,
-            "one device, got.*k_cache on meta",
-        ),
     ],
 )
 def test_bad_input(
@@ -333,20 +269,6 @@ def test_bad_input(
         q_bias=torch.zeros(2, 4),
         v_bias=torch.zeros(2, 4),
         log_scale=torch.zeros(2),
-        cache=tuple(torch.zeros(2, 1, 9, 2, 4)),
-        offset=0,
     )
     with pytest.raises(error, match=f"qk_norm: .*{message}"):
         ops.qk_norm(**{**given, **change})
-
-
-def test_autograd_sees_that_a_cache_was_written(either_backend: str) -> None:
-    k_cache, v_cache = torch.randn(2, 1, 4, 2, 8)
-    weight = torch.randn_like(k_cache, requires_grad=True)
-    product = (k_cache * weight).sum()  # keeps the cache for its gradient
-    qkv, bias = torch.randn(1, 2, 3, 2, 8), torch.zeros(2, 8)
-    ops.qk_norm(qkv, bias, bias, cache=(k_cache, v_cache), offset=0)
-    with pytest.raises(RuntimeError, match="modified by an inplace operation"):
-        product.backward()
-    with pytest.raises(ValueError, match="caches must not require a gradient"):
-        ops.qk_norm(qkv, bias, bias, cache=(k_cache.requires_grad_(), v_cache), offset=0)

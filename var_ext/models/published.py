@@ -56,10 +56,15 @@ class Growing:
         self, qkv: Tensor, q_bias: Tensor, v_bias: Tensor, log_scale: Tensor | None, scale: float
     ) -> Tensor:
         """(B, l, 3, H, D) -> (B, l, H, D)."""
-        q, k, v = ops.qk_norm(qkv, q_bias, v_bias, log_scale)
-        self.k = k if self.k is None else torch.cat((self.k, k), dim=1)
-        self.v = v if self.v is None else torch.cat((self.v, v), dim=1)
-        return ops.cached_attention(q, self.k, self.v, self.k.shape[1], scale=scale)
+        offset = 0 if self.k is None else self.k.shape[1]
+        self.k, self.v = (_with_room_for(qkv, cache) for cache in (self.k, self.v))
+        return ops.cached_attention(qkv, q_bias, v_bias, log_scale, self.k, self.v, offset, scale=scale)
+
+
+def _with_room_for(qkv: Tensor, cache: Tensor | None) -> Tensor:
+    """A longer cache (B, L + l, H, D) for qkv (B, l, 3, H, D): new memory, the last l entries not filled."""
+    room = torch.empty_like(qkv[:, :, 0], memory_format=torch.contiguous_format)
+    return room if cache is None else torch.cat((cache, room), dim=1)
 
 
 class PublishedAttention:

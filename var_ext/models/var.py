@@ -88,15 +88,16 @@ class Cached:
         """(B, l, 3, H, D) -> (B, l, H, D)."""
         dtype = self.k.dtype  # not that of qkv where an engine left a part in its own precision
         log_scale = None if log_scale is None else log_scale.to(dtype)
-        q = ops.qk_norm(
+        out = ops.cached_attention(
             qkv.to(dtype),
             q_bias.to(dtype),
             v_bias.to(dtype),
             log_scale,
-            cache=(self.k, self.v),
-            offset=self.offset,
+            self.k,
+            self.v,
+            self.offset,
+            scale=scale,
         )
-        out = ops.cached_attention(q, self.k, self.v, self.offset + qkv.shape[1], scale=scale)
         return out.to(qkv.dtype)
 
 

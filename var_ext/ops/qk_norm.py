@@ -1,18 +1,16 @@
-"""From packed qkv to the q, k and v of attention: biases, L2 norm, scale a head; in sampling into the cache."""
+"""From packed qkv to the q, k and v of attention: biases, L2 norm, scale a head."""
 
 from __future__ import annotations
 
-from typing import Any, overload
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from var_ext import backend, reference
-from var_ext.ops._checks import FLOATS, check_dtype, check_shape, check_together, require
+from var_ext.ops._checks import FLOATS, check_dtype, check_shape, check_together
 from var_ext.ops._native import kernels, maybe_view, rows, scratch, view
 from var_ext.ops._registry import differentiate, implement
-
-Cache = tuple[Tensor, Tensor]
 
 
 def _fake(qkv: Tensor, *_: object) -> Tensor:
@@ -22,34 +20,12 @@ def _fake(qkv: Tensor, *_: object) -> Tensor:
 def _native(
     qkv: Tensor, q_bias: Tensor, v_bias: Tensor, log_scale: Tensor | None
 ) -> tuple[Tensor, Tensor, Tensor]:
-    k, v = _fake(qkv), _fake(qkv)
-    return _native_into_cache(qkv, q_bias, v_bias, log_scale, k, v, 0), k, v
-
-
-def _native_into_cache(
-    qkv: Tensor,
-    q_bias: Tensor,
-    v_bias: Tensor,
-    log_scale: Tensor | None,
-    k_cache: Tensor,
-    v_cache: Tensor,
-    offset: int,
-) -> Tensor:
-    run = kernels(qkv).qk_norm
-    qkv, q_bias, v_bias, q = rows(qkv), rows(q_bias), rows(v_bias), _fake(qkv)
-    if k_cache.stride(-1) != 1 or v_cache.stride(-1) != 1:
-        k, v = _fake(qkv), _fake(qkv)
-        run(view(qkv), view(q_bias), view(v_bias), maybe_view(log_scale), view(q), view(k), view(v), 0)
-        k_cache.narrow(1, offset, k.shape[1]).copy_(k)
-        v_cache.narrow(1, offset, v.shape[1]).copy_(v)
-        return q
-    run(
-        view(qkv), view(q_bias), view(v_bias), maybe_view(log_scale),
-        view(q), view(k_cache), view(v_cache), offset,
-    )  # fmt: skip
-    if not k_cache.is_inference():  # autograd has to see the change
-        torch.autograd.graph.increment_version((k_cache, v_cache))
-    return q
+    q, k, v = _fake(qkv), _fake(qkv), _fake(qkv)
+    qkv, q_bias, v_bias = rows(qkv), rows(q_bias), rows(v_bias)
+    kernels(qkv).qk_norm(
+        view(qkv), view(q_bias), view(v_bias), maybe_view(log_scale), view(q), view(k), view(v)
+    )
+    return q, k, v
 
 
 def _native_backward(
@@ -96,20 +72,6 @@ def _reference(
     return _fake(qkv).copy_(q), _fake(qkv).copy_(k), _fake(qkv).copy_(v)  # k may be a view of qkv
 
 
-def _reference_into_cache(
-    qkv: Tensor,
-    q_bias: Tensor,
-    v_bias: Tensor,
-    log_scale: Tensor | None,
-    k_cache: Tensor,
-    v_cache: Tensor,
-    offset: int,
-) -> Tensor:
-    q = reference.qk_norm(qkv, q_bias, v_bias, log_scale, cache=(k_cache, v_cache), offset=offset)
-    assert isinstance(q, Tensor)  # with a cache, q alone
-    return _fake(qkv).copy_(q)
-
-
 def _reference_backward(
     grad_q: Tensor, grad_k: Tensor, grad_v: Tensor, qkv: Tensor, q_bias: Tensor, log_scale: Tensor | None
 ) -> tuple[Tensor, ...]:
@@ -141,15 +103,6 @@ implement(
 )
 implement(
     "qk_norm",
-    "qk_norm_into_cache(Tensor qkv, Tensor q_bias, Tensor v_bias, Tensor? log_scale, "
-    "Tensor(a!) k_cache, Tensor(b!) v_cache, SymInt offset) -> Tensor",
-    native=_native_into_cache,
-    fallback=_reference_into_cache,
-    fake=_fake,
-    float64=False,
-)
-implement(
-    "qk_norm",
     "qk_norm_backward(Tensor grad_q, Tensor grad_k, Tensor grad_v, Tensor qkv, Tensor q_bias, Tensor? log_scale)"
     " -> (Tensor, Tensor, Tensor, Tensor)",
     native=_native_backward,
@@ -160,69 +113,35 @@ implement(
 differentiate("qk_norm", _gradient, _setup_context)
 
 
-@overload
 def qk_norm(
     qkv: Tensor, q_bias: Tensor, v_bias: Tensor, log_scale: Tensor | None = None
-) -> tuple[Tensor, Tensor, Tensor]: ...
-@overload
-def qk_norm(
-    qkv: Tensor, q_bias: Tensor, v_bias: Tensor, log_scale: Tensor | None = None, *, cache: Cache, offset: int
-) -> Tensor: ...
-def qk_norm(
-    qkv: Tensor,
-    q_bias: Tensor,
-    v_bias: Tensor,
-    log_scale: Tensor | None = None,
-    *,
-    cache: Cache | None = None,
-    offset: int = 0,
-) -> Tensor | tuple[Tensor, Tensor, Tensor]:
+) -> tuple[Tensor, Tensor, Tensor]:
     """Add the biases of q and v (k has none), normalize q and k over D, scale q by exp(min(log_scale, log 100)).
 
-    The QK L2 norm is that of all published models (paper, section 3.2, implementation details). With a cache, k and v
-    are written into it at [offset, offset + L) and only q is returned; that form has no gradient.
+    The QK L2 norm is that of all published models (paper, section 3.2, implementation details). Sampling has
+    `cached_attention`, which does this on the way.
 
     Args:
         qkv: (B, L, 3, H, D), float32, bfloat16, float16 or float64.
         q_bias, v_bias: (H, D), dtype of qkv.
         log_scale: (H,), or None: no norm and no scale.
-        cache: k and v cache, (B, Lmax, H, D) each, dtype of qkv; changed in place.
-        offset: first entry of the cache to write.
 
     Returns:
-        q, k, v, or q alone with a cache; (B, L, H, D) each.
+        q, k, v: (B, L, H, D) each, contiguous.
 
     Raises:
-        ValueError: shapes do not match, the cache is too short, or tensors lie on different devices.
+        ValueError: shapes do not match, or tensors lie on different devices.
         TypeError: dtypes differ or are not supported.
     """
     op = "qk_norm"
     check_shape(op, "qkv", qkv, "(B, L, 3, H, D)", None, None, 3, None, None)
-    batch, length, _, heads, channels = qkv.shape
+    heads, channels = qkv.shape[3:]
     check_shape(op, "q_bias", q_bias, "(H, D)", heads, channels)
     check_shape(op, "v_bias", v_bias, "(H, D)", heads, channels)
     if log_scale is not None:
         check_shape(op, "log_scale", log_scale, "(H,)", heads)
     check_dtype(op, "qkv", qkv, FLOATS)
     check_together(op, qkv=qkv, q_bias=q_bias, v_bias=v_bias, log_scale=log_scale)
-    if cache is None:
-        if backend.current() == "reference":
-            return reference.qk_norm(qkv, q_bias, v_bias, log_scale)
-        return torch.ops.var_ext.qk_norm.default(qkv, q_bias, v_bias, log_scale)
-
-    k_cache, v_cache = cache
-    check_shape(op, "k_cache", k_cache, "(B, Lmax, H, D)", batch, None, heads, channels)
-    check_shape(op, "v_cache", v_cache, "(B, Lmax, H, D)", *k_cache.shape)
-    check_together(op, qkv=qkv, k_cache=k_cache, v_cache=v_cache)
-    room = k_cache.shape[1]
-    require(0 <= offset <= room - length, op, f"offset must leave room for {length} tokens in {room}", offset)
-    if torch.is_grad_enabled():
-        if k_cache.requires_grad or v_cache.requires_grad:
-            raise ValueError(f"{op}: caches must not require a gradient: nothing flows back through them")
-        qkv, q_bias, v_bias = qkv.detach(), q_bias.detach(), v_bias.detach()
-        log_scale = None if log_scale is None else log_scale.detach()
     if backend.current() == "reference":
-        return reference.qk_norm(qkv, q_bias, v_bias, log_scale, cache=cache, offset=offset)
-    return torch.ops.var_ext.qk_norm_into_cache.default(
-        qkv, q_bias, v_bias, log_scale, k_cache, v_cache, offset
-    )
+        return reference.qk_norm(qkv, q_bias, v_bias, log_scale)
+    return torch.ops.var_ext.qk_norm.default(qkv, q_bias, v_bias, log_scale)

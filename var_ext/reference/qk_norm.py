@@ -16,10 +16,7 @@ def qk_norm(
     q_bias: Tensor,  # (H, D)
     v_bias: Tensor,  # (H, D)
     log_scale: Tensor | None = None,  # (H,)
-    *,
-    cache: tuple[Tensor, Tensor] | None = None,  # two of (B, Lmax, H, D)
-    offset: int = 0,
-) -> Tensor | tuple[Tensor, Tensor, Tensor]:
+) -> tuple[Tensor, Tensor, Tensor]:
     """Biases on q and v, then L2 norm of q and k with a learned scale a head on q."""
     wide = torch.promote_types(qkv.dtype, torch.float32)
     q, k, v = qkv.to(wide).unbind(2)  # each (B, L, H, D)
@@ -27,10 +24,4 @@ def qk_norm(
     if log_scale is not None:
         q = F.normalize(q, dim=-1) * log_scale.to(wide).clamp_max(MAX_LOG_SCALE).exp()[:, None]
         k = F.normalize(k, dim=-1)
-    q, k, v = q.to(qkv.dtype), k.to(qkv.dtype), v.to(qkv.dtype)
-    if cache is None:
-        return q, k, v
-    end = offset + qkv.shape[1]
-    cache[0][:, offset:end] = k
-    cache[1][:, offset:end] = v
-    return q
+    return q.to(qkv.dtype), k.to(qkv.dtype), v.to(qkv.dtype)
