@@ -63,9 +63,9 @@ class Dense:
         return F.linear(x, self.weight, bias)
 
 
-def on_gpu(weight: Tensor) -> bool:
+def on_gpu(tensor: Tensor) -> bool:
     """Whether layers run where a launch has its price."""
-    return weight.is_cuda
+    return tensor.is_cuda
 
 
 def _fuses_gelu(weight: Tensor) -> bool:
