@@ -39,12 +39,12 @@ KERNELS = {
 }
 
 NONE = (
-    "detach", "empty", "empty_like", "expand", "new_empty", "select", "slice", "split", "t", "transpose", "unbind",
-    "unsqueeze", "view", "_unsafe_view",
+    "detach", "empty", "empty_like", "expand", "new_empty", "permute", "select", "slice", "split", "t", "transpose",
+    "unbind", "unsqueeze", "view", "_unsafe_view",
 )  # fmt: skip
 ONE = (
     "add", "add_", "addcmul", "addmm", "cat", "clamp", "clone", "copy_", "embedding", "full_like", "index", "mm", "mul",
-    "mul_", "neg", "scaled_dot_product_attention", "silu", "stack", "zeros", "_addmm_activation", "_to_copy",
+    "mul_", "new_full", "scaled_dot_product_attention", "silu", "stack", "zeros", "_addmm_activation", "_to_copy",
 )  # fmt: skip
 
 
