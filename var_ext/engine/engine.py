@@ -45,10 +45,8 @@ class Parts(NamedTuple):
             return self.var.modulations(cond, self.dtype)
 
     def decode(self, f_hat: Tensor) -> Tensor:
-        """(B, Cvae, P, P) float32 -> images (B, 3, S, S) float32 in [0, 1]."""
-        images = self.vae.fhat_to_img(f_hat.to(self.dtype, memory_format=torch.channels_last))
-        # to float32 first: 8 bits hold images in [-1, 1] twice as finely as bfloat16 does
-        return images.float().add_(1).mul_(0.5).contiguous()
+        """(B, Cvae, P, P) float32 -> images (B, 3, S, S) in [-1, 1]."""
+        return self.vae.fhat_to_img(f_hat.to(self.dtype, memory_format=torch.channels_last))
 
 
 class Engine:
@@ -262,10 +260,11 @@ class Engine:
         parts = self.parts()
         size = 1 if f_hat.device.type == "cpu" else DECODED_AT_ONCE
         side = self.vae.image_size
-        images = f_hat.new_empty(len(f_hat), 3, side, side)
+        images = f_hat.new_full((len(f_hat), 3, side, side), 0.5)
         with _no_autocast(self.device):
             for chunk, target in zip(f_hat.split(size), images.split(size), strict=True):
-                target.copy_(parts.decode(chunk))
+                # summed in float32: 8 bits hold images in [-1, 1] twice as finely as bfloat16 does
+                target.add_(parts.decode(chunk), alpha=0.5)
         return images
 
 
