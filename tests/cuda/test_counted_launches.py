@@ -57,9 +57,9 @@ def test_every_shape_is_counted(module: Any) -> None:
 
 
 class Launching(emulation.Stream):
-    """Finds out how many launches a call of each kernel takes."""
+    """Finds out how many launches a call of each kernel takes, beside what the count says."""
 
-    def __init__(self, found: dict[str, set[int]]) -> None:
+    def __init__(self, found: dict[str, set[tuple[int, int]]]) -> None:
         self.found = found
 
     def __getattr__(self, kernel: str) -> Callable[..., None]:
@@ -68,7 +68,8 @@ class Launching(emulation.Stream):
         def call(*given: Any) -> None:
             before = emulation.emulator().launches()
             launch(*given)
-            self.found.setdefault(kernel, set()).add(emulation.emulator().launches() - before)
+            taken = emulation.emulator().launches() - before
+            self.found.setdefault(kernel, set()).add((taken, KERNELS[kernel](*given)))
 
         return call
 
@@ -77,7 +78,7 @@ def test_launches_of_a_sampling(gpu: Gpu, monkeypatch: pytest.MonkeyPatch) -> No
     """Each kernel takes what the count of a whole sampling says, at every scale and in the decoder."""
     if gpu.level != "emulated":
         pytest.skip("the emulator counts launches")
-    found: dict[str, set[int]] = {}
+    found: dict[str, set[tuple[int, int]]] = {}
     monkeypatch.setattr(_native, "gpu_stream", lambda tensor: Launching(found))
     engine = Engine(small_pair()[1].eval(), Precision("bf16", torch.bfloat16), pack=False)
     options = options_for(engine.schedule)
@@ -89,4 +90,32 @@ def test_launches_of_a_sampling(gpu: Gpu, monkeypatch: pytest.MonkeyPatch) -> No
         # the size of the published f_hat, whose windows fit a block
         f_hat, codes, weight = torch.zeros(1, 32, 16, 16), torch.zeros(1, 32, 8, 8), torch.zeros(32, 32, 3, 3)
         ops.residual_step(f_hat, codes, weight, torch.zeros(32), next_size=10)
-    assert found == {kernel: {count} for kernel, count in KERNELS.items()}
+    assert found.keys() == KERNELS.keys()
+    assert all(taken == said for pairs in found.values() for taken, said in pairs), found
+
+
+@pytest.mark.parametrize(
+    ("size", "launches"),
+    [
+        ((1, 4, 64, 64), 2),  # 64 chunks
+        ((1, 4, 64, 65), 3),
+        ((2, 4, 48, 64), 3),  # 48 each: more to read again
+        ((5, 4, 16, 16), 2),
+        ((1, 1024, 2, 2), 2),
+        ((1, 1028, 2, 2), 3),
+    ],
+)
+def test_launches_of_a_norm(
+    gpu: Gpu, monkeypatch: pytest.MonkeyPatch, size: tuple[int, ...], launches: int
+) -> None:
+    """Two where the map adds the chunks of its image up itself."""
+    if gpu.level != "emulated":
+        pytest.skip("the emulator counts launches")
+    found: dict[str, set[tuple[int, int]]] = {}
+    monkeypatch.setattr(_native, "gpu_stream", lambda tensor: Launching(found))
+    x = torch.randn(size).to(memory_format=torch.channels_last)
+    ops.group_norm_silu(x, torch.ones(size[1]), torch.zeros(size[1]), groups=2)
+    assert found == {"group_norm_silu": {(launches, launches)}}
+    found.clear()
+    ops.group_norm_silu(x.contiguous(), torch.ones(size[1]), torch.zeros(size[1]), groups=2)
+    assert found == {"group_norm_silu": {(3, 3)}}

@@ -54,7 +54,7 @@ def test_of_a_captured_sampling(monkeypatch: pytest.MonkeyPatch) -> None:
     per_layer = {op: count / 160 for (part, op), count in launches.ops.items() if part == "blocks" and count}
     once = ("mm", "qk_norm", "cached_attention", "_addmm_activation")
     assert per_layer == {"adaln": 2, "addmm": 2, **dict.fromkeys(once, 1)}
-    assert launches.parts == {"blocks": 1280, "between scales": 75, "adaln": 3, "decoder": 213}
+    assert launches.parts == {"blocks": 1280, "between scales": 75, "adaln": 3, "decoder": 191}
 
 
 def test_an_unknown_op_is_an_error() -> None:
