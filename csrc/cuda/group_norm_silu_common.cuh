@@ -41,10 +41,14 @@ __device__ float input_bias_of(const GroupNormSiluParams& p, uint32_t c) {
 struct Channel {
     float mean, rstd, weight, bias;
 };
+// Mean and 1 / deviation of an image's groups.
+__device__ inline float2* stats_of(const GroupNormSiluParams& p, int64_t b) {
+    return reinterpret_cast<float2*>(p.stats) + b * p.groups;
+}
 template <class T>
-__device__ Channel channel_of(const GroupNormSiluParams& p, int64_t b, uint32_t c) {
-    const float2 stats = reinterpret_cast<const float2*>(p.stats)[b * p.groups + c / width_of_group(p)];
-    return {stats.x - input_bias_of<T>(p, c), stats.y,
+__device__ Channel channel_of(const GroupNormSiluParams& p, const float2* stats, uint32_t c) {
+    const float2 own = stats[c / width_of_group(p)];
+    return {own.x - input_bias_of<T>(p, c), own.y,
             widen(static_cast<const T*>(p.weight)[c * p.weight_stride]),
             widen(static_cast<const T*>(p.bias)[c * p.bias_stride])};
 }

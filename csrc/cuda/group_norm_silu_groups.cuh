@@ -40,6 +40,55 @@ __global__ void __launch_bounds__(group_norm_silu_threads, 4)
     if (threadIdx.x == 0) reinterpret_cast<float2*>(p.stats)[blockIdx.x] = make_float2(mean, rstd);
 }
 
+// The same for all groups of an image in each block of its map, where chunks are few: those of a channel join
+// in a thread, channels of a group in a warp. In shared memory, behind the channels; with barriers. `keeps`:
+// whether this block leaves them for backward.
+__device__ inline const float2* stats_of_chunks(const GroupNormSiluParams& p, int64_t b, bool keeps) {
+    const uint32_t width = width_of_group(p), partials = static_cast<uint32_t>(p.partials);
+    float* const means = reinterpret_cast<float*>(ptx::shared_memory());
+    float* const squares = means + p.channels;
+    float2* const stats = reinterpret_cast<float2*>(squares + p.channels);
+    const int64_t size = chunk_size(p);
+#pragma unroll 1
+    for (uint32_t c = threadIdx.x; c < p.channels; c += group_norm_silu_threads) {
+        float mean = 0.0f, square = 0.0f, count = 0.0f;
+#pragma unroll 4
+        for (uint32_t partial = 0; partial < partials; ++partial) {
+            const float2 pair = chunk_pairs(p, b, partial)[c];
+            const float before = count, n = PixelChunk(p, partial, size).count(), off = pair.x - mean;
+            count += n;  // of the first chunk above 0
+            mean += off * (n / count);
+            square += pair.y + off * off * (before * (n / count));
+        }
+        means[c] = mean;
+        squares[c] = square;
+    }
+    __syncthreads();
+    const uint32_t lane = threadIdx.x % 32;
+    const float pixels = static_cast<float>(p.pixels), share = 1.0f / static_cast<float>(width);
+#pragma unroll 1
+    for (uint32_t g = threadIdx.x / 32; g < p.groups; g += group_norm_silu_threads / 32) {
+        const uint32_t first = g * width;
+        float sum[1] = {}, square[1] = {};
+        for (uint32_t i = lane; i < width; i += 32) sum[0] += means[first + i] - means[first];
+        sum_lanes(sum, 5);
+        const float mean = means[first] + sum[0] * share;
+        for (uint32_t i = lane; i < width; i += 32) {
+            const float off = means[first + i] - mean;
+            square[0] += squares[first + i] + pixels * off * off;
+        }
+        sum_lanes(square, 5);
+        if (lane == 0) {  // mask
+            const float variance = square[0] * share / pixels;
+            const float2 own = make_float2(mean, 1.0f / sqrtf(variance + static_cast<float>(p.eps)));
+            stats[g] = own;
+            if (keeps) stats_of(p, b)[g] = own;
+        }
+    }
+    __syncthreads();
+    return stats;
+}
+
 // Means of each group that the gradient of x needs, from sums of slope * normed x and slope of each channel.
 // budget: registers <= 64, shared <= 256, blocks >= 4
 template <class T>

@@ -76,7 +76,7 @@ __global__ void __launch_bounds__(group_norm_silu_threads, 4)
     group_norm_silu_maps_kernel(const GroupNormSiluParams p) {
     ptx::wait_for_previous();
     const MapPlace place(p);
-    const Channel channel = channel_of<T>(p, place.b, place.c);
+    const Channel channel = channel_of<T>(p, stats_of(p, place.b), place.c);
     T* const out = static_cast<T*>(p.out) + place.offset;
     for_map<T, N, false>(p, place, [&](const float (&x)[N], const float (&)[N], uint32_t at) {
         float y[N];
@@ -93,7 +93,7 @@ __global__ void __launch_bounds__(group_norm_silu_threads, 3)
     group_norm_silu_map_slopes_kernel(const GroupNormSiluParams p) {
     ptx::wait_for_previous();
     const MapPlace place(p);
-    const Channel channel = channel_of<T>(p, place.b, place.c);
+    const Channel channel = channel_of<T>(p, stats_of(p, place.b), place.c);
     float sums[2] = {};
     for_map<T, N, true>(p, place, [&](const float (&x)[N], const float (&grad)[N], uint32_t) {
         for (int i = 0; i < N; ++i) {
@@ -114,7 +114,7 @@ __global__ void __launch_bounds__(group_norm_silu_threads, 3)
     group_norm_silu_maps_backward_kernel(const GroupNormSiluParams p) {
     ptx::wait_for_previous();
     const MapPlace place(p);
-    const Channel channel = channel_of<T>(p, place.b, place.c);
+    const Channel channel = channel_of<T>(p, stats_of(p, place.b), place.c);
     const float2 means = slope_means_of(p, place.b, place.c);
     T* const out = static_cast<T*>(p.out) + place.offset;
     for_map<T, N, true>(p, place, [&](const float (&x)[N], const float (&grad)[N], uint32_t at) {

@@ -2,7 +2,7 @@
 // chunk.
 #pragma once
 
-#include "cuda/group_norm_silu_common.cuh"
+#include "cuda/group_norm_silu_groups.cuh"
 
 namespace var_ext::cuda {
 
@@ -112,18 +112,21 @@ __global__ void __launch_bounds__(group_norm_silu_threads, 3)
     }
 }
 
-// budget: registers <= 80, shared <= 0, blocks >= 3
+// `adds_up`: whether statistics come from what chunks have left, else from memory.
+// budget: registers <= 80, shared <= 16384, blocks >= 3
 // sass <8>: LDG.E.128, STG.E.128
 // sass <float, 4>: LDG.E.128, STG.E.128
 template <class T, int N>
 __global__ void __launch_bounds__(group_norm_silu_threads, 3)
-    group_norm_silu_rows_kernel(const GroupNormSiluParams p, uint32_t windows) {
+    group_norm_silu_rows_kernel(const GroupNormSiluParams p, uint32_t windows, bool adds_up) {
     ptx::wait_for_previous();
     const PixelPlace<N> place(p, windows);
+    const float2* stats = stats_of(p, place.b);
+    if (adds_up) stats = stats_of_chunks(p, place.b, place.partial == 0 && place.window == 0);
     T* const out = static_cast<T*>(p.out) + place.offset;
     Channel channels[N];
     for (int i = 0; i < N; ++i) {
-        channels[i] = channel_of<T>(p, place.b, place.channel + i);
+        channels[i] = channel_of<T>(p, stats, place.channel + i);
         channels[i].weight *= channels[i].rstd;
         channels[i].rstd = 1.0f;
     }
@@ -144,7 +147,7 @@ __global__ void __launch_bounds__(group_norm_silu_threads, 2)
     ptx::wait_for_previous();
     const PixelPlace<N> place(p, windows);
     Channel channels[N];
-    for (int i = 0; i < N; ++i) channels[i] = channel_of<T>(p, place.b, place.channel + i);
+    for (int i = 0; i < N; ++i) channels[i] = channel_of<T>(p, stats_of(p, place.b), place.channel + i);
     float normed[N] = {}, plain[N] = {};
     for_pixels<T, N, 2, true>(p, place, [&](const float (&x)[N], const float (&grad)[N], uint32_t) {
         for (int i = 0; i < N; ++i) {
@@ -179,7 +182,7 @@ __global__ void __launch_bounds__(group_norm_silu_threads, 2)
     Channel channels[N];
     float2 means[N];
     for (int i = 0; i < N; ++i) {
-        channels[i] = channel_of<T>(p, place.b, place.channel + i);
+        channels[i] = channel_of<T>(p, stats_of(p, place.b), place.channel + i);
         means[i] = slope_means_of(p, place.b, place.channel + i);
     }
     for_pixels<T, N, 2, true>(p, place, [&](const float (&x)[N], const float (&grad)[N], uint32_t at) {

@@ -112,3 +112,30 @@ def test_launches_of_attention(
     for queries in (1, 64, 65, 128, 129):
         ops.cached_attention(*normed(1, queries, queries, queries, 1, dim, dtype))
     assert found == {"cached_attention": {(2, 2)} if dtype == torch.float32 else {(1, 1), (2, 2)}}
+
+
+@pytest.mark.parametrize(
+    ("size", "launches"),
+    [
+        ((1, 4, 64, 64), 2),  # 64 chunks
+        ((1, 4, 64, 65), 3),
+        ((2, 4, 48, 64), 3),  # 48 each: more to read again
+        ((5, 4, 16, 16), 2),
+        ((1, 1024, 2, 2), 2),
+        ((1, 1028, 2, 2), 3),
+    ],
+)
+def test_launches_of_a_norm(
+    gpu: Gpu, monkeypatch: pytest.MonkeyPatch, size: tuple[int, ...], launches: int
+) -> None:
+    """Two where the map adds the chunks of its image up itself."""
+    if gpu.level != "emulated":
+        pytest.skip("the emulator counts launches")
+    found: dict[str, set[tuple[int, int]]] = {}
+    monkeypatch.setattr(_native, "gpu_stream", lambda tensor: Launching(found))
+    x = torch.randn(size).to(memory_format=torch.channels_last)
+    ops.group_norm_silu(x, torch.ones(size[1]), torch.zeros(size[1]), groups=2)
+    assert found == {"group_norm_silu": {(launches, launches)}}
+    found.clear()
+    ops.group_norm_silu(x.contiguous(), torch.ones(size[1]), torch.zeros(size[1]), groups=2)
+    assert found == {"group_norm_silu": {(3, 3)}}

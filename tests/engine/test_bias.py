@@ -214,8 +214,8 @@ def test_the_published_decoder_moves_a_quarter_less(
     """256 px, ch = 160, bf16, eight images.
 
     Assumed of a GPU: a convolution is one launch and its bias another, which reads and writes its output; a norm reads
-    twice and writes once, in three launches (two where SiLU does not follow); a sum reads two maps and writes one; no
-    read comes from a cache. Products are not counted in bytes, the attention at 16 x 16 not at all.
+    twice and writes once, in three launches at most (two where SiLU does not follow); a sum reads two maps and writes
+    one; no read comes from a cache. Products are not counted in bytes, the attention at 16 x 16 not at all.
     """
     with torch.device("meta"):
         decoder = VQVAE(ch=160, test_mode=False).decoder

@@ -18,7 +18,6 @@ from tests.models.conftest import small_pair
 from var_ext import Sampler
 from var_ext.bench import Watched
 from var_ext.engine import Call, Engine, SeededDraw, named_precision, options_for
-from var_ext.engine.engine import _weights
 from var_ext.engine.execution import Execution
 from var_ext.engine.layers import Int8Linear, PackedLinear, linear
 
@@ -105,24 +104,19 @@ def test_mixing_before_the_head_is_guidance(pair, mode):
     assert left is None and seen.shape == expected.shape
     tolerance = {"fp32": 1e-5}.get(mode, 2.0**-7 * 4.4)  # each half is rounded before it is scaled
     assert (seen - expected).abs().max() <= tolerance * expected.abs().max()
+
+
+@pytest.mark.parametrize("mode", MODES)
+def test_the_draw_mixes_where_the_device_keeps_guidance(pair, mode, monkeypatch):
+    """What a graph reads anew, and all guidance on a GPU: the draw's kernel gets both halves."""
+    engine, t = engine_of(pair, mode), torch.tensor([1.7, -0.25, 4.0], dtype=torch.float64)
+    head, hidden = engine.parts().var.head, torch.randn(6, 4, pair[1].C, dtype=engine.precision.dtype)
     with torch.inference_mode():
-        of_tensor, none = engine._logits(head, hidden, 3, torch.full((3,), 1.7, dtype=torch.float64))
-    assert (none is None) == (mode != "fp32")
-    if none is None:
-        assert (of_tensor.float() - expected).abs().max() <= tolerance * expected.abs().max()
-
-
-def test_a_mixture_of_guidance_on_the_device_is_rounded_once(pair):
-    """To 8 bits, from sums of float32; each image by its own value, whether its weights are known or not."""
-    engine, t = engine_of(pair, "bf16"), torch.tensor([1.7, -0.25, 4.0], dtype=torch.float64)
-    hidden = torch.randn(6, 50, 64).bfloat16()
-    mixed, none = engine._logits(Same(), hidden, 3, t)
-    again, _ = engine._logits(Same(), hidden, 3, t, _weights(torch.stack((t, t)))[:, 1])
-    cond, uncond = hidden.double().chunk(2)
-    exact = cond + t[:, None, None] * (cond - uncond)
-    assert none is None and mixed.dtype == torch.bfloat16 and torch.equal(mixed, again)
-    half = torch.exp2(exact.frexp().exponent.double() - 9)  # of the last of 8 bits
-    assert ((mixed - exact).abs() <= half + 2**-18).all()  # float32: three roundings of terms below 2^5
+        logits, left = engine._logits(head, hidden, 3, t)
+        assert left is t and torch.equal(logits, head(hidden))
+        monkeypatch.setattr("var_ext.engine.engine.on_gpu", lambda tensor: True)
+        logits, left = engine._logits(head, hidden, 3, 1.7)
+        assert left == 1.7 and torch.equal(logits, head(hidden))
 
 
 @pytest.mark.parametrize("until", [0, 2, 4])
@@ -191,15 +185,6 @@ def test_a_change_of_weights_is_seen(mode):
     pair[1].blocks[0].attn.proj.register_forward_hook(lambda *_: calls.append(1))
     sample(engine)
     assert len(calls) == 4
-
-
-class Same:
-    """A head that changes nothing."""
-
-    affine = True
-
-    def __call__(self, hidden):
-        return hidden
 
 
 class Wrapped(nn.Module):

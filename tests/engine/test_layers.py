@@ -41,3 +41,37 @@ def test_gelu_goes_into_the_product_in_16_bits(dtype, shape, monkeypatch):
     monkeypatch.delattr(torch, "_addmm_activation")  # as a torch may that is still to come
     assert torch.equal(layer.gelu(x), apart)
     assert len(calls) == (dtype != torch.float32)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("layout", [torch.channels_last, torch.contiguous_format])
+@pytest.mark.parametrize(
+    ("geometry", "products"),
+    [
+        ({}, 2),
+        ({"bias": False}, 2),
+        ({"stride": 2}, 0),
+        ({"padding": 1}, 0),
+        ({"groups": 2}, 0),
+        ({"dilation": 3}, 2),
+    ],
+    ids=str,
+)
+def test_a_convolution_of_single_pixels_is_a_product(geometry, products, layout, dtype, monkeypatch):
+    """Of views, channels last, so that the bias rides in it; any other stays a convolution."""
+    given: list[torch.Tensor] = []
+    linear = F.linear
+    monkeypatch.setattr(layers, "on_gpu", lambda weight: True)
+    monkeypatch.setattr(F, "linear", lambda x, *rest: given.append(x) or linear(x, *rest))
+    module = nn.Conv2d(6, 8, 1, **geometry)
+    layer = layers.convolution(module, precision=Precision("", dtype), pack=False, free=False)
+    for size in ((2, 6, 5, 4), (1, 6, 1, 1)):
+        x = torch.randn(size).to(dtype).to(memory_format=layout)
+        y, wanted = layer(x), module(x.float())
+        # weights, bias and result are rounded to 8 bits: sums of six products and a bias
+        torch.testing.assert_close(y.float(), wanted, rtol=0, atol=2**-6 if dtype == torch.bfloat16 else 1e-6)
+        if products:
+            assert given[-1].ndim == 2 and y.is_contiguous(memory_format=torch.channels_last)
+            if layout == torch.channels_last:
+                assert given[-1].data_ptr() == x.data_ptr()
+    assert len(given) == products

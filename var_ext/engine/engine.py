@@ -19,6 +19,7 @@ from var_ext.engine.compare import check_forward
 from var_ext.engine.draw import Draw, Guidance, draw_from
 from var_ext.engine.execution import Execution
 from var_ext.engine.graph import UNDRAWN, Graphs
+from var_ext.engine.layers import on_gpu
 from var_ext.engine.precision import Precision
 from var_ext.engine.together import Together, put_together
 from var_ext.engine.watch import Watch
@@ -44,10 +45,8 @@ class Parts(NamedTuple):
             return self.var.modulations(cond, self.dtype)
 
     def decode(self, f_hat: Tensor) -> Tensor:
-        """(B, Cvae, P, P) float32 -> images (B, 3, S, S) float32 in [0, 1]."""
-        images = self.vae.fhat_to_img(f_hat.to(self.dtype, memory_format=torch.channels_last))
-        # to float32 first: 8 bits hold images in [-1, 1] twice as finely as bfloat16 does
-        return images.float().add_(1).mul_(0.5).contiguous()
+        """(B, Cvae, P, P) float32 -> images (B, 3, S, S) in [-1, 1]."""
+        return self.vae.fhat_to_img(f_hat.to(self.dtype, memory_format=torch.channels_last))
 
 
 class Engine:
@@ -207,11 +206,10 @@ class Engine:
                 classes = torch.cat((labels, torch.full_like(labels, var.num_classes)))[:rows]
                 more = {name: torch.cat((value, value))[:rows] for name, value in conditions.items()}
                 cond = var.condition(classes, **more)  # (rows, C)
-                x = (cond[:, None] + var.pos_start + positions[:, : var.first_l]).to(dtype)
+                start = (cond[:, None] + var.pos_start).detach()
+                x = torch.empty_like(start, dtype=dtype)
+                x = torch.add(start, positions[:, : var.first_l], out=x)  # sum and cast in one pass
                 modulations, head = parts.modulations(cond)
-            weights = None
-            if isinstance(guidance, Tensor) and self.precision.mixes_hidden:
-                weights = _weights(guidance)
             shape = (batch, self.var.Cvae, schedule.side, schedule.side)
             f_hat = torch.zeros(shape, dtype=torch.float32, device=self.device)
             for k, side in enumerate(schedule.patch_nums):
@@ -227,8 +225,7 @@ class Engine:
                         logits = var.get_logits(stream.sum(), cond)
                     else:
                         hidden = var.before_head(stream, head)
-                        mix = None if weights is None else weights[:, k]
-                        logits, t = self._logits(var.head, hidden, batch, t, mix)
+                        logits, t = self._logits(var.head, hidden, batch, t)
                     codes = draw(logits, k, t)  # (B, l, Cvae)
                     if call.edit:
                         codes = call.edit(codes, k)
@@ -245,32 +242,17 @@ class Engine:
                 yield f_hat
 
     def _logits(
-        self,
-        head: Callable[[Tensor], Tensor],
-        hidden: Tensor,
-        batch: int,
-        t: Guidance,
-        weights: Tensor | None = None,
+        self, head: Callable[[Tensor], Tensor], hidden: Tensor, batch: int, t: Guidance
     ) -> tuple[Tensor, Guidance]:
-        """Logits (B, l, V) and None, or of both halves (2B, l, V) and the guidance still to be applied.
-
-        Args:
-            weights: those of a tensor t, if they are known.
-        """
+        """Logits (B, l, V) and None, or of both halves (2B, l, V) and the guidance still to be applied."""
         exact = not self.precision.mixes_hidden or not getattr(head, "affine", False)
         # unpacked float32 products of half the rows round otherwise than the published ones
         if t is None or (isinstance(t, float) and t == 0 and (self.pack or not exact)):
             return head(hidden[:batch]), None
-        if exact:
+        # a GPU reads the head's weights once for both halves, and the draw's kernel mixes their logits on the way
+        if exact or isinstance(t, Tensor) or on_gpu(hidden):
             return head(hidden), t
-        hidden = hidden.detach()
-        cond, uncond = hidden[:batch], hidden[batch:]
-        if isinstance(t, Tensor):
-            own, other = _weights(t) if weights is None else weights
-            # in float32, rounded once: two passes
-            mixed = torch.empty_like(cond)
-            torch.addcmul(uncond * other, cond, own, out=mixed)
-            return head(mixed), None
+        cond, uncond = hidden.detach().split(batch)
         return head(torch.lerp(uncond, cond, 1 + t)), None  # guidance commutes with a linear head
 
     def decode(self, f_hat: Tensor) -> Tensor:
@@ -278,16 +260,12 @@ class Engine:
         parts = self.parts()
         size = 1 if f_hat.device.type == "cpu" else DECODED_AT_ONCE
         side = self.vae.image_size
-        images = f_hat.new_empty(len(f_hat), 3, side, side)
+        images = f_hat.new_full((len(f_hat), 3, side, side), 0.5)
         with _no_autocast(self.device):
             for chunk, target in zip(f_hat.split(size), images.split(size), strict=True):
-                target.copy_(parts.decode(chunk))
+                # summed in float32: 8 bits hold images in [-1, 1] twice as finely as bfloat16 does
+                target.add_(parts.decode(chunk), alpha=0.5)
         return images
-
-
-def _weights(t: Tensor) -> Tensor:
-    """Of the halves in a mixture with guidance (..., B): 1 + t and -t, (2, ..., B, 1, 1) float32."""
-    return torch.stack((1 + t, -t)).float()[..., None, None]
 
 
 def _no_autocast(device: torch.device) -> torch.autocast:

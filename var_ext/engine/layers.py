@@ -57,15 +57,18 @@ class Dense:
 
     def product(self, x: Tensor, bias: Tensor | None) -> Tensor:
         """x W^T + bias."""
-        if bias is not None and x.ndim > 2 and on_gpu(self.weight):
-            # of more axes torch may add the bias apart
-            return F.linear(x.flatten(0, -2), self.weight, bias).unflatten(0, x.shape[:-1])
-        return F.linear(x, self.weight, bias)
+        return _product(x, self.weight, bias)
 
 
-def on_gpu(weight: Tensor) -> bool:
+def _product(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+    if x.ndim > 2 and on_gpu(weight):  # of more axes torch may add the bias apart
+        return F.linear(x.flatten(0, -2), weight, bias).unflatten(0, x.shape[:-1])
+    return F.linear(x, weight, bias)
+
+
+def on_gpu(tensor: Tensor) -> bool:
     """Whether layers run where a launch has its price."""
-    return weight.is_cuda
+    return tensor.is_cuda
 
 
 def _fuses_gelu(weight: Tensor) -> bool:
@@ -211,9 +214,14 @@ def adds_bias_apart(x: Tensor) -> bool:
 
 
 def convolution(module: nn.Conv2d, *, precision: Precision, pack: bool, free: bool) -> Layer:
-    """A plain `nn.Conv2d` in `precision`, channels last; `pack` and `free` as for `linear`."""
+    """A plain `nn.Conv2d` in `precision`, channels last; `pack` and `free` as for `linear`.
+
+    On a GPU one that looks at single pixels is a linear layer over the channels, which adds the bias itself.
+    """
     dtype = precision.dtype
     geometry: Any = (module.padding, module.stride, module.dilation, module.groups)
+    ones = module.kernel_size == module.stride == (1, 1) and module.padding == (0, 0)
+    pointwise = ones and module.groups == 1
 
     def lay_out(side: int) -> Run:
         own = _own_weight(module)
@@ -227,6 +235,8 @@ def convolution(module: nn.Conv2d, *, precision: Precision, pack: bool, free: bo
             packed = torch.ops.mkldnn._reorder_convolution_weight(weight, *geometry, shape)
             rest: Any = (*geometry, "none", [], "")
             run = lambda x, bias: torch.ops.mkldnn._convolution_pointwise(x, packed, bias, *rest)  # noqa: E731
+        elif pointwise and on_gpu(weight):
+            run = lambda x, bias: _product(x.movedim(1, -1), weight.flatten(1), bias).movedim(-1, 1)  # noqa: E731
         else:
             padding, stride, dilation, groups = geometry
             run = lambda x, bias: F.conv2d(x, weight, bias, stride, padding, dilation, groups)  # noqa: E731
