@@ -14,6 +14,7 @@ import click
 from var_ext.cli_options import (
     SEED,
     Group,
+    UserPath,
     build_recipe,
     control_options,
     editing_options,
@@ -23,6 +24,7 @@ from var_ext.cli_options import (
     machine_options,
     model_option,
     numbers,
+    picture_option,
     precision_option,
     preset_for,
     recipe_options,
@@ -30,7 +32,7 @@ from var_ext.cli_options import (
     train_options,
     writes_images,
 )
-from var_ext.files import atomic_write, check_writable, write_json
+from var_ext.files import check_writable, write_json
 
 
 @click.group(cls=Group, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110})
@@ -84,7 +86,7 @@ def sample(
     Classes take turns and each image has the next seed. The same command goes on with a run that was stopped.
     """
     from var_ext.export import evaluation_plan, export_images, local_device, rank_and_world
-    from var_ext.grid import labelled_grid
+    from var_ext.grid import labelled_grid, save_picture
     from var_ext.hub import load
 
     sampler = load(model, device=local_device(device), precision=precision)
@@ -115,16 +117,15 @@ def sample(
     grid = labelled_grid(
         images, [_name(sampler.class_names, label) for label in labels], [str(s) for s in seeds]
     )
-    with atomic_write(out) as handle:
-        grid.save(handle, format="PNG")
+    save_picture(grid, out)
     click.echo(f"{len(pairs)} images of {model} in {seconds:.2f} s: {len(pairs) / seconds:.1f} images/s")
     click.echo(f"rows are classes, columns seeds {seeds[0]}-{seeds[-1]}: {Path(out).resolve()}")
 
 
 @main.command()
-@click.argument("image", type=click.Path(path_type=Path))
+@click.argument("image", type=UserPath())
 @model_option
-@click.option("--mask", type=click.Path(path_type=Path), help="Picture of IMAGE's size; white is replaced.")
+@click.option("--mask", type=UserPath(), help="Picture of IMAGE's size; white is replaced, transparent is kept.")
 @click.option(
     "--box",
     callback=four_numbers,
@@ -139,9 +140,7 @@ def sample(
 @precision_option
 @click.option("--paste", is_flag=True, help="Put the pixels of IMAGE back where the mask is not.")
 @click.option("--batch-size", type=click.IntRange(min=1), help="Images drawn at once.  [default: what fits]")
-@file_option(
-    "--out", default="edited.png", show_default=True, help="PNG to write; of several images NAME-SEED.png."
-)
+@picture_option
 @machine_options
 def edit(
     image: Path,
@@ -168,7 +167,7 @@ def edit(
     """
     from var_ext.data.pictures import load_picture
     from var_ext.editing import Region
-    from var_ext.grid import as_picture, edit_sheet
+    from var_ext.grid import as_picture, edit_sheet, save_picture
     from var_ext.hub import load
 
     if bool(mask) == bool(box):
@@ -197,8 +196,7 @@ def edit(
     pictures = [as_picture(each) for each in edited]
     pictures.append(edit_sheet(picture, region.replace[0], edited, name, [str(each) for each in seeds]))
     for path, drawn in zip((*outs, sheet), pictures, strict=True):
-        with atomic_write(path) as handle:
-            drawn.save(handle, format="PNG")
+        save_picture(drawn, path)
     share = 100 * (1 - region.keep.float().mean().item())
     click.echo(f"{share:.0f}% of the finest tokens drawn anew, seeds {seeds[0]}-{seeds[-1]}, {name}")
     click.echo(f"edited: {outs[0].resolve()}" + (f" ... {outs[-1].name}" if count > 1 else ""))
@@ -322,9 +320,9 @@ def eval_digits(
 
 @main.command()
 @click.argument(
-    "files", nargs=-1, required=True, type=click.Path(exists=True, dir_okay=False, path_type=Path)
+    "files", nargs=-1, required=True, type=UserPath(exists=True, dir_okay=False)
 )
-@click.option("--out", required=True, type=click.Path(path_type=Path), help="Folder to write.")
+@click.option("--out", required=True, type=UserPath(), help="Folder to write.")
 @click.option("--patch-nums", type=numbers, help="Sides of the scales, where the files do not tell.")
 @click.option("--num-heads", type=click.IntRange(min=1), help="Heads, where the files do not tell.")
 @click.option("--half", is_flag=True, help="Store fp16: half the size, loaded as fp32.")

@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 import dataclasses
+import io
 import math
 import os
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar, get_origin
 
 import click
 
-from var_ext.files import CheckpointError, check_writable
+from var_ext.files import CheckpointError, check_writable, user_path
 
 if TYPE_CHECKING:
     from var_ext.training.recipes import Recipe
@@ -24,6 +26,9 @@ class Group(click.Group):
     """A group whose commands end with one line, not a traceback, when their input is at fault."""
 
     def invoke(self, ctx: click.Context) -> Any:
+        for stream in (sys.stdout, sys.stderr):  # names of files need not be UTF-8
+            if isinstance(stream, io.TextIOWrapper):
+                stream.reconfigure(errors="backslashreplace")
         try:
             return super().invoke(ctx)
         except (ValueError, CheckpointError) as error:  # DataError is a ValueError
@@ -59,19 +64,43 @@ def four_numbers(_: click.Context, __: click.Parameter, value: str | None) -> tu
     return edges
 
 
+class UserPath(click.Path):
+    """A type of option: a path, its leading ~ the home folder, which shells leave alone in --out=~/x."""
+
+    def __init__(self, **settings: Any) -> None:
+        super().__init__(path_type=Path, **settings)
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
+        return super().convert(user_path(value), param, ctx)
+
+
 def _writable(_: click.Context, __: click.Parameter, path: Path | None) -> Path | None:
     if path is not None:
         check_writable(path)
     return path
 
 
+def _writable_picture(_: click.Context, __: click.Parameter, path: Path) -> Path:
+    from var_ext.grid import picture_format
+
+    picture_format(path)
+    check_writable(path)
+    return path
+
+
 def writes_images(out: str) -> bool:
     """Whether --out of `sample` asks for the images one by one: NAME.npz, a name that ends with /, or a folder."""
-    return out.endswith((".npz", "/")) or os.path.isdir(out)
+    from var_ext.export import is_npz
+
+    return is_npz(out) or out.endswith("/") or os.path.isdir(out)
 
 
-def _writable_images(_: click.Context, __: click.Parameter, out: str) -> str:
-    check_writable(Path(out, "plan.json") if out.endswith("/") or os.path.isdir(out) else Path(out))
+def _writable_images(ctx: click.Context, param: click.Parameter, given: str) -> str:
+    out = os.path.expanduser(given)
+    if not writes_images(out):
+        _writable_picture(ctx, param, Path(out))
+    else:
+        check_writable(Path(out, "plan.json") if out.endswith("/") or os.path.isdir(out) else Path(out))
     return out
 
 
@@ -81,8 +110,19 @@ SEED = click.IntRange(0, 2**62)
 
 def file_option(*names: str, **settings: Any) -> Callable[[Command], Command]:
     """A file to write at the end; that it can be written shows before the work begins."""
-    return click.option(*names, type=click.Path(path_type=Path), callback=_writable, **settings)
+    return click.option(*names, type=UserPath(), callback=_writable, **settings)
 
+
+KINDS = "NAME.png, .jpg, .webp, .bmp, .tif or .ppm"
+
+picture_option = click.option(
+    "--out",
+    default="edited.png",
+    show_default=True,
+    type=UserPath(),
+    callback=_writable_picture,
+    help=f"Picture to write, {KINDS}; of several images NAME-SEED.png.",
+)
 
 # A string: a path would drop the / at the end.
 images_option = click.option(
@@ -90,7 +130,7 @@ images_option = click.option(
     default="samples.png",
     show_default=True,
     callback=_writable_images,
-    help="PNG of a grid to write; or NAME.npz or FOLDER/ for the images one by one.",
+    help=f"Picture of a grid to write, {KINDS}; or NAME.npz or FOLDER/ for the images one by one.",
 )
 
 
@@ -217,7 +257,7 @@ def _plain(value: Any) -> str:
 
 def train_options(command: Command) -> Command:
     command = click.option(
-        "--out", required=True, type=click.Path(path_type=Path), help="Folder of the run."
+        "--out", required=True, type=UserPath(), help="Folder of the run."
     )(command)
     command = click.option(
         "--preset",

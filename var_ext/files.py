@@ -38,6 +38,11 @@ def first_line(error: Exception) -> str:
     return (str(error).strip().splitlines() or [type(error).__name__])[0].rstrip(".")
 
 
+def user_path(path: str | os.PathLike[str]) -> Path:
+    """The path with a leading ~ or ~user as the home folder; write ./~ for a folder of that name."""
+    return Path(os.path.expanduser(path))
+
+
 @contextmanager
 def atomic_write(path: str | os.PathLike[str]) -> Iterator[BinaryIO]:
     """Yields a binary handle whose content appears under `path` all at once when the block ends well.
@@ -49,7 +54,7 @@ def atomic_write(path: str | os.PathLike[str]) -> Iterator[BinaryIO]:
     Raises:
         CheckpointError: the file could not be written; names the path and the system's reason.
     """
-    path = Path(path)
+    path = user_path(path)
     target = Path(os.path.realpath(path))
     # The rename would put a plain file in place of a pipe or a device.
     if os.path.exists(target) and not os.path.isfile(target):
@@ -108,7 +113,7 @@ def read_json(path: str | os.PathLike[str]) -> dict[str, object]:
         CheckpointError: the file is missing, is not JSON, or is not an object.
     """
     try:
-        value = json.loads(Path(path).read_text(encoding="utf-8"))
+        value = json.loads(user_path(path).read_text(encoding="utf-8"))
     except OSError as error:
         raise CheckpointError(f"could not read {path}: {error.strerror or error}") from error
     except ValueError as error:  # broken JSON, or bytes that are no text at all
@@ -170,7 +175,7 @@ def load_tensors(path: str | os.PathLike[str]) -> dict[str, torch.Tensor]:
         CheckpointError: the file is missing, cut short, or of another format; says which file and what it
             holds.
     """
-    file = Path(path)
+    file = user_path(path)
     try:
         with safe_open(file, framework="pt") as reader:
             names = reader.keys()

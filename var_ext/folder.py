@@ -18,7 +18,7 @@ from typing import Any
 
 import torch
 
-from var_ext.files import CheckpointError, load_tensors, read_json, save_tensors, write_json
+from var_ext.files import CheckpointError, load_tensors, read_json, save_tensors, user_path, write_json
 from var_ext.models import VAR, VQVAE
 
 FORMAT = "var_ext/1"
@@ -61,7 +61,7 @@ def save_model(
         # class embeddings may have been exchanged for others
         config["var"] = {**var.config, "num_classes": var.num_classes}
         _check_rebuilds(var, build_var(vae, config["var"], "the model"))
-    path = Path(folder)
+    path = user_path(folder)
     save_tensors(path / VAE_WEIGHTS, _stored(vae, dtype), {"format": "pt"})
     if var is not None:
         save_tensors(path / VAR_WEIGHTS, _stored(var, dtype), {"format": "pt"})

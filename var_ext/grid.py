@@ -1,13 +1,27 @@
-"""Pictures of many images: a grid with names beside its rows and above its columns."""
+"""Pictures of many images: a grid with names beside its rows and above its columns; and pictures as files."""
 
 from __future__ import annotations
 
+import os
 from collections.abc import Sequence
+from pathlib import Path
 
 import numpy as np
 import torch
 from PIL import Image, ImageDraw, ImageFont
 
+from var_ext.files import atomic_write
+
+FORMATS = {
+    ".png": "PNG",
+    ".jpg": "JPEG",
+    ".jpeg": "JPEG",
+    ".webp": "WEBP",
+    ".bmp": "BMP",
+    ".tif": "TIFF",
+    ".tiff": "TIFF",
+    ".ppm": "PPM",
+}
 GAP = 4
 FONT_SIZE = 14
 MIN_CELL = 64  # smaller images are enlarged by a whole factor, pixel by pixel, so that they can be seen
@@ -69,6 +83,30 @@ def edit_sheet(
 def as_picture(image: torch.Tensor) -> Image.Image:
     """One image, (3, H, W) floating point in [0, 1]; what lies outside is clipped."""
     return Image.fromarray(_bytes(image[None])[0])
+
+
+def picture_format(path: str | os.PathLike[str]) -> str:
+    """Pillow's name of the format that the name of a file asks for.
+
+    Raises:
+        ValueError: it asks for none that is written here.
+    """
+    suffix = Path(path).suffix.lower()
+    if suffix not in FORMATS:
+        raise ValueError(f"the name of a picture must end with one of {', '.join(FORMATS)}, got {os.fspath(path)!r}")
+    return FORMATS[suffix]
+
+
+def save_picture(picture: Image.Image, path: str | os.PathLike[str]) -> None:
+    """Writes a picture in the format of its name, without loss but in JPEG.
+
+    Raises:
+        ValueError: see `picture_format`.
+        CheckpointError: the file cannot be written.
+    """
+    kind = picture_format(path)
+    with atomic_write(path) as handle:
+        picture.save(handle, format=kind, quality=95, lossless=True)  # each format takes its own of the two
 
 
 def _bytes(images: torch.Tensor) -> np.ndarray:

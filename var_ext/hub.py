@@ -12,7 +12,7 @@ from typing import Any
 import torch
 
 from var_ext import backend, folder, published
-from var_ext.files import CheckpointError, first_line
+from var_ext.files import CheckpointError, first_line, user_path
 from var_ext.folder import save_model
 from var_ext.models import VAR, VQVAE
 from var_ext.published import published_config
@@ -206,7 +206,7 @@ def find_folder(name_or_path: str | os.PathLike[str], files: list[str]) -> Path:
     name = os.fspath(name_or_path)
     if isinstance(name_or_path, str) and name in bundled_models():
         return bundled_models()[name]
-    path = Path(name)
+    path = user_path(name)
     if name and path.is_dir():
         return path
     if isinstance(name_or_path, str) and re.fullmatch(r"[A-Za-z0-9][\w.-]*/[\w.-]+", name):

@@ -12,7 +12,7 @@ from typing import Any
 
 import torch
 
-from var_ext.files import CheckpointError
+from var_ext.files import CheckpointError, user_path
 from var_ext.schedule import SCALES_256, SCALES_512
 
 REPOSITORY = "FoundationVision/var"
@@ -95,7 +95,7 @@ def read_pth(path: str | os.PathLike[str]) -> tuple[Entries | None, Entries | No
     Raises:
         CheckpointError: missing, truncated, carrying code, or holding no model of the published kind.
     """
-    file = Path(path)
+    file = user_path(path)
     try:
         # Maps the file instead of copying it where the layout allows: torch's zip files, not the older kind.
         content = torch.load(file, map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(file))

@@ -1,6 +1,7 @@
 """Folders of class folders: layouts, crops, and an error with the reason for each way to be wrong."""
 
 import os
+import re
 import shutil
 from pathlib import Path
 from typing import Any
@@ -10,6 +11,7 @@ import pytest
 import torch
 from PIL import Image
 
+from tests.data.pictures import exif
 from var_ext.data import DataError, load_dataset
 
 
@@ -60,7 +62,7 @@ def test_labels_do_not_shift_where_a_split_lacks_a_class(split: Path) -> None:
     assert val.class_names == ["cat", "dog"] and val.labels.tolist() == [1, 1]
 
 
-@pytest.mark.parametrize("suffix", [".png", ".jpg", ".JPEG", ".webp", ".bmp"])
+@pytest.mark.parametrize("suffix", [".png", ".jpg", ".JPEG", ".webp", ".bmp", ".tif", ".TIFF", ".ppm", ".jfif"])
 @pytest.mark.parametrize("size", [(20, 16), (9, 33), (8, 8)])
 def test_every_format_and_shape_becomes_a_square(tmp_path: Path, suffix: str, size: tuple[int, int]) -> None:
     for i in range(2):
@@ -124,6 +126,39 @@ def shown(path: Path, image: Image.Image, **options: Any) -> torch.Tensor:
     return ((pixels + 1) * 127.5).permute(1, 2, 0)
 
 
+def test_damaged_exif_does_not_end_a_training(flat: Path) -> None:
+    """The case: a turn beside a resolution of -1/0."""
+    for path in (flat / "cat").iterdir():
+        Image.new("RGB", (12, 9)).save(path.with_suffix(".jpg"), exif=exif(6, numerator=-1, denominator=0))
+        path.unlink()
+    data = load_dataset(flat, "train", 8)
+    data.fingerprint()
+    assert len([data[i] for i in range(len(data))]) == 18
+
+
+@pytest.mark.parametrize("harm", ["cut", "scale"])
+def test_what_a_picture_fails_at_shows_before_training(flat: Path, harm: str) -> None:
+    path = load_dataset(flat, "train", 8).paths[3]  # type: ignore[attr-defined]
+    if harm == "cut":
+        path.write_bytes(path.read_bytes()[:-40])
+    else:
+        Image.fromarray(np.full((9, 9), -1, np.int32)).save(path, format="TIFF")
+    with pytest.raises(DataError, match=re.escape(f"wanted a readable image, got {path}: ")):
+        load_dataset(flat, "train", 8).fingerprint()
+
+
+def test_names_that_are_not_utf8(flat: Path) -> None:
+    """As old archives have them: Latin-1 names of a root, a class and its files."""
+    root = flat.rename(flat.parent / os.fsdecode(b"caf\xe9"))
+    (root / "cat").rename(root / os.fsdecode(b"b\xe4r"))
+    for path in list((root / "dog").iterdir()):
+        path.rename(path.with_name(os.fsdecode(b"\xfc") + path.name))
+    train, val = load_dataset(root, "train", 8), load_dataset(root, "val", 8)
+    assert (len(train), len(val)) == (18, 2) and train[17][0].shape == (3, 8, 8)
+    assert train.fingerprint() != val.fingerprint()
+    assert train.class_names == [r"b\xe4r", "dog"]  # text that can be stored, printed and drawn
+
+
 def test_exif_turns_the_image(tmp_path: Path) -> None:
     image = Image.new("L", (18, 18))
     image.paste(255, (0, 0, 18, 9))  # the upper half
@@ -167,6 +202,11 @@ def test_text_that_calls_itself_an_image_is_named(flat: Path) -> None:
         [data[i] for i in range(len(data))]
 
 
+def test_home_is_found(flat: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HOME", str(flat.parent))
+    assert len(load_dataset(f"~/{flat.name}", "train", 8)) == 18
+
+
 def test_a_missing_folder_is_named(tmp_path: Path) -> None:
     with pytest.raises(DataError, match=r"'digits' or a folder.*nowhere, which does not exist"):
         load_dataset(tmp_path / "nowhere", "train", 8)
@@ -208,10 +248,10 @@ def test_folders_inside_a_class(flat: Path) -> None:
 
 
 def test_ignored_files_are_reported(flat: Path, caplog: pytest.LogCaptureFixture) -> None:
-    for name in ("scan.tif", "other.tif", "LICENSE", ".hidden"):
+    for name in ("scan.psd", "other.psd", "LICENSE", ".hidden"):
         (flat / "cat" / name).write_bytes(b"")
     assert len(load_dataset(flat, "train", 8)) == 18
-    assert "ignoring 3 files in" in caplog.text and caplog.text.strip().endswith(": .tif, LICENSE")
+    assert "ignoring 3 files in" in caplog.text and caplog.text.strip().endswith(": .psd, LICENSE")
 
 
 def test_a_class_without_images(flat: Path) -> None:

@@ -7,6 +7,7 @@ function of (seed, epoch, index): the trainers rely on it to resume a killed run
 
 import copy
 import hashlib
+import os
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING
@@ -94,7 +95,7 @@ class ImageDataset(ABC):
             str(self.seed),
         )
         for part in (*header, *self.describe()):
-            digest.update(part.encode() + b"\0")
+            digest.update(_bytes(part) + b"\0")
         return digest.hexdigest()
 
 
@@ -106,4 +107,14 @@ def check_split(split: str) -> None:
 
 def stable_order(keys: Sequence[str], salt: str) -> list[int]:
     """A fixed shuffle of range(len(keys)): by SHA-256, so no library version can ever change a split."""
-    return sorted(range(len(keys)), key=lambda i: hashlib.sha256(f"{salt}/{keys[i]}".encode()).digest())
+    return sorted(range(len(keys)), key=lambda i: hashlib.sha256(_bytes(f"{salt}/{keys[i]}")).digest())
+
+
+def readable(name: str) -> str:
+    """A file's name as text that can be printed and drawn: bytes that are not UTF-8 as \\xNN."""
+    return os.fsencode(name).decode(errors="backslashreplace")
+
+
+def _bytes(text: str) -> bytes:
+    """In UTF-8, file names that are not as Python holds them."""
+    return text.encode(errors="surrogatepass")

@@ -14,12 +14,14 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from var_ext.data.dataset import DataError, ImageDataset, check_split, stable_order
-from var_ext.data.pictures import opened, resized, upright_rgb
+from var_ext.data.dataset import DataError, ImageDataset, check_split, readable, stable_order
+from var_ext.data.pictures import resized
+from var_ext.data.reading import check_picture, read_rgb
+from var_ext.files import user_path
 
 log = logging.getLogger(__name__)
 
-SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".bmp")
+SUFFIXES = (".png", ".jpg", ".jpeg", ".jfif", ".webp", ".bmp", ".tif", ".tiff", ".ppm", ".pgm")
 IMAGES = f"images ({', '.join(SUFFIXES)})"
 WANTED = f"wanted a folder of class folders of {IMAGES}"
 HEAD = 4096  # bytes of each file that the fingerprint covers, besides its size
@@ -34,7 +36,8 @@ class FolderDataset(ImageDataset):
 
     Raises:
         DataError: missing, empty, mixed or nested folder, a class without images; when the fingerprint is
-            taken: a file that is no image; when an image is read: a broken one.
+            taken: a file that is no image, cut short or of unknown gray values; when an image is read: one
+            that is damaged in the midst of its pixels.
     """
 
     def __init__(
@@ -43,9 +46,9 @@ class FolderDataset(ImageDataset):
         check_split(split)
         self.spec, self.split, self.image_size = str(root), split, image_size
         self.augment, self.seed = float(augment), seed
-        self.root = Path(root)
+        self.root = user_path(root)
         found = _find(self.root, split)
-        self.class_names = list(found)
+        self.class_names = [readable(name) for name in found]
         self.paths = [path for paths in found.values() for path in paths]
         self.labels = torch.tensor(
             [i for i, paths in enumerate(found.values()) for _ in paths], dtype=torch.int64
@@ -56,9 +59,7 @@ class FolderDataset(ImageDataset):
 
     def load(self, index: int) -> Tensor:
         path, size = self.paths[index], self.image_size
-        with opened(path) as file:
-            image = upright_rgb(file)
-        image = resized(image, round(MARGIN * size), Image.Resampling.LANCZOS)
+        image = resized(read_rgb(path), round(MARGIN * size), Image.Resampling.LANCZOS)
         width, height = image.size
         if self.augment > 0:
             rng = self.rng(index)
@@ -74,10 +75,11 @@ class FolderDataset(ImageDataset):
     @cached_property
     def _seen(self) -> list[str]:
         """Name, size and first bytes of every file: a copy of the folder elsewhere is the same data set, and
-        reading the headers finds most broken files before hours of work."""
+        looking at header and end of each finds most broken files before hours of work."""
         lines = []
         for path in self.paths:
-            with opened(path), open(path, "rb") as file:
+            check_picture(path)
+            with open(path, "rb") as file:
                 head = hashlib.sha256(file.read(HEAD)).hexdigest()
             lines.append(f"{path.relative_to(self.root).as_posix()} {path.stat().st_size} {head}")
         return lines

@@ -3,7 +3,7 @@
 plan.py says which images, places.py where they go (a folder of PNGs, or one .npz), run.py draws what is missing.
 """
 
-from var_ext.export.places import Folder, Npz, Place, place_of, to_uint8
+from var_ext.export.places import Folder, Npz, Place, is_npz, place_of, to_uint8
 from var_ext.export.plan import Plan, evaluation_plan
 from var_ext.export.run import export_images, local_device, rank_and_world
 
@@ -14,6 +14,7 @@ __all__ = [
     "Plan",
     "evaluation_plan",
     "export_images",
+    "is_npz",
     "local_device",
     "place_of",
     "rank_and_world",

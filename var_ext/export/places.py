@@ -23,7 +23,7 @@ from PIL import Image
 from torch import Tensor, uint8
 
 from var_ext.export.plan import Plan
-from var_ext.files import CheckpointError, atomic_write
+from var_ext.files import CheckpointError, atomic_write, user_path
 
 log = logging.getLogger(__name__)
 
@@ -193,13 +193,13 @@ class Npz(Place):
 
 def place_of(out: str | os.PathLike[str], plan: Plan, side: int) -> Place:
     """A name that ends with .npz is a file, all else a folder."""
-    path = Path(out)
+    path = user_path(out)
     return (Npz if is_npz(out) else Folder)(path, plan, side)
 
 
 def is_npz(out: str | os.PathLike[str]) -> bool:
     """Whether images go to one .npz file rather than to a folder."""
-    return os.fspath(out).endswith(".npz")
+    return os.fspath(out).lower().endswith(".npz")
 
 
 def _listed(folder: Path) -> Sequence[str]:

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from var_ext.data import load_dataset
+from var_ext.files import user_path
 from var_ext.hub import save_model
 from var_ext.models import VQVAE
 from var_ext.training import codebook
@@ -61,7 +62,7 @@ def train_tokenizer(
         DataError: the data cannot be used.
         CheckpointError: `out` cannot be written, or its checkpoint is broken or of another run.
     """
-    out = Path(out)
+    out = user_path(out)
     prepare(out)
     task = TokenizerTask(data, recipe, perceptual=perceptual, device=device)
     weights = fit(task, out, resume=resume, progress=progress)

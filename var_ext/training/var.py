@@ -13,6 +13,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from var_ext.data import ImageDataset, load_dataset
+from var_ext.files import user_path
 from var_ext.hub import load_tokenizer, save_model
 from var_ext.models import VAR, VQVAE
 from var_ext.schedule import ScaleSchedule
@@ -56,7 +57,7 @@ def train_var(
         DataError: the data cannot be used.
         CheckpointError: the tokenizer or the checkpoint cannot be used, or `out` cannot be written.
     """
-    out = Path(out)
+    out = user_path(out)
     prepare(out)
     vae = load_tokenizer(tokenizer)
     task = VARTask(data, vae, out, recipe, device=device, progress=progress)
