@@ -78,6 +78,97 @@ def test_sample_draws_a_labelled_grid(model: str, tmp_path: Path) -> None:
     assert image.width > 4 * (64 + GAP) and image.height > 5 * (64 + GAP)
 
 
+@pytest.mark.parametrize(
+    ("suffix", "kind"),
+    [
+        (".PNG", "PNG"),
+        (".jpg", "JPEG"),
+        (".jpeg", "JPEG"),
+        (".webp", "WEBP"),
+        (".bmp", "BMP"),
+        (".tif", "TIFF"),
+        (".ppm", "PPM"),
+    ],
+)
+def test_a_file_holds_what_its_name_says(model: str, tmp_path: Path, suffix: str, kind: str) -> None:
+    box = ("--box", "0,0,1,0.5", "--model", model)
+    for name, words in (
+        ("a", ("sample", "--model", model, "--count", 1)),
+        ("b", ("edit", tmp_path / "a.png", *box)),
+    ):
+        for each in dict.fromkeys((".png", suffix)):
+            run(*words, "--out", f"{tmp_path}/{name}{each}")
+        image, wanted = Image.open(f"{tmp_path}/{name}{suffix}"), Image.open(f"{tmp_path}/{name}.png")
+        assert image.format == kind
+        off = np.abs(np.asarray(image.convert("RGB")).astype(int) - np.asarray(wanted))
+        assert off.mean() < 4 if kind == "JPEG" else off.max() == 0  # noise is what JPEG renders worst
+
+
+def test_an_archive_may_be_called_in_capitals(model: str, tmp_path: Path) -> None:
+    run("sample", "--model", model, "--count", 1, "--labels", 1, "--out", tmp_path / "a.NPZ")
+    assert np.load(tmp_path / "a.NPZ")["arr_0"].shape == (1, 8, 8, 3)
+
+
+def test_home_is_found(model: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Shells leave the ~ of --out=~/x alone."""
+    monkeypatch.setenv("HOME", str(tmp_path))
+    monkeypatch.chdir(shutil.copytree(model, tmp_path / "work" / "model").parent)
+    for out in ("~/a.png", "~/a.npz", "~/pngs/"):
+        run("sample", "--model", "~/work/model", "--count", 1, f"--out={out}")
+    drawn(tmp_path / "mask.png")
+    run("edit", "~/a.png", "--box=0,0,1,.5", "--model", model, "--out=~/b.png")
+    run("edit", "~/b.png", "--mask=~/mask.png", "--model", model, "--out=~/c.png")
+    image_folder(tmp_path / "data")
+    small = ["--vocab-size", 16, "--z-channels", 8, "--ch", 32, "--ch-mult", "1,2", "--patch-nums", "1,2,4"]
+    shared = ["--preset=digits", "--epochs", 1, "--quiet"]
+    run("train", "tokenizer", "~/data", "--out=~/tok", *shared, *small)
+    sampler = hub.load(model)
+    torch.save({**sampler.vae.state_dict()}, tmp_path / "vae.pth")
+    run("convert", "~/vae.pth", "--out=~/converted", "--patch-nums=1,2,4")
+    assert os.listdir(".") == ["model"]  # and no folder ~
+    assert {"a.png", "a.npz", "pngs", "b.png", "c.png", "tok", "converted"} <= set(os.listdir(tmp_path))
+
+
+def test_names_that_are_not_utf8(tmp_path: Path) -> None:
+    """As old archives have them: data, class, model and picture, in a process whose output is UTF-8 alone."""
+    odd = os.fsdecode(b"caf\xe9")
+    data = image_folder(tmp_path / odd)
+    (data / "train" / "dark").rename(data / "train" / odd)
+    (data / "val" / "dark").rename(data / "val" / odd)
+    small = [
+        "--vocab-size=16",
+        "--z-channels=8",
+        "--ch=32",
+        "--ch-mult=1,2",
+        "--patch-nums=1,2,4",
+        "--epochs=1",
+    ]
+    tiny_var = ["--depth=1", "--embed-dim=64", "--num-heads=1", "--copies=1", "--epochs=1"]
+    model, picture = f"{odd}-var", f"{odd}.png"
+    for words in (
+        ["train", "tokenizer", odd, "--preset=digits", "--out", f"{odd}-tok", *small],
+        ["train", "var", odd, "--preset=digits", "--tokenizer", f"{odd}-tok", "--out", model, *tiny_var],
+        ["sample", "--model", model, "--count=1", "--out", picture],
+        ["sample", "--model", model, "--count=1", "--out", f"{odd}.npz"],
+        ["edit", picture, "--model", model, "--box=0,0,1,0.5", "--out", f"{odd}-edited.png"],
+        ["info", model],
+    ):
+        done = subprocess.run(
+            [sys.executable, "-m", "var_ext", *words],
+            cwd=tmp_path,
+            capture_output=True,
+            env={**os.environ, "PYTHONIOENCODING": "utf-8:strict"},
+        )
+        assert done.returncode == 0, (words, done.stderr)
+    assert rb"bright, caf\xe9" in done.stdout
+    failed = subprocess.run(
+        [sys.executable, "-m", "var_ext", "edit", f"{odd}-none.png", "--box=0,0,1,1"],
+        cwd=tmp_path,
+        capture_output=True,
+    )
+    assert failed.returncode == 1 and rb"wanted a readable image, got caf\udce9-none.png" in failed.stderr
+
+
 def test_sample_needs_no_arguments(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     assert "80 images of digits in" in run("sample").output
@@ -177,6 +268,12 @@ def test_threads(model: str, tmp_path: Path) -> None:
         (["--out", "/dev/null/a.npz"], 1, "could not write /dev/null/a.npz: Not a directory"),
         (["--out", "/dev/null/"], 1, "could not write /dev/null/plan.json: Not a directory"),
         (["--out", ""], 1, "could not write .: it must be a file"),
+        (
+            ["--out", "OUT/a.gif"],
+            2,
+            "must end with one of .png, .jpg, .jpeg, .webp, .bmp, .tif, .tiff, .ppm, got",
+        ),
+        (["--out", "OUT/pngs"], 2, "OUT/pngs'; NAME.npz or FOLDER/ take the images one by one"),
         (["--count", "0"], 2, "'--count'"),
         (["--seed", "-1"], 2, "'--seed'"),
         (["--top-p", "1.5"], 2, "'--top-p'"),
@@ -189,8 +286,9 @@ def test_threads(model: str, tmp_path: Path) -> None:
 )
 def test_bad_input_to_sample(model: str, tmp_path: Path, args: list[str], code: int, message: str) -> None:
     defaults = ["--model", model, "--count", "1", "--out", str(tmp_path / "a.png")]
-    assert message in run("sample", *defaults, *args, code=code).output
-    assert not (tmp_path / "a.png").exists()
+    args = [arg.replace("OUT", str(tmp_path)) for arg in args]
+    assert message.replace("OUT", str(tmp_path)) in run("sample", *defaults, *args, code=code).output
+    assert not os.listdir(tmp_path)
 
 
 def test_file_that_cannot_be_written_is_named_before_the_work(tmp_path: Path) -> None:
@@ -268,16 +366,22 @@ def test_edit_options_reach_the_sampler(model: str, tmp_path: Path) -> None:
         (["--mask", "nothing.png"], 1, "wanted a readable image, got nothing.png"),
         (["--mask", "OTHER"], 1, "must have the picture's size, 8 x 8, got 9 x 8"),
         (["--box", "0,0,1,1", "--out", "."], 1, "could not write ."),
+        (["--box", "0,0,1,1", "--out", "OUT/a.npz"], 2, "must end with one of .png"),
+        (["--mask", "HOLE"], 1, "hole.png has transparent parts, which are kept, but the others are neither"),
     ],
 )
 def test_bad_input_to_edit(model: str, tmp_path: Path, args: list[str], code: int, message: str) -> None:
     files = {"IMAGE": tmp_path / "a.png", "OTHER": tmp_path / "other.png"}
     drawn(files["IMAGE"])
     drawn(files["OTHER"], (9, 8))
-    words = [str(files.get(arg, arg)) for arg in args]
+    files["HOLE"] = tmp_path / "hole.png"
+    hole = Image.new("RGBA", (8, 8), "gray")
+    hole.paste((0, 0, 0, 0), (2, 2, 6, 6))
+    hole.save(files["HOLE"])
+    words = [str(files.get(arg, arg)).replace("OUT", str(tmp_path)) for arg in args]
     defaults = ["--model", model, "--out", str(tmp_path / "out.png")]
     assert message in run("edit", files["IMAGE"], *defaults, *words, code=code).output
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["a.png", "other.png"]
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["a.png", "hole.png", "other.png"]
 
 
 # ---------------------------------------------------------------------- train

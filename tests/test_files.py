@@ -18,6 +18,7 @@ from var_ext.files import (
     load_tensors,
     read_json,
     save_tensors,
+    user_path,
     write_json,
 )
 
@@ -184,6 +185,23 @@ def test_tensors_come_back_bit_for_bit(tmp_path: Path) -> None:
         assert torch.equal(back[name].nan_to_num(nan=5.0), tensor.nan_to_num(nan=5.0)), name
     with safetensors.safe_open(path, framework="pt") as reader:
         assert reader.metadata() == {"step": "12", "note": "größer"}
+
+
+def test_names_that_are_not_utf8(tmp_path: Path) -> None:
+    path = tmp_path / os.fsdecode(b"caf\xe9") / os.fsdecode(b"\xe9.safetensors")
+    save_tensors(path, {"a": torch.arange(3)})
+    write_json(path.with_suffix(".json"), {"name": str(path)})
+    assert torch.equal(load_tensors(path)["a"], torch.arange(3))
+    assert read_json(path.with_suffix(".json")) == {"name": str(path)}
+
+
+def test_home_is_found(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HOME", str(tmp_path))
+    save_tensors("~/a", {"a": torch.arange(3)})
+    write_json("~/b/c.json", {"a": 1})
+    assert torch.equal(load_tensors("~/a")["a"], torch.arange(3)) and read_json("~/b/c.json") == {"a": 1}
+    assert sorted(os.listdir(tmp_path)) == ["a", "b"]
+    assert str(user_path("~nobody-by-this-name/a")) == "~nobody-by-this-name/a"
 
 
 def test_file_is_what_the_library_writes(tmp_path: Path) -> None:

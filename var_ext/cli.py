@@ -125,7 +125,9 @@ def sample(
 @main.command()
 @click.argument("image", type=UserPath())
 @model_option
-@click.option("--mask", type=UserPath(), help="Picture of IMAGE's size; white is replaced, transparent is kept.")
+@click.option(
+    "--mask", type=UserPath(), help="Picture of IMAGE's size; white is replaced, transparent is kept."
+)
 @click.option(
     "--box",
     callback=four_numbers,
@@ -319,9 +321,7 @@ def eval_digits(
 
 
 @main.command()
-@click.argument(
-    "files", nargs=-1, required=True, type=UserPath(exists=True, dir_okay=False)
-)
+@click.argument("files", nargs=-1, required=True, type=UserPath(exists=True, dir_okay=False))
 @click.option("--out", required=True, type=UserPath(), help="Folder to write.")
 @click.option("--patch-nums", type=numbers, help="Sides of the scales, where the files do not tell.")
 @click.option("--num-heads", type=click.IntRange(min=1), help="Heads, where the files do not tell.")

@@ -80,11 +80,14 @@ def _writable(_: click.Context, __: click.Parameter, path: Path | None) -> Path 
     return path
 
 
-def _writable_picture(_: click.Context, __: click.Parameter, path: Path) -> Path:
+def _writable_picture(_: click.Context, __: click.Parameter, path: Path, *, others: str = "") -> Path:
     from var_ext.grid import picture_format
 
-    picture_format(path)
     check_writable(path)
+    try:
+        picture_format(path)
+    except ValueError as error:
+        raise click.BadParameter(f"{error}{others}") from error
     return path
 
 
@@ -98,7 +101,7 @@ def writes_images(out: str) -> bool:
 def _writable_images(ctx: click.Context, param: click.Parameter, given: str) -> str:
     out = os.path.expanduser(given)
     if not writes_images(out):
-        _writable_picture(ctx, param, Path(out))
+        _writable_picture(ctx, param, Path(out), others="; NAME.npz or FOLDER/ take the images one by one")
     else:
         check_writable(Path(out, "plan.json") if out.endswith("/") or os.path.isdir(out) else Path(out))
     return out
@@ -256,9 +259,7 @@ def _plain(value: Any) -> str:
 
 
 def train_options(command: Command) -> Command:
-    command = click.option(
-        "--out", required=True, type=UserPath(), help="Folder of the run."
-    )(command)
+    command = click.option("--out", required=True, type=UserPath(), help="Folder of the run.")(command)
     command = click.option(
         "--preset",
         type=click.Choice(["digits", "paper"]),

@@ -177,9 +177,8 @@ def load_tensors(path: str | os.PathLike[str]) -> dict[str, torch.Tensor]:
     """
     file = user_path(path)
     try:
-        with safe_open(file, framework="pt") as reader:
-            names = reader.keys()
-            return {name: reader.get_tensor(name) for name in names}
+        with _utf8_name(file) as name, safe_open(name, framework="pt") as reader:
+            return {entry: reader.get_tensor(entry) for entry in reader.keys()}  # noqa: SIM118  it is no mapping
     except OSError as error:
         raise CheckpointError(f"could not read {file}: {error.strerror or error}") from error
     except SafetensorError as error:
@@ -188,3 +187,15 @@ def load_tensors(path: str | os.PathLike[str]) -> dict[str, torch.Tensor]:
             f"{file} must be a complete safetensors file, but its {size} bytes are cut short or of "
             f"another format ({error}); copy or download it again"
         ) from error
+
+
+@contextmanager
+def _utf8_name(file: Path) -> Iterator[str]:
+    """A name of the file that is UTF-8: safetensors takes no other."""
+    try:
+        os.fsencode(file).decode()
+    except UnicodeDecodeError:
+        with open(file, "rb") as handle:
+            yield f"/dev/fd/{handle.fileno()}"
+    else:
+        yield str(file)

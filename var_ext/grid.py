@@ -93,7 +93,9 @@ def picture_format(path: str | os.PathLike[str]) -> str:
     """
     suffix = Path(path).suffix.lower()
     if suffix not in FORMATS:
-        raise ValueError(f"the name of a picture must end with one of {', '.join(FORMATS)}, got {os.fspath(path)!r}")
+        raise ValueError(
+            f"the name of a picture must end with one of {', '.join(FORMATS)}, got {os.fspath(path)!r}"
+        )
     return FORMATS[suffix]
 
 
@@ -106,7 +108,8 @@ def save_picture(picture: Image.Image, path: str | os.PathLike[str]) -> None:
     """
     kind = picture_format(path)
     with atomic_write(path) as handle:
-        picture.save(handle, format=kind, quality=95, lossless=True)  # each format takes its own of the two
+        # each format takes what it knows of these
+        picture.save(handle, format=kind, lossless=True, quality=95, subsampling=0)
 
 
 def _bytes(images: torch.Tensor) -> np.ndarray:

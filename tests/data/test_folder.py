@@ -62,7 +62,9 @@ def test_labels_do_not_shift_where_a_split_lacks_a_class(split: Path) -> None:
     assert val.class_names == ["cat", "dog"] and val.labels.tolist() == [1, 1]
 
 
-@pytest.mark.parametrize("suffix", [".png", ".jpg", ".JPEG", ".webp", ".bmp", ".tif", ".TIFF", ".ppm", ".jfif"])
+@pytest.mark.parametrize(
+    "suffix", [".png", ".jpg", ".JPEG", ".webp", ".bmp", ".tif", ".TIFF", ".ppm", ".jfif"]
+)
 @pytest.mark.parametrize("size", [(20, 16), (9, 33), (8, 8)])
 def test_every_format_and_shape_becomes_a_square(tmp_path: Path, suffix: str, size: tuple[int, int]) -> None:
     for i in range(2):

@@ -129,7 +129,9 @@ def test_black_and_white_on_a_transparent_layer(masked: Masked) -> None:
 
 
 @pytest.mark.parametrize("opaque", ["black", "red", "photograph", "faint"])
-def test_a_mask_that_may_mean_either_is_refused(masked: Masked, rng: np.random.Generator, opaque: str) -> None:
+def test_a_mask_that_may_mean_either_is_refused(
+    masked: Masked, rng: np.random.Generator, opaque: str
+) -> None:
     mask = strokes("RGBA", 0)
     if opaque == "red":
         mask.paste((255, 0, 0, 255), (0, 0, 4, 4))

@@ -120,7 +120,9 @@ def test_a_file_that_is_cut_short_is_seen_before_it_is_read(tmp_path: Path, suff
         check_picture(path)
 
 
-def test_a_whole_file_is_not_decoded_before_it_is_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_whole_file_is_not_decoded_before_it_is_read(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr("var_ext.data.reading._upright", lambda _: pytest.fail("decoded"))
     for suffix in (".png", ".jpg", ".webp"):
         Image.new("RGB", (8, 8)).save(tmp_path / f"a{suffix}")
@@ -180,9 +182,13 @@ def test_a_dark_pgm_stays_dark(tmp_path: Path) -> None:
         (np.array([[0, np.nan]], np.float32), "nan to nan"),
     ],
 )
-def test_gray_of_unknown_scale_is_refused_before_it_is_read(tmp_path: Path, values: np.ndarray, came: str) -> None:
+def test_gray_of_unknown_scale_is_refused_before_it_is_read(
+    tmp_path: Path, values: np.ndarray, came: str
+) -> None:
     Image.fromarray(values).save(tmp_path / "a.tif")
-    with pytest.raises(DataError, match=rf"a\.tif: gray values in 0..1, .* it has {came}: scale or clip them"):
+    with pytest.raises(
+        DataError, match=rf"a\.tif: gray values in 0..1, .* it has {came}: scale or clip them"
+    ):
         check_picture(tmp_path / "a.tif")
 
 
@@ -193,7 +199,9 @@ def test_transparency_of_sixteen_bits(tmp_path: Path, dark: bool) -> None:
     (tmp_path / "a.png").write_bytes(png(values, chunk(b"tRNS", struct.pack(">H", clear))))
     image = read_picture(tmp_path / "a.png")
     assert image.mode == "RGBA"
-    assert np.asarray(image)[0].tolist() == [[g, g, g, 255 * (v != clear)] for g, v in ((0, 0), (1, 300), (255, 65535))]
+    assert np.asarray(image)[0].tolist() == [
+        [g, g, g, 255 * (v != clear)] for g, v in ((0, 0), (1, 300), (255, 65535))
+    ]
     assert picture(tmp_path / "a.png")[0, :, 0].tolist() == [255 if dark else 0, 1, 255]
 
 

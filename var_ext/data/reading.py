@@ -161,5 +161,7 @@ def _eight_bits(image: Image.Image) -> Image.Image:
         raise ValueError(f"{wanted} are wanted, it has {low} to {high}: scale or clip them")
     gray = Image.fromarray((values / (white / 255)).round().astype(np.uint8))
     if "transparency" in image.info:
-        gray.putalpha(Image.fromarray(np.where(values == image.info["transparency"], 0, 255).astype(np.uint8)))
+        gray.putalpha(
+            Image.fromarray(np.where(values == image.info["transparency"], 0, 255).astype(np.uint8))
+        )
     return gray
