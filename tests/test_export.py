@@ -324,10 +324,99 @@ def test_rank_0_waits_for_the_others(sampler, whole, tmp_path, as_rank, monkeypa
     assert len(waits) == 3 and contents(out) == whole["images.npz"]
 
 
+def test_which_ranks_are_waited_for_is_said_at_once(
+    sampler, tmp_path, as_rank, monkeypatch, capfd, caplog
+) -> None:
+    as_rank(0, 3)
+    sleeps = []
+
+    def sleep(seconds: float) -> None:
+        assert caplog.messages  # said before the first wait
+        sleeps.append(seconds)
+        if len(sleeps) in (2, 4):
+            as_rank(len(sleeps) // 2, 3)
+            export_images(sampler, PLAN, tmp_path / "images")
+
+    monkeypatch.setattr(run.time, "sleep", sleep)
+    with caplog.at_level("WARNING", logger="var_ext"):
+        export_images(sampler, PLAN, tmp_path / "images")
+    assert [message.split(" parts")[0] for message in caplog.messages] == [
+        "waiting for rank 1, 2 of 3: 2 of 4",
+        "waiting for rank 2 of 3: 1 of 4",
+    ]
+
+
+def same_export_at(moment: str, monkeypatch, cls: type, action) -> None:
+    """Calls `action` once, in the midst of an export: the same one, started elsewhere, gets that far before."""
+    method, done = getattr(cls, moment), []
+
+    def interrupted(place, *args):
+        if not done:
+            done.append(True)
+            action()
+        return method(place, *args)
+
+    monkeypatch.setattr(cls, moment, interrupted)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("moment", ["write", "finish"])
+def test_the_same_export_twice_at_once_ends(
+    models, sampler, whole, tmp_path, monkeypatch, kind, moment
+) -> None:
+    """As srun without tasks starts it: both are rank 0 of 1, and one finishes first."""
+    out, cls = tmp_path / kind, type(place_of(kind, PLAN, 8))
+    monkeypatch.setattr(run.time, "sleep", lambda _: pytest.fail("waits for itself"))
+    same_export_at(moment, monkeypatch, cls, lambda: export_images(Sampler(*models), PLAN, out))
+    export_images(sampler, PLAN, out)
+    assert contents(out) == whole[kind]
+
+
+@pytest.mark.parametrize("where", ["read", "renamed"])
+def test_the_same_export_finishes_while_a_file_is_put_together(
+    models, sampler, whole, tmp_path, monkeypatch, where
+) -> None:
+    out, other = tmp_path / "images.npz", []
+    module, name = {"read": (np, "load"), "renamed": (os, "replace")}[where]
+    function = getattr(module, name)
+
+    def meanwhile(*args, **kwargs):
+        if not other and (where == "read" or Path(args[1]) == out):
+            other.append(True)
+            export_images(Sampler(*models), PLAN, out)
+        return function(*args, **kwargs)
+
+    monkeypatch.setattr(module, name, meanwhile)
+    export_images(sampler, PLAN, out)
+    assert other and contents(out) == whole["images.npz"]
+
+
+def test_remains_that_fill_the_disk_are_removed(sampler, whole, tmp_path, monkeypatch) -> None:
+    out, assemble = tmp_path / "images.npz", Npz._assemble
+    remains = tmp_path / f".{out.name}.1-a.tmp"
+
+    def full(place):
+        if remains.exists():
+            raise CheckpointError("No space left on device")
+        assemble(place)
+
+    remains.write_bytes(b"of a run that was killed")
+    monkeypatch.setattr(Npz, "_assemble", full)
+    export_images(sampler, PLAN, out)
+    assert contents(out) == whole["images.npz"]
+
+
+def test_parts_that_vanish_are_missed_at_once(sampler, tmp_path, monkeypatch) -> None:
+    monkeypatch.setattr(run.time, "sleep", lambda _: pytest.fail("waits for itself"))
+    monkeypatch.setattr(Npz, "write", lambda *_: None)
+    with pytest.raises(CheckpointError, match=r"lacks 4 of 4 parts, of rank 0 of 1, and none came in 0 s"):
+        export_images(sampler, PLAN, tmp_path / "images.npz")
+
+
 def test_rank_0_does_not_wait_for_ever(sampler, whole, tmp_path, as_rank, monkeypatch) -> None:
     as_rank(0, 2)
     monkeypatch.setattr(run.time, "sleep", lambda _: None)
-    with pytest.raises(CheckpointError, match=r"lacks 2 of 4 parts, and no other rank wrote one in 5 s"):
+    with pytest.raises(CheckpointError, match=r"lacks 2 of 4 parts, of rank 1 of 2, and none came in 5 s"):
         export_images(sampler, PLAN, tmp_path / "images.npz", patience=5)
     as_rank(0, 1)
     sampler.drawn = 0
@@ -394,6 +483,35 @@ def test_ranks_come_from_the_environment(monkeypatch, as_rank) -> None:
     assert local_device("cuda") == "cuda"
     monkeypatch.setenv("LOCAL_RANK", "2")
     assert [local_device(name) for name in ("cuda", "cuda:0", "cpu")] == ["cuda:2", "cuda:0", "cpu"]
+
+
+@pytest.mark.parametrize(
+    ("rank", "world", "local"),
+    [
+        ("SLURM_PROCID", "SLURM_STEP_NUM_TASKS", "SLURM_LOCALID"),
+        ("OMPI_COMM_WORLD_RANK", "OMPI_COMM_WORLD_SIZE", "OMPI_COMM_WORLD_LOCAL_RANK"),
+    ],
+)
+def test_ranks_come_from_other_launchers(monkeypatch, as_rank, rank, world, local) -> None:
+    for name, value in ((rank, "5"), (world, "8"), (local, "1")):
+        monkeypatch.setenv(name, value)
+    assert rank_and_world() == (5, 8) and local_device("cuda") == "cuda:1"
+    monkeypatch.setattr(
+        torch.cuda, "device_count", lambda: 1
+    )  # a launcher may show each task its own GPU alone
+    assert local_device("cuda") == "cuda"
+    monkeypatch.setenv(world, "5")
+    with pytest.raises(ValueError, match=f"{rank} must be less than {world}, got '5' and '5'"):
+        rank_and_world()
+    as_rank(1, 2)  # torchrun, started by them once a machine
+    assert rank_and_world() == (1, 2)
+
+
+def test_the_script_of_a_job_is_no_rank(monkeypatch) -> None:
+    """SLURM tells it a rank and the tasks of the job, but it runs once."""
+    monkeypatch.setenv("SLURM_PROCID", "0")
+    monkeypatch.setenv("SLURM_NTASKS", "8")
+    assert rank_and_world() == (0, 1)
 
 
 # ---------------------------------------------------------------------- errors

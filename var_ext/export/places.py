@@ -172,8 +172,15 @@ class Npz(Place):
 
     def finish(self) -> None:
         if not self.finished():
-            _remove_remains(self.path.parent, self.path.name)
-            self._assemble()
+            try:
+                self._assemble()
+            except CheckpointError:
+                # the same export at the same time may have finished and removed the parts, or a killed one left a
+                # file that fills the disk
+                if not self.finished():
+                    _remove_remains(self.path.parent, self.path.name)
+                    self._assemble()
+        _remove_remains(self.path.parent, self.path.name)
         shutil.rmtree(self.parts, ignore_errors=True)
         if self.parts.exists():
             log.warning("could not remove %s, which is no longer needed", self.parts)
@@ -212,7 +219,10 @@ def _listed(folder: Path) -> Sequence[str]:
 
 
 def _remove_remains(folder: Path, pattern: str) -> None:
-    """Removes what writers that were killed left of files with such names (see `atomic_write`)."""
+    """Removes what writers that were killed left of files with such names (see `atomic_write`).
+
+    One that is alive finds the file complete, so this comes after.
+    """
     for remains in folder.glob(f".{pattern}.*.tmp"):
         with suppress(OSError):
             remains.unlink()

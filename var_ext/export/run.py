@@ -7,6 +7,7 @@ import os
 import time
 from pathlib import Path
 
+import torch
 from torch import distributed
 from tqdm import tqdm
 
@@ -19,6 +20,14 @@ log = logging.getLogger(__name__)
 
 PATIENCE = 3600.0  # seconds without a new part from other ranks
 LOOK_EVERY = 0.5  # seconds
+
+# What launchers tell a process: its rank, how many there are, and its rank among those of its machine. A job script of
+# SLURM has a rank, too, but no number of tasks of a step: it runs once.
+LAUNCHERS = (
+    ("RANK", "WORLD_SIZE", "LOCAL_RANK"),  # torchrun
+    ("OMPI_COMM_WORLD_RANK", "OMPI_COMM_WORLD_SIZE", "OMPI_COMM_WORLD_LOCAL_RANK"),  # mpirun of Open MPI
+    ("SLURM_PROCID", "SLURM_STEP_NUM_TASKS", "SLURM_LOCALID"),  # srun
+)
 
 
 def export_images(
@@ -33,7 +42,8 @@ def export_images(
 
     What is there and whole is kept, so a run that was stopped goes on when it is started again, with any number of
     ranks. With ranks (`rank_and_world`), part i is drawn by rank i modulo their number; they share the folder and need
-    no other connection. Rank 0 returns when all is there, the others when their share is.
+    no other connection. Rank 0 returns when all is there, the others when their share is. For which ranks it waits is
+    a warning in the log. The same export twice at once, without ranks, is drawn twice and ends the same.
 
     Args:
         sampler: draws the images.
@@ -59,7 +69,7 @@ def export_images(
     if not place.finished():
         _draw(sampler, plan, place, mine, missing, progress and rank == 0)
         if rank == 0:
-            _wait(place, plan.parts, patience)
+            _wait(place, plan.parts, world, patience)
     if rank == 0:
         place.finish()
     return place.path
@@ -79,45 +89,76 @@ def _draw(
     )
     with tqdm(total=total, initial=total - left, desc="images", unit="img", disable=not progress) as bar:
         for part, (_, images) in zip(missing, batches, strict=True):
-            place.write(part, to_uint8(images).cpu().numpy())
+            pixels = to_uint8(images).cpu().numpy()
+            try:
+                place.write(part, pixels)
+            except CheckpointError:  # the same export at the same time may have written it, or finished
+                if not place.complete(part) and not place.finished():
+                    raise
             bar.update(len(part))
 
 
-def _wait(place: Place, parts: list[range], patience: float) -> None:
-    """Returns when all parts are complete."""
-    left, quiet = parts, 0.0
-    while still := [part for part in left if not place.complete(part)]:
+def _wait(place: Place, parts: list[range], world: int, patience: float) -> None:
+    """Returns when all parts are complete, or the same export has finished elsewhere."""
+    left, quiet, told = dict(enumerate(parts)), 0.0, None
+    while still := {i: part for i, part in left.items() if not place.complete(part)}:
+        if place.finished():
+            return
         if len(still) < len(left):
             quiet = 0.0
-        if quiet >= patience:
+        ranks = sorted({i % world for i in still})
+        if quiet >= patience or ranks == [0]:  # its own parts are written: somebody removed them
             raise CheckpointError(
-                f"{place.path} lacks {len(still)} of {len(parts)} parts, and no other rank wrote one in {quiet:.0f} s; "
-                "the same command again, with any number of ranks, draws them"
+                f"{place.path} lacks {len(still)} of {len(parts)} parts, of rank {_few(ranks)} of {world}, and none came "
+                f"in {quiet:.0f} s; the same command again, with any number of ranks, draws them"
             )
-        if quiet == 0:
-            log.info("waiting for %d of %d parts from other ranks", len(still), len(parts))
-        left = still
+        if ranks != told:
+            log.warning(
+                "waiting for rank %s of %d: %d of %d parts of %s to come",
+                _few(ranks), world, len(still), len(parts), place.path,
+            )  # fmt: skip
+        left, told = still, ranks
         time.sleep(LOOK_EVERY)
         quiet += LOOK_EVERY
+
+
+def _few(numbers: list[int]) -> str:
+    return ", ".join(map(str, numbers[:8])) + (", ..." if numbers[8:] else "")
 
 
 def rank_and_world() -> tuple[int, int]:
     """This process's rank and the number of ranks.
 
-    Those of torch.distributed where it runs, else RANK and WORLD_SIZE as torchrun sets them, else 0 of 1.
+    Those of torch.distributed where it runs, else what the launcher says in the environment: torchrun, mpirun of Open
+    MPI, or srun of SLURM, see `LAUNCHERS`; else 0 of 1.
 
     Raises:
         ValueError: the variables are no such pair.
     """
     if distributed.is_available() and distributed.is_initialized():
         return distributed.get_rank(), distributed.get_world_size()
-    rank, world = (os.environ.get(name, default) for name, default in (("RANK", "0"), ("WORLD_SIZE", "1")))
+    rank_name, world_name, _ = _launcher()
+    rank, world = os.environ.get(rank_name, "0"), os.environ.get(world_name, "1")
     if not (rank.isdecimal() and world.isdecimal() and int(rank) < int(world)):
-        raise ValueError(f"RANK must be less than WORLD_SIZE, got {rank!r} and {world!r}")
+        raise ValueError(f"{rank_name} must be less than {world_name}, got {rank!r} and {world!r}")
     return int(rank), int(world)
 
 
 def local_device(device: str) -> str:
-    """For "cuda": the device of this process among those of its machine, which torchrun numbers in LOCAL_RANK."""
-    local = os.environ.get("LOCAL_RANK", "")
-    return f"cuda:{local}" if device == "cuda" and local.isdecimal() else device
+    """For "cuda": the device of this process among those of its machine, by its rank there (see `LAUNCHERS`), or the
+    only one that the launcher lets it see."""
+    local = os.environ.get(_launcher()[2], "")
+    alone = torch.cuda.device_count() == 1
+    return f"cuda:{local}" if device == "cuda" and local.isdecimal() and not alone else device
+
+
+def _launcher() -> tuple[str, str, str]:
+    """Names of the variables of the launcher that started this process."""
+    for names in LAUNCHERS[1:]:
+        if (
+            "RANK" not in os.environ
+            and "WORLD_SIZE" not in os.environ
+            and set(names[:2]) <= os.environ.keys()
+        ):
+            return names
+    return LAUNCHERS[0]
