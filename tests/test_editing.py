@@ -66,6 +66,14 @@ def test_forms_of_a_mask_are_equal(side):
         assert torch.equal(region(form, outside=True).keep, turned.keep.expand_as(found.keep))
 
 
+def test_a_mask_of_numpy_is_taken():
+    mask = np.random.default_rng(0).random((SIZE, SIZE)) < 0.3
+    for form in (mask, mask[None], mask.astype(np.float32)):
+        assert torch.equal(region(form).replace[0], torch.from_numpy(mask))
+    with pytest.raises(TypeError, match="mask must be bool or floating point, got uint8"):
+        region(mask.astype(np.uint8))
+
+
 def test_a_mask_in_tokens_covers_their_pixels():
     mask = torch.eye(GRID, dtype=torch.bool)
     found = region(mask)
@@ -241,6 +249,14 @@ IMAGE, BOX = torch.zeros(3, SIZE, SIZE), (0.0, 0.0, 1.0, 0.5)
         ),
         ((torch.zeros(3, 16, 16), BOX), {}, ValueError, r"got \(3, 16, 16\)"),
         ((IMAGE - 1, BOX), {}, ValueError, r"image must hold values in \[0, 1\], got -1 to -1"),
+        ((IMAGE + 1.000001, BOX), {}, ValueError, r"values in \[0, 1\], got 1.000001 to 1.000001"),
+        ((IMAGE.double() - 1e-12, BOX), {}, ValueError, r"values in \[0, 1\], got -1e-12 to -1e-12"),
+        (
+            (IMAGE.bfloat16() + 1.0078125, BOX),
+            {},
+            ValueError,
+            r"values in \[0, 1\], got 1.0078125 to 1.0078125",
+        ),
         ((IMAGE + torch.nan, BOX), {}, ValueError, r"image must hold values in \[0, 1\], got nan"),
         ((IMAGE.byte(), BOX), {}, TypeError, r"image must be a floating point tensor in \[0, 1\], got uint8"),
         (

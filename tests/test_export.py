@@ -614,6 +614,30 @@ def test_a_full_disk_is_named_and_what_fits_is_kept(sampler, whole, tmp_path) ->
     assert not list(tmp_path.glob("*.png"))
 
 
+def test_plans_of_numpy_and_torch_are_those_of_python(sampler, whole, tmp_path) -> None:
+    labels, seeds = np.array(PLAN.labels, np.uint8), torch.tensor(PLAN.seeds)
+    plan = Plan(labels, seeds, {**OPTIONS, "top_k": np.int64(12)}, batch_size=np.int64(4))
+    export_images(sampler, plan, tmp_path / "images")
+    assert contents(tmp_path / "images") == whole["images"]
+    for classes in (np.int64(5), np.arange(5), torch.arange(5)):
+        assert evaluation_plan(classes, np.int64(3), seed=np.int64(40), batch_size=4, **OPTIONS) == PLAN
+    with pytest.raises(TypeError):
+        Plan((1.5,), (0,))
+
+
+def test_unsigned_seeds_are_those_with_the_same_bits(sampler, tmp_path) -> None:
+    export_images(sampler, Plan((1, 2), (2**63, 2**64 - 1)), tmp_path / "a")
+    export_images(sampler, Plan((1, 2), (-(2**63), -1)), tmp_path / "b")
+    for name in ("000000.png", "000001.png"):
+        assert (tmp_path / "a" / name).read_bytes() == (tmp_path / "b" / name).read_bytes()
+
+
+def test_home_is_found_and_capitals_are_an_archive(sampler, tmp_path, monkeypatch) -> None:
+    monkeypatch.setenv("HOME", str(tmp_path))
+    assert export_images(sampler, PLAN, "~/A.NPZ") == tmp_path / "A.NPZ"
+    assert np.load(tmp_path / "A.NPZ")["arr_0"].shape == (15, 8, 8, 3)
+
+
 def test_wrong_plans_are_named(sampler, tmp_path) -> None:
     with pytest.raises(ValueError, match="a seed a label, got 2 and 1"):
         Plan((1, 2), (3,))
@@ -631,7 +655,10 @@ def test_wrong_plans_are_named(sampler, tmp_path) -> None:
 
 
 def test_the_name_says_the_kind() -> None:
-    assert [type(place_of(out, PLAN, 8)) for out in ("a.npz", Path("a.npz"), "a", "a.npz/", "a.png/")] == [
+    assert [
+        type(place_of(out, PLAN, 8)) for out in ("a.npz", Path("a.npz"), "A.NPZ", "a", "a.npz/", "a.png/")
+    ] == [
+        Npz,
         Npz,
         Npz,
         Folder,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import numpy as np
 import pytest
 import torch
 
@@ -142,12 +143,80 @@ def test_wrong_arguments_are_named(sampler, args, options, message):
         ([1.9], [0], TypeError, "labels must be integers, got float32"),
         ([1], [0.7], TypeError, "seeds must be integers, got float32"),
         ([True], [0], TypeError, "labels must be integers, got bool"),
-        ([1], [2**63], ValueError, "seeds must be integers of 64 bits, got"),
+        ([1], [2**64], ValueError, r"seeds must be integers of 64 bits, got \[18446744073709551616\]"),
+        ([1], -(2**63) - 1, ValueError, "seeds must be integers of 64 bits, got"),
+        (np.array([1.0]), [0], TypeError, "labels must be integers, got float64"),
+        (np.array(["1"]), [0], TypeError, "labels must be integers, got array"),
+        (
+            np.array([2**64 - 1], np.uint64),
+            0,
+            ValueError,
+            r"labels must be below 2\^63, got \[18446744073709551615\]",
+        ),
     ],
 )
 def test_nothing_is_rounded_to_a_label_or_seed(sampler, labels, seeds, error, message):
     with pytest.raises(error, match=message):
         sampler.tokens(labels, seeds)
+
+
+@pytest.mark.parametrize("kind", [np.int64, np.int32, np.uint8, np.uint64, object])
+def test_integers_of_numpy_are_taken(sampler, kind):
+    wanted = sampler.tokens([1, 2], [3, 4], batch_size=1)
+    assert torch.equal(
+        sampler.tokens(np.array([1, 2], kind), np.array([3, 4], kind), batch_size=np.int64(1)), wanted
+    )
+    if kind is not object:
+        assert torch.equal(sampler.tokens([kind(1), kind(2)], [kind(3), kind(4)]), wanted)
+        assert torch.equal(sampler.tokens(kind(1), kind(3)), wanted[:1])
+
+
+UNSIGNED = 2**64 - 5
+SEEDS_OF_FIVE = [UNSIGNED, [UNSIGNED], np.uint64(UNSIGNED), np.array([UNSIGNED], np.uint64)]
+
+
+@pytest.mark.parametrize("seed", [*SEEDS_OF_FIVE, torch.tensor([-5]).view(torch.uint64)])
+def test_an_unsigned_seed_is_the_one_with_its_bits(sampler, seed):
+    assert torch.equal(sampler.tokens(1, seed), sampler.tokens(1, -5))
+    image = torch.full((3, 8, 8), 0.5)
+    box = (0, 0, 1, 0.5)
+    assert torch.equal(sampler.edit(image, box, seed=seed), sampler.edit(image, box, seed=-5))
+
+
+def test_seeds_with_and_without_a_sign_together(sampler):
+    assert torch.equal(sampler.tokens(1, [2**64 - 5, -6]), sampler.tokens(1, [-5, -6]))
+
+
+def test_options_of_numpy_and_torch_are_taken(sampler):
+    ramp, ks = [0.0, 1.0, 2.0, 3.0], [1, 2, 3, 4]
+    wanted = sampler.tokens([1], [2], cfg=ramp, top_k=ks, top_p=0.5, cfg_until=3)
+    for array in (np.array, torch.tensor):
+        given = {"cfg": array(ramp), "top_k": array(ks), "top_p": array(0.5), "cfg_until": np.int64(3)}
+        assert torch.equal(sampler.tokens([1], [2], **given), wanted)
+    with pytest.raises(TypeError, match=r"batch_size must be a whole number, got 2.0"):
+        sampler.tokens([1], [2], batch_size=2.0)
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.bfloat16])
+def test_float32_is_float32_whatever_the_default(sampler, dtype):
+    def answers():
+        parts = sampler([1], [2]), sampler([1], [2], more_smooth=True), sampler.scales([1], [2])
+        again = sampler.var.autoregressive_infer_cfg(2, None, 3)
+        return (
+            *parts,
+            sampler([], []),
+            sampler.edit(torch.full((3, 8, 8), 0.5).float(), (0, 0, 1, 0.5), 1, 2),
+            again,
+        )
+
+    wanted = answers()
+    torch.set_default_dtype(dtype)
+    try:
+        found = answers()
+    finally:
+        torch.set_default_dtype(torch.float32)
+    for ours, theirs in zip(found, wanted, strict=True):
+        assert ours.dtype == torch.float32 and torch.equal(ours, theirs)
 
 
 def test_wrong_parts_are_named():

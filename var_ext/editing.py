@@ -12,6 +12,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 from torch.nn import functional as F
@@ -39,7 +40,7 @@ class Region:
 
     @classmethod
     def of(
-        cls, mask: Tensor | Sequence[float], *, image_size: int, grid: int, outside: bool = False
+        cls, mask: Tensor | np.ndarray | Sequence[float], *, image_size: int, grid: int, outside: bool = False
     ) -> Region:
         """Reads a mask or a box.
 
@@ -58,7 +59,9 @@ class Region:
             ValueError: another shape, values outside [0, 1], or a box without any token in it.
             TypeError: the mask is not a tensor of bools or floats, or a box not of four numbers.
         """
-        if not isinstance(mask, Tensor):
+        if isinstance(mask, np.ndarray) and mask.ndim > 1:
+            mask = torch.from_numpy(mask)
+        elif not isinstance(mask, Tensor):
             mask = _box(mask, grid)
         masks = _bools(mask)
         side = masks.shape[-1] if masks.ndim > 1 else -1
@@ -87,7 +90,7 @@ def _bools(mask: Tensor) -> Tensor:
     return mask >= 0.5
 
 
-def _box(box: Sequence[float], grid: int) -> Tensor:
+def _box(box: np.ndarray | Sequence[float], grid: int) -> Tensor:
     """(x0, y0, x1, y1) in shares of the side -> (P, P) bool."""
     wanted = "a box must be four numbers (x0, y0, x1, y1) in [0, 1] with x0 < x1 and y0 < y1"
     try:
@@ -205,8 +208,14 @@ def common_count(**counts: int) -> int:
 
 def _check_range(name: str, values: Tensor) -> None:
     if values.numel() and not bool(((values >= 0) & (values <= 1)).all()):  # NaN fails too
-        low, high = values.min().item(), values.max().item()
-        raise ValueError(f"{name} must hold values in [0, 1], got {low:g} to {high:g}")
+        low, high = (_digits(value) for value in (values.min(), values.max()))
+        raise ValueError(f"{name} must hold values in [0, 1], got {low} to {high}")
+
+
+def _digits(value: Tensor) -> str:
+    """A number with as few digits as tell it from its neighbours."""
+    known = value.dtype in (torch.float64, torch.float32, torch.float16)
+    return str((value if known else value.float()).cpu().numpy()).removesuffix(".0")
 
 
 def _name(tensor: Tensor) -> str:

@@ -192,7 +192,7 @@ def build_vae(config: Mapping[str, Any], source: str) -> VQVAE:
     """
     try:
         with torch.device("meta"):
-            return VQVAE(**{**config, "test_mode": True})
+            return VQVAE(**{**config, "test_mode": True}).float()  # whatever torch's default dtype
     except _UNFIT as error:
         raise CheckpointError(f'"vae" of {source} must be arguments of VQVAE, but: {error}') from error
 
@@ -204,7 +204,7 @@ def build_var(vae: VQVAE, config: Mapping[str, Any], source: str) -> VAR:
     """
     try:
         with torch.device("meta"):
-            return VAR(vae, **config).eval()
+            return VAR(vae, **config).float().eval()
     except _UNFIT as error:
         raise CheckpointError(f'"var" of {source} must be arguments of VAR, but: {error}') from error
 

@@ -7,6 +7,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 from tqdm import tqdm
@@ -14,14 +15,13 @@ from tqdm import tqdm
 from var_ext import editing
 from var_ext.editing import KeptCodes, Region
 from var_ext.engine import Call, Engine, Options, default_precision, named_precision, options_for
+from var_ext.engine.call import Integers, as_int64
 from var_ext.engine.draw import draw_from
 from var_ext.engine.engine import check_drawn
 from var_ext.engine.memory import batch_for, out_of_memory
 from var_ext.models import VAR, VQVAE
 
 log = logging.getLogger(__name__)
-
-Integers = int | Sequence[int] | Tensor
 
 DEFAULTS: Mapping[str, Any] = {"cfg": 1.5, "top_k": 900, "top_p": 0.96}  # of the published evaluation
 
@@ -131,7 +131,8 @@ class Sampler:
 
         Args:
             labels: (N,) classes in 0..num_classes, or one for all seeds.
-            seeds: (N,) integers of 64 bits, or one for all labels; None draws them from torch's global generator.
+            seeds: (N,) integers of 64 bits, or one for all labels; None draws them from torch's global generator. An
+                unsigned one from 2^63 on is the same as the negative one with its bits.
             cfg: guidance. One value is the published ramp, cfg * k / (K - 1) at scale k of K; K values are taken as
                 they are. 0: none.
             top_k, top_p: see `ops.sample_tokens`; one value or one a scale; 0 keeps all. None, here and above: the
@@ -148,7 +149,7 @@ class Sampler:
         Raises:
             ValueError: a label, a seed or an option is out of range, labels and seeds differ in number, or the memory
                 budget is too small for one image.
-            TypeError: labels or seeds are not integers.
+            TypeError: labels, seeds or batch_size are not integers.
             torch.OutOfMemoryError: a batch does not fit; the message names the remedy.
         """
         options = self.options(
@@ -160,7 +161,7 @@ class Sampler:
             more_smooth=more_smooth,
         )
         side = self.image_size
-        empty = torch.empty(0, 3, side, side, device=self.device)
+        empty = torch.empty(0, 3, side, side, dtype=torch.float32, device=self.device)
         call = self._call(labels, seeds, options, conditions)
         return torch.cat([empty, *(images for _, images, _ in self._batches(call, batch_size))])
 
@@ -221,7 +222,7 @@ class Sampler:
         images = editing.checked_images(image, self.image_size).to(self.device)
         region = Region.of(mask, image_size=self.image_size, grid=self.vae.schedule.side, outside=outside)
         labels = _row("label", self.num_classes if label is None else label)
-        seeds = None if seed is None else _row("seed", seed)
+        seeds = None if seed is None else _row("seed", seed, bits=True)
         counts = {} if seeds is None else {"seed": len(seeds)}
         count = editing.common_count(image=len(images), mask=len(region.keep), label=len(labels), **counts)
         kept = KeptCodes.of(self.vae, images, region.keep, count=count, batch_size=size)
@@ -304,9 +305,11 @@ class Sampler:
 
     def _batch_size(self, given: int | None) -> int:
         size = batch_for(self.var, self.precision, self.device, self.memory) if given is None else given
-        if not isinstance(size, int) or size < 1:
+        if not isinstance(size, int | np.integer):
+            raise TypeError(f"batch_size must be a whole number, got {size!r}")
+        if size < 1:
             raise ValueError(f"batch_size must be at least 1, got {size}")
-        return size
+        return int(size)
 
     def _batches(self, call: Call, batch_size: int | None) -> Iterator[tuple[int, Tensor, Tensor]]:
         """(index of the first, images, tokens) of batch after batch."""
@@ -330,11 +333,11 @@ class Sampler:
 
     def _pairs(self, labels: Integers, seeds: Integers | None) -> tuple[Tensor, Tensor]:
         """Labels and seeds as two (N,) int64 tensors."""
-        label = _integers("labels", labels)
+        label = as_int64("labels", labels)
         if seeds is None:
             seed = torch.randint(2**63 - 1, label.shape, device=label.device)
         else:
-            seed = _integers("seeds", seeds).to(label.device)
+            seed = as_int64("seeds", seeds, bits=True).to(label.device)
         if label.ndim > 1 or seed.ndim > 1 or (label.ndim == seed.ndim == 1 and len(label) != len(seed)):
             raise ValueError(
                 "labels and seeds must be one each or two lists of one length, "
@@ -344,20 +347,9 @@ class Sampler:
         return self.var.checked_labels(label.reshape(-1)), seed.reshape(-1)
 
 
-def _row(name: str, values: Integers) -> Tensor:
+def _row(name: str, values: Integers, *, bits: bool = False) -> Tensor:
     """`values` as (N,) int64, N = 1 for a single one."""
-    tensor = _integers(name, values)
+    tensor = as_int64(name, values, bits=bits)
     if tensor.ndim > 1:
         raise ValueError(f"{name} must be one integer or (N,), got shape {tuple(tensor.shape)}")
     return tensor.reshape(-1)
-
-
-def _integers(name: str, values: Integers) -> Tensor:
-    """`values` as int64; nothing is rounded or wrapped on the way."""
-    try:
-        tensor = torch.as_tensor(values)
-    except (TypeError, ValueError, RuntimeError) as error:
-        raise ValueError(f"{name} must be integers of 64 bits, got {values!r}: {error}") from error
-    if tensor.numel() and (tensor.is_floating_point() or tensor.is_complex() or tensor.dtype == torch.bool):
-        raise TypeError(f"{name} must be integers, got {str(tensor.dtype).removeprefix('torch.')}")
-    return tensor.to(torch.int64)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import numpy as np
 import pytest
 import torch
 from torch import nn
@@ -129,6 +130,36 @@ def test_labels_of_sampling_may_be_left_out_or_shared(pair, label):
     assert images.min() >= 0 and images.max() <= 1
     again = var.autoregressive_infer_cfg(2, label, g_seed=1)
     assert torch.equal(images, again)
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("kind", [np.int64, np.int32, np.uint8, np.uint64])
+def test_labels_and_seeds_of_numpy_are_taken(pair, kind):
+    _, var = pair
+    var.eval()
+    wanted = var.autoregressive_infer_cfg(2, torch.tensor([1, 4]), 7)
+    for labels in (np.array([1, 4], kind), [kind(1), kind(4)], torch.from_numpy(np.array([1, 4], kind))):
+        assert torch.equal(var.autoregressive_infer_cfg(2, labels, kind(7)), wanted)
+    one = var.autoregressive_infer_cfg(2, 3, 2**64 - 1)
+    for label in (kind(3), np.array(3, kind), torch.tensor(3)):
+        assert torch.equal(var.autoregressive_infer_cfg(np.int64(2), label, np.uint64(2**64 - 1)), one)
+
+
+@pytest.mark.parametrize(
+    ("label", "seed", "error", "message"),
+    [
+        (1.7, 0, TypeError, "label_B must be integers, got float32"),
+        (True, 0, TypeError, "label_B must be integers, got bool"),
+        (np.array([1.0, 2.0]), 0, TypeError, "label_B must be integers, got float64"),
+        (np.array([1, 2, 3]), 0, ValueError, r"label_B must be \(2,\) int64, got \(3,\)"),
+        (np.uint64(2**64 - 1), 0, ValueError, r"label_B must be below 2\^63, got \[18446744073709551615\]"),
+        (1, 0.5, TypeError, "g_seed must be integers, got float32"),
+        (1, 2**64, ValueError, "g_seed must be integers of 64 bits, got 18446744073709551616"),
+    ],
+)
+def test_what_is_no_label_or_seed_is_named(pair, label, seed, error, message):
+    with pytest.raises(error, match=message):
+        pair[1].autoregressive_infer_cfg(2, label, seed)
 
 
 @torch.no_grad()

@@ -9,10 +9,10 @@ import pytest
 import torch
 
 import var_ext
-from var_ext.files import CheckpointError
+from var_ext.files import CheckpointError, load_tensors
 from var_ext.hub import load_tokenizer
 from var_ext.models import VAR
-from var_ext.training import VARRecipe, train_var
+from var_ext.training import TokenizerRecipe, VARRecipe, train_tokenizer, train_var
 from var_ext.training.loop import Moment, epoch_batches
 from var_ext.training.var import VARTask, progressive, token_losses, used
 
@@ -28,6 +28,31 @@ def make(images: Path, tokenizer: Path, recipe: VARRecipe, cache: Path) -> VARTa
     task = VARTask(images, load_tokenizer(tokenizer), cache, recipe)
     task.load_data()
     return task
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.bfloat16])
+def test_torchs_default_dtype_changes_nothing(
+    images: Path, tokenizer_recipe: TokenizerRecipe, var_recipe: VARRecipe, tmp_path: Path, dtype: torch.dtype
+) -> None:
+    found = []
+    for default in (torch.float32, dtype):
+        out = tmp_path / str(default)
+        torch.set_default_dtype(default)
+        try:
+            train_tokenizer(images, out / "vae", tokenizer_recipe.with_options(epochs=1), progress=False)
+            train_var(images, out / "vae", out / "var", var_recipe.with_options(epochs=1), progress=False)
+            drawn = var_ext.load(out / "var", precision="fp32")([0, 1], [2, 3])
+            assert torch.get_default_dtype() == default and drawn.dtype == torch.float32
+        finally:
+            torch.set_default_dtype(torch.float32)
+        entries = {
+            **load_tensors(out / "var" / "vae.safetensors"),
+            **load_tensors(out / "var" / "var.safetensors"),
+        }
+        found.append({**entries, "drawn": drawn})
+    assert found[0].keys() == found[1].keys()
+    for name, tensor in found[0].items():
+        assert tensor.dtype == found[1][name].dtype and torch.equal(tensor, found[1][name]), name
 
 
 def test_a_short_training_learns_and_logs(trained: Path) -> None:

@@ -126,7 +126,7 @@ class Engine:
             parts = Parts(var, vae, var.positions(), self.precision.dtype, together, known)
             if known:  # decoding no images lays each convolution out for the maps that it gets
                 side = self.schedule.side
-                parts.decode(torch.empty(0, var.Cvae, side, side, device=self.device))
+                parts.decode(torch.empty(0, var.Cvae, side, side, dtype=torch.float32, device=self.device))
         self._parts = parts
         return parts
 
@@ -177,7 +177,7 @@ class Engine:
     ) -> tuple[Tensor, Tensor]:
         """Images (B, 3, S, S) float32 in [0, 1], or none, and tokens (B, L) int64; arguments as in `generate`."""
         side = self.vae.image_size
-        nothing = torch.empty(0, 3, side, side, device=self.device)
+        nothing = torch.empty(0, 3, side, side, dtype=torch.float32, device=self.device)
         if not len(call):
             return nothing, torch.empty(0, self.schedule.num_tokens, dtype=torch.int64, device=self.device)
         (f_hat,) = deque(self.generate(call, draw, cfg=cfg), maxlen=1)  # the last

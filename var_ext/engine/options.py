@@ -7,6 +7,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
+from torch import Tensor
+
 from var_ext.schedule import ScaleSchedule
 
 
@@ -55,13 +58,14 @@ def options_for(
         TypeError: a value is no number.
     """
     count = len(schedule)
+    cfg, top_k, top_p, temperature = (_plain(value) for value in (cfg, top_k, top_p, temperature))
     ramp = _spread("cfg", cfg, count)
     if not all(map(math.isfinite, ramp)):
         raise ValueError(f"cfg must be finite, got {cfg}")
     if not isinstance(cfg, Sequence):
         ramp = [t * schedule.ratio(k) for k, t in enumerate(ramp)]
     if cfg_until is not None:
-        if not isinstance(cfg_until, int) or not 0 <= cfg_until <= count:
+        if not isinstance(cfg_until, int | np.integer) or not 0 <= cfg_until <= count:
             raise ValueError(f"cfg_until must be in 0..{count}, the number of scales, got {cfg_until}")
         ramp[cfg_until:] = [0.0] * (count - cfg_until)
     kept = _spread("top_k", top_k, count)
@@ -78,6 +82,11 @@ def options_for(
     return Options(
         schedule, tuple(ramp), tuple(map(int, kept)), tuple(shares), tuple(heats), bool(more_smooth)
     )
+
+
+def _plain(value: Any) -> Any:
+    """Numbers and arrays of NumPy and torch as those of Python."""
+    return value.tolist() if isinstance(value, np.generic | np.ndarray | Tensor) else value
 
 
 def _spread(name: str, value: Any, count: int) -> list[float]:

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import hashlib
 import json
+import operator
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import zip_longest
 from pathlib import Path
@@ -34,6 +35,7 @@ class Plan:
 
     Raises:
         ValueError: labels and seeds differ in number, or batch_size is less than 1.
+        TypeError: one of these is not of integers.
     """
 
     labels: tuple[int, ...]
@@ -42,6 +44,10 @@ class Plan:
     batch_size: int = 64
 
     def __post_init__(self) -> None:
+        # of Python: numbers of NumPy and torch would not compare with those of plan.json
+        for name in ("labels", "seeds"):
+            object.__setattr__(self, name, tuple(map(operator.index, getattr(self, name))))
+        object.__setattr__(self, "batch_size", operator.index(self.batch_size))
         if len(self.labels) != len(self.seeds):
             raise ValueError(f"a plan must have a seed a label, got {len(self.labels)} and {len(self.seeds)}")
         if self.batch_size < 1:
@@ -110,7 +116,7 @@ def evaluation_plan(
     """
     if per_class < 0:
         raise ValueError(f"per_class must be 0 or more, got {per_class}")
-    labels = tuple(range(classes) if isinstance(classes, int) else classes) * per_class
+    labels = tuple(classes if isinstance(classes, Iterable) else range(classes)) * per_class
     return Plan(labels, tuple(range(seed, seed + len(labels))), {**DEFAULTS, **options}, batch_size)
 
 

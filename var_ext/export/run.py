@@ -109,8 +109,8 @@ def _wait(place: Place, parts: list[range], world: int, patience: float) -> None
         ranks = sorted({i % world for i in still})
         if quiet >= patience or ranks == [0]:  # its own parts are written: somebody removed them
             raise CheckpointError(
-                f"{place.path} lacks {len(still)} of {len(parts)} parts, of rank {_few(ranks)} of {world}, and none came "
-                f"in {quiet:.0f} s; the same command again, with any number of ranks, draws them"
+                f"{place.path} lacks {len(still)} of {len(parts)} parts, of rank {_few(ranks)} of {world}, and none "
+                f"came in {quiet:.0f} s; the same command again, with any number of ranks, draws them"
             )
         if ranks != told:
             log.warning(

@@ -130,8 +130,9 @@ class PublishedVAR:
 
     @property
     def uniform_prob(self: Any) -> Tensor:
-        """(1, num_classes), all alike."""
-        return torch.full((1, self.num_classes), 1 / self.num_classes, device=self.pos_1LC.device)
+        """(1, num_classes) float32, all alike."""
+        shape = (1, self.num_classes)
+        return torch.full(shape, 1 / self.num_classes, dtype=torch.float32, device=self.pos_1LC.device)
 
     @property
     def rng(self: Any) -> torch.Generator:

@@ -10,7 +10,8 @@ import json
 import logging
 import time
 from abc import ABC, abstractmethod
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -99,6 +100,17 @@ def epoch_batches(seed: int, epoch: int, num_items: int, batch_size: int) -> Ten
 def step_seed(seed: int, step: int) -> int:
     """Seed of torch's generators for one step: (seed, step) mixed into 63 bits."""
     return int(np.random.SeedSequence([seed, step]).generate_state(1, np.uint64)[0] >> np.uint64(1))
+
+
+@contextmanager
+def in_float32() -> Iterator[None]:
+    """New tensors are float32 meanwhile, whatever the caller set with `torch.set_default_dtype`."""
+    before = torch.get_default_dtype()
+    torch.set_default_dtype(torch.float32)
+    try:
+        yield
+    finally:
+        torch.set_default_dtype(before)
 
 
 def prepare(out: Path) -> None:

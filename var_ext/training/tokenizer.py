@@ -19,7 +19,7 @@ from var_ext.hub import save_model
 from var_ext.models import VQVAE
 from var_ext.training import codebook
 from var_ext.training.checkpoint import DIGESTS
-from var_ext.training.loop import Moment, Task, fit, prepare
+from var_ext.training.loop import Moment, Task, fit, in_float32, prepare
 from var_ext.training.losses import PatchDiscriminator, adaptive_weight, hinge_loss, reconstruction_loss
 from var_ext.training.optim import Ema, averaged, cosine_factor, in_place, param_groups, set_rates
 from var_ext.training.recipes import TokenizerRecipe
@@ -32,6 +32,7 @@ Perceptual = Callable[[Tensor, Tensor], Tensor]
 BETAS = (0.5, 0.9)
 
 
+@in_float32()
 def train_tokenizer(
     data: str | Path,
     out: str | Path,

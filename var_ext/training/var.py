@@ -18,7 +18,7 @@ from var_ext.hub import load_tokenizer, save_model
 from var_ext.models import VAR, VQVAE
 from var_ext.schedule import ScaleSchedule
 from var_ext.training.checkpoint import DIGESTS
-from var_ext.training.loop import Moment, Task, fit, prepare
+from var_ext.training.loop import Moment, Task, fit, in_float32, prepare
 from var_ext.training.optim import Ema, averaged, cosine, in_place, linear_factor, param_groups, set_rates
 from var_ext.training.recipes import VARRecipe
 from var_ext.training.tokens import BATCH, cached_tokens, digest_of, digests_of
@@ -28,6 +28,7 @@ NEW_SCALE_WARMUP = 1 / 300  # share of the steps in which the loss weight of a n
 NEW_SCALE_START = 0.01
 
 
+@in_float32()
 def train_var(
     data: str | Path,
     tokenizer: str | Path,
