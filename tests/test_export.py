@@ -346,19 +346,6 @@ def test_which_ranks_are_waited_for_is_said_at_once(
     ]
 
 
-def same_export_at(moment: str, monkeypatch, cls: type, action) -> None:
-    """Calls `action` once, in the midst of an export: the same one, started elsewhere, gets that far before."""
-    method, done = getattr(cls, moment), []
-
-    def interrupted(place, *args):
-        if not done:
-            done.append(True)
-            action()
-        return method(place, *args)
-
-    monkeypatch.setattr(cls, moment, interrupted)
-
-
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("moment", ["write", "finish"])
 def test_the_same_export_twice_at_once_ends(
@@ -367,7 +354,7 @@ def test_the_same_export_twice_at_once_ends(
     """As srun without tasks starts it: both are rank 0 of 1, and one finishes first."""
     out, cls = tmp_path / kind, type(place_of(kind, PLAN, 8))
     monkeypatch.setattr(run.time, "sleep", lambda _: pytest.fail("waits for itself"))
-    same_export_at(moment, monkeypatch, cls, lambda: export_images(Sampler(*models), PLAN, out))
+    monkeypatch.setattr(cls, moment, meanwhile)
     export_images(sampler, PLAN, out)
     assert contents(out) == whole[kind]
 
