@@ -347,12 +347,20 @@ def test_which_ranks_are_waited_for_is_said_at_once(
 
 
 @pytest.mark.parametrize("kind", KINDS)
-@pytest.mark.parametrize("moment", ["write", "finish"])
+@pytest.mark.parametrize(("moment", "call"), [("write", 1), ("write", 3), ("finish", 1)])
 def test_the_same_export_twice_at_once_ends(
-    models, sampler, whole, tmp_path, monkeypatch, kind, moment
+    models, sampler, whole, tmp_path, monkeypatch, kind, moment, call
 ) -> None:
-    """As srun without tasks starts it: both are rank 0 of 1, and one finishes first."""
-    out, cls = tmp_path / kind, type(place_of(kind, PLAN, 8))
+    """As srun starts it on a machine that tells no ranks: both are rank 0 of 1, and one finishes first."""
+    out, cls, calls = tmp_path / kind, type(place_of(kind, PLAN, 8)), []
+    method = getattr(cls, moment)
+
+    def meanwhile(place, *args):
+        calls.append(moment)
+        if len(calls) == call:
+            export_images(Sampler(*models), PLAN, out)
+        return method(place, *args)
+
     monkeypatch.setattr(run.time, "sleep", lambda _: pytest.fail("waits for itself"))
     monkeypatch.setattr(cls, moment, meanwhile)
     export_images(sampler, PLAN, out)
