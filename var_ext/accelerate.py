@@ -72,8 +72,9 @@ class Accelerated:
             images (B, 3, S, S) float32 in [0, 1]; with `return_tokens` also tokens (B, L) int64.
 
         Raises:
-            ValueError: a label or an option is out of range, labels or seeds are not (B,) integers, or both g_seed and
+            ValueError: a label, a seed or an option is out of range, labels or seeds are not (B,), or both g_seed and
                 seeds are given.
+            TypeError: labels or seeds are not integers.
         """
         images, tokens = published_sample(
             self.engine,

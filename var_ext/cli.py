@@ -84,6 +84,7 @@ def sample(
     Example: var-ext sample --model var-d16 --count 50 --out samples.npz
     Example: torchrun --nproc-per-node 8 -m var_ext sample --model var-d16 --count 50 --device cuda --out pngs/
     Classes take turns and each image has the next seed. The same command goes on with a run that was stopped.
+    Ranks are those of torchrun, srun or mpirun; the first waits for the others and says for which.
     """
     from var_ext.export import evaluation_plan, export_images, local_device, rank_and_world
     from var_ext.grid import labelled_grid, save_picture
@@ -166,6 +167,7 @@ def edit(
     Example: var-ext edit photo.png --model var-d16 --box 0.2,0.2,0.8,0.8 --count 4 --paste
     Example: var-ext edit photo.png --model var-d16 --mask mask.png --label 207 --out dog.png
     IMAGE is cut to the square in its middle and brought to the model's size.
+    In a mask white is replaced; black and what is transparent are kept.
     """
     from var_ext.data.pictures import load_picture
     from var_ext.editing import Region
@@ -216,8 +218,8 @@ def train() -> None:
     \b
     Example: var-ext train tokenizer digits --out runs/tokenizer
              var-ext train var digits --tokenizer runs/tokenizer --out runs/var
-    DATA is `digits` or a folder with one folder of images for each class, or with train/ and val/ of such
-    folders. A run that was stopped goes on where it was when the same command is given again.
+    DATA is `digits` or a folder with one folder of images (png, jpg, webp, bmp, tif, ppm, pgm) for each class, or
+    with train/ and val/ of such folders. A run that was stopped goes on where it was when the same command is given again.
     """
 
 

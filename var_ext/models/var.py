@@ -469,8 +469,8 @@ class VAR(Part, PublishedVAR):
 
         Args:
             B: batch.
-            label_B: (B,) int64, one label for all (negative: no class), or None for random ones.
-            g_seed: seed of the generator; None draws from torch's global one.
+            label_B: (B,) integers, one label for all (negative: no class), or None for random ones.
+            g_seed: seed of the generator, 64 bits with a sign or without; None draws from torch's global one.
             cfg: guidance; grows linearly over the scales up to this.
             top_k, top_p: see `ops.sample_tokens`; 0 keeps all.
             more_smooth: mix codes by a Gumbel-softmax instead of drawing one; for show, not for evaluation.
@@ -480,7 +480,8 @@ class VAR(Part, PublishedVAR):
             images (B, 3, S, S) float32 in [0, 1]; with `return_tokens` also tokens (B, L) int64.
 
         Raises:
-            ValueError: a label or an option is out of range, or labels are not (B,) int64.
+            ValueError: a label, the seed or an option is out of range, or labels are not (B,).
+            TypeError: labels or the seed are not integers; bools and floats are not.
         """
         images, tokens = VAR.sample_published(
             self, B, label_B, g_seed, cfg=cfg, top_k=top_k, top_p=top_p, more_smooth=more_smooth
