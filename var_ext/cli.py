@@ -219,7 +219,8 @@ def train() -> None:
     Example: var-ext train tokenizer digits --out runs/tokenizer
              var-ext train var digits --tokenizer runs/tokenizer --out runs/var
     DATA is `digits` or a folder with one folder of images (png, jpg, webp, bmp, tif, ppm, pgm) for each class, or
-    with train/ and val/ of such folders. A run that was stopped goes on where it was when the same command is given again.
+    with train/ and val/ of such folders. A run that was stopped goes on where it was when the same command is given
+    again.
     """
 
 
