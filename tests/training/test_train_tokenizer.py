@@ -214,17 +214,21 @@ def test_bad_data_and_bad_folders_are_named(
 
 
 @pytest.mark.parametrize("workers", [0, 1])
-@pytest.mark.parametrize(("kept", "late"), [(20, False), (200, True)])
+@pytest.mark.parametrize(
+    ("cut", "late"), [(slice(20, None), False), (slice(200, None), False), (slice(60, 90), True)]
+)
 def test_a_broken_image_ends_the_run_with_its_name_alone(
-    images: Path, tokenizer_recipe: TokenizerRecipe, tmp_path: Path, workers: int, kept: int, late: bool
+    images: Path, tokenizer_recipe: TokenizerRecipe, tmp_path: Path, workers: int, cut: slice, late: bool
 ) -> None:
     data = shutil.copytree(images, tmp_path / "data")
     for path in (data / "class1").iterdir():
-        path.write_bytes(path.read_bytes()[:kept])
+        content = bytearray(path.read_bytes())
+        del content[cut]
+        path.write_bytes(content)
     recipe = tokenizer_recipe.with_options(workers=workers, codebook_init=0)
     with pytest.raises(DataError, match=r"^wanted a readable image, got [^\n]*class1[^\n]*$"):
         train_tokenizer(data, tmp_path / "out", recipe, progress=False)
-    # a broken header is found before the first step
+    # a broken header and a missing end are found before the first step
     assert (tmp_path / "out" / "recipe.json").exists() == late
 
 
