@@ -19,8 +19,9 @@ from PIL import Image, ImageDraw, ImageFont
 
 import var_ext
 from tests.tiny import SCALES, tiny
-from var_ext import backend, evaluation, hub
+from var_ext import backend, evaluation
 from var_ext.bench import measure
+from var_ext.checkpoints import find as hub
 from var_ext.cli import main
 from var_ext.grid import GAP, labelled_grid
 from var_ext.training import TokenizerRecipe, VARRecipe

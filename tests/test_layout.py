@@ -63,13 +63,13 @@ SHARED = {
 
 # From the ground up: a module imports from its own floor and those below.
 FLOORS = (
-    {"_C", "schedule", "backend", "files"},
+    {"_C", "schedule", "backend"},
     {"reference"},
     {"ops"},
     {"models"},
     {"engine"},
     {"data"},
-    {"editing", "sampling", "published", "folder", "hub", "accelerate", "bench", "grid", "export"},
+    {"editing", "sampling", "checkpoints", "accelerate", "bench", "grid", "export"},
     {"training"},
     {"evaluation"},
     {"__init__"},

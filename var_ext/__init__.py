@@ -10,7 +10,7 @@ from importlib.metadata import version as _version
 import torch as _torch  # noqa: F401  first: the compiled part shares the thread pool that torch brings
 
 from var_ext.accelerate import accelerate
-from var_ext.hub import load
+from var_ext.checkpoints.find import load
 from var_ext.sampling import Sampler
 from var_ext.schedule import ScaleSchedule
 

@@ -10,7 +10,10 @@ from typing import Any
 
 import torch
 
-from var_ext import __version__, backend, folder, hub, published
+from var_ext import __version__, backend
+from var_ext.checkpoints import find as hub
+from var_ext.checkpoints import model_folder as folder
+from var_ext.checkpoints import sizes as published
 from var_ext.sampling import DEFAULTS
 
 

@@ -6,9 +6,9 @@ from typing import Any
 import pytest
 import torch
 
+from var_ext.checkpoints.atomic import CheckpointError, save_tensors
+from var_ext.checkpoints.find import load_tokenizer
 from var_ext.data import load_dataset
-from var_ext.files import CheckpointError, save_tensors
-from var_ext.hub import load_tokenizer
 from var_ext.models import VQVAE
 from var_ext.training.tokens import cached_tokens, digest_of
 

@@ -18,7 +18,7 @@ from typing import Any
 
 import torch
 
-from var_ext.files import CheckpointError, load_tensors, read_json, save_tensors, write_json
+from var_ext.checkpoints.atomic import CheckpointError, load_tensors, read_json, save_tensors, write_json
 from var_ext.models import VAR, VQVAE
 
 FORMAT = "var_ext/1"

@@ -11,13 +11,13 @@ import pytest
 import torch
 
 from tests.tiny import SCALES, answer, tiny
-from var_ext import hub
-from var_ext.files import CheckpointError
+from var_ext.checkpoints import find as hub
+from var_ext.checkpoints.atomic import CheckpointError
+from var_ext.checkpoints.sizes import MODELS, deduce_vae, deduce_var, published_config, read_pth
 from var_ext.models import VQVAE
-from var_ext.published import MODELS, deduce_vae, deduce_var, published_config, read_pth
 from var_ext.sampling import Sampler
 
-GOLDEN = Path(__file__).parent / "golden"
+GOLDEN = Path(__file__).parent.parent / "golden"
 
 
 @pytest.fixture(scope="module")

@@ -15,8 +15,8 @@ import pytest
 import torch
 
 from tests.tiny import answer, tiny
-from var_ext import hub
-from var_ext.files import CheckpointError, load_tensors, read_json, save_tensors
+from var_ext.checkpoints import find as hub
+from var_ext.checkpoints.atomic import CheckpointError, load_tensors, read_json, save_tensors
 from var_ext.sampling import Sampler
 
 
@@ -261,8 +261,8 @@ def hub_url(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
 # A process of its own: huggingface_hub reads its settings once, when it is imported.
 SCRIPT = """
 import json, sys, torch
-from var_ext import hub
-from var_ext.files import CheckpointError
+from var_ext.checkpoints import find as hub
+from var_ext.checkpoints.atomic import CheckpointError
 answers = {}
 for name in sys.argv[1:]:
     try:

@@ -12,7 +12,7 @@ from typing import Any
 
 import torch
 
-from var_ext.files import CheckpointError
+from var_ext.checkpoints.atomic import CheckpointError
 from var_ext.schedule import SCALES_256, SCALES_512
 
 REPOSITORY = "FoundationVision/var"

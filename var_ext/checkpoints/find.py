@@ -11,11 +11,13 @@ from typing import Any
 
 import torch
 
-from var_ext import backend, folder, published
-from var_ext.files import CheckpointError, first_line
-from var_ext.folder import save_model
+from var_ext import backend
+from var_ext.checkpoints import model_folder as folder
+from var_ext.checkpoints import sizes as published
+from var_ext.checkpoints.atomic import CheckpointError, first_line
+from var_ext.checkpoints.model_folder import save_model
+from var_ext.checkpoints.sizes import published_config
 from var_ext.models import VAR, VQVAE
-from var_ext.published import published_config
 from var_ext.sampling import DEFAULTS, Sampler
 
 __all__ = [
@@ -118,7 +120,7 @@ def load_published(
     Args:
         vae_pth: entries of the tokenizer, or the trainer's checkpoint, which has both models.
         var_pth: entries of the transformer, or the trainer's checkpoint; None if `vae_pth` has them.
-        patch_nums, num_heads: only where the entries do not tell; see `var_ext.published.deduce_var`.
+        patch_nums, num_heads: only where the entries do not tell; see `var_ext.checkpoints.sizes.deduce_var`.
 
     Raises:
         CheckpointError: a file is missing, damaged, carries code, or does not fit.
