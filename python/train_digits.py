@@ -25,8 +25,7 @@ import click
 import torch
 
 import var_ext
-from var_ext.checkpoints.atomic import CheckpointError, atomic_write
-from var_ext.checkpoints.find import save_model
+from var_ext.checkpoints import CheckpointError, atomic_write, save_model
 from var_ext.evaluation import Choice, DigitsReport, choose_sampling, evaluate_digits
 from var_ext.grid import labelled_grid
 from var_ext.training import TokenizerRecipe, VARRecipe, train_tokenizer, train_var

@@ -9,7 +9,7 @@ import var_ext
 import var_ext.data
 from tests.threads import threads
 from var_ext import backend
-from var_ext.checkpoints.find import bundled_models
+from var_ext.checkpoints import bundled_models
 from var_ext.evaluation import DigitsJudge
 from var_ext.evaluation.digits import compare_frechet, compare_neighbours, draw
 

@@ -21,7 +21,7 @@ import var_ext
 from tests.disk import small_disk
 from tests.models.conftest import small_pair
 from var_ext import Sampler
-from var_ext.checkpoints.atomic import CheckpointError
+from var_ext.checkpoints import CheckpointError
 from var_ext.export import (
     Folder,
     Npz,

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from var_ext.checkpoints.atomic import CheckpointError
+from var_ext.checkpoints import CheckpointError
 from var_ext.checkpoints.model_folder import build_vae, build_var, fill
 from var_ext.checkpoints.sizes import deduce_vae, deduce_var
 from var_ext.engine import PRECISIONS, Engine, Precision, precision_in_force, published_sample

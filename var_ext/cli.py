@@ -11,7 +11,7 @@ from typing import Any
 
 import click
 
-from var_ext.checkpoints.atomic import atomic_write, check_writable, write_json
+from var_ext.checkpoints import atomic_write, check_writable, write_json
 from var_ext.cli_options import (
     SEED,
     Group,
@@ -83,7 +83,7 @@ def sample(
     Example: torchrun --nproc-per-node 8 -m var_ext sample --model var-d16 --count 50 --device cuda --out pngs/
     Classes take turns and each image has the next seed. The same command goes on with a run that was stopped.
     """
-    from var_ext.checkpoints.find import load
+    from var_ext import load
     from var_ext.export import evaluation_plan, export_images, local_device, rank_and_world
     from var_ext.grid import labelled_grid
 
@@ -166,7 +166,7 @@ def edit(
     Example: var-ext edit photo.png --model var-d16 --mask mask.png --label 207 --out dog.png
     IMAGE is cut to the square in its middle and brought to the model's size.
     """
-    from var_ext.checkpoints.find import load
+    from var_ext import load
     from var_ext.data.pictures import load_picture
     from var_ext.editing import Region
     from var_ext.grid import as_picture, edit_sheet
@@ -305,7 +305,7 @@ def eval_digits(
     \b
     Example: var-ext eval digits --model runs/var --json quality.json
     """
-    from var_ext.checkpoints.find import load
+    from var_ext import load
     from var_ext.evaluation import evaluate_digits
 
     report = evaluate_digits(
@@ -340,14 +340,16 @@ def convert(
     """
     import torch
 
-    from var_ext.checkpoints import find as hub
+    from var_ext import checkpoints
     from var_ext.info import describe_model
 
     if len(files) > 2:
         raise click.UsageError(f"FILES must be one or two, got {len(files)}")
     var_pth = files[1] if len(files) == 2 else None
     dtype = torch.float16 if half else torch.float32
-    path = hub.convert(files[0], var_pth, out, patch_nums=patch_nums, num_heads=num_heads, dtype=dtype)
+    path = checkpoints.convert(
+        files[0], var_pth, out, patch_nums=patch_nums, num_heads=num_heads, dtype=dtype
+    )
     click.echo(describe_model(path))
 
 
@@ -386,8 +388,8 @@ def bench(model: str, batch_sizes: list[int], repeats: int, precisions: str, dev
     \b
     Example: var-ext bench digits --batch-sizes 1,64 --precisions bf16,int8 --threads 1
     """
+    from var_ext import load
     from var_ext.bench import deviation, measure
-    from var_ext.checkpoints.find import load
 
     for precision in precisions.split(","):
         sampler = load(model, device=device, precision=precision.strip())

@@ -6,8 +6,7 @@ from typing import Any
 import pytest
 import torch
 
-from var_ext.checkpoints.atomic import CheckpointError, save_tensors
-from var_ext.checkpoints.find import load_tokenizer
+from var_ext.checkpoints import CheckpointError, load_tokenizer, save_tensors
 from var_ext.data import load_dataset
 from var_ext.models import VQVAE
 from var_ext.training.tokens import cached_tokens, digest_of

@@ -1,188 +1,188 @@
-"""The model folder: config.json, vae.safetensors, var.safetensors, and a README.md that is the model card.
+"""The model folder, as one value: the config, read and checked once, and where the weights lie.
 
+A folder of this project: config.json, vae.safetensors, var.safetensors, and a README.md that is the model card.
 config.json holds {"format": "var_ext/1", "vae": arguments of VQVAE, "var": arguments of VAR, "sampling":
 {"cfg", "top_k", "top_p"}, "class_names": [...] or null}; a folder with a tokenizer alone has neither "var"
 nor var.safetensors. Entries keep their published names; they may be stored in half precision and are loaded
 in fp32.
+
+A folder of the hub's mixin, as `VQVAEHF` and `VARHF` save it: the constructor's arguments as config.json, and
+model.safetensors.
 """
 
 from __future__ import annotations
 
+import inspect
 import itertools
 import math
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
-from types import FunctionType, MethodType
 from typing import Any
 
 import torch
 
-from var_ext.checkpoints.atomic import CheckpointError, load_tensors, read_json, save_tensors, write_json
+from var_ext.checkpoints.atomic import CheckpointError, read_json
+from var_ext.checkpoints.tensors import Entries, load_entries
 from var_ext.models import VAR, VQVAE
 
 FORMAT = "var_ext/1"
 CONFIG, VAE_WEIGHTS, VAR_WEIGHTS = "config.json", "vae.safetensors", "var.safetensors"
+MIXIN_WEIGHTS = "model.safetensors"
 
 # What a constructor makes of unfit arguments: torch refuses a negative size with a RuntimeError, an empty list of
 # widths is an IndexError.
 _UNFIT = (TypeError, ValueError, RuntimeError, ArithmeticError, LookupError)
 
 
-def save_model(
-    folder: str | os.PathLike[str],
-    vae: VQVAE,
-    var: VAR | None = None,
-    *,
-    sampling: Mapping[str, float] | None = None,
-    class_names: Sequence[str] | None = None,
-    dtype: torch.dtype = torch.float32,
-) -> Path:
-    """Writes a model folder that `load` gives back as it is. Each file is replaced as a whole, config.json last.
+@dataclass(frozen=True)
+class Weights:
+    """Entries in a file that is not read before they are needed, nor fetched if it lies on the hub.
 
-    Args:
-        folder: made if it is missing.
-        vae, var: the models; without `var` the folder holds a tokenizer alone.
-        sampling: the recommended cfg, top_k and top_p.
-        class_names: a name for each class of `var`.
-        dtype: the floating-point type on disk; entries that would overflow in it stay as they are.
+    Attributes:
+        source: what messages call the file.
+        read: gives the entries under plain names. Raises CheckpointError.
+    """
+
+    source: str
+    read: Callable[[], Entries]
+
+
+@dataclass(frozen=True)
+class ModelFolder:
+    """What a model is built from. The config is read and checked; weights are read by the methods, once each.
+
+    Attributes:
+        source: what messages call the place: a path, an address.
+        config_name: what they call the config: the file of the arguments below.
+        vae_config: arguments of `VQVAE`.
+        vae_weights: None where there are none: the folder of a `VARHF` has a transformer alone.
+        var_config, var_weights: of `VAR`; None for a tokenizer alone.
+        sampling: recommended cfg, top_k and top_p.
+        class_names: a name a class, or None.
+    """
+
+    source: str
+    config_name: str
+    vae_config: Mapping[str, Any]
+    vae_weights: Weights | None
+    var_config: Mapping[str, Any] | None = None
+    var_weights: Weights | None = None
+    sampling: Mapping[str, Any] = field(default_factory=dict)
+    class_names: Sequence[str] | None = None
+
+    def shapes(self) -> tuple[VQVAE, VAR | None]:
+        """The models without storage (meta device). Raises CheckpointError."""
+        vae = build_vae(self.vae_config, self.config_name)
+        return vae, None if self.var_config is None else build_var(vae, self.var_config, self.config_name)
+
+    def tokenizer(self) -> VQVAE:
+        """The tokenizer on the CPU, in fp32 and ready for inference. Raises CheckpointError."""
+        if self.vae_weights is None:
+            there = os.path.isdir(self.source)
+            fetched = (
+                "" if there else f" (`hf download {'/'.join(self.source.split('/')[-2:])} --local-dir DIR`)"
+            )
+            raise CheckpointError(
+                f"{self.source} holds the transformer of a VARHF, which is saved without its tokenizer: with the "
+                f"tokenizer's file, `var-ext convert TOKENIZER {self.source if there else 'DIR'}/{MIXIN_WEIGHTS} --out "
+                f"FOLDER`{fetched} makes a model folder of both that load() takes"
+            )
+        vae = build_vae(self.vae_config, self.config_name)
+        fill(vae, self.vae_weights.read(), self.vae_weights.source)
+        return vae
+
+    def transformer(self, vae: VQVAE) -> VAR:
+        """The transformer on `vae`, on the CPU, in fp32 and ready for inference. Raises CheckpointError."""
+        if self.var_config is None or self.var_weights is None:
+            raise CheckpointError(
+                f"{self.source} must hold a tokenizer and a transformer to draw images, but holds a tokenizer alone"
+            )
+        var = build_var(vae, self.var_config, self.config_name)
+        fill(var, self.var_weights.read(), self.var_weights.source)
+        return var
+
+    def models(self) -> tuple[VQVAE, VAR]:
+        """Both models, on the CPU, in fp32 and ready for inference. Raises CheckpointError."""
+        vae = self.tokenizer()
+        return vae, self.transformer(vae)
+
+
+def open_folder(path: Path) -> ModelFolder:
+    """Reads config.json of a folder on this disk, and nothing else.
 
     Raises:
-        CheckpointError: a file could not be written; those that were there are unchanged.
-        ValueError: the number of class names is not the number of classes, or a model is not what its arguments build:
-            with adapters, other layers or classes, attributes set later. The message names the part, and nothing is
-            written.
+        CheckpointError: it is missing or describes no model; names the command for what else lies there.
     """
-    if var is not None and class_names is not None and len(class_names) != var.num_classes:
-        raise ValueError(f"class_names must have {var.num_classes} names, got {len(class_names)}")
-    config: dict[str, Any] = {"format": FORMAT, "vae": vae.config}
-    _check_rebuilds(vae, build_vae(vae.config, "the model"))
-    if var is not None:
-        # class embeddings may have been exchanged for others
-        config["var"] = {**var.config, "num_classes": var.num_classes}
-        _check_rebuilds(var, build_var(vae, config["var"], "the model"))
-    path = Path(folder)
-    save_tensors(path / VAE_WEIGHTS, _stored(vae, dtype), {"format": "pt"})
-    if var is not None:
-        save_tensors(path / VAR_WEIGHTS, _stored(var, dtype), {"format": "pt"})
-    config["sampling"] = dict(sampling or {})
-    config["class_names"] = None if class_names is None else list(class_names)
-    write_json(path / CONFIG, config)
-    return path
-
-
-def _check_rebuilds(model: torch.nn.Module, twin: torch.nn.Module) -> None:
-    """Raises if `model` is something else than `twin`, which was built from its arguments."""
-    fault = _difference(model, twin)
-    if fault is not None:
-        raise ValueError(
-            f"a model folder holds the weights of a {type(twin).__name__} and its arguments, but {fault}: merge "
-            "adapters first, or keep the state_dict with the code that builds the model"
+    if not (path / CONFIG).exists():
+        files = sorted(
+            file.name for file in path.iterdir() if file.suffix in (".pth", ".pt", ".ckpt", ".safetensors")
         )
-
-
-def _difference(model: torch.nn.Module, twin: torch.nn.Module) -> str | None:
-    ours, theirs = dict(model.named_modules()), dict(twin.named_modules())
-    for name, module in ours.items():
-        part, other = name or "the model", theirs.get(name)
-        kinds = [type(m).__name__ for m in (module, other)]
-        if type(module) is not type(other) and (name or _overrides(type(module), type(other))):
-            return f"{part} is a {kinds[0]}" + (
-                f" instead of a {kinds[1]}" if other else ", which they do not build"
+        if files:
+            raise CheckpointError(
+                f"could not read {path / CONFIG}: no such file, but there is {', '.join(files[:3])}"
+                f"{', ...' if files[3:] else ''}: `var-ext convert TOKENIZER TRANSFORMER --out FOLDER` makes a model "
+                "folder of such files"
             )
-        for key, value in module.__dict__.items():
-            if isinstance(value, FunctionType | MethodType):
-                return f"{part} has a {key} of its own"
-        for key, value in _settings(other).items():
-            if getattr(module, key, None) != value:
-                return f"{part}.{key} is {getattr(module, key, None)!r} instead of {value!r}"
-    missing = [name for name in theirs if name not in ours]
-    if missing:
-        return f"{missing[0]} is missing"
-    entries = {name: tuple(tensor.shape) for name, tensor in model.state_dict().items()}
-    for name, tensor in twin.state_dict().items():
-        if entries.pop(name, None) != tuple(tensor.shape):
-            return f"{name} does not have shape {tuple(tensor.shape)}"
-    return f"{next(iter(entries))} is no entry of it" if entries else None
+    return parse(read_json(path / CONFIG), str(path), lambda file: path / file)
 
 
-def _overrides(kind: type, base: type) -> bool:
-    """Whether a subclass has something of its own in the place of what `base` has, but for its constructor."""
-    if not issubclass(kind, base):
-        return True
-    own = (name for cls in kind.__mro__[: kind.__mro__.index(base)] for name in vars(cls))
-    return any(not name.startswith("__") and hasattr(base, name) for name in own)
+def parse(config: Mapping[str, Any], source: str, locate: Callable[[str], Path]) -> ModelFolder:
+    """A model folder from the content of its config.json.
+
+    Args:
+        source: what to call the folder in an error.
+        locate: gives the path of a file in it, fetched if need be.
+
+    Raises:
+        CheckpointError: the config does not describe a model.
+    """
+
+    def weights(file: str) -> Weights:
+        return Weights(f"{source}/{file}", lambda: load_entries(locate(file)))
+
+    name = f"{source}/{CONFIG}"
+    if "format" not in config and "vae_kwargs" in config:
+        _check_kinds(config, {"vae_kwargs": dict}, name)
+        var_config = {key: value for key, value in config.items() if key != "vae_kwargs"}
+        return ModelFolder(source, name, config["vae_kwargs"], None, var_config, weights(MIXIN_WEIGHTS))
+    if config and config.keys() <= inspect.signature(VQVAE).parameters.keys():
+        return ModelFolder(source, name, config, weights(MIXIN_WEIGHTS))
+    _check(config, name)
+    has_var = config.get("var") is not None
+    return ModelFolder(
+        source,
+        name,
+        vae_config=config["vae"],
+        vae_weights=weights(VAE_WEIGHTS),
+        var_config=config["var"] if has_var else None,
+        var_weights=weights(VAR_WEIGHTS) if has_var else None,
+        sampling=config.get("sampling") or {},
+        class_names=config.get("class_names"),
+    )
 
 
-def _settings(module: torch.nn.Module | None) -> dict[str, object]:
-    """What a part of a model was built with, besides weights."""
-    if module is None:
-        return {}
-    state = ("training", "changes", "record_hit", "cond_drop_rate")
-    return {
-        key: value
-        for key, value in module.__dict__.items()
-        if type(value) in (int, float, bool, str, tuple) and not key.startswith("_") and key not in state
-    }
-
-
-def _stored(model: torch.nn.Module, dtype: torch.dtype) -> dict[str, torch.Tensor]:
-    entries = {}
-    for name, tensor in model.state_dict().items():
-        small = tensor.to(dtype) if tensor.is_floating_point() else tensor
-        entries[name] = small if torch.equal(small.isfinite(), tensor.isfinite()) else tensor
-    return entries
-
-
-def read_config(folder: Path) -> dict[str, Any]:
-    """Reads and checks config.json. Raises CheckpointError."""
-    config: dict[str, Any] = read_json(folder / CONFIG)
+def _check(config: Mapping[str, Any], name: str) -> None:
     if config.get("format") != FORMAT:
-        came = config.get("format", "none")
-        raise CheckpointError(f'{folder / CONFIG} must have "format": "{FORMAT}", got {came!r}')
-    for key, kind in (("vae", dict), ("var", dict), ("sampling", dict), ("class_names", list)):
-        value = config.get(key)
-        if not isinstance(value, kind) and (key == "vae" or value is not None):
-            raise CheckpointError(f'"{key}" in {folder / CONFIG} must be a {kind.__name__}, got {value!r}')
+        raise CheckpointError(f'{name} must have "format": "{FORMAT}", got {config.get("format", "none")!r}')
+    _check_kinds(config, {"vae": dict}, name)
+    optional = {"var": dict, "sampling": dict, "class_names": list}
+    _check_kinds(config, {key: kind for key, kind in optional.items() if config.get(key) is not None}, name)
     for key, value in (config.get("sampling") or {}).items():
         whole = key == "top_k"
         if type(value) is not int and (whole or type(value) is not float or not math.isfinite(value)):
             wanted = "a whole number" if whole else "a finite number"
-            raise CheckpointError(
-                f'"{key}" of "sampling" in {folder / CONFIG} must be {wanted}, got {value!r}'
-            )
-    for name in config.get("class_names") or []:
-        if not isinstance(name, str):
-            raise CheckpointError(
-                f'"class_names" in {folder / CONFIG} must be a list of str, got {name!r} in it'
-            )
-    return config
+            raise CheckpointError(f'"{key}" of "sampling" in {name} must be {wanted}, got {value!r}')
+    for class_name in config.get("class_names") or []:
+        if not isinstance(class_name, str):
+            raise CheckpointError(f'"class_names" in {name} must be a list of str, got {class_name!r} in it')
 
 
-def load_vae(folder: Path) -> VQVAE:
-    """Loads the tokenizer of a model folder, on the CPU, in fp32 and ready for inference.
-
-    Raises CheckpointError.
-    """
-    vae = build_vae(read_config(folder)["vae"], str(folder / CONFIG))
-    fill(vae, load_tensors(folder / VAE_WEIGHTS), str(folder / VAE_WEIGHTS))
-    return vae
-
-
-def load_var(folder: Path, vae: VQVAE) -> VAR:
-    """Loads the transformer of a model folder, on the CPU, in fp32 and ready for inference.
-
-    Raises CheckpointError.
-    """
-    config = read_config(folder)
-    if config.get("var") is None:
-        raise CheckpointError(
-            f"{folder} must hold a tokenizer and a transformer to draw images, but holds a tokenizer alone "
-            f'(no "var" in {CONFIG})'
-        )
-    var = build_var(vae, config["var"], str(folder / CONFIG))
-    fill(var, load_tensors(folder / VAR_WEIGHTS), str(folder / VAR_WEIGHTS))
-    return var
+def _check_kinds(config: Mapping[str, Any], kinds: Mapping[str, type], name: str) -> None:
+    for key, kind in kinds.items():
+        if not isinstance(config.get(key), kind):
+            raise CheckpointError(f'"{key}" in {name} must be a {kind.__name__}, got {config.get(key)!r}')
 
 
 def build_vae(config: Mapping[str, Any], source: str) -> VQVAE:

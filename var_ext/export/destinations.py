@@ -22,7 +22,7 @@ from numpy.lib import format as npy
 from PIL import Image
 from torch import Tensor, uint8
 
-from var_ext.checkpoints.atomic import CheckpointError, atomic_write
+from var_ext.checkpoints import CheckpointError, atomic_write
 from var_ext.export.plan import Plan
 
 log = logging.getLogger(__name__)

@@ -10,7 +10,7 @@ from pathlib import Path
 from torch import distributed
 from tqdm import tqdm
 
-from var_ext.checkpoints.atomic import CheckpointError
+from var_ext.checkpoints import CheckpointError
 from var_ext.export.destinations import Place, place_of, to_uint8
 from var_ext.export.plan import Plan, agree
 from var_ext.sampling import Sampler

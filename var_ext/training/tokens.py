@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
-from var_ext.checkpoints.atomic import CheckpointError, load_tensors, save_tensors
+from var_ext.checkpoints import CheckpointError, load_tensors, save_tensors
 from var_ext.data import DataError, ImageDataset
 from var_ext.models import VQVAE
 
