@@ -25,6 +25,7 @@ from var_ext.checkpoints import (
     tensors,
 )
 from var_ext.info import describe_model
+from var_ext.training.loop import CHECKPOINT, LOG
 
 VAE, VAR = "vae.safetensors", "var.safetensors"
 VAE_PTH, VAR_PTH = released.TOKENIZER_FILE, "var_d16.pth"
@@ -168,6 +169,15 @@ def test_published_files_in_a_folder_get_the_command(tmp_path: Path) -> None:
         (tmp_path / file).touch()
     with pytest.raises(
         model_folder.CheckpointError,
-        match=rf"config\.json: no such file, but there is {VAE_PTH}, {VAR_PTH}: `var-ext",
+        match=rf"holds no config\.json but {VAE_PTH}, {VAR_PTH}: `var-ext convert",
+    ):
+        var_ext.load(tmp_path)
+
+
+def test_a_training_run_that_is_not_done(tmp_path: Path) -> None:
+    for file in (CHECKPOINT, LOG, "recipe.json"):
+        (tmp_path / file).touch()
+    with pytest.raises(
+        model_folder.CheckpointError, match="training run that is not done: the same `var-ext train` command"
     ):
         var_ext.load(tmp_path)

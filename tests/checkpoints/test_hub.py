@@ -180,7 +180,7 @@ def test_missing_and_truncated_files_of_a_folder(model_folder: Path) -> None:
     with pytest.raises(CheckpointError, match=r"could not read .*vae\.safetensors"):
         var_ext.load(model_folder)
     (model_folder / "config.json").unlink()
-    with pytest.raises(CheckpointError, match=r"config\.json: .*, but there is var\.safetensors: `var-ext"):
+    with pytest.raises(CheckpointError, match=r"holds no config\.json but var\.safetensors: `var-ext"):
         var_ext.load(model_folder)
     (model_folder / "var.safetensors").unlink()
     with pytest.raises(CheckpointError, match=r"could not read .*config\.json"):

@@ -156,9 +156,7 @@ def test_foreign_objects_are_refused_with_a_command(
 
 def test_the_state_of_a_training_run(tmp_path: Path) -> None:
     save_checkpoint(tmp_path / "last.ckpt", {}, 3, {"weights": tiny()[1].state_dict()})
-    with pytest.raises(
-        CheckpointError, match=rf"the same `var-ext train` command .* folder {tmp_path}, which load"
-    ):
+    with pytest.raises(CheckpointError, match=r"the same `var-ext train` command .* its folder, which load"):
         load_published(tmp_path / "last.ckpt")
 
 

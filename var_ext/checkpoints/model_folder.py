@@ -24,12 +24,14 @@ from typing import Any
 import torch
 
 from var_ext.checkpoints.atomic import CheckpointError, read_json
+from var_ext.checkpoints.pth import GO_ON
 from var_ext.checkpoints.tensors import Entries, load_entries
 from var_ext.models import VAR, VQVAE
 
 FORMAT = "var_ext/1"
 CONFIG, VAE_WEIGHTS, VAR_WEIGHTS = "config.json", "vae.safetensors", "var.safetensors"
 MIXIN_WEIGHTS = "model.safetensors"
+RUN = {"last.ckpt", "log.jsonl"}  # what a training run keeps in its folder
 
 # What a constructor makes of unfit arguments: torch refuses a negative size with a RuntimeError, an empty list of
 # widths is an IndexError.
@@ -116,14 +118,14 @@ def open_folder(path: Path) -> ModelFolder:
         CheckpointError: it is missing or describes no model; names the command for what else lies there.
     """
     if not (path / CONFIG).exists():
-        files = sorted(
-            file.name for file in path.iterdir() if file.suffix in (".pth", ".pt", ".ckpt", ".safetensors")
-        )
+        names = sorted(file.name for file in path.iterdir())
+        if set(names) >= RUN:
+            raise CheckpointError(f"{path} holds no {CONFIG} but a training run that is not done: {GO_ON}")
+        files = [name for name in names if name.endswith((".pth", ".pt", ".ckpt", ".safetensors"))]
         if files:
             raise CheckpointError(
-                f"could not read {path / CONFIG}: no such file, but there is {', '.join(files[:3])}"
-                f"{', ...' if files[3:] else ''}: `var-ext convert TOKENIZER TRANSFORMER --out FOLDER` makes a model "
-                "folder of such files"
+                f"{path} holds no {CONFIG} but {', '.join(files[:3])}{', ...' if files[3:] else ''}: "
+                "`var-ext convert TOKENIZER TRANSFORMER --out FOLDER` makes a model folder of such files"
             )
     return parse(read_json(path / CONFIG), str(path), lambda file: path / file)
 

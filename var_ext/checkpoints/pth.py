@@ -18,6 +18,9 @@ from var_ext.checkpoints.tensors import Entries, plain_name, plain_names
 
 WRAPPINGS = ("trainer", "model", "state_dict", "ema")  # under which training code saves the entries
 PARTS = ("vae_local", "var_wo_ddp")  # the published trainer's names of its two models
+GO_ON = (
+    "the same `var-ext train` command goes on with it and leaves a model in its folder, which load() takes"
+)
 MARKS = ("quantize.embedding.weight", "pos_1LC")  # an entry that a VQVAE has, one that a VAR has
 
 
@@ -70,10 +73,7 @@ def split(content: object, file: Path) -> tuple[Entries | None, Entries | None]:
         if MARKS[1] in names:
             return None, _named_tensors(content, file)
         if str(content.get("format")).startswith("var_ext/train/"):
-            raise CheckpointError(
-                f"{file} is the state of a training run: the same `var-ext train` command goes on with it, and leaves "
-                f"a model in its folder {file.parent}, which load() takes"
-            )
+            raise CheckpointError(f"{file} is the state of a training run: {GO_ON}")
     came = (
         f"the names {_first(list(content))}"
         if isinstance(content, Mapping)
