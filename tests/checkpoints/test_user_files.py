@@ -103,6 +103,13 @@ def test_prefixes_in_a_model_folder(tmp_path: Path, expected: list[list[int]]) -
     assert answer(var_ext.load(folder)) == expected
 
 
+def test_safetensors_of_any_name(tmp_path: Path, expected: list[list[int]]) -> None:
+    for name, model in zip(("a", "b"), tiny(), strict=True):
+        save_tensors(tmp_path / f"{name}.safetensors", prefixed("module.")(model.state_dict()))
+    files = tmp_path / "a.safetensors", tmp_path / "b.safetensors"
+    assert answer(var_ext.load(checkpoints.convert(*files, tmp_path / "out"))) == expected
+
+
 def test_two_entries_of_one_name(tmp_path: Path) -> None:
     state = tiny()[0].state_dict()
     file = saved(tmp_path / "twice.pth", {**state, **prefixed("module.")(state)})

@@ -216,7 +216,7 @@ class Engine:
             f_hat = torch.zeros(shape, dtype=torch.float32, device=self.device)
             for k, side in enumerate(schedule.patch_nums):
                 with _no_autocast(self.device):  # not around the yield: there the caller's holds
-                    if k == guided_scales and rows > batch:  # from here on the unconditional half serves nothing
+                    if k == guided_scales and rows > batch:  # the unconditional half has served
                         rows, x, cache, cond = batch, x[:batch], cache[:, :, :batch], cond[:batch]
                         modulations = [tuple(vector[:batch] for vector in m) for m in modulations]
                         head = tuple(vector[:batch] for vector in head)
