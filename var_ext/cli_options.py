@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, TypeVar, get_origin
 
 import click
 
-from var_ext.files import CheckpointError, check_writable
+from var_ext.checkpoints import CheckpointError, check_writable
 
 if TYPE_CHECKING:
     from var_ext.training.recipes import Recipe
@@ -104,7 +104,7 @@ def machine_options(command: Command) -> Command:
             torch.set_num_threads(threads)
 
     def check_device(_: click.Context, __: click.Parameter, device: str) -> str:
-        from var_ext.hub import checked_device
+        from var_ext.loading import checked_device
 
         try:
             return str(checked_device(device))

@@ -12,6 +12,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from var_ext import editing
+from var_ext.checkpoints.released import EVALUATION
 from var_ext.editing import KeptCodes, Region
 from var_ext.engine import Call, Engine, Options, default_precision, named_precision, options_for
 from var_ext.engine.draw import draw_from
@@ -23,7 +24,7 @@ log = logging.getLogger(__name__)
 
 Integers = int | Sequence[int] | Tensor
 
-DEFAULTS: Mapping[str, Any] = {"cfg": 1.5, "top_k": 900, "top_p": 0.96}  # of the published evaluation
+DEFAULTS = EVALUATION
 
 
 class Sampler:

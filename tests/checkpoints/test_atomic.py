@@ -11,7 +11,7 @@ import safetensors.torch
 import torch
 
 from tests.disk import small_disk
-from var_ext.files import (
+from var_ext.checkpoints import (
     CheckpointError,
     atomic_write,
     check_writable,

@@ -22,8 +22,8 @@ from numpy.lib import format as npy
 from PIL import Image
 from torch import Tensor, uint8
 
+from var_ext.checkpoints import CheckpointError, atomic_write
 from var_ext.export.plan import Plan
-from var_ext.files import CheckpointError, atomic_write
 
 log = logging.getLogger(__name__)
 
