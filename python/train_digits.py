@@ -25,10 +25,9 @@ import click
 import torch
 
 import var_ext
+from var_ext.checkpoints import CheckpointError, atomic_write, save_model
 from var_ext.evaluation import Choice, DigitsReport, choose_sampling, evaluate_digits
-from var_ext.files import CheckpointError, atomic_write
 from var_ext.grid import labelled_grid
-from var_ext.hub import save_model
 from var_ext.training import TokenizerRecipe, VARRecipe, train_tokenizer, train_var
 
 ROOT = Path(__file__).resolve().parent.parent

@@ -9,9 +9,9 @@ import var_ext
 import var_ext.data
 from tests.threads import threads
 from var_ext import backend
+from var_ext.checkpoints import bundled_models
 from var_ext.evaluation import DigitsJudge
 from var_ext.evaluation.digits import compare_frechet, compare_neighbours, draw
-from var_ext.hub import bundled_models
 
 LABELS = torch.arange(64) % 10
 SEEDS = 31 * torch.arange(64)

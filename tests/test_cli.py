@@ -19,8 +19,9 @@ from PIL import Image, ImageDraw, ImageFont
 
 import var_ext
 from tests.tiny import SCALES, tiny
-from var_ext import backend, evaluation, hub
+from var_ext import backend, evaluation
 from var_ext.bench import measure
+from var_ext.checkpoints import load_tokenizer, save_model
 from var_ext.cli import main
 from var_ext.grid import GAP, labelled_grid
 from var_ext.training import TokenizerRecipe, VARRecipe
@@ -32,7 +33,7 @@ NAMES = ["ant", "bee", "cat", "dog", "eel"]
 def model(tmp_path_factory: pytest.TempPathFactory) -> str:
     folder = tmp_path_factory.mktemp("models") / "tiny"
     sampling = {"cfg": 1.5, "top_k": 8, "top_p": 0.9}
-    return str(hub.save_model(folder, *tiny(), sampling=sampling, class_names=NAMES))
+    return str(save_model(folder, *tiny(), sampling=sampling, class_names=NAMES))
 
 
 def run(*args: object, code: int = 0) -> Result:
@@ -122,7 +123,7 @@ def test_home_is_found(model: str, tmp_path: Path, monkeypatch: pytest.MonkeyPat
     small = ["--vocab-size", 16, "--z-channels", 8, "--ch", 32, "--ch-mult", "1,2", "--patch-nums", "1,2,4"]
     shared = ["--preset=digits", "--epochs", 1, "--quiet"]
     run("train", "tokenizer", "~/data", "--out=~/tok", *shared, *small)
-    sampler = hub.load(model)
+    sampler = var_ext.load(model)
     torch.save({**sampler.vae.state_dict()}, tmp_path / "vae.pth")
     run("convert", "~/vae.pth", "--out=~/converted", "--patch-nums=1,2,4")
     assert os.listdir(".") == ["model"]  # and no folder ~
@@ -208,7 +209,7 @@ def test_sample_options_reach_the_sampler(model: str, tmp_path: Path) -> None:
         "--out",
         out,
     )
-    drawn = hub.load(model)([1], [0], cfg=3.0, top_k=2, top_p=0.5)
+    drawn = var_ext.load(model)([1], [0], cfg=3.0, top_k=2, top_p=0.5)
     cell = (drawn[0].clamp(0, 1) * 255).round().byte().permute(1, 2, 0).numpy().repeat(8, 0).repeat(8, 1)
     assert np.array_equal(np.asarray(Image.open(out))[-68:-4, -68:-4], cell)
 
@@ -227,7 +228,7 @@ def test_sample_writes_images_one_by_one(model: str, tmp_path: Path) -> None:
         assert f"6 images of {model}, seeds 7-12: {tmp_path / out}" in result.stdout
         assert "6/6" in result.stderr
     images = np.load(tmp_path / "a.npz")["arr_0"]
-    drawn = hub.load(model)([4, 1, 4, 1, 4, 1], range(7, 13), cfg=2.0, top_k=8, top_p=0.9, batch_size=4)
+    drawn = var_ext.load(model)([4, 1, 4, 1, 4, 1], range(7, 13), cfg=2.0, top_k=8, top_p=0.9, batch_size=4)
     assert np.array_equal(images, (drawn * 255).byte().permute(0, 2, 3, 1).numpy())
     for folder in ("pngs", "there"):
         pngs = [tmp_path / folder / f"{i:06d}.png" for i in range(6)]
@@ -344,7 +345,7 @@ def test_edit_options_reach_the_sampler(model: str, tmp_path: Path) -> None:
     args += ["--cfg", 1, "--top-k", 3, "--top-p", 0.9, "--batch-size", 1, "--out", tmp_path / "b.png"]
     run("edit", tmp_path / "a.png", "--model", model, *args)
     image = torch.from_numpy(before.transpose(2, 0, 1) / np.float32(255))
-    edited = hub.load(model).edit(
+    edited = var_ext.load(model).edit(
         image, torch.from_numpy(mask == 0), 2, [4, 5], cfg=1.0, top_k=3, top_p=0.9, batch_size=1
     )
     for seed, pixels in zip((4, 5), edited, strict=True):
@@ -406,14 +407,14 @@ def test_train_both_then_sample(tmp_path: Path) -> None:
     small = ["--vocab-size", 16, "--z-channels", 8, "--ch", 32, "--ch-mult", "1,2", "--patch-nums", "1,2,4"]
     output = run("train", "tokenizer", data, "--out", tmp_path / "tok", *shared, *small).output
     assert str(tmp_path / "tok") in output
-    assert hub.load_tokenizer(tmp_path / "tok").schedule.patch_nums == SCALES
+    assert load_tokenizer(tmp_path / "tok").schedule.patch_nums == SCALES
 
     small = ["--depth", 1, "--embed-dim", 64, "--num-heads", 1, "--no-half", "--copies", 1, "--cfg", 0.5]
     output = run(
         "train", "var", data, "--tokenizer", tmp_path / "tok", "--out", tmp_path / "var", *shared, *small
     ).output
     assert f"var-ext sample --model {tmp_path / 'var'}" in output
-    sampler = hub.load(tmp_path / "var")
+    sampler = var_ext.load(tmp_path / "var")
     assert sampler.defaults["cfg"] == 0.5 and sampler.class_names == ["bright", "dark"]
     run("sample", "--model", tmp_path / "var", "--count", 1, "--out", tmp_path / "a.png")
 
@@ -496,14 +497,14 @@ def test_eval_of_a_model_without_ten_classes(model: str) -> None:
 
 
 def test_convert(model: str, tmp_path: Path) -> None:
-    sampler = hub.load(model)
+    sampler = var_ext.load(model)
     torch.save(sampler.vae.state_dict(), tmp_path / "vae.pth")
     torch.save(sampler.var.state_dict(), tmp_path / "var.pth")
     output = run(
         "convert", tmp_path / "vae.pth", tmp_path / "var.pth", "--out", tmp_path / "out", "--half"
     ).output
     assert "depth 2, width 64, 5 classes" in output
-    assert hub.load(tmp_path / "out").defaults == {"cfg": 1.5, "top_k": 900, "top_p": 0.96}
+    assert var_ext.load(tmp_path / "out").defaults == {"cfg": 1.5, "top_k": 900, "top_p": 0.96}
     size = (tmp_path / "out" / "var.safetensors").stat().st_size
     assert size < 0.6 * (Path(model) / "var.safetensors").stat().st_size
 
@@ -553,7 +554,7 @@ def test_info_of_models(model: str, tmp_path: Path) -> None:
     del config["var"]["depth"], config["var"]["embed_dim"], config["var"]["num_heads"]
     (folder / "config.json").write_text(json.dumps(config))
     assert "depth 16, width 1024" in run("info", folder).output
-    alone = hub.save_model(tmp_path / "alone", hub.load_tokenizer(model))
+    alone = save_model(tmp_path / "alone", load_tokenizer(model))
     assert "transformer" not in run("info", alone).output
     assert "must be one of" in run("info", "nothing", code=1).output
 
@@ -572,7 +573,7 @@ def test_bench_times_whole_and_parts(model: str) -> None:
     # the exact mode is its own measure
     for words in ("fp32: logits off by 0.00%", "100.0% of tokens equal, images of the same tokens inf dB"):
         assert words in output
-    timing = measure(hub.load(model), 2, repeats=1)
+    timing = measure(var_ext.load(model), 2, repeats=1)
     assert timing.images_per_second == 2 / timing.total
     parts = [*timing.scales, *timing.draws, *timing.steps, timing.decoder]
     assert len(parts) == 3 * len(SCALES) + 1 and min(parts) > 0

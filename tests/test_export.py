@@ -21,6 +21,7 @@ import var_ext
 from tests.disk import small_disk
 from tests.models.conftest import small_pair
 from var_ext import Sampler
+from var_ext.checkpoints import CheckpointError
 from var_ext.export import (
     Folder,
     Npz,
@@ -33,7 +34,6 @@ from var_ext.export import (
     run,
     to_uint8,
 )
-from var_ext.files import CheckpointError
 
 OPTIONS = {"cfg": 2.0, "top_k": 12, "top_p": 0.9}
 PLAN = evaluation_plan(5, 3, seed=40, batch_size=4, **OPTIONS)  # 15 images in parts of 4, 4, 4 and 3

@@ -63,18 +63,39 @@ SHARED = {
 
 # From the ground up: a module imports from its own floor and those below.
 FLOORS = (
-    {"_C", "schedule", "backend", "files"},
+    {"_C", "schedule", "backend", "paths"},
     {"reference"},
     {"ops"},
     {"models"},
-    {"engine"},
-    {"data"},
-    {"editing", "sampling", "published", "folder", "hub", "accelerate", "bench", "grid", "export"},
+    {"engine", "checkpoints", "data"},
+    {"editing"},
+    {"sampling"},
+    {"loading", "accelerate", "bench", "grid", "export"},
     {"training"},
     {"evaluation"},
     {"__init__"},
     {"info", "cli_options", "cli", "__main__"},
 )
+
+# Rooms side by side that know nothing of each other: running a model, keeping it, and pictures.
+APART = {"engine", "checkpoints", "data"}
+
+# Files of a room in the order in which they build on each other.
+ROOMS = {
+    "checkpoints": (
+        "atomic",
+        "tensors",
+        "pth",
+        "sizes",
+        "released",
+        "model_folder",
+        "saving",
+        "hub",
+        "find",
+        "conversion",
+        "__init__",
+    ),
+}
 
 
 def exists(place: str, op: str) -> bool:
@@ -222,6 +243,41 @@ def test_imports_have_no_circle() -> None:
         done = {name for name, targets in graph.items() if not targets & graph.keys()}
         assert done, f"these import each other: {sorted(graph)}"
         graph = {name: targets for name, targets in graph.items() if name not in done}
+
+
+def test_rooms_apart_do_not_import_each_other() -> None:
+    wrong = [
+        f"{name} imports {target}"
+        for name, path in modules()
+        for target in imported(path)
+        if name.split(".")[1] in APART and target in APART - {name.split(".")[1]}
+    ]
+    assert not wrong
+
+
+@pytest.mark.parametrize("room", ROOMS)
+def test_files_of_a_room_build_on_those_before_them(room: str) -> None:
+    files = {path.stem: path for path in (PACKAGE / room).glob("*.py")}
+    assert sorted(files) == sorted(ROOMS[room])
+    for i, name in enumerate(ROOMS[room]):
+        above = {f"var_ext.{room}.{other}".removesuffix(".__init__") for other in ROOMS[room][i:]}
+        assert not imported_modules(files[name]) & above, name
+
+
+def test_each_file_is_read_and_written_in_one_place() -> None:
+    """Formats of checkpoints are known in `checkpoints` alone; a run's own state is the trainer's."""
+    readers = {"safe_open", "torch.load", "torch.save", "hf_hub_download"}
+    there = {
+        name.removeprefix("var_ext.")
+        for name, path in modules()
+        if readers
+        & {
+            ast.unparse(node)
+            for node in ast.walk(ast.parse(path.read_text(encoding="utf-8")))
+            if isinstance(node, ast.Name | ast.Attribute)
+        }
+    }
+    assert there == {"checkpoints.hub", "checkpoints.pth", "checkpoints.tensors", "training.checkpoint"}
 
 
 def test_the_core_knows_nothing_of_torch() -> None:

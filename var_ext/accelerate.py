@@ -8,12 +8,12 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from var_ext.checkpoints import CheckpointError
+from var_ext.checkpoints.model_folder import build_vae, build_var, fill
+from var_ext.checkpoints.sizes import deduce_vae, deduce_var
 from var_ext.engine import PRECISIONS, Engine, Precision, precision_in_force, published_sample
 from var_ext.engine.compare import UnsupportedModel, first_difference, modified_part
-from var_ext.files import CheckpointError
-from var_ext.folder import build_vae, build_var, fill
 from var_ext.models import VAR
-from var_ext.published import deduce_vae, deduce_var
 from var_ext.sampling import Sampler
 
 PARTS = ("autoregressive_infer_cfg", "num_classes", "num_heads", "patch_nums", "vae_proxy", "blocks")

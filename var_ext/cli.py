@@ -11,6 +11,7 @@ from typing import Any
 
 import click
 
+from var_ext.checkpoints import check_writable, write_json
 from var_ext.cli_options import (
     SEED,
     Group,
@@ -32,7 +33,6 @@ from var_ext.cli_options import (
     train_options,
     writes_images,
 )
-from var_ext.files import check_writable, write_json
 
 
 @click.group(cls=Group, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110})
@@ -86,9 +86,9 @@ def sample(
     Classes take turns and each image has the next seed. The same command goes on with a run that was stopped.
     Ranks are those of torchrun, srun or mpirun; the first waits for the others and says for which.
     """
+    from var_ext import load
     from var_ext.export import evaluation_plan, export_images, local_device, rank_and_world
     from var_ext.grid import labelled_grid, save_picture
-    from var_ext.hub import load
 
     sampler = load(model, device=local_device(device), precision=precision)
     if writes_images(out):
@@ -169,10 +169,10 @@ def edit(
     IMAGE is cut to the square in its middle and brought to the model's size.
     In a mask white is replaced; black and what is transparent are kept.
     """
+    from var_ext import load
     from var_ext.data.pictures import load_picture
     from var_ext.editing import Region
     from var_ext.grid import as_picture, edit_sheet, save_picture
-    from var_ext.hub import load
 
     if bool(mask) == bool(box):
         raise click.UsageError("wanted either --mask or --box, got " + ("both" if box else "neither"))
@@ -308,8 +308,8 @@ def eval_digits(
     \b
     Example: var-ext eval digits --model runs/var --json quality.json
     """
+    from var_ext import load
     from var_ext.evaluation import evaluate_digits
-    from var_ext.hub import load
 
     report = evaluate_digits(
         load(model, device=device, precision=precision),
@@ -341,14 +341,16 @@ def convert(
     """
     import torch
 
-    from var_ext import hub
+    from var_ext import checkpoints
     from var_ext.info import describe_model
 
     if len(files) > 2:
         raise click.UsageError(f"FILES must be one or two, got {len(files)}")
     var_pth = files[1] if len(files) == 2 else None
     dtype = torch.float16 if half else torch.float32
-    path = hub.convert(files[0], var_pth, out, patch_nums=patch_nums, num_heads=num_heads, dtype=dtype)
+    path = checkpoints.convert(
+        files[0], var_pth, out, patch_nums=patch_nums, num_heads=num_heads, dtype=dtype
+    )
     click.echo(describe_model(path))
 
 
@@ -387,8 +389,8 @@ def bench(model: str, batch_sizes: list[int], repeats: int, precisions: str, dev
     \b
     Example: var-ext bench digits --batch-sizes 1,64 --precisions bf16,int8 --threads 1
     """
+    from var_ext import load
     from var_ext.bench import deviation, measure
-    from var_ext.hub import load
 
     for precision in precisions.split(","):
         sampler = load(model, device=device, precision=precision.strip())

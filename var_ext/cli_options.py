@@ -13,7 +13,8 @@ from typing import TYPE_CHECKING, Any, TypeVar, get_origin
 
 import click
 
-from var_ext.files import CheckpointError, check_writable, user_path
+from var_ext.checkpoints import CheckpointError, check_writable
+from var_ext.paths import user_path
 
 if TYPE_CHECKING:
     from var_ext.training.recipes import Recipe
@@ -147,7 +148,7 @@ def machine_options(command: Command) -> Command:
             torch.set_num_threads(threads)
 
     def check_device(_: click.Context, __: click.Parameter, device: str) -> str:
-        from var_ext.hub import checked_device
+        from var_ext.loading import checked_device
 
         try:
             return str(checked_device(device))

@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from PIL import Image, ImageDraw, ImageFont
 
-from var_ext.files import atomic_write
+from var_ext.checkpoints import atomic_write
 
 FORMATS = {
     ".png": "PNG",

@@ -10,8 +10,9 @@ from typing import Any
 
 import torch
 
-from var_ext import __version__, backend, folder, hub, published
-from var_ext.sampling import DEFAULTS
+from var_ext import __version__, backend
+from var_ext.checkpoints import bundled_models, find_model
+from var_ext.checkpoints.released import MODELS
 
 
 def describe_installation() -> str:
@@ -23,8 +24,8 @@ def describe_installation() -> str:
         *_build_lines(),
         f"gpu        {_gpu()}{_first_call()}",
         f"backend    {backend.current()} (set VAR_EXT_BACKEND to {' or '.join(backend.CHOICES)})",
-        f"models     bundled: {', '.join(hub.bundled_models()) or 'none'}",
-        f"           published: {', '.join(published.MODELS)}",
+        f"models     bundled: {', '.join(bundled_models()) or 'none'}",
+        f"           published: {', '.join(MODELS)}",
         "",
         f"{'op':<24}" + "".join(f"{device:<11}" for device in backend.DEVICES).rstrip(),
     ]
@@ -125,32 +126,22 @@ def describe_model(name_or_path: str | os.PathLike[str]) -> str:
         ValueError: no such model.
         CheckpointError: its config cannot be read.
     """
-    name = os.fspath(name_or_path)
-    if name in published.MODELS:
-        config: dict[str, Any] = published.published_config(published.MODELS[name])
-        config["sampling"] = dict(DEFAULTS)
-        origin = f"published weights, https://huggingface.co/{published.REPOSITORY}"
-    else:
-        path = hub.find_folder(name_or_path, [folder.CONFIG])
-        config = folder.read_config(path)
-        origin = str(path)
-    vae = folder.build_vae(config["vae"], name)
-    side = vae.image_size
+    folder = find_model(name_or_path)
+    vae, var = folder.shapes()
     rows = {
-        "model": f"{name} ({origin})",
-        "images": f"{side} x {side} pixels",
+        "model": f"{os.fspath(name_or_path)} ({folder.source})",
+        "images": f"{vae.image_size} x {vae.image_size} pixels",
         "scales": f"{', '.join(map(str, vae.schedule.patch_nums))}: {vae.schedule.num_tokens} tokens",
         "tokenizer": f"{_millions(vae)} parameters, {vae.vocab_size} codes of {vae.Cvae} channels",
     }
-    if config.get("var"):
-        var = folder.build_var(vae, config["var"], name)
+    if var is not None:
         shape = f"depth {var.depth}, width {var.C}"
         rows["transformer"] = f"{_millions(var)} parameters, {shape}, {var.num_classes} classes"
-    if config.get("sampling"):
-        rows["sampling"] = ", ".join(f"{key} {value}" for key, value in config["sampling"].items())
-    if config.get("class_names"):
-        rows["classes"] = ", ".join(config["class_names"][:20]) + (
-            ", ..." if len(config["class_names"]) > 20 else ""
+    if folder.sampling:
+        rows["sampling"] = ", ".join(f"{key} {value}" for key, value in folder.sampling.items())
+    if folder.class_names:
+        rows["classes"] = ", ".join(folder.class_names[:20]) + (
+            ", ..." if len(folder.class_names) > 20 else ""
         )
     return "\n".join(f"{label:<13}{text}" for label, text in rows.items())
 

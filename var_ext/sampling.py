@@ -13,6 +13,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from var_ext import editing
+from var_ext.checkpoints.released import EVALUATION
 from var_ext.editing import KeptCodes, Region
 from var_ext.engine import Call, Engine, Options, default_precision, named_precision, options_for
 from var_ext.engine.call import Integers, as_int64
@@ -23,7 +24,7 @@ from var_ext.models import VAR, VQVAE
 
 log = logging.getLogger(__name__)
 
-DEFAULTS: Mapping[str, Any] = {"cfg": 1.5, "top_k": 900, "top_p": 0.96}  # of the published evaluation
+DEFAULTS = EVALUATION
 
 
 class Sampler:

@@ -132,7 +132,7 @@ def test_halves_without_guidance_are_not_computed(pair, until):
 def test_a_guidance_of_zero_between_others_keeps_the_halves(pair):
     engine = engine_of(pair, "fp32")
     options = options_for(engine.schedule, cfg=[1.0, 0.0, 2.0, 0.0])
-    assert options.guided == 3
+    assert options.guided_scales == 3
     assert sample(engine, cfg=[1.0, 0.0, 2.0, 0.0])[1].shape == (9, 30)
 
 

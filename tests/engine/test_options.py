@@ -17,11 +17,11 @@ CPU = torch.device("cpu")
 
 def test_one_value_is_the_published_ramp_and_a_list_is_taken_as_it_is():
     options = options_for(SCHEDULE, cfg=3, top_k=5, top_p=0.5)
-    assert options.cfg == (0.0, 1.0, 2.0, 3.0) and options.guided == 4
+    assert options.cfg == (0.0, 1.0, 2.0, 3.0) and options.guided_scales == 4
     assert options.top_k == (5,) * 4 and options.top_p == (0.5,) * 4 and options.temperature == (1.0,) * 4
     assert options_for(SCHEDULE, cfg=[4, 0, 1, 0]).cfg == (4, 0, 1, 0)
-    assert options_for(SCHEDULE, cfg=3, cfg_until=2).guided == 2
-    assert options_for(SCHEDULE, cfg=0).guided == 0
+    assert options_for(SCHEDULE, cfg=3, cfg_until=2).guided_scales == 2
+    assert options_for(SCHEDULE, cfg=0).guided_scales == 0
 
 
 @pytest.mark.parametrize(

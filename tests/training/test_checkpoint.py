@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from tests.disk import small_disk
-from var_ext.files import CheckpointError
+from var_ext.checkpoints import CheckpointError
 from var_ext.training.checkpoint import DIGESTS, FORMAT, load_checkpoint, save_checkpoint
 
 PINS = {"kind": "var", "recipe": {"depth": 4, "seed": 0}}

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from tests.disk import small_disk
-from var_ext.files import CheckpointError
+from var_ext.checkpoints import CheckpointError
 from var_ext.training.loop import Moment, Task, epoch_batches, fit, step_seed
 from var_ext.training.recipes import Recipe
 

@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from var_ext.files import load_tensors
+from var_ext.checkpoints import load_tensors
 from var_ext.training import Recipe, TokenizerRecipe, VARRecipe, train_tokenizer, train_var
 
 CHILD = """

@@ -6,9 +6,8 @@ from typing import Any
 import pytest
 import torch
 
+from var_ext.checkpoints import CheckpointError, load_tokenizer, save_tensors
 from var_ext.data import load_dataset
-from var_ext.files import CheckpointError, save_tensors
-from var_ext.hub import load_tokenizer
 from var_ext.models import VQVAE
 from var_ext.training.tokens import cached_tokens, digest_of
 

@@ -10,9 +10,8 @@ import pytest
 import torch
 from torch import Tensor
 
+from var_ext.checkpoints import CheckpointError, load_tokenizer
 from var_ext.data import DataError, load_dataset
-from var_ext.files import CheckpointError
-from var_ext.hub import load_tokenizer
 from var_ext.models import VQVAE
 from var_ext.training import TokenizerRecipe, train_tokenizer
 from var_ext.training.loop import Moment

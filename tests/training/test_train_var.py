@@ -9,8 +9,8 @@ import pytest
 import torch
 
 import var_ext
-from var_ext.files import CheckpointError, load_tensors
-from var_ext.hub import load_tokenizer
+from var_ext.checkpoints import CheckpointError, load_tokenizer
+from var_ext.checkpoints.tensors import load_tensors
 from var_ext.models import VAR
 from var_ext.training import TokenizerRecipe, VARRecipe, train_tokenizer, train_var
 from var_ext.training.loop import Moment, epoch_batches
@@ -260,7 +260,7 @@ def test_another_tokenizer_does_not_take_the_checkpoint(
     vae = load_tokenizer(tokenizer)
     with torch.no_grad():
         vae.quantize.embedding.weight[0] += 1
-    other = var_ext.hub.save_model(tmp_path / "other", vae)
+    other = var_ext.save_model(tmp_path / "other", vae)
     with pytest.raises(CheckpointError, match="another run: tokenizer changed"):
         train_var(images, other, trained, var_recipe, progress=False)
 

@@ -4,7 +4,7 @@ from pathlib import Path
 
 from var_ext.data.dataset import SPLITS, DataError, ImageDataset
 from var_ext.data.digits import DigitsDataset, digits_split
-from var_ext.data.folder import FolderDataset
+from var_ext.data.image_folder import FolderDataset
 
 __all__ = [
     "SPLITS",

@@ -13,7 +13,7 @@ import numpy as np
 from PIL import ExifTags, Image
 
 from var_ext.data.dataset import DataError
-from var_ext.files import user_path
+from var_ext.paths import user_path
 
 # EXIF's orientation -> what brings the picture upright.
 TURNS = {

@@ -10,7 +10,7 @@ from var_ext.engine.graph import Graphs
 from var_ext.engine.options import Options, options_for
 from var_ext.engine.precision import NAMES as PRECISIONS
 from var_ext.engine.precision import Precision, default_precision, named_precision, precision_in_force
-from var_ext.engine.published import published_sample
+from var_ext.engine.published_sampling import published_sample
 
 __all__ = [
     "PRECISIONS",

@@ -194,11 +194,11 @@ class Engine:
             cfg: guidance at each scale in the place of that of the options: numbers, tensors (B,), or one (K, B).
         """
         labels, options, conditions = call.labels, call.options, call.conditions
-        guidance, guided = options.cfg if cfg is None else cfg, options.guided
+        guidance, guided_scales = options.cfg if cfg is None else cfg, options.guided_scales
         parts = self.parts()
         var, dtype, positions = parts.var, parts.dtype, parts.positions
         batch, schedule = len(labels), self.schedule
-        rows = 2 * batch if guided else batch
+        rows = 2 * batch if guided_scales else batch
         attention = var.blocks[0].attn
         memory = (len(var.blocks), 2, rows, schedule.num_tokens, attention.num_heads, attention.head_dim)
         with self._cache.of(memory, dtype, self.device) as cache:
@@ -214,13 +214,13 @@ class Engine:
             f_hat = torch.zeros(shape, dtype=torch.float32, device=self.device)
             for k, side in enumerate(schedule.patch_nums):
                 with _no_autocast(self.device):  # not around the yield: there the caller's holds
-                    if k == guided and rows > batch:  # from here on the unconditional half serves nothing
+                    if k == guided_scales and rows > batch:  # the unconditional half has served
                         rows, x, cache, cond = batch, x[:batch], cache[:, :, :batch], cond[:batch]
                         modulations = [tuple(vector[:batch] for vector in m) for m in modulations]
                         head = tuple(vector[:batch] for vector in head)
                     attends = (Cached(keys, values, schedule.slices[k].start) for keys, values in cache)
                     stream = var.transform(x, modulations, attends)
-                    t = guidance[k] if k < guided else None
+                    t = guidance[k] if k < guided_scales else None
                     if var.has_own_logits:
                         logits = var.get_logits(stream.sum(), cond)
                     else:

@@ -201,7 +201,7 @@ class Graphs:
             len(call.labels),
             call.decode,
             type(call.randomness),
-            options.guided,
+            options.guided_scales,
             *fixed,
             type(call.edit),
             *((name, tuple(v.shape) if isinstance(v, Tensor) else v) for name, v in of_edit),

@@ -29,7 +29,7 @@ class Options:
     more_smooth: bool = False
 
     @property
-    def guided(self) -> int:
+    def guided_scales(self) -> int:
         """How many of the first scales compute the unconditional half: those up to the last with guidance."""
         return max((k + 1 for k, t in enumerate(self.cfg) if t != 0), default=0)
 

@@ -1,9 +1,9 @@
 """Images on disk, many of them: resumable, the same bytes however often a run is stopped and on however many ranks.
 
-plan.py says which images, places.py where they go (a folder of PNGs, or one .npz), run.py draws what is missing.
+plan.py says which images, destinations.py where they go (a folder of PNGs, or one .npz), run.py draws what is missing.
 """
 
-from var_ext.export.places import Folder, Npz, Place, is_npz, place_of, to_uint8
+from var_ext.export.destinations import Folder, Npz, Place, is_npz, place_of, to_uint8
 from var_ext.export.plan import Plan, evaluation_plan
 from var_ext.export.run import export_images, local_device, rank_and_world
 

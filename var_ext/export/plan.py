@@ -14,7 +14,7 @@ from typing import Any
 
 import torch
 
-from var_ext.files import CheckpointError, atomic_write, read_json
+from var_ext.checkpoints import CheckpointError, atomic_write, read_json
 from var_ext.sampling import DEFAULTS, Sampler
 
 FORMAT = "var_ext-images/1"

@@ -11,9 +11,9 @@ import torch
 from torch import distributed
 from tqdm import tqdm
 
-from var_ext.export.places import Place, place_of, to_uint8
+from var_ext.checkpoints import CheckpointError
+from var_ext.export.destinations import Place, place_of, to_uint8
 from var_ext.export.plan import Plan, agree
-from var_ext.files import CheckpointError
 from var_ext.sampling import Sampler
 
 log = logging.getLogger(__name__)

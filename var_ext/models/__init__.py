@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 import torch
 
-from var_ext.models.hub import VARHF, VQVAEHF
+from var_ext.models.hub_classes import VARHF, VQVAEHF
 from var_ext.models.quantizer import MultiScaleQuantizer
 from var_ext.models.var import VAR
 from var_ext.models.vqvae import VQVAE

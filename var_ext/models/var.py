@@ -15,12 +15,12 @@ import torch
 from torch import Tensor, nn
 
 from var_ext import ops
-from var_ext.models.modules import Dropout, DropPath, Part, dtype_of, linear_gelu
-from var_ext.models.published import PublishedAttention, PublishedBlock, PublishedVAR
+from var_ext.models.compatibility import PublishedAttention, PublishedBlock, PublishedVAR
 
 # published scripts import these from here
-from var_ext.models.published import gumbel_softmax_with_rng as gumbel_softmax_with_rng
-from var_ext.models.published import sample_with_top_k_top_p_ as sample_with_top_k_top_p_
+from var_ext.models.compatibility import gumbel_softmax_with_rng as gumbel_softmax_with_rng
+from var_ext.models.compatibility import sample_with_top_k_top_p_ as sample_with_top_k_top_p_
+from var_ext.models.modules import Dropout, DropPath, Part, dtype_of, linear_gelu
 from var_ext.models.vqvae import VQVAE
 from var_ext.reference.block_causal_attention import block_causal_mask
 from var_ext.schedule import SCALES_256, ScaleSchedule

@@ -11,7 +11,7 @@ from typing import Any
 
 import torch
 
-from var_ext.files import CheckpointError, atomic_write, first_line
+from var_ext.checkpoints import CheckpointError, atomic_write, first_line
 
 FORMAT = "var_ext/train/1"
 DIGESTS = "digests"  # the pin whose entries are digests, by names a reader understands ("training images")

@@ -21,7 +21,7 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
-from var_ext.files import CheckpointError, atomic_write, write_json
+from var_ext.checkpoints import CheckpointError, atomic_write, write_json
 from var_ext.training.checkpoint import load_checkpoint, save_checkpoint
 from var_ext.training.recipes import Recipe
 

@@ -13,10 +13,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from var_ext.checkpoints import save_model
 from var_ext.data import load_dataset
-from var_ext.files import user_path
-from var_ext.hub import save_model
 from var_ext.models import VQVAE
+from var_ext.paths import user_path
 from var_ext.training import codebook
 from var_ext.training.checkpoint import DIGESTS
 from var_ext.training.loop import Moment, Task, fit, in_float32, prepare
@@ -57,7 +57,7 @@ def train_tokenizer(
         progress: show progress bars.
 
     Returns:
-        `out`, ready for `var_ext.hub.load_tokenizer` and `train_var`.
+        `out`, ready for `var_ext.checkpoints.load_tokenizer` and `train_var`.
 
     Raises:
         DataError: the data cannot be used.

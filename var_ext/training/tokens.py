@@ -14,8 +14,8 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
+from var_ext.checkpoints import CheckpointError, load_tensors, save_tensors
 from var_ext.data import DataError, ImageDataset
-from var_ext.files import CheckpointError, load_tensors, save_tensors
 from var_ext.models import VQVAE
 
 BATCH = 64  # images that are encoded at once, unless the caller wants fewer

@@ -12,10 +12,10 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from var_ext.checkpoints import load_tokenizer, save_model
 from var_ext.data import ImageDataset, load_dataset
-from var_ext.files import user_path
-from var_ext.hub import load_tokenizer, save_model
 from var_ext.models import VAR, VQVAE
+from var_ext.paths import user_path
 from var_ext.schedule import ScaleSchedule
 from var_ext.training.checkpoint import DIGESTS
 from var_ext.training.loop import Moment, Task, fit, in_float32, prepare

@@ -10,14 +10,16 @@ from pathlib import Path
 import pytest
 import torch
 
+import var_ext
 from tests.tiny import SCALES, answer, tiny
-from var_ext import hub
-from var_ext.files import CheckpointError
+from var_ext.checkpoints import CheckpointError, convert, load_published, load_tokenizer
+from var_ext.checkpoints.pth import read_pth
+from var_ext.checkpoints.released import MODELS, published_config
+from var_ext.checkpoints.sizes import deduce_vae, deduce_var
 from var_ext.models import VQVAE
-from var_ext.published import MODELS, deduce_vae, deduce_var, published_config, read_pth
 from var_ext.sampling import Sampler
 
-GOLDEN = Path(__file__).parent / "golden"
+GOLDEN = Path(__file__).parent.parent / "golden"
 
 
 @pytest.fixture(scope="module")
@@ -63,7 +65,7 @@ def test_convert_deduces_every_size(tmp_path: Path, share: int, shared_aln: bool
     vae, var = tiny(1, share=share, patch_nums=(1, 3, 4), shared_aln=shared_aln, attn_l2_norm=attn_l2_norm)
     torch.save(vae.state_dict(), tmp_path / "a.pth")
     torch.save(OrderedDict(var.state_dict()), tmp_path / "b.pth")
-    sampler = hub.load(hub.convert(tmp_path / "a.pth", tmp_path / "b.pth", tmp_path / "out"))
+    sampler = var_ext.load(convert(tmp_path / "a.pth", tmp_path / "b.pth", tmp_path / "out"))
     assert sampler.vae.schedule.patch_nums == (1, 3, 4)
     assert answer(sampler) == answer(Sampler(vae, var))
     assert torch.equal(sampler([1], [2]), Sampler(vae, var)([1], [2]))
@@ -79,22 +81,22 @@ def test_published_trainer_checkpoint_has_both(tmp_path: Path, expected: list[li
     torch.save(
         {"epoch": 3, "iter": 0, "trainer": trainer, "args": {"depth": 2}}, tmp_path / "ar-ckpt-last.pth"
     )
-    assert answer(hub.load(hub.convert(tmp_path / "ar-ckpt-last.pth", None, tmp_path / "out"))) == expected
+    assert answer(var_ext.load(convert(tmp_path / "ar-ckpt-last.pth", None, tmp_path / "out"))) == expected
 
 
 def test_older_and_half_precision_pth_files(tmp_path: Path, pth_files: tuple[Path, Path]) -> None:
     vae, var = tiny()
     torch.save(vae.state_dict(), pth_files[0], _use_new_zipfile_serialization=False)
     torch.save(var.half().state_dict(), pth_files[1])
-    loaded_vae, loaded_var = hub.load_published(*pth_files)
+    loaded_vae, loaded_var = load_published(*pth_files)
     assert torch.equal(loaded_vae.quantize.embedding.weight, vae.quantize.embedding.weight)
     assert torch.equal(loaded_var.head.weight, var.head.weight.float())
 
 
 def test_tokenizer_converted_alone_for_other_scales(tmp_path: Path, pth_files: tuple[Path, Path]) -> None:
     with pytest.raises(CheckpointError, match=r"vae\.pth has 3 scales: patch_nums must name their sides"):
-        hub.convert(pth_files[0], None, tmp_path / "out")
-    vae = hub.load_tokenizer(hub.convert(pth_files[0], None, tmp_path / "out", patch_nums=(1, 2, 3, 4)))
+        convert(pth_files[0], None, tmp_path / "out")
+    vae = load_tokenizer(convert(pth_files[0], None, tmp_path / "out", patch_nums=(1, 2, 3, 4)))
     assert vae.schedule.patch_nums == (1, 2, 3, 4)
     assert vae.quantize.ema_vocab_hit_SV.shape == (4, 16)
 
@@ -103,26 +105,26 @@ def test_scales_that_do_not_fit(tmp_path: Path, pth_files: tuple[Path, Path]) ->
     with pytest.raises(
         CheckpointError, match=r"21 positions in 3 scales: patch_nums must .* got \(1, 2, 3\)"
     ):
-        hub.load_published(*pth_files, patch_nums=(1, 2, 3))
+        load_published(*pth_files, patch_nums=(1, 2, 3))
 
 
 def test_files_in_the_wrong_order_or_missing(pth_files: tuple[Path, Path], tmp_path: Path) -> None:
     vae_pth, var_pth = pth_files
     with pytest.raises(CheckpointError, match=r"vae\.pth must hold a transformer"):
-        hub.load_published(var_pth, vae_pth)
+        load_published(var_pth, vae_pth)
     with pytest.raises(CheckpointError, match=r"var\.pth must hold a tokenizer"):
-        hub.load_published(var_pth, None)
+        load_published(var_pth, None)
     with pytest.raises(CheckpointError, match="give the file of the transformer too"):
-        hub.load_published(vae_pth, patch_nums=SCALES)
+        load_published(vae_pth, patch_nums=SCALES)
     with pytest.raises(CheckpointError, match=r"could not read .*nothing\.pth"):
-        hub.load_published(tmp_path / "nothing.pth", var_pth)
+        load_published(tmp_path / "nothing.pth", var_pth)
 
 
 def test_transformer_of_another_tokenizer(tmp_path: Path, pth_files: tuple[Path, Path]) -> None:
     other = VQVAE(vocab_size=32, z_channels=8, ch=32, ch_mult=(1, 2), v_patch_nums=SCALES)
     torch.save(other.state_dict(), pth_files[0])
     with pytest.raises(CheckpointError, match=r"var\.pth .* head\.weight \(wanted \(32, 64\)"):
-        hub.load_published(*pth_files)
+        load_published(*pth_files)
 
 
 class _Payload:
@@ -184,7 +186,7 @@ def test_truncated_pth(pth_files: tuple[Path, Path], kept: int, zipped: bool) ->
 def test_foreign_pth(tmp_path: Path, pth_files: tuple[Path, Path], content: object, message: str) -> None:
     torch.save(content, tmp_path / "foreign.pth")
     with pytest.raises(CheckpointError, match=message):
-        hub.load_published(pth_files[0], tmp_path / "foreign.pth")
+        load_published(pth_files[0], tmp_path / "foreign.pth")
 
 
 @pytest.mark.parametrize(
@@ -200,7 +202,7 @@ def test_scales_of_positions_out_of_range(
 ) -> None:
     torch.save({**tiny()[1].state_dict(), "lvl_1L": levels}, pth_files[1])
     with pytest.raises(CheckpointError, match=rf"var\.pth must have lvl_1L of int64 in 0\.\.2, got {came}"):
-        hub.load_published(*pth_files)
+        load_published(*pth_files)
 
 
 @pytest.mark.parametrize(

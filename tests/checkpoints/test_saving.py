@@ -9,7 +9,7 @@ from torch import nn
 import var_ext
 from tests.tiny import answer, tiny
 from var_ext import Sampler
-from var_ext.folder import save_model
+from var_ext.checkpoints import save_model
 from var_ext.models import VAR
 from var_ext.models.var import FFN
 

@@ -1,4 +1,4 @@
-"""Files that are either complete or not there: atomic writes, and tensors in the safetensors format."""
+"""Files that are either complete or not there: atomic writes, and JSON."""
 
 from __future__ import annotations
 
@@ -6,27 +6,12 @@ import errno
 import json
 import os
 import secrets
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import BinaryIO
 
-import torch
-from safetensors import SafetensorError, safe_open
-
-# Largest element first keeps every tensor aligned to its own size, as the safetensors library lays files out.
-_DTYPES = {
-    torch.float64: "F64",
-    torch.int64: "I64",
-    torch.float32: "F32",
-    torch.int32: "I32",
-    torch.bfloat16: "BF16",
-    torch.float16: "F16",
-    torch.int16: "I16",
-    torch.uint8: "U8",
-    torch.int8: "I8",
-    torch.bool: "BOOL",
-}
+from var_ext.paths import user_path
 
 
 class CheckpointError(RuntimeError):
@@ -36,11 +21,6 @@ class CheckpointError(RuntimeError):
 def first_line(error: Exception) -> str:
     """What a library's error says, without the advice that follows."""
     return (str(error).strip().splitlines() or [type(error).__name__])[0].rstrip(".")
-
-
-def user_path(path: str | os.PathLike[str]) -> Path:
-    """The path with a leading ~ or ~user as the home folder; write ./~ for a folder of that name."""
-    return Path(os.path.expanduser(path))
 
 
 @contextmanager
@@ -121,81 +101,3 @@ def read_json(path: str | os.PathLike[str]) -> dict[str, object]:
     if not isinstance(value, dict):
         raise CheckpointError(f"{path} must be a JSON object, got {type(value).__name__}")
     return value
-
-
-def save_tensors(
-    path: str | os.PathLike[str],
-    tensors: Mapping[str, torch.Tensor],
-    metadata: Mapping[str, str] | None = None,
-) -> None:
-    """Writes named tensors as one safetensors file, atomically and without a second copy of them in memory.
-
-    The safetensors library writes either to a path of its own choice or to a byte string as large as the
-    model; the format is a header and the raw data, so it is written here through `atomic_write` instead.
-
-    Args:
-        path: the file to write.
-        tensors: name -> tensor of any shape, device and strides.
-        metadata: text to keep in the header.
-
-    Raises:
-        CheckpointError: the file could not be written.
-        TypeError: a tensor's dtype has no place in the format.
-    """
-    for name, tensor in tensors.items():
-        if tensor.dtype not in _DTYPES:
-            known = ", ".join(str(dtype).removeprefix("torch.") for dtype in _DTYPES)
-            raise TypeError(f"{name} must have one of the dtypes {known} to be saved, got {tensor.dtype}")
-    order = sorted(tensors, key=lambda name: (-tensors[name].element_size(), name))
-    header: dict[str, object] = {"__metadata__": dict(metadata)} if metadata else {}
-    end = 0
-    for name in order:
-        start, end = end, end + tensors[name].numel() * tensors[name].element_size()
-        header[name] = {
-            "dtype": _DTYPES[tensors[name].dtype],
-            "shape": list(tensors[name].shape),
-            "data_offsets": [start, end],
-        }
-    encoded = json.dumps(header).encode()
-    encoded += b" " * (-len(encoded) % 8)  # the data starts aligned
-    with atomic_write(path) as handle:
-        handle.write(len(encoded).to_bytes(8, "little"))
-        handle.write(encoded)
-        for name in order:
-            # numpy has no bfloat16, so every dtype goes through its bytes
-            flat = tensors[name].detach().to("cpu").contiguous().reshape(-1)
-            if flat.numel():
-                handle.write(flat.view(torch.uint8).numpy().data)
-
-
-def load_tensors(path: str | os.PathLike[str]) -> dict[str, torch.Tensor]:
-    """Reads a safetensors file into CPU tensors.
-
-    Raises:
-        CheckpointError: the file is missing, cut short, or of another format; says which file and what it
-            holds.
-    """
-    file = user_path(path)
-    try:
-        with _utf8_name(file) as name, safe_open(name, framework="pt") as reader:
-            return {entry: reader.get_tensor(entry) for entry in reader.keys()}  # noqa: SIM118  it is no mapping
-    except OSError as error:
-        raise CheckpointError(f"could not read {file}: {error.strerror or error}") from error
-    except SafetensorError as error:
-        size = file.stat().st_size
-        raise CheckpointError(
-            f"{file} must be a complete safetensors file, but its {size} bytes are cut short or of "
-            f"another format ({error}); copy or download it again"
-        ) from error
-
-
-@contextmanager
-def _utf8_name(file: Path) -> Iterator[str]:
-    """A name of the file that is UTF-8: safetensors takes no other."""
-    try:
-        os.fsencode(file).decode()
-    except UnicodeDecodeError:
-        with open(file, "rb") as handle:
-            yield f"/dev/fd/{handle.fileno()}"
-    else:
-        yield str(file)

@@ -1,61 +1,20 @@
-"""The published checkpoints: their names, how to read the `.pth` files, and the sizes their entries imply."""
+"""The sizes of a model from the shapes of its entries: `.pth` files hold no arguments."""
 
 from __future__ import annotations
 
-import os
-import pickle
 import re
-import zipfile
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 from typing import Any
 
 import torch
 
-from var_ext.files import CheckpointError, user_path
+from var_ext.checkpoints.atomic import CheckpointError
 from var_ext.schedule import SCALES_256, SCALES_512
-
-REPOSITORY = "FoundationVision/var"
-TOKENIZER_FILE = "vae_ch160v4096z32.pth"
-MODELS = {f"var-d{depth}": depth for depth in (16, 20, 24, 30, 36)}
 
 USAGE = "quantize.ema_vocab_hit_SV"  # (K, V): the one entry of a tokenizer that depends on the scales
 
-Entries = dict[str, torch.Tensor]
 
-
-def published_config(depth: int) -> dict[str, dict[str, Any]]:
-    """Constructor arguments of a published model, without downloading it.
-
-    Args:
-        depth: 16, 20, 24 or 30 (256 px) or 36 (512 px, one AdaLN projection shared by all blocks).
-
-    Returns:
-        {"vae": arguments of VQVAE, "var": arguments of VAR}.
-
-    Raises:
-        ValueError: no model of this depth was published.
-    """
-    if depth not in MODELS.values():
-        raise ValueError(f"depth must be one of {', '.join(map(str, MODELS.values()))}, got {depth}")
-    patch_nums = SCALES_512 if depth == 36 else SCALES_256
-    vae: dict[str, Any] = {
-        "vocab_size": 4096,
-        "z_channels": 32,
-        "ch": 160,
-        "ch_mult": (1, 1, 2, 2, 4),
-        "quant_conv_ks": 3,
-        "share_quant_resi": 4,
-        "v_patch_nums": patch_nums,
-        "test_mode": True,
-    }
-    return {
-        "vae": vae,
-        "var": _var_config(1000, depth, 64 * depth, depth, 4.0, depth == 36, True, patch_nums),
-    }
-
-
-def _var_config(
+def var_config(
     num_classes: int,
     depth: int,
     embed_dim: int,
@@ -81,83 +40,6 @@ def _var_config(
         "attn_l2_norm": attn_l2_norm,
         "patch_nums": patch_nums,
     }
-
-
-def read_pth(path: str | os.PathLike[str]) -> tuple[Entries | None, Entries | None]:
-    """Reads a `.pth` file as tensors only: whatever else it asks Python to build is refused, not run.
-
-    A bare set of entries is recognised by its names; the published trainer's checkpoint,
-    {"trainer": {"vae_local": ..., "var_wo_ddp": ...}}, gives both models.
-
-    Returns:
-        (entries of the tokenizer or None, entries of the transformer or None), at least one of them.
-
-    Raises:
-        CheckpointError: missing, truncated, carrying code, or holding no model of the published kind.
-    """
-    file = user_path(path)
-    try:
-        # Maps the file instead of copying it where the layout allows: torch's zip files, not the older kind.
-        content = torch.load(file, map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(file))
-    except OSError as error:
-        raise CheckpointError(f"could not read {file}: {error.strerror or error}") from error
-    except pickle.UnpicklingError as error:
-        wanted = re.search(r"GLOBAL (\w+[\w.]*\.\w+)", str(error))
-        came = f"asks for the Python object {wanted[1]}" if wanted else "is cut short or of another format"
-        raise CheckpointError(
-            f"{file} must be a file written by torch.save that holds tensors only, but {came}: refused by "
-            "torch.load(weights_only=True), and nothing in it was run"
-        ) from error
-    except Exception as error:  # the unpickler runs into a damaged file with errors of almost any type
-        size = file.stat().st_size
-        raise CheckpointError(
-            f"{file} must be a complete file written by torch.save, but its {size} bytes are cut short or "
-            f"damaged ({type(error).__name__}); copy or download it again"
-        ) from error
-    return _split(content, file)
-
-
-def _split(content: object, file: Path) -> tuple[Entries | None, Entries | None]:
-    if isinstance(content, Mapping) and isinstance(content.get("trainer"), Mapping):
-        content = content["trainer"]
-    both = [content.get(key) for key in ("vae_local", "var_wo_ddp")] if isinstance(content, Mapping) else []
-    vae: object = None
-    var: object = None
-    if any(entries is not None for entries in both):
-        vae, var = both
-    elif isinstance(content, Mapping) and "quantize.embedding.weight" in content:
-        vae, var = content, None
-    elif isinstance(content, Mapping) and "pos_1LC" in content:
-        vae, var = None, content
-    else:
-        kind = type(content).__name__
-        came = f"the names {_first(list(content))}" if isinstance(content, Mapping) else f"a {kind}"
-        raise CheckpointError(
-            f"{file} must hold the entries of a VQVAE (quantize.embedding.weight ...), of a VAR (pos_1LC "
-            f"...), or the published trainer's {{'trainer': {{'vae_local', 'var_wo_ddp'}}}}, got {came}"
-        )
-    return _named_tensors(vae, file), _named_tensors(var, file)
-
-
-def _named_tensors(entries: object, file: Path) -> Entries | None:
-    if entries is None:
-        return None
-    if not isinstance(entries, Mapping):
-        raise CheckpointError(f"{file} must hold a model as named tensors, got {type(entries).__name__}")
-    strangers = [
-        f"{type(value).__name__} {name!r}"
-        for name, value in entries.items()
-        if not (isinstance(name, str) and isinstance(value, torch.Tensor))
-    ]
-    if strangers:
-        raise CheckpointError(f"{file} must hold a model as named tensors, got {_first(strangers)}")
-    return dict(entries)
-
-
-def _first(names: Sequence[Any], count: int = 3) -> str:
-    return ", ".join(map(str, names[:count])) + (
-        f" and {len(names) - count} more" if len(names) > count else ""
-    )
 
 
 def _shape(entries: Mapping[str, torch.Tensor], name: str, ndim: int, source: str) -> tuple[int, ...]:
@@ -237,7 +119,7 @@ def deduce_var(
         if width % 64:
             raise CheckpointError(f"{source} is {width} wide, not a multiple of 64: num_heads must be given")
         num_heads = width // 64
-    return _var_config(
+    return var_config(
         num_classes=_shape(entries, "class_emb.weight", 2, source)[0] - 1,
         depth=len({name.split(".")[1] for name in entries if name.startswith("blocks.")}),
         embed_dim=width,

@@ -14,10 +14,13 @@ import huggingface_hub
 import pytest
 import torch
 
+import var_ext
 from tests.tiny import answer, tiny
-from var_ext import hub
-from var_ext.files import CheckpointError, load_tensors, read_json, save_tensors
+from var_ext import checkpoints, loading
+from var_ext.checkpoints import CheckpointError, load_tensors, read_json, save_tensors
 from var_ext.sampling import Sampler
+
+ROOT = Path(__file__).resolve().parents[2]
 
 
 @pytest.fixture(scope="module")
@@ -27,7 +30,9 @@ def expected() -> list[list[int]]:
 
 @pytest.fixture
 def model_folder(tmp_path: Path) -> Path:
-    return hub.save_model(tmp_path / "model", *tiny(), sampling={"cfg": 2.0, "top_k": 4, "top_p": 0.9})
+    return checkpoints.save_model(
+        tmp_path / "model", *tiny(), sampling={"cfg": 2.0, "top_k": 4, "top_p": 0.9}
+    )
 
 
 # ---------------------------------------------------------------------- model folders
@@ -36,7 +41,7 @@ def model_folder(tmp_path: Path) -> Path:
 def test_folder_round_trip(model_folder: Path, expected: list[list[int]]) -> None:
     assert sorted(os.listdir(model_folder)) == ["config.json", "vae.safetensors", "var.safetensors"]
     for name in (model_folder, str(model_folder)):
-        sampler = hub.load(name)
+        sampler = var_ext.load(name)
         assert answer(sampler) == expected
         assert sampler.defaults == {"cfg": 2.0, "top_k": 4, "top_p": 0.9}
         assert not sampler.var.training and not sampler.vae.training
@@ -49,22 +54,24 @@ def test_folder_round_trip(model_folder: Path, expected: list[list[int]]) -> Non
 
 def test_class_names_are_kept_and_counted(tmp_path: Path) -> None:
     names = ["ant", "bee", "cat", "dog", "eel"]
-    assert hub.load(hub.save_model(tmp_path / "a", *tiny(), class_names=names)).class_names == names
+    assert (
+        var_ext.load(checkpoints.save_model(tmp_path / "a", *tiny(), class_names=names)).class_names == names
+    )
     with pytest.raises(ValueError, match="class_names must have 5 names, got 2"):
-        hub.save_model(tmp_path / "b", *tiny(), class_names=names[:2])
+        checkpoints.save_model(tmp_path / "b", *tiny(), class_names=names[:2])
 
 
 def test_half_precision_on_disk(tmp_path: Path) -> None:
     vae, var = tiny()
     vae.quantize.ema_vocab_hit_SV[0, 0] = 1e6  # beyond fp16
-    full = hub.save_model(tmp_path / "full", vae, var)
-    half = hub.save_model(tmp_path / "half", vae, var, dtype=torch.float16)
+    full = checkpoints.save_model(tmp_path / "full", vae, var)
+    half = checkpoints.save_model(tmp_path / "half", vae, var, dtype=torch.float16)
     sizes = [(folder / "var.safetensors").stat().st_size for folder in (full, half)]
     assert sizes[1] < 0.6 * sizes[0]
     stored = load_tensors(half / "vae.safetensors")
     assert stored["quantize.ema_vocab_hit_SV"].dtype == torch.float32
     assert stored["encoder.conv_in.weight"].dtype == torch.float16
-    sampler = hub.load(half)
+    sampler = var_ext.load(half)
     assert {p.dtype for p in sampler.var.parameters()} == {torch.float32}
     assert torch.equal(sampler.var.head.weight, var.head.weight.half().float())
     assert sampler.vae.quantize.ema_vocab_hit_SV[0, 0] == 1e6
@@ -72,7 +79,7 @@ def test_half_precision_on_disk(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("precision", ["fp32", "bf16", torch.bfloat16, "int8"])
 def test_another_precision_leaves_the_weights_alone(model_folder: Path, precision: str) -> None:
-    sampler = hub.load(model_folder, precision=precision)
+    sampler = var_ext.load(model_folder, precision=precision)
     assert sampler.precision.name == (precision if isinstance(precision, str) else "bf16")
     assert {p.dtype for p in (*sampler.var.parameters(), *sampler.vae.parameters())} == {torch.float32}
     image = sampler(0, 0)
@@ -81,13 +88,13 @@ def test_another_precision_leaves_the_weights_alone(model_folder: Path, precisio
 
 def test_tokenizer_alone(tmp_path: Path, model_folder: Path) -> None:
     vae = tiny()[0]
-    alone = hub.save_model(tmp_path / "alone", vae)
+    alone = checkpoints.save_model(tmp_path / "alone", vae)
     image = torch.rand(2, 3, 8, 8) * 2 - 1
     wanted = torch.cat(vae.img_to_idxBl(image), dim=1)
     for folder in (alone, model_folder):
-        assert torch.equal(torch.cat(hub.load_tokenizer(folder).img_to_idxBl(image), dim=1), wanted)
+        assert torch.equal(torch.cat(checkpoints.load_tokenizer(folder).img_to_idxBl(image), dim=1), wanted)
     with pytest.raises(CheckpointError, match="tokenizer alone"):
-        hub.load(alone)
+        var_ext.load(alone)
 
 
 def test_saving_over_a_model_keeps_the_old_one_when_it_fails(
@@ -96,10 +103,10 @@ def test_saving_over_a_model_keeps_the_old_one_when_it_fails(
     (model_folder / "var.safetensors").rename(model_folder / "kept")
     (model_folder / "var.safetensors").mkdir()  # a path that no file can take
     with pytest.raises(CheckpointError, match=r"could not write .*var\.safetensors"):
-        hub.save_model(model_folder, *tiny())
+        checkpoints.save_model(model_folder, *tiny())
     (model_folder / "var.safetensors").rmdir()
     (model_folder / "kept").rename(model_folder / "var.safetensors")
-    assert answer(hub.load(model_folder)) == expected
+    assert answer(var_ext.load(model_folder)) == expected
 
 
 def change_entries(path: Path, change: str) -> None:
@@ -130,7 +137,7 @@ def test_entries_must_fit_exactly(model_folder: Path, change: str, message: str)
         CheckpointError,
         match=rf"var\.safetensors must have the \d+ entries of this VAR, but {message}|{message}",
     ):
-        hub.load(model_folder)
+        var_ext.load(model_folder)
 
 
 @pytest.mark.parametrize(
@@ -161,48 +168,43 @@ def test_config_that_does_not_describe_a_model(
     config = {**read_json(model_folder / "config.json"), **edit}
     (model_folder / "config.json").write_text(json.dumps(config))  # infinities too, which write_json refuses
     with pytest.raises((CheckpointError, ValueError), match=message):
-        hub.load(model_folder)
+        var_ext.load(model_folder)
 
 
 def test_missing_and_truncated_files_of_a_folder(model_folder: Path) -> None:
     weights = model_folder / "vae.safetensors"
     weights.write_bytes(weights.read_bytes()[:-100])
     with pytest.raises(CheckpointError, match=r"vae\.safetensors must be a complete safetensors file"):
-        hub.load(model_folder)
+        var_ext.load(model_folder)
     weights.unlink()
     with pytest.raises(CheckpointError, match=r"could not read .*vae\.safetensors"):
-        hub.load(model_folder)
+        var_ext.load(model_folder)
     (model_folder / "config.json").unlink()
+    with pytest.raises(CheckpointError, match=r"holds no config\.json but var\.safetensors: `var-ext"):
+        var_ext.load(model_folder)
+    (model_folder / "var.safetensors").unlink()
     with pytest.raises(CheckpointError, match=r"could not read .*config\.json"):
-        hub.load(model_folder)
-
-
-@pytest.mark.parametrize("name", ["var-d17", "nothing", "", "a/b/c", Path("no/folder")])
-def test_unknown_model_lists_what_exists(name: str | Path) -> None:
-    with pytest.raises(
-        ValueError, match=r"must be one of .*var-d16, .*var-d36, an existing model folder, or 'owner/name'"
-    ):
-        hub.load(name)
+        var_ext.load(model_folder)
 
 
 def test_device_that_is_not_there(model_folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     with pytest.raises(ValueError, match="must be one this machine has, got 'cuda' with 0 usable GPUs"):
-        hub.load(model_folder, device="cuda")
+        var_ext.load(model_folder, device="cuda")
     with pytest.raises(ValueError, match=r"must be one such as .* got 'toaster'"):
-        hub.load(model_folder, device="toaster")
+        var_ext.load(model_folder, device="toaster")
     with pytest.raises(ValueError, match="must be one this machine has, got 'cpu:7'"):
-        hub.load(model_folder, device="cpu:7")
+        var_ext.load(model_folder, device="cpu:7")
     for name in ("meta", "mps"):
         with pytest.raises(ValueError, match=f"device must be one of cpu, cuda, got '{name}'"):
-            hub.load(model_folder, device=name)
-    assert hub.checked_device("cpu:0").type == "cpu"
+            var_ext.load(model_folder, device=name)
+    assert loading.checked_device("cpu:0").type == "cpu"
 
 
 def test_bundled_models_load() -> None:
-    assert "digits" in hub.bundled_models()
-    for name in hub.bundled_models():
-        sampler = hub.load(name)
+    assert "digits" in checkpoints.bundled_models()
+    for name in checkpoints.bundled_models():
+        sampler = var_ext.load(name)
         assert sampler(0, 0).shape == (1, 3, sampler.image_size, sampler.image_size)
 
 
@@ -248,7 +250,7 @@ def hub_url(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     (root / "FoundationVision" / "var").mkdir(parents=True)
     torch.save(vae.state_dict(), root / "FoundationVision/var/vae_ch160v4096z32.pth")
     torch.save(var.state_dict(), root / "FoundationVision/var/var_d16.pth")
-    hub.save_model(root / "someone" / "tiny", vae, var)
+    checkpoints.save_model(root / "someone" / "tiny", vae, var)
     handler = type("Handler", (_Hub,), {"root": root})
     with http.server.ThreadingHTTPServer(("127.0.0.1", 0), handler) as server:
         thread = threading.Thread(target=server.serve_forever)
@@ -260,17 +262,21 @@ def hub_url(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
 
 # A process of its own: huggingface_hub reads its settings once, when it is imported.
 SCRIPT = """
-import json, sys, torch
-from var_ext import hub
-from var_ext.files import CheckpointError
+import json, sys
+import var_ext
+from tests.tiny import tiny
+from var_ext import checkpoints
+from var_ext.checkpoints import CheckpointError, find
+vae, var = tiny()
+find.published_config = lambda depth: {"vae": vae.config, "var": var.config}  # sizes of what is served here
 answers = {}
 for name in sys.argv[1:]:
     try:
-        sampler = hub.load(name)
+        sampler = var_ext.load(name)
         answers[name] = sampler.tokens([0, 3, 5], [1, 2, 3], cfg=1.5, top_k=0, top_p=0.0).tolist()
     except CheckpointError as error:
         answers[name] = str(error)
-answers["tokenizer"] = type(hub.load_tokenizer("var-d16")).__name__ if sys.argv[1] == "var-d16" else None
+answers["tokenizer"] = type(checkpoints.load_tokenizer("var-d16")).__name__ if sys.argv[1] == "var-d16" else None
 print(json.dumps(answers))
 """
 
@@ -283,6 +289,7 @@ def ask(names: list[str], **settings: str) -> dict[str, object]:
     }
     done = subprocess.run(
         [sys.executable, "-c", SCRIPT, *names],
+        cwd=ROOT,
         env={**kept, "HF_HUB_DISABLE_TELEMETRY": "1", **settings},
         capture_output=True,
         text=True,
@@ -300,9 +307,8 @@ def test_hub_online_then_offline_from_its_cache(
     online = ask(names, HF_ENDPOINT=hub_url, HF_HUB_CACHE=cache)
     assert online["var-d16"] == online["someone/tiny"] == expected
     assert online["tokenizer"] == "VQVAE"
-    assert "could not get var_d20.pth of https://huggingface.co/FoundationVision/var" in str(
-        online["var-d20"]
-    )
+    assert f"could not get var_d20.pth of {hub_url}/FoundationVision/var:" in str(online["var-d20"])
+    assert f"could not get config.json of {hub_url}/no/body:" in str(online["no/body"])
     assert "Nor is there a folder 'no/body' here" in str(online["no/body"])
     assert (tmp_path / "cache" / "models--FoundationVision--var").is_dir()
 
@@ -326,4 +332,4 @@ def test_hub_that_breaks_off(monkeypatch: pytest.MonkeyPatch) -> None:
     with pytest.raises(
         CheckpointError, match=r"could not get config\.json .*someone/tiny: peer closed the connection\. "
     ):
-        hub.load("someone/tiny")
+        var_ext.load("someone/tiny")

@@ -11,16 +11,16 @@ import safetensors.torch
 import torch
 
 from tests.disk import small_disk
-from var_ext.files import (
+from var_ext.checkpoints import (
     CheckpointError,
     atomic_write,
     check_writable,
     load_tensors,
     read_json,
     save_tensors,
-    user_path,
     write_json,
 )
+from var_ext.paths import user_path
 
 
 def test_write_appears_whole_and_leaves_nothing_else(tmp_path: Path) -> None:

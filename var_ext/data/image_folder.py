@@ -17,7 +17,7 @@ from torch import Tensor
 from var_ext.data.dataset import DataError, ImageDataset, check_split, readable, stable_order
 from var_ext.data.pictures import resized
 from var_ext.data.reading import check_picture, read_rgb
-from var_ext.files import user_path
+from var_ext.paths import user_path
 
 log = logging.getLogger(__name__)
 

@@ -22,8 +22,9 @@ from numpy.lib import format as npy
 from PIL import Image
 from torch import Tensor, uint8
 
+from var_ext.checkpoints import CheckpointError, atomic_write
 from var_ext.export.plan import Plan
-from var_ext.files import CheckpointError, atomic_write, user_path
+from var_ext.paths import user_path
 
 log = logging.getLogger(__name__)
 

@@ -1,0 +1,47 @@
+"""Models on disk and on the hub: name -> `ModelFolder` -> models; and back.
+
+atomic.py       writing a file whole or not at all; JSON
+tensors.py      safetensors files; entry names without wrappers
+pth.py          .pth files, read as tensors only
+sizes.py        the sizes of a model from the shapes of its entries
+released.py     the published models: names, files, sizes
+model_folder.py `ModelFolder`: the config, read once, where the weights lie, and the models built from them
+saving.py       `save_model`
+hub.py          fetching a file
+find.py         `find_model`: a name or path -> `ModelFolder`
+conversion.py   files without a folder -> `ModelFolder` -> a folder
+"""
+
+from var_ext.checkpoints.atomic import (
+    CheckpointError,
+    atomic_write,
+    check_writable,
+    first_line,
+    read_json,
+    write_json,
+)
+from var_ext.checkpoints.conversion import convert, load_published
+from var_ext.checkpoints.find import bundled_models, find_model, load_tokenizer
+from var_ext.checkpoints.model_folder import ModelFolder
+from var_ext.checkpoints.released import published_config
+from var_ext.checkpoints.saving import save_model
+from var_ext.checkpoints.tensors import load_tensors, save_tensors
+
+__all__ = [
+    "CheckpointError",
+    "ModelFolder",
+    "atomic_write",
+    "bundled_models",
+    "check_writable",
+    "convert",
+    "find_model",
+    "first_line",
+    "load_published",
+    "load_tensors",
+    "load_tokenizer",
+    "published_config",
+    "read_json",
+    "save_model",
+    "save_tensors",
+    "write_json",
+]

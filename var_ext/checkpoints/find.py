@@ -1,0 +1,126 @@
+"""From a name to a `ModelFolder`: bundled, published, on this disk, or in a repository on the hub."""
+
+from __future__ import annotations
+
+import difflib
+import os
+import re
+from importlib import resources
+from pathlib import Path
+
+from var_ext.checkpoints.atomic import CheckpointError, read_json
+from var_ext.checkpoints.hub import address, fetch
+from var_ext.checkpoints.model_folder import CONFIG, ModelFolder, Weights, open_folder, parse
+from var_ext.checkpoints.pth import read_pth
+from var_ext.checkpoints.released import (
+    EVALUATION,
+    MODELS,
+    REPOSITORY,
+    TOKENIZER_FILE,
+    published_config,
+    transformer_file,
+)
+from var_ext.checkpoints.tensors import Entries
+from var_ext.models import VQVAE
+from var_ext.paths import user_path
+
+
+def bundled_models() -> dict[str, Path]:
+    """The models inside the package: name -> folder."""
+    weights = Path(str(resources.files("var_ext") / "weights"))
+    return {path.parent.name: path.parent for path in sorted(weights.glob(f"*/{CONFIG}"))}
+
+
+def find_model(name_or_path: str | os.PathLike[str]) -> ModelFolder:
+    """Where a model lies, with its config read; no weights are read or fetched.
+
+    Args:
+        name_or_path: see `var_ext.load`. A str may be a name or a path, anything else is a path.
+
+    Raises:
+        ValueError: no such model; names those that may be meant.
+        CheckpointError: the config cannot be fetched, read, or used.
+    """
+    name = os.fspath(name_or_path)
+    is_name = isinstance(name_or_path, str)
+    if is_name and name in MODELS:
+        return _released(name)
+    if is_name and name in bundled_models():
+        return open_folder(bundled_models()[name])
+    path = user_path(name)
+    if name and path.is_dir():
+        return open_folder(path)
+    if path.is_file():
+        raise ValueError(f"the model must be a name or a folder, got a file: {_use_of(path)}")
+    if is_name and re.fullmatch(r"[A-Za-z0-9][\w.-]*/[\w.-]+", name) and not _is_publishers(name):
+        hint = f" Nor is there a folder {name!r} here."
+        config = read_json(fetch(name, CONFIG, hint))
+        return parse(config, address(name), lambda file: fetch(name, file))
+    known = ", ".join([*bundled_models(), *MODELS])
+    came = f"{name!r}{_meant(name)}" if is_name else f"the path {name!r}, where there is none"
+    raise ValueError(
+        f"the model must be one of {known}, an existing model folder, or 'owner/name' on the Hugging Face "
+        f"hub, got {came}"
+    )
+
+
+def load_tokenizer(name_or_path: str | os.PathLike[str] = "digits") -> VQVAE:
+    """Loads the tokenizer alone, on the CPU in fp32.
+
+    Takes the same names as `var_ext.load` and raises the same errors.
+    """
+    return find_model(name_or_path).tokenizer()
+
+
+def _released(name: str) -> ModelFolder:
+    config = published_config(MODELS[name])
+    return ModelFolder(
+        address(REPOSITORY),
+        name,
+        vae_config=config["vae"],
+        vae_weights=_pth_weights(TOKENIZER_FILE, 0),
+        var_config=config["var"],
+        var_weights=_pth_weights(transformer_file(name), 1),
+        sampling=EVALUATION,
+    )
+
+
+def _pth_weights(file: str, which: int) -> Weights:
+    """The tokenizer's (0) or the transformer's (1) entries in a published file."""
+
+    def read() -> Entries:
+        hint = (
+            " If you have the .pth files, make a folder that load() takes: "
+            f"`var-ext convert {TOKENIZER_FILE} var_dN.pth --out FOLDER`."
+        )
+        path = fetch(REPOSITORY, file, hint)
+        entries = read_pth(path)[which]
+        if entries is None:
+            raise CheckpointError(f"{path} must hold a {('tokenizer', 'transformer')[which]}, but has none")
+        return entries
+
+    return Weights(file, read)
+
+
+def _use_of(file: Path) -> str:
+    """What to do with a file that was given as a model."""
+    if (file.parent / CONFIG).is_file():
+        return f"give its folder, {file.parent}"
+    return (
+        f"`var-ext convert TOKENIZER TRANSFORMER --out FOLDER` makes a model folder of such files as {file}"
+    )
+
+
+def _is_publishers(name: str) -> bool:
+    """Whether a repository is one of the authors', which hold no model folders."""
+    return name.partition("/")[0].lower() == REPOSITORY.partition("/")[0].lower()
+
+
+def _meant(name: str) -> str:
+    known = [*bundled_models(), *MODELS]
+    if name.lower() == REPOSITORY.lower():
+        close = list(MODELS)
+    else:
+        last = re.sub(r"[\s_]+", "-", name.lower().rpartition("/")[2]).removesuffix(".pth")
+        close = difflib.get_close_matches(last, known, n=3)
+    return f": did you mean {' or '.join(filter(None, (', '.join(close[:-1]), close[-1])))}?" if close else ""

@@ -1,0 +1,256 @@
+"""The model folder, as one value: the config, read and checked once, and where the weights lie.
+
+A folder of this project: config.json, vae.safetensors, var.safetensors, and a README.md that is the model card.
+config.json holds {"format": "var_ext/1", "vae": arguments of VQVAE, "var": arguments of VAR, "sampling":
+{"cfg", "top_k", "top_p"}, "class_names": [...] or null}; a folder with a tokenizer alone has neither "var"
+nor var.safetensors. Entries keep their published names; they may be stored in half precision and are loaded
+in fp32.
+
+A folder of the hub's mixin, as `VQVAEHF` and `VARHF` save it: the constructor's arguments as config.json, and
+model.safetensors.
+"""
+
+from __future__ import annotations
+
+import inspect
+import itertools
+import math
+import os
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from var_ext.checkpoints.atomic import CheckpointError, read_json
+from var_ext.checkpoints.pth import GO_ON
+from var_ext.checkpoints.tensors import Entries, load_entries
+from var_ext.models import VAR, VQVAE
+
+FORMAT = "var_ext/1"
+CONFIG, VAE_WEIGHTS, VAR_WEIGHTS = "config.json", "vae.safetensors", "var.safetensors"
+MIXIN_WEIGHTS = "model.safetensors"
+RUN = {"last.ckpt", "log.jsonl"}  # what a training run keeps in its folder
+
+# What a constructor makes of unfit arguments: torch refuses a negative size with a RuntimeError, an empty list of
+# widths is an IndexError.
+_UNFIT = (TypeError, ValueError, RuntimeError, ArithmeticError, LookupError)
+
+
+@dataclass(frozen=True)
+class Weights:
+    """Entries in a file that is not read before they are needed, nor fetched if it lies on the hub.
+
+    Attributes:
+        source: what messages call the file.
+        read: gives the entries under plain names. Raises CheckpointError.
+    """
+
+    source: str
+    read: Callable[[], Entries]
+
+
+@dataclass(frozen=True)
+class ModelFolder:
+    """What a model is built from. The config is read and checked; weights are read by the methods, once each.
+
+    Attributes:
+        source: what messages call the place: a path, an address.
+        config_name: what they call the config: the file of the arguments below.
+        vae_config: arguments of `VQVAE`.
+        vae_weights: None where there are none: the folder of a `VARHF` has a transformer alone.
+        var_config, var_weights: of `VAR`; None for a tokenizer alone.
+        sampling: recommended cfg, top_k and top_p.
+        class_names: a name a class, or None.
+    """
+
+    source: str
+    config_name: str
+    vae_config: Mapping[str, Any]
+    vae_weights: Weights | None
+    var_config: Mapping[str, Any] | None = None
+    var_weights: Weights | None = None
+    sampling: Mapping[str, Any] = field(default_factory=dict)
+    class_names: Sequence[str] | None = None
+
+    def shapes(self) -> tuple[VQVAE, VAR | None]:
+        """The models without storage (meta device). Raises CheckpointError."""
+        vae = build_vae(self.vae_config, self.config_name)
+        return vae, None if self.var_config is None else build_var(vae, self.var_config, self.config_name)
+
+    def tokenizer(self) -> VQVAE:
+        """The tokenizer on the CPU, in fp32 and ready for inference. Raises CheckpointError."""
+        if self.vae_weights is None:
+            there = os.path.isdir(self.source)
+            fetched = (
+                "" if there else f" (`hf download {'/'.join(self.source.split('/')[-2:])} --local-dir DIR`)"
+            )
+            raise CheckpointError(
+                f"{self.source} holds the transformer of a VARHF, which is saved without its tokenizer: with the "
+                f"tokenizer's file, `var-ext convert TOKENIZER {self.source if there else 'DIR'}/{MIXIN_WEIGHTS} --out "
+                f"FOLDER`{fetched} makes a model folder of both that load() takes"
+            )
+        vae = build_vae(self.vae_config, self.config_name)
+        fill(vae, self.vae_weights.read(), self.vae_weights.source)
+        return vae
+
+    def transformer(self, vae: VQVAE) -> VAR:
+        """The transformer on `vae`, on the CPU, in fp32 and ready for inference. Raises CheckpointError."""
+        if self.var_config is None or self.var_weights is None:
+            raise CheckpointError(
+                f"{self.source} must hold a tokenizer and a transformer to draw images, but holds a tokenizer alone"
+            )
+        var = build_var(vae, self.var_config, self.config_name)
+        fill(var, self.var_weights.read(), self.var_weights.source)
+        return var
+
+    def models(self) -> tuple[VQVAE, VAR]:
+        """Both models, on the CPU, in fp32 and ready for inference. Raises CheckpointError."""
+        vae = self.tokenizer()
+        return vae, self.transformer(vae)
+
+
+def open_folder(path: Path) -> ModelFolder:
+    """Reads config.json of a folder on this disk, and nothing else.
+
+    Raises:
+        CheckpointError: it is missing or describes no model; names the command for what else lies there.
+    """
+    if not (path / CONFIG).exists():
+        names = sorted(file.name for file in path.iterdir())
+        if set(names) >= RUN:
+            raise CheckpointError(f"{path} holds no {CONFIG} but a training run that is not done: {GO_ON}")
+        files = [name for name in names if name.endswith((".pth", ".pt", ".ckpt", ".safetensors"))]
+        if files:
+            raise CheckpointError(
+                f"{path} holds no {CONFIG} but {', '.join(files[:3])}{', ...' if files[3:] else ''}: "
+                "`var-ext convert TOKENIZER TRANSFORMER --out FOLDER` makes a model folder of such files"
+            )
+    return parse(read_json(path / CONFIG), str(path), lambda file: path / file)
+
+
+def parse(config: Mapping[str, Any], source: str, locate: Callable[[str], Path]) -> ModelFolder:
+    """A model folder from the content of its config.json.
+
+    Args:
+        source: what to call the folder in an error.
+        locate: gives the path of a file in it, fetched if need be.
+
+    Raises:
+        CheckpointError: the config does not describe a model.
+    """
+
+    def weights(file: str) -> Weights:
+        return Weights(f"{source}/{file}", lambda: load_entries(locate(file)))
+
+    name = f"{source}/{CONFIG}"
+    if "format" not in config and "vae_kwargs" in config:
+        _check_kinds(config, {"vae_kwargs": dict}, name)
+        var_config = {key: value for key, value in config.items() if key != "vae_kwargs"}
+        return ModelFolder(source, name, config["vae_kwargs"], None, var_config, weights(MIXIN_WEIGHTS))
+    if config and config.keys() <= inspect.signature(VQVAE).parameters.keys():
+        return ModelFolder(source, name, config, weights(MIXIN_WEIGHTS))
+    _check(config, name)
+    has_var = config.get("var") is not None
+    return ModelFolder(
+        source,
+        name,
+        vae_config=config["vae"],
+        vae_weights=weights(VAE_WEIGHTS),
+        var_config=config["var"] if has_var else None,
+        var_weights=weights(VAR_WEIGHTS) if has_var else None,
+        sampling=config.get("sampling") or {},
+        class_names=config.get("class_names"),
+    )
+
+
+def _check(config: Mapping[str, Any], name: str) -> None:
+    if config.get("format") != FORMAT:
+        raise CheckpointError(f'{name} must have "format": "{FORMAT}", got {config.get("format", "none")!r}')
+    _check_kinds(config, {"vae": dict}, name)
+    optional = {"var": dict, "sampling": dict, "class_names": list}
+    _check_kinds(config, {key: kind for key, kind in optional.items() if config.get(key) is not None}, name)
+    for key, value in (config.get("sampling") or {}).items():
+        whole = key == "top_k"
+        if type(value) is not int and (whole or type(value) is not float or not math.isfinite(value)):
+            wanted = "a whole number" if whole else "a finite number"
+            raise CheckpointError(f'"{key}" of "sampling" in {name} must be {wanted}, got {value!r}')
+    for class_name in config.get("class_names") or []:
+        if not isinstance(class_name, str):
+            raise CheckpointError(f'"class_names" in {name} must be a list of str, got {class_name!r} in it')
+
+
+def _check_kinds(config: Mapping[str, Any], kinds: Mapping[str, type], name: str) -> None:
+    for key, kind in kinds.items():
+        if not isinstance(config.get(key), kind):
+            raise CheckpointError(f'"{key}" in {name} must be a {kind.__name__}, got {config.get(key)!r}')
+
+
+def build_vae(config: Mapping[str, Any], source: str) -> VQVAE:
+    """A VQVAE without storage (meta device), to be filled.
+
+    Raises CheckpointError for arguments it does not take.
+    """
+    try:
+        with torch.device("meta"):
+            return VQVAE(**{**config, "test_mode": True}).float()  # whatever torch's default dtype
+    except _UNFIT as error:
+        raise CheckpointError(f'"vae" of {source} must be arguments of VQVAE, but: {error}') from error
+
+
+def build_var(vae: VQVAE, config: Mapping[str, Any], source: str) -> VAR:
+    """A VAR without storage (meta device), to be filled.
+
+    Raises CheckpointError for arguments it does not take.
+    """
+    try:
+        with torch.device("meta"):
+            return VAR(vae, **config).float().eval()
+    except _UNFIT as error:
+        raise CheckpointError(f'"var" of {source} must be arguments of VAR, but: {error}') from error
+
+
+def fill(
+    model: torch.nn.Module, entries: Mapping[str, torch.Tensor], source: str, *, cast: bool = True
+) -> None:
+    """Gives a model on the meta device its entries: all of them, none besides, each of its shape.
+
+    Args:
+        entries: name -> tensor; floating-point ones are brought to the model's dtype, others must have it.
+        source: what to call the entries in an error.
+        cast: False takes floating-point entries as they are: parameters are then shared with `entries`.
+
+    Raises:
+        CheckpointError: names the first entries that are missing, unexpected or of another shape or kind.
+    """
+    wanted = model.state_dict()
+    faults = {
+        "missing": [name for name in wanted if name not in entries],
+        "unexpected": [name for name in entries if name not in wanted],
+        "different": [
+            f"{name} (wanted {tuple(wanted[name].shape)} {wanted[name].dtype}, "
+            f"got {tuple(tensor.shape)} {tensor.dtype})"
+            for name, tensor in entries.items()
+            if name in wanted and not _fits(tensor, wanted[name])
+        ],
+    }
+    if any(faults.values()):
+        listed = "; ".join(
+            f"{len(names)} {kind}: {', '.join(names[:3])}{', ...' if len(names) > 3 else ''}"
+            for kind, names in faults.items()
+            if names
+        )
+        raise CheckpointError(
+            f"{source} must have the {len(wanted)} entries of this {type(model).__name__}, but {listed}"
+        )
+    converted = {name: tensor.to(wanted[name].dtype) if cast else tensor for name, tensor in entries.items()}
+    model.load_state_dict(converted, strict=True, assign=True)
+    left = [n for n, t in itertools.chain(model.named_parameters(), model.named_buffers()) if t.is_meta]
+    if left:
+        raise CheckpointError(f"{source} left entries of {type(model).__name__} without values: {left[:3]}")
+
+
+def _fits(tensor: torch.Tensor, wanted: torch.Tensor) -> bool:
+    both_float = tensor.is_floating_point() and wanted.is_floating_point()
+    return tensor.shape == wanted.shape and (both_float or tensor.dtype == wanted.dtype)

@@ -1,0 +1,11 @@
+"""Paths as users write them."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+
+def user_path(path: str | os.PathLike[str]) -> Path:
+    """The path with a leading ~ or ~user as the home folder; write ./~ for a folder of that name."""
+    return Path(os.path.expanduser(path))
