@@ -105,13 +105,18 @@ def _has_hooks(module: nn.Module) -> bool:
 
 
 def _is_known(module: nn.Module) -> bool:
-    """Whether a copy of it, with its parameters cast, does the same: forward is that of `var_ext.models` or torch."""
+    """Whether a copy of it, with its parameters cast, does the same: forward is that of `var_ext.models` or torch, or
+    there is none, as in a container."""
     if "forward" in module.__dict__:
         return False
     if isinstance(module, nn.Linear | nn.Conv2d):  # with hooks, else it would have been plain
         return False
-    where = type(module).forward.__module__
-    return where.startswith("var_ext.models.") or type(module).__module__.startswith("torch.nn.modules.")
+    kind = type(module)
+    if kind.forward is nn.Module.forward:  # a container
+        return True
+    return kind.forward.__module__.startswith("var_ext.models.") or kind.__module__.startswith(
+        "torch.nn.modules."
+    )
 
 
 class Called:

@@ -3,18 +3,30 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
 
 import torch
 
-from var_ext.models.hub_classes import VARHF, VQVAEHF
 from var_ext.models.quantizer import MultiScaleQuantizer
 from var_ext.models.var import VAR
 from var_ext.models.vqvae import VQVAE
 from var_ext.schedule import SCALES_256
 
+if TYPE_CHECKING:
+    from var_ext.models.hub_classes import VARHF, VQVAEHF
+
 VectorQuantizer2 = MultiScaleQuantizer  # its published name
 
 __all__ = ["VAR", "VARHF", "VQVAE", "VQVAEHF", "MultiScaleQuantizer", "VectorQuantizer2", "build_vae_var"]
+
+
+def __getattr__(name: str) -> Any:
+    """`VARHF` and `VQVAEHF` at first use: the hub's client would more than double the memory that an import takes."""
+    if name not in ("VARHF", "VQVAEHF"):
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    from var_ext.models import hub_classes
+
+    return getattr(hub_classes, name)
 
 
 def build_vae_var(

@@ -5,8 +5,8 @@ Names of parameters and methods are those of the published checkpoints and code.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from itertools import pairwise
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from itertools import chain, pairwise
 from typing import Any
 
 import torch
@@ -89,7 +89,11 @@ class Upsample(Part):
 
 
 class Level(Part):
-    """Residual blocks of one resolution, each followed by attention at the lowest; then a resampling."""
+    """What works at one resolution: residual blocks, each followed by attention at the lowest; then a resampling.
+
+    A container, as in the published code: who runs it calls layer by layer, so that no frame keeps a map of the level
+    alive while its later layers run. Hooks belong on the layers.
+    """
 
     def __init__(
         self, channels: Sequence[int], dropout: float, attention: bool, resample: nn.Module | None
@@ -102,12 +106,17 @@ class Level(Part):
         if self.resample:
             self.add_module(self.resample, resample)
 
-    def forward(self, x: Tensor) -> Tensor:
+    def __iter__(self) -> Iterator[nn.Module]:
         for n, block in enumerate(self.block):
-            x = block(x)
+            yield block
             if self.attn:
-                x = self.attn[n](x)
-        return getattr(self, self.resample)(x) if self.resample else x
+                yield self.attn[n]
+        if self.resample:
+            yield getattr(self, self.resample)
+
+
+def _layers(levels: Iterable[Any]) -> Iterator[Any]:
+    return chain.from_iterable(levels)
 
 
 class Middle(Part):
@@ -142,8 +151,8 @@ class Encoder(Part):
 
     def forward(self, x: Tensor) -> Tensor:
         h = self.conv_in(x.contiguous(memory_format=torch.channels_last))
-        for level in self.down:
-            h = level(h)
+        for layer in _layers(self.down):
+            h = layer(h)
         return self.conv_out(norm_silu(self.norm_out, self.mid(h))).contiguous()
 
 
@@ -166,8 +175,8 @@ class Decoder(Part):
 
     def forward(self, z: Tensor) -> Tensor:
         h = self.mid(self.conv_in(z.contiguous(memory_format=torch.channels_last)))
-        for level in reversed(self.up):
-            h = level(h)
+        for layer in _layers(reversed(self.up)):
+            h = layer(h)
         return self.conv_out(norm_silu(self.norm_out, h)).contiguous()
 
 
