@@ -63,7 +63,7 @@ SHARED = {
 
 # From the ground up: a module imports from its own floor and those below.
 FLOORS = (
-    {"_C", "schedule", "backend", "paths"},
+    {"_C", "_torch", "schedule", "backend", "paths"},
     {"reference"},
     {"ops"},
     {"models"},
@@ -278,6 +278,96 @@ def test_each_file_is_read_and_written_in_one_place() -> None:
         }
     }
     assert there == {"checkpoints.hub", "checkpoints.pth", "checkpoints.tensors", "training.checkpoint"}
+
+
+# What torch keeps in its modules and tensors under names of its own.
+PRIVATE = {name for name in dir(torch.nn.Module()) + dir(torch.Tensor) if re.match("_[a-zA-Z]", name)}
+PUBLIC_OPS = {"aten", "var_ext"}  # of `torch.ops`: documented, and this package's
+
+
+def private_names_of_torch(source: str) -> list[str]:
+    """Those that a file uses: in imports, after a name that comes from torch, and of modules and tensors."""
+    tree = ast.parse(source)
+    found, from_torch = [], set()
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Import):
+            whole = [(alias.name, alias.asname or alias.name.split(".")[0]) for alias in node.names]
+        elif isinstance(node, ast.ImportFrom):
+            whole = [(f"{node.module}.{alias.name}", alias.asname or alias.name) for alias in node.names]
+        else:
+            continue
+        ours = [(name, local) for name, local in whole if name.split(".")[0] == "torch"]
+        from_torch |= {local for _, local in ours}
+        found += [name for name, _ in ours if "._" in name]
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Attribute):
+            owner = ast.unparse(node.value)
+            private = node.attr.startswith("_") and not node.attr.startswith("__")
+            internal_op = owner == "torch.ops" and node.attr not in PUBLIC_OPS
+            if node.attr in PRIVATE or (private and owner.split(".")[0] in from_torch) or internal_op:
+                found.append(f"{owner}.{node.attr}")
+        elif isinstance(node, ast.Constant) and isinstance(node.value, str) and node.value in PRIVATE:
+            found.append(node.value)
+        elif isinstance(node, ast.keyword) and node.arg in PRIVATE:
+            found.append(str(node.arg))
+        elif isinstance(node, ast.Call) and ast.unparse(node.func) in {
+            "getattr",
+            "hasattr",
+            "setattr",
+            "delattr",
+        }:
+            name = node.args[1]
+            if (
+                isinstance(name, ast.Constant)
+                and re.match("_[a-zA-Z]", name.value)
+                and name.value != "_fields"
+            ):
+                found.append(name.value)
+    return found
+
+
+def test_private_names_of_torch_stand_behind_one_door() -> None:
+    used = {name: private_names_of_torch(path.read_text(encoding="utf-8")) for name, path in modules()}
+    assert used.pop("var_ext._torch")
+    assert not {name: found for name, found in used.items() if found}
+
+
+@pytest.mark.parametrize(
+    "source",
+    [
+        "import torch\ntorch._addmm_activation(b, x, w)",
+        "import torch\nwith torch._C._AutoDispatchBelowAutograd(): pass",
+        "import torch\ntorch.cpu._is_avx512_bf16_supported()",
+        "import torch\ntorch.ops.mkldnn._linear_pointwise(x, w, b)",
+        "import torch\ntorch.ops.onednn.qlinear_pointwise(x)",
+        "import torch._dynamo",
+        "import torch as t\nt._foreach_lerp_(a, b, 1)",
+        "from torch import _C",
+        "from torch._utils import _rebuild_tensor",
+        "from torch.autograd import forward_ad\nforward_ad._current_level",
+        "from torch.nn import functional as F\nF._canonical_mask(m)",
+        "module._forward_hooks",
+        "self._parameters = {}",
+        "x.grad._version",
+        "attrgetter('_version')",
+        "attributes['_parameters'] = {}",
+        "attributes.update(_modules={})",
+        "getattr(model, '_orig_mod', model)",
+    ],
+)
+def test_a_private_name_of_torch_is_found(source: str) -> None:
+    assert private_names_of_torch(source)
+
+
+def test_other_names_are_not_taken_for_private_ones_of_torch() -> None:
+    source = """
+import torch
+from torch import nn
+from var_ext import _C, _torch
+torch.ops.aten.gelu_backward(g, x); torch.ops.var_ext.adaln(x); torch.Tensor.__add__
+_C.build_info(); _torch.hooks_of(nn.Linear(1, 1)); self._layers; hasattr(value, "_fields")
+"""
+    assert private_names_of_torch(source) == []
 
 
 def test_the_core_knows_nothing_of_torch() -> None:

@@ -7,8 +7,7 @@ images = sampler(labels=[0, 1, 2], seeds=[7, 8, 9])  # (3, 3, H, W) in [0, 1]
 
 from importlib.metadata import version as _version
 
-import torch as _torch  # noqa: F401  first: the compiled part shares the thread pool that torch brings
-
+from var_ext import _torch  # noqa: F401  brings torch first: the compiled part shares its thread pool
 from var_ext.accelerate import accelerate
 from var_ext.checkpoints import save_model
 from var_ext.loading import load

@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from var_ext import _torch
 from var_ext.checkpoints import CheckpointError
 from var_ext.checkpoints.model_folder import build_vae, build_var, fill
 from var_ext.checkpoints.sizes import deduce_vae, deduce_var
@@ -118,7 +119,7 @@ def accelerate(
     """
     if release and dtype is None:
         raise ValueError("release needs a dtype, got None: without one the weights themselves are used")
-    model = getattr(model, "_orig_mod", model)  # out of the wrapper of torch.compile
+    model = _torch.uncompiled(model)
     vae = _tokenizer_of(model)
     if check:
         _refuse(modified_part(model) or modified_part(vae))

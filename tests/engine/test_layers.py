@@ -7,6 +7,7 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
+from var_ext import _torch
 from var_ext.engine import Precision, layers
 
 
@@ -29,7 +30,7 @@ def test_gelu_goes_into_the_product_in_16_bits(dtype, shape, monkeypatch):
     layer = layers.linear(module, Precision("", dtype), pack=False)
     apart = layer.gelu(x)
     monkeypatch.setattr(layers, "on_gpu", lambda weight: True)
-    monkeypatch.setattr(torch, "_addmm_activation", on_cuda(calls))
+    monkeypatch.setattr(_torch, "addmm_gelu", on_cuda(calls))
     fused = layer.gelu(x)
     assert calls == ([] if dtype == torch.float32 else [(x.numel() // 24, 24)])
     # apart the product is rounded to 8 or 11 bits before the activation, whose slope is at most 1.13
@@ -38,7 +39,7 @@ def test_gelu_goes_into_the_product_in_16_bits(dtype, shape, monkeypatch):
     assert fused.shape == (*shape[:-1], 40)
     no_bias = layers.linear(nn.Linear(24, 40, bias=False), Precision("", dtype), pack=False)
     assert no_bias.gelu(x).shape == fused.shape
-    monkeypatch.delattr(torch, "_addmm_activation")  # as a torch may that is still to come
+    monkeypatch.setattr(_torch, "addmm_gelu", None)  # as in a torch that may still come
     assert torch.equal(layer.gelu(x), apart)
     assert len(calls) == (dtype != torch.float32)
 

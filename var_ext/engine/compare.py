@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from var_ext import _torch
 from var_ext.models import VAR, VQVAE
 
 SCALES = 5  # of the schedule are compared: all parts of the transformer take part in each
@@ -25,8 +26,11 @@ def check_forward(var: VAR) -> None:
 
     Compared on the first scales of a random image, in evaluation mode.
     """
-    hooks = var._forward_hooks or var._forward_pre_hooks
-    if type(var).forward is VAR.forward and "forward" not in var.__dict__ and not hooks:
+    if (
+        type(var).forward is VAR.forward
+        and "forward" not in var.__dict__
+        and not _torch.has_forward_hooks(var)
+    ):
         return
     label, known = _first_scales(var, min(SCALES, len(var.schedule)))
     with torch.no_grad(), _undisturbed(var):
@@ -62,7 +66,7 @@ def modified_part(model: nn.Module) -> str | None:
     """What in a model does more than its class says, in words; None: nothing."""
     for name, module in model.named_modules():
         part = name or "the model"
-        if module._forward_hooks or module._forward_pre_hooks:
+        if _torch.has_forward_hooks(module):
             return f"{part} has a forward hook"
         for method in ("forward", "get_logits", "autoregressive_infer_cfg", "fhat_to_img"):
             if method in module.__dict__:

@@ -20,6 +20,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from var_ext import _torch
 from var_ext.engine.layers import convolution, linear, upsampling
 from var_ext.engine.precision import Precision
 from var_ext.models.modules import is_plain
@@ -54,7 +55,7 @@ class Execution:
         if own:
             if is_plain(module, nn.Linear):
                 return linear(module, Precision("", module.weight.dtype), pack=False)
-            self.only_known &= not any(_has_hooks(inside) for inside in module.modules())
+            self.only_known &= not any(map(_torch.has_forward_hooks, module.modules()))
             return module
         if is_plain(module, nn.Linear):
             return linear(module, self.precision, pack=self._pack, free=self._free, int8=quantizable)
@@ -72,8 +73,8 @@ class Execution:
         twin = object.__new__(type(module))
         attributes = twin.__dict__
         attributes.update(module.__dict__, training=False, runs_in=self.precision.dtype)
-        attributes.pop("_compiled_call_impl", None)  # of `module.compile()`: it would run the original
-        self.only_known &= not _has_hooks(module)
+        _torch.forget_compilation(twin)
+        self.only_known &= not _torch.has_forward_hooks(module)
         for name, value in module.__dict__.items():
             if isinstance(value, MethodType) and value.__self__ is module:
                 attributes[name] = MethodType(value.__func__, twin)
@@ -84,24 +85,21 @@ class Execution:
             return inside is not None and name not in inside
 
         quantizable = quantizable or getattr(module, "quantizable", False)
-        attributes["_parameters"] = {
-            name: p if p is None or own(name) else self._cast(p) for name, p in module._parameters.items()
+        parameters = {
+            name: p if p is None or own(name) else self._cast(p)
+            for name, p in _torch.parameters_of(module).items()
         }
-        attributes["_modules"] = {
+        children = {
             name: child if name in without else self.of(child, quantizable=quantizable, own=own(name))
-            for name, child in module._modules.items()
+            for name, child in _torch.children_of(module).items()
         }
-        # found at once, where nn.Module would search
-        attributes.update({**attributes["_parameters"], **attributes["_modules"]})
+        _torch.put_inside(twin, parameters, children)
+        attributes.update({**parameters, **children})  # found at once, where nn.Module would search
         return twin
 
     def _cast(self, parameter: Tensor) -> Tensor:
         value = parameter.detach()
         return value.to(self.precision.dtype) if value.is_floating_point() else value
-
-
-def _has_hooks(module: nn.Module) -> bool:
-    return bool(module._forward_hooks or module._forward_pre_hooks)
 
 
 def _is_known(module: nn.Module) -> bool:

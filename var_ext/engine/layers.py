@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from var_ext import ops
+from var_ext import _torch, ops
 from var_ext.engine.precision import Precision
 from var_ext.models.modules import upsampling_taps
 
@@ -50,7 +50,7 @@ class Dense:
         """GELU (tanh) of it: the bias goes with the activation, on a GPU in 16 bits into the product."""
         x = x.to(self.dtype)
         if self.bias is not None and _fuses_gelu(self.weight):
-            y = torch._addmm_activation(self.bias, x.flatten(0, -2), self.weight.t(), use_gelu=True)
+            y = _torch.addmm_gelu(self.bias, x.flatten(0, -2), self.weight.t(), use_gelu=True)
             return y.unflatten(0, x.shape[:-1])
         y = self.product(x, None)
         return F.gelu(y, approximate="tanh") if self.bias is None else ops.bias_gelu(y, self.bias)
@@ -73,11 +73,8 @@ def on_gpu(tensor: Tensor) -> bool:
 
 def _fuses_gelu(weight: Tensor) -> bool:
     """Whether torch makes one kernel of product, bias and GELU: cublasLt's epilogue, whose GELU is the tanh form, as is
-    that of torch's own CUDA fallback. On a CPU the same function means the erf form.
-
-    The name is private: should it go, the product and `bias_gelu` run, a kernel more a layer and scale.
-    """
-    known = hasattr(torch, "_addmm_activation")
+    that of torch's own CUDA fallback. On a CPU the same function means the erf form."""
+    known = _torch.addmm_gelu is not None
     return known and on_gpu(weight) and weight.dtype in (torch.bfloat16, torch.float16)
 
 
@@ -85,14 +82,14 @@ class PackedLinear(Dense):
     """oneDNN's product with a weight (M, N) that lies in memory as its kernel reads it."""
 
     def __init__(self, weight: Tensor, bias: Tensor | None, dtype: torch.dtype) -> None:
-        packed = torch.ops.mkldnn._reorder_linear_weight(weight.contiguous(), ROWS)
+        packed = _torch.reorder_linear_weight(weight.contiguous(), ROWS)
         super().__init__(packed, bias, dtype)
 
     def product(self, x: Tensor, bias: Tensor | None) -> Tensor:
         if x.numel() == x.shape[-1] and x.dtype == torch.float32:
             # one row takes another kernel with other sums
             return self.product(x.expand(2, *x.shape), bias)[0]
-        return torch.ops.mkldnn._linear_pointwise(x, self.weight, bias, "none", [], "")
+        return _torch.linear_pointwise(x, self.weight, bias, "none", [], "")
 
 
 class Int8Linear(Dense):
@@ -103,12 +100,12 @@ class Int8Linear(Dense):
         self.scale = (weight.abs().amax(dim=1) / 127).clamp_min(1e-30)  # (M,)
         quantized = (weight / self.scale[:, None]).round().clamp(-127, 127).to(torch.int8)
         self.zero_points = torch.zeros_like(self.scale, dtype=torch.int64)
-        packed = torch.ops.onednn.qlinear_prepack(quantized, [ROWS, weight.shape[1]])
+        packed = _torch.qlinear_prepack(quantized, [ROWS, weight.shape[1]])
         super().__init__(packed, bias, dtype)
 
     def product(self, x: Tensor, bias: Tensor | None) -> Tensor:
         codes, scale = ops.quantize_rows(x)  # (..., N) uint8 around 128, (..., 1)
-        y = torch.ops.onednn.qlinear_pointwise(
+        y = _torch.qlinear_pointwise(
             codes,
             1.0,
             128,
@@ -167,11 +164,7 @@ def _let_go(module: nn.Linear | nn.Conv2d) -> None:
 
 def _has_packed_layers(dtype: torch.dtype) -> bool:
     known = (torch.float32, torch.bfloat16, torch.float16)
-    return (
-        dtype in known
-        and torch.backends.mkldnn.is_available()
-        and hasattr(torch.ops.mkldnn, "_linear_pointwise")
-    )
+    return dtype in known and torch.backends.mkldnn.is_available() and _torch.packs_layers()
 
 
 class Sized:
@@ -232,9 +225,9 @@ def convolution(module: nn.Conv2d, *, precision: Precision, pack: bool, free: bo
         run: Run
         if packs:
             shape = [1, weight.shape[1] * module.groups, side, side]
-            packed = torch.ops.mkldnn._reorder_convolution_weight(weight, *geometry, shape)
+            packed = _torch.reorder_convolution_weight(weight, *geometry, shape)
             rest: Any = (*geometry, "none", [], "")
-            run = lambda x, bias: torch.ops.mkldnn._convolution_pointwise(x, packed, bias, *rest)  # noqa: E731
+            run = lambda x, bias: _torch.convolution_pointwise(x, packed, bias, *rest)  # noqa: E731
         elif pointwise and on_gpu(weight):
             run = lambda x, bias: _product(x.movedim(1, -1), weight.flatten(1), bias).movedim(-1, 1)  # noqa: E731
         else:
@@ -269,11 +262,9 @@ def upsampling(module: nn.Conv2d, *, precision: Precision, pack: bool, free: boo
         if weight.device.type == "cpu" and _has_packed_layers(dtype):
             shape = [1, weight.shape[0], side, side]
             ones, twos, none = [1, 1], [2, 2], [0, 0]
-            packed = torch.ops.mkldnn._reorder_convolution_transpose_weight(
-                weight, ones, none, twos, ones, 1, shape
-            )
+            packed = _torch.reorder_transposed_weight(weight, ones, none, twos, ones, 1, shape)
             rest: Any = (ones, none, twos, ones, 1, "none", [], "")
-            return lambda x, bias: torch.ops.mkldnn._convolution_transpose_pointwise(x, packed, bias, *rest)
+            return lambda x, bias: _torch.transposed_pointwise(x, packed, bias, *rest)
         return lambda x, bias: F.conv_transpose2d(x, weight, bias, stride=2, padding=1)
 
     return Sized(lay_out, _bias(module, precision), dtype)

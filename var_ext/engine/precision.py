@@ -6,6 +6,8 @@ from dataclasses import dataclass
 
 import torch
 
+from var_ext import _torch
+
 NAMES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16, "int8": torch.bfloat16}
 
 
@@ -30,7 +32,7 @@ def default_precision(device: torch.device) -> str:
     """ "bf16" where the device has its arithmetic, else "fp32"."""
     if device.type == "cuda":
         return "bf16" if torch.cuda.is_bf16_supported(including_emulation=False) else "fp32"
-    return "bf16" if torch.cpu._is_avx512_bf16_supported() else "fp32"
+    return "bf16" if torch.cpu.get_capabilities().get("avx512_bf16") else "fp32"
 
 
 def named_precision(name: str | torch.dtype, device: torch.device) -> Precision:
@@ -46,7 +48,12 @@ def named_precision(name: str | torch.dtype, device: torch.device) -> Precision:
     on = device.type
     if name == "int8" and (on != "cpu" or not torch.backends.mkldnn.is_available()):
         raise ValueError(f"precision int8 is for linear layers on the CPU through oneDNN, got device {on}")
-    if name == "fp16" and on == "cpu" and not torch.ops.mkldnn._is_mkldnn_fp16_supported():
+    if name == "int8" and not _torch.multiplies_int8():
+        raise ValueError(
+            f"precision int8 needs torch.ops.onednn.qlinear_pointwise, which torch {torch.__version__} does not have: "
+            "take bf16 or fp32"
+        )
+    if name == "fp16" and on == "cpu" and not _torch.multiplies_fp16():
         raise ValueError(
             "precision fp16 needs a GPU or a CPU with its arithmetic (avx512_fp16), got neither: take bf16"
         )

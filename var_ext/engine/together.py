@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from var_ext import _torch
 from var_ext.engine import layers
 from var_ext.engine.layers import Dense
 from var_ext.models.modules import is_plain
@@ -45,7 +46,7 @@ class Together:
         for sequence, layer, size, end in zip(found, dense, sizes, accumulate(sizes), strict=True):
             rows = slice(end - size, end)
             layer.weight, layer.bias = weight[rows], bias[rows]  # lets go of their own
-            sequence._modules = {"0": Member(self, sequence[0], layer, rows)}  # type: ignore[dict-item]
+            _torch.put_inside(sequence, {}, {"0": Member(self, sequence[0], layer, rows)})
 
     @contextmanager
     def keeping(self) -> Iterator[None]:

@@ -9,9 +9,10 @@ from typing import Any
 
 from torch import Tensor, nn
 
+from var_ext import _torch
 from var_ext.models.modules import Part
 
-_versions, _changes = attrgetter("_version"), attrgetter("changes")
+_changes = attrgetter("changes")
 
 
 class Watch:
@@ -33,32 +34,31 @@ class Watch:
         left_out = {module for root in without for module in root.modules()}
         modules = [m for m in dict.fromkeys(chain(*(r.modules() for r in roots))) if m not in left_out]
         self._owners: list[dict[str, Any]] = [
-            d for m in modules for d in (m._parameters, m._modules, m._buffers) if d
+            d
+            for m in modules
+            for d in (_torch.parameters_of(m), _torch.children_of(m), _torch.buffers_of(m))
+            if d
         ]
         self._owned = list(_values(self._owners))  # parameters, modules and buffers
         # Modules without either: nothing to compare, but something may be added to them.
-        self._empty = [d for m in modules for d in (m._parameters, m._modules) if not d]
-        owners = (d for m in modules for d in (m._parameters, m._buffers))
+        self._empty = [d for m in modules for d in (_torch.parameters_of(m), _torch.children_of(m)) if not d]
+        owners = (d for m in modules for d in (_torch.parameters_of(m), _torch.buffers_of(m)))
         parameters = [t for d in owners for t in d.values() if t is not None]  # and buffers
         self._tensors = parameters
         self._recorded = [p for p in parameters if not p.is_inference()]  # the others have no version
         # Keep the memory alive: a reused address would hide a change.
         self._held = [p.detach() for p in parameters]
-        self._modules, self._dicts = modules, [m.__dict__ for m in modules]
+        self._watched, self._dicts = modules, [m.__dict__ for m in modules]
         self._parts = [m for m in modules if isinstance(m, Part)]
-        self._hooks: list[Any] = [
-            hooks
-            for m in modules
-            for hooks in (m._forward_hooks, m._forward_pre_hooks, m._backward_hooks, m._backward_pre_hooks)
-        ]
+        self._hooks = list(chain.from_iterable(map(_torch.hooks_of, modules)))
         self._state = self._present()
 
     def _present(self) -> tuple[list[Any], ...]:
         hooked = [tuple(hooks.values()) for hooks in self._hooks] if any(self._hooks) else []
         return (
-            list(map(_versions, self._recorded)),
+            list(map(_torch.version_of, self._recorded)),
             list(map(Tensor.data_ptr, self._tensors)),
-            list(map(type, self._modules)),
+            list(map(type, self._watched)),
             list(map(len, self._dicts)),
             list(map(_changes, self._parts)),
             hooked,

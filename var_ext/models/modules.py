@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from var_ext import ops
+from var_ext import _torch, ops
 
 _NOTHING = object()
 
@@ -38,13 +38,7 @@ def is_plain(module: Any, kind: type[nn.Module]) -> bool:
     a parametrization), no hooks, no forward of its own. Only then may its parameters be used without calling it."""
     if type(module) is not kind or "forward" in module.__dict__:
         return False
-    hooks = (
-        module._forward_hooks,
-        module._forward_pre_hooks,
-        module._backward_hooks,
-        module._backward_pre_hooks,
-    )
-    return not any(hooks)
+    return not any(_torch.hooks_of(module))
 
 
 def dtype_of(layer: Any) -> torch.dtype:
@@ -112,7 +106,7 @@ class Dropout(nn.Dropout):
 
     def forward(self, x: Tensor) -> Tensor:
         kept = round((1 - self.p) * 2**16)  # of 2^16
-        traced = torch.compiler.is_compiling() or torch._C._are_functorch_transforms_active()
+        traced = torch.compiler.is_compiling() or _torch.under_transforms()
         if not self.training or self.inplace or x.device.type != "cpu" or kept in (0, 2**16) or traced:
             return super().forward(x)
         bits = torch.empty(-(-x.numel() // 4), dtype=torch.int64).random_(-(2**63), None)

@@ -8,6 +8,8 @@ from typing import Any
 
 import torch
 
+from var_ext import _torch
+
 try:
     from var_ext import _C
 except ImportError:  # `var_ext.backend` has told already, unless the reference backend is in force
@@ -76,7 +78,7 @@ def gpu_stream(tensor: torch.Tensor) -> _C.CudaStream:
     from var_ext import _C
 
     device = tensor.get_device()
-    return _C.CudaStream(device, torch._C._cuda_getCurrentRawStream(device))
+    return _C.CudaStream(device, _torch.raw_stream(device))
 
 
 def multiprocessors(tensor: torch.Tensor) -> int:

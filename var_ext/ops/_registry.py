@@ -10,10 +10,9 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
-from torch.autograd import forward_ad
 from torch.autograd.function import once_differentiable
 
-from var_ext import backend
+from var_ext import _torch, backend
 
 _LIBRARY = torch.library.Library("var_ext", "DEF")
 Body = Callable[..., Any]
@@ -56,10 +55,17 @@ def differentiate(name: str, backward: Body, setup_context: Body, *, twice: bool
         setup_context: (ctx, inputs, output), saves what `backward` needs.
         twice: whether `backward` is made of differentiable ops; if not, a second derivative is an error.
     """
+    backward = backward if twice else once_differentiable(backward)
+    below_autograd = _torch.below_autograd
+    if below_autograd is None:
+        torch.library.register_autograd(
+            f"var_ext::{name}", backward, setup_context=setup_context, lib=_LIBRARY
+        )
+        return
     op = getattr(torch.ops.var_ext, name).default
 
     def forward(ctx: Any, *inputs: Any) -> Any:
-        with torch._C._AutoDispatchBelowAutograd():
+        with below_autograd():
             output = op(*inputs)
         setup_context(ctx, inputs, output)
         return output
@@ -67,18 +73,15 @@ def differentiate(name: str, backward: Body, setup_context: Body, *, twice: bool
     node: Any = type(
         f"{name}_node",
         (torch.autograd.Function,),
-        {
-            "forward": staticmethod(forward),
-            "backward": staticmethod(backward if twice else once_differentiable(backward)),
-        },
+        {"forward": staticmethod(forward), "backward": staticmethod(backward)},
     )
 
     def call(*inputs: Any) -> Any:
         # a node has no forward mode and says so; without one, tangents would be lost in silence
-        wanted = torch.is_grad_enabled() and torch._C._any_requires_grad(*inputs)
-        if wanted or forward_ad._current_level >= 0:
+        wanted = torch.is_grad_enabled() and _torch.any_requires_grad(*inputs)
+        if wanted or _torch.forward_mode():
             return node.apply(*inputs)
-        with torch._C._AutoDispatchBelowAutograd():
+        with below_autograd():
             return op(*inputs)
 
     _LIBRARY.impl(name, call, "Autograd")

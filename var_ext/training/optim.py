@@ -11,6 +11,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.optim.swa_utils import get_ema_multi_avg_fn
 
 # Parts of published parameter names that are never decayed, besides biases and 1-d parameters.
 NO_DECAY = ("pos_1LC", "pos_start", "lvl_embed", "ada_gss", "scale_mul")
@@ -80,7 +81,7 @@ class Ema:
         """Take in the parameters after `step` (counted from 0)."""
         decay = min(self.decay, (1 + step) / (10 + step))
         current = [p.detach() for _, p in _trainable(model)]
-        torch._foreach_lerp_(list(self.average.values()), current, 1 - decay)
+        get_ema_multi_avg_fn(decay)(list(self.average.values()), current, 0)
 
     def state_dict(self) -> dict[str, Tensor]:
         return self.average
