@@ -1,7 +1,7 @@
 """The one door to names that torch keeps private and may drop in any release: no other file of this package uses any.
 
-All are looked up here once, at import. Each says what happens where torch no longer has it: another way with the same
-answers, a refusal of what needs it, or, where nothing would be right without it, an ImportError.
+Each says what happens where torch no longer has it: another way with the same answers, a refusal of what needs it, or,
+where nothing would be right without it, an ImportError.
 """
 
 from __future__ import annotations
@@ -25,12 +25,8 @@ def _needed(owner: Any, *names: str) -> None:
             )
 
 
-def _known(owner: Any, name: str) -> Any:
-    return getattr(owner, name, None)
-
-
-# ---- Modules and tensors: without these names the import fails. -----------------------------------------------------
-
+# Of modules and tensors: without these names the import fails.
+#
 # The public iterators leave out what is None or there twice, and give copies, in which no change would be seen.
 _needed(nn.Module(), "_parameters", "_buffers", "_modules")
 # There is no public way to ask for hooks, and one that is not seen would be ignored.
@@ -75,7 +71,7 @@ def has_forward_hooks(module: nn.Module) -> bool:
 
 
 def forget_compilation(twin: nn.Module) -> None:
-    """Of `module.compile()`, which a copy of the module must not run: it would be the original's."""
+    """Drops from a copy of a module what `module.compile()` made: it would run the original."""
     twin.__dict__.pop("_compiled_call_impl", None)
 
 
@@ -88,9 +84,9 @@ def uncompiled(model: nn.Module) -> nn.Module:
     return getattr(model, "_orig_mod", model)
 
 
-# ---- Calls of ops. --------------------------------------------------------------------------------------------------
+# Of calls of ops.
 
-below_autograd: Any = _known(torch._C, "_AutoDispatchBelowAutograd")
+below_autograd: Any = getattr(torch._C, "_AutoDispatchBelowAutograd", None)
 """Context in which an op runs without its gradient. None: `torch.library.register_autograd`, whose calls are slower."""
 
 
@@ -98,7 +94,7 @@ def _requires_grad(*inputs: Any) -> bool:
     return any(isinstance(value, Tensor) and value.requires_grad for value in inputs)
 
 
-any_requires_grad: Callable[..., bool] = _known(torch._C, "_any_requires_grad") or _requires_grad
+any_requires_grad: Callable[..., bool] = getattr(torch._C, "_any_requires_grad", None) or _requires_grad
 """Whether one of the inputs of an op does; without the name asked in Python."""
 
 
@@ -109,35 +105,35 @@ def forward_mode() -> bool:
 
 def under_transforms() -> bool:
     """Whether `torch.func` transforms the call; without the name always: dropout is torch's own, which is slower."""
-    active = _known(torch._C, "_are_functorch_transforms_active")
+    active = getattr(torch._C, "_are_functorch_transforms_active", None)
     return active is None or active()
 
 
 def raw_stream(device: int) -> int:
     """The current CUDA stream of a device, as a number; without the name from `torch.cuda.current_stream`, slower."""
-    current = _known(torch._C, "_cuda_getCurrentRawStream")
+    current = getattr(torch._C, "_cuda_getCurrentRawStream", None)
     return torch.cuda.current_stream(device).cuda_stream if current is None else current(device)
 
 
-# ---- Layers. --------------------------------------------------------------------------------------------------------
+# Of layers.
 
-addmm_gelu: Any = _known(torch, "_addmm_activation")
+addmm_gelu: Any = getattr(torch, "_addmm_activation", None)
 """Product, bias and GELU in one kernel of a GPU. None: the product, then `bias_gelu`, a kernel more a layer."""
 
 # oneDNN's products with weights laid out once. Without one of the names layers are not packed: slower, and the last
 # bits of float32 depend on how many rows there are.
-reorder_linear_weight: Any = _known(torch.ops.mkldnn, "_reorder_linear_weight")
-linear_pointwise: Any = _known(torch.ops.mkldnn, "_linear_pointwise")
-reorder_convolution_weight: Any = _known(torch.ops.mkldnn, "_reorder_convolution_weight")
-convolution_pointwise: Any = _known(torch.ops.mkldnn, "_convolution_pointwise")
-reorder_transposed_weight: Any = _known(torch.ops.mkldnn, "_reorder_convolution_transpose_weight")
-transposed_pointwise: Any = _known(torch.ops.mkldnn, "_convolution_transpose_pointwise")
+reorder_linear_weight: Any = getattr(torch.ops.mkldnn, "_reorder_linear_weight", None)
+linear_pointwise: Any = getattr(torch.ops.mkldnn, "_linear_pointwise", None)
+reorder_convolution_weight: Any = getattr(torch.ops.mkldnn, "_reorder_convolution_weight", None)
+convolution_pointwise: Any = getattr(torch.ops.mkldnn, "_convolution_pointwise", None)
+reorder_transposed_weight: Any = getattr(torch.ops.mkldnn, "_reorder_convolution_transpose_weight", None)
+transposed_pointwise: Any = getattr(torch.ops.mkldnn, "_convolution_transpose_pointwise", None)
 
 # Its products of 8-bit integers. Without one of the names precision int8 is refused.
-qlinear_prepack: Any = _known(torch.ops.onednn, "qlinear_prepack")
-qlinear_pointwise: Any = _known(torch.ops.onednn, "qlinear_pointwise")
+qlinear_prepack: Any = getattr(torch.ops.onednn, "qlinear_prepack", None)
+qlinear_pointwise: Any = getattr(torch.ops.onednn, "qlinear_pointwise", None)
 
-_fp16_on_cpu: Any = _known(torch.ops.mkldnn, "_is_mkldnn_fp16_supported")
+_fp16_on_cpu: Any = getattr(torch.ops.mkldnn, "_is_mkldnn_fp16_supported", None)
 
 
 def packs_layers() -> bool:
