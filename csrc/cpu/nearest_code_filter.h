@@ -1,5 +1,4 @@
-// The search of nearest_code_search.h behind a filter in bf16, whose dot products run at about twice the
-// speed.
+// The search of nearest_code behind a filter in bf16, whose dot products run at about twice the speed.
 //
 // The filter computes g' ~ dot - bias for every code from x' and e', x and e rounded to bf16, and keeps the
 // maxima of 16 lanes for each (row, panel). The plain search computes g, in fp32 and with another rounding.

@@ -6,8 +6,7 @@
 
 namespace {
 
-// R: the sums of R rows and two vectors of codes stay in registers, of which AVX-512 has 32 and the
-// others 16.
+// R: the sums of R rows and two vectors of codes stay in registers; AVX-512 has 32 of them, AVX2 and SSE 16.
 constexpr int rows_at_once = vec_bytes == 64 ? 12 : vec_bytes == 32 ? 6 : 4;
 
 inline float nearest_code_pack(const var_ext::NearestCodeParams& p, int64_t first, int64_t count,

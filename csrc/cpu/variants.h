@@ -8,17 +8,15 @@
 
 // In NAME_variant.cpp: the table of the variant that is being compiled.
 #define VAR_EXT_DEFINE_VARIANT(Kernel, name) const Kernel VAR_EXT_JOINED(name, VAR_EXT_VARIANT)
-#define VAR_EXT_JOINED(name, variant) VAR_EXT_JOINED_AS_THEY_ARE(name, variant)
-#define VAR_EXT_JOINED_AS_THEY_ARE(name, variant) name##_##variant
+#define VAR_EXT_JOINED(name, variant) VAR_EXT_JOINED_EXPANDED(name, variant)
+#define VAR_EXT_JOINED_EXPANDED(name, variant) name##_##variant
 
-// In NAME.cpp: the table to use now, see common/cpu_features.h. VAR_EXT_BF16 comes from CMakeLists.txt, for
-// the ops that have a variant of their own for AVX-512-bf16; the others run that of AVX-512 there.
-#if !defined(VAR_EXT_X86_VARIANTS)
-#define VAR_EXT_SELECT(name) (name##_portable)
-#elif defined(VAR_EXT_BF16)
-#define VAR_EXT_SELECT(name) \
-    ::var_ext::select_variant(name##_portable, name##_avx2, name##_avx512, name##_avx512_bf16)
+// The table to use now, see common/cpu_features.h. VAR_EXT_STRONGEST_NAME comes from CMakeLists.txt:
+// avx512_bf16 for the ops that have this variant, avx512 for the others.
+#if defined(VAR_EXT_X86_VARIANTS)
+#define VAR_EXT_SELECT(name)                                               \
+    ::var_ext::select_variant(name##_portable, name##_avx2, name##_avx512, \
+                              VAR_EXT_JOINED(name, VAR_EXT_STRONGEST_##name))
 #else
-#define VAR_EXT_SELECT(name) \
-    ::var_ext::select_variant(name##_portable, name##_avx2, name##_avx512, name##_avx512)
+#define VAR_EXT_SELECT(name) (name##_portable)
 #endif
