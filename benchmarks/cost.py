@@ -15,9 +15,9 @@ from typing import Any
 
 import flops
 import torch
-from contenders import DTYPES, TINY, drawer, drawn, our_model
+from samplers import DTYPES, TINY, drawer, drawn, our_model
 from tables import duration
-from versus import about, add_file_options, numbers, race, release, words, write
+from versus import about, add_file_options, numbers, release, time_in_turn, words, write
 
 
 def arguments() -> argparse.Namespace:
@@ -64,7 +64,9 @@ def main() -> None:
             draw = drawer(var, precision)
             for batch in batches:
                 call = functools.partial(drawn, draw, batch, device)
-                result = race({"var_ext": lambda _, call=call: call()}, options.laps, device)["var_ext"]
+                result = time_in_turn({"var_ext": lambda _, call=call: call()}, options.laps, device)[
+                    "var_ext"
+                ]
                 cost = counted(depth, precision, options.tiny)
                 rows.append(
                     dict(depth=depth, batch=batch, precision=precision, flops=cost, seconds=result.seconds)

@@ -1,4 +1,4 @@
-"""The hardware command: builds for the GPU at hand, tests, sanitizes, draws, races, and writes one result file.
+"""The hardware command: builds for the GPU at hand, tests, sanitizes, times, and writes one result file.
 
     make gpu                          # or: python benchmarks/gpu.py [--results DIR]
     make gpu DRY=1                    # without a GPU: build, collect tests, show the plan, run toys on the CPU
@@ -151,7 +151,7 @@ def hardware(run: Run) -> int:
         others = dict(tests=steps.tests(), ptx=steps.ptx(), occupancy=steps.occupancy())
         run.do(**others, **sanitizers)
         run.do(sampling=steps.sampling(*run.timing("sampling")))
-        run.do(races=steps.races(*run.timing("races")))
+        run.do(op_times=steps.op_times(*run.timing("op_times")))
     return run.told(SHARES)
 
 
@@ -171,7 +171,7 @@ def dry(run: Run) -> int:
         collected = {name: steps.collected(name) for name in BESIDE if name != "occupancy"}
         run.do(**collected, occupancy=steps.occupancy("--list"))
         run.do(sampling=steps.sampling("--smoke"))
-        run.do(races=steps.races("--smoke"))
+        run.do(op_times=steps.op_times("--smoke"))
     return run.told(wanted)
 
 

@@ -61,7 +61,7 @@ def step(report: Mapping[str, Any], name: str) -> str:
 def facts(report: Mapping[str, Any]) -> str:
     about = report["about"]
     changed = {True: " with uncommitted changes", False: "", None: ", changes unknown"}[about["dirty"]]
-    ceilings = report.get("races", {}).get("ceilings", {})
+    ceilings = report.get("op_times", {}).get("ceilings", {})
     rates = ", ".join(
         f"{rate / 1e12:.2f} TB/s copied" if name == "copy" else f"{rate / 1e12:.0f} TFLOP/s {name}"
         for name, rate in ceilings.items()
@@ -177,13 +177,13 @@ def section(folder: Path = HERE / "results") -> str:
         if report.get("sampling", {}).get("rows"):
             parts += sampling(report["sampling"])
         parts += not_timed(report.get("sampling", {}))
-        races = report.get("races", {})
-        rows = races.get("rows", [])
+        op_times = report.get("op_times", {})
+        rows = op_times.get("rows", [])
         for op in dict.fromkeys(row["op"] for row in rows):
             mine = [row for row in rows if row["op"] == op]
             kernel = "" if mine[0]["kernel"] == "native" else "No CUDA kernel: plain PyTorch.\n\n"
             parts.append(f"### {op}\n\n{kernel}{table(mine)}")
-        parts += not_timed(races)
+        parts += not_timed(op_times)
     return "\n\n".join(parts) + "\n"
 
 

@@ -40,8 +40,8 @@ class Prediction:
 
 
 def _attention(report: Report, way: str) -> tuple[float, float] | None:
-    """FLOPs and seconds of a row of the races."""
-    for row in report.get("races", {}).get("rows", []):
+    """FLOPs and seconds of a row of the op timings."""
+    for row in report.get("op_times", {}).get("rows", []):
         mine = row["competitors"].get("var_ext", {"error": "not timed"})
         if (row["op"], row["shape"]) == ("block_causal_attention", f"{ATTENTION}, {way}, bf16"):
             return None if "error" in mine else (row["flops"], (mine["graph_us"] or mine["call_us"]) / 1e6)

@@ -21,11 +21,11 @@ from typing import Any
 
 import flops
 import torch
-from contenders import OPTIONS, labels_of, our_model
 from result_files import save
+from samplers import OPTIONS, labels_of, our_model
 from tables import duration
 from torch.profiler import ProfilerActivity, profile
-from versus import Watch, forget_peak, race, release, resident, synchronize
+from versus import Watch, forget_peak, release, resident, synchronize, time_in_turn
 
 from var_ext.bench import Watched
 from var_ext.engine import Call, Draw, SeededDraw
@@ -127,7 +127,7 @@ class Bench:
         memory["graph"] = self.memory(self.graph, batch)
         calls: dict[str, Callable[[Watch], Any]] = {"graph": graph, "eager": lambda w: self.eager(batch, w)}
         cost = flops.sampling(self.report["depth"], mixed=True)
-        for who, timed in race(calls, LAPS, self.device).items():
+        for who, timed in time_in_turn(calls, LAPS, self.device).items():
             row = dict(who=who, batch=batch, **timed.as_dict(), memory=memory[who])
             if who == "graph" and timed.seconds:
                 row["host"] = median(hosts[1:])  # the first one warms up

@@ -22,7 +22,7 @@ PLACE = ROOT / "build" / "gpu"
 PYTHON = PLACE / "venv" / "bin" / "python"
 SHARES = {  # seconds of each step of `make gpu`
     "build": 240.0, "tests": 150.0, "memcheck": 120.0, "racecheck": 120.0, "initcheck": 120.0, "ptx": 120.0,
-    "occupancy": 60.0, "sampling": 90.0, "races": 420.0,
+    "occupancy": 60.0, "sampling": 90.0, "op_times": 420.0,
 }  # fmt: skip
 VERSUS = {"build": SHARES["build"], "official": 220.0, "dit": 240.0}  # of `make gpu-versus`
 # Cases of each test: the tools make them 100 times slower.
@@ -178,8 +178,8 @@ def sampling(*options: object) -> Step:
     return _writing("sampling", "gpu_sampling.py", PLACE / "sampling.json", *options)
 
 
-def races(*options: object) -> Step:
-    return _writing("races", "gpu_races.py", PLACE / "races.json", *options)
+def op_times(*options: object) -> Step:
+    return _writing("op_times", "time_ops_gpu.py", PLACE / "op_times.json", *options)
 
 
 # ---------------------------------------------------------------------- beside other programs

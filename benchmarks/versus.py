@@ -91,12 +91,12 @@ def release(device: torch.device) -> None:
         torch.cuda.empty_cache()
 
 
-def race(
+def time_in_turn(
     competitors: Mapping[str, Callable[[Watch], Any]], laps: int, device: torch.device
 ) -> dict[str, Timed]:
     """Each competitor once to warm up, then all in turn, lap after lap; each lap begins with the next one.
 
-    Who runs out of memory is out of the race, and the others go on.
+    One that runs out of memory is dropped; the others go on.
     """
     results = {name: Timed() for name in competitors}
     names = list(competitors)

@@ -20,9 +20,19 @@ from statistics import median
 from typing import Any
 
 import torch
-from contenders import DTYPES, drawer, drawn, our_model
+from samplers import DTYPES, drawer, drawn, our_model
 from tables import duration
-from versus import Watch, about, add_file_options, in_fresh_process, memory_of, numbers, race, words, write
+from versus import (
+    Watch,
+    about,
+    add_file_options,
+    in_fresh_process,
+    memory_of,
+    numbers,
+    time_in_turn,
+    words,
+    write,
+)
 
 from var_ext.engine.memory import out_of_memory
 
@@ -126,7 +136,7 @@ def linearity(pipe: Any, parts: dict[str, list[float]], device: torch.device) ->
     runs: dict[str, Callable[[Watch], Any]] = {
         str(steps): functools.partial(draw, pipe, 1, steps) for steps in CHECKED
     }
-    results = race(runs, 1, device)
+    results = time_in_turn(runs, 1, device)
     return {steps: timed.seconds[0] / seconds_of(parts, int(steps)) for steps, timed in results.items()}
 
 
@@ -164,11 +174,11 @@ def main() -> None:
         draw_ours = drawer(our_model(options.depth, device, options.tiny), precision)
         report = report or begun(options, checks, rows)
         for batch in options.batch_sizes:
-            race_of: dict[str, Callable[[Watch], Any]] = {
+            calls: dict[str, Callable[[Watch], Any]] = {
                 "DiT": functools.partial(draw, pipe, batch, options.timed_steps),
                 "var_ext": lambda _, batch=batch, ours=draw_ours: drawn(ours, batch, device),
             }
-            for who, result in race(race_of, options.laps, device).items():
+            for who, result in time_in_turn(calls, options.laps, device).items():
                 row = dict(who=who, precision=precision, batch=batch, **result.as_dict())
                 if who == "DiT" and result.seconds:
                     row["of_steps"] = {str(n): seconds_of(row["parts"], n) for n in options.steps}

@@ -24,7 +24,7 @@ from statistics import median
 from typing import Any
 
 import torch
-from contenders import OPTIONS, Contender, Graphed, Published, labels_of, make, precisions_on, published_model
+from samplers import OPTIONS, Competitor, Graphed, Published, labels_of, make, precisions_on, published_model
 from tables import duration
 from versus import (
     Timed,
@@ -35,8 +35,8 @@ from versus import (
     in_fresh_process,
     memory_of,
     numbers,
-    race,
     release,
+    time_in_turn,
     words,
     write,
 )
@@ -79,7 +79,7 @@ def arguments() -> argparse.Namespace:
 
 
 def names(precisions: list[str], device: torch.device) -> list[Key]:
-    """Who races: the published code in each precision that it has, var_ext in all, on a GPU also as a graph."""
+    """Who is timed: the published code in each precision that it has, var_ext in all, on a GPU also as a graph."""
     graphs = [("var_ext graph", p) for p in precisions] if device.type == "cuda" else []
     published = [("published", p) for p in precisions if p != "int8"]
     shared = [
@@ -106,24 +106,24 @@ def without_tf32() -> Iterator[None]:
 
 
 @without_tf32()
-def compare(contenders: dict[Key, Contender], reference: Published, batch: int) -> list[dict[str, Any]]:
-    """A row for each contender: tokens equal to those of the published code in fp32, and the images' PSNR."""
+def compare(competitors: dict[Key, Competitor], reference: Published, batch: int) -> list[dict[str, Any]]:
+    """A row for each competitor: tokens equal to those of the published code in fp32, and the images' PSNR."""
     device = reference.var.head.weight.device
     labels = labels_of(batch, device)
     images, tokens = reference.draw(labels, 0)
     lengths = [side * side for side in reference.var.patch_nums]
     rows = []
-    for (who, precision), contender in contenders.items():
-        if isinstance(contender, Graphed):
-            share, own_images, eager = contender.beside_eager(labels)
+    for (who, precision), competitor in competitors.items():
+        if isinstance(competitor, Graphed):
+            share, own_images, eager = competitor.beside_eager(labels)
             row = dict(
                 who=who, precision=precision, forced=False, tokens=share, psnr=finite_psnr(own_images, eager)
             )
             rows.append(row)
-            contender.sampler.refresh()  # what is timed is captured anew, with torch's own settings
+            competitor.sampler.refresh()  # what is timed is captured anew, with torch's own settings
             continue
         forced = None if precision == "fp32" else tokens.split(lengths, dim=1)
-        own_images, own_tokens = contender.draw(labels, 0, forced=forced)
+        own_images, own_tokens = competitor.draw(labels, 0, forced=forced)
         rows.append(
             dict(
                 who=who,
@@ -154,26 +154,28 @@ def wrong(rows: list[dict[str, Any]]) -> list[str]:
 # ---------------------------------------------------------------------- time
 
 
-def timed(contenders: dict[Key, Contender], batch: int, laps: int, device: torch.device) -> dict[Key, Timed]:
+def timed(
+    competitors: dict[Key, Competitor], batch: int, laps: int, device: torch.device
+) -> dict[Key, Timed]:
     labels = labels_of(batch, device)
 
-    def run(contender: Contender) -> Callable[[Watch], Any]:
-        return lambda watch: contender.draw(labels, 0, watch=watch)
+    def run(competitor: Competitor) -> Callable[[Watch], Any]:
+        return lambda watch: competitor.draw(labels, 0, watch=watch)
 
-    by_name = {" ".join(key): run(contender) for key, contender in contenders.items()}
-    results = race(by_name, laps, device)
-    return {key: results[" ".join(key)] for key in contenders}
+    by_name = {" ".join(key): run(competitor) for key, competitor in competitors.items()}
+    results = time_in_turn(by_name, laps, device)
+    return {key: results[" ".join(key)] for key in competitors}
 
 
 def memory_worker(options: argparse.Namespace) -> None:
-    """Prints the memory of one contender, alone in this process."""
+    """Prints the memory of one competitor, alone in this process."""
     who, precision, batch = options.memory_of
-    contender = make(
+    competitor = make(
         who, published_model(options.official, options.depth, options.device, options.tiny), precision
     )
     labels = labels_of(int(batch), options.device)
     try:
-        print(json.dumps(memory_of(functools.partial(contender.draw, labels, 0), options.device)))
+        print(json.dumps(memory_of(functools.partial(competitor.draw, labels, 0), options.device)))
     except RuntimeError as error:
         if not out_of_memory(error):
             raise
@@ -194,9 +196,9 @@ def main() -> None:
         return
     device = options.device
     var = published_model(options.official, options.depth, device, options.tiny)
-    contenders = {key: make(key[0], var, key[1]) for key in names(options.precisions, device)}
+    competitors = {key: make(key[0], var, key[1]) for key in names(options.precisions, device)}
     # a toy has few tokens
-    answers = compare(contenders, Published(var, "fp32"), 8 if options.tiny else min(options.batch_sizes))
+    answers = compare(competitors, Published(var, "fp32"), 8 if options.tiny else min(options.batch_sizes))
     for row in answers:
         way = "given the published tokens" if row["forced"] else "on its own"
         print(
@@ -213,12 +215,12 @@ def main() -> None:
     report = dict(about=about(device), model=model, options=OPTIONS, laps=options.laps, tf32=tf32)
     report |= dict(answers=answers, rows=rows)
     for batch in options.batch_sizes:
-        for (who, precision), result in timed(contenders, batch, options.laps, device).items():
+        for (who, precision), result in timed(competitors, batch, options.laps, device).items():
             rows.append(dict(who=who, precision=precision, batch=batch, **result.as_dict()))
             if result.seconds:
                 print(f"batch {batch}, {who} {precision}: {duration(median(result.seconds))}", flush=True)
         write("official", report, options, finished=False)
-    del contenders, var
+    del competitors, var
     release(device)
     for row in rows if not options.no_memory else []:
         row["memory"] = memory(options, (row["who"], row["precision"]), row["batch"])

@@ -1,4 +1,4 @@
-"""The samplers that race: the published code in its own folder, and var_ext, with the same weights."""
+"""The samplers that are compared: the published code in its own folder, and var_ext, with the same weights."""
 
 from __future__ import annotations
 
@@ -84,7 +84,7 @@ def labels_of(batch: int, device: torch.device) -> Tensor:
     return torch.arange(batch, device=device) * 37 % 1000
 
 
-class Contender(Protocol):
+class Competitor(Protocol):
     """Draws a batch with one seed, as the published method does."""
 
     def draw(
@@ -224,8 +224,8 @@ def _marked(
         del owner.__dict__[method]
 
 
-def make(who: str, var: nn.Module, precision: str) -> Contender:
-    """The contender of this name, on the weights of a published model; "var_ext released": see `Fast`."""
+def make(who: str, var: nn.Module, precision: str) -> Competitor:
+    """The competitor of this name, on the weights of a published model; "var_ext released": see `Fast`."""
     if who in ("var_ext released", "var_ext shared"):
         return Fast(var, precision, who.split()[1])
     return {"published": Published, "var_ext": Fast, "var_ext graph": Graphed}[who](var, precision)

@@ -43,7 +43,7 @@ def same(result: torch.Tensor, expected: torch.Tensor) -> None:
 
 
 @dataclass
-class Contest:
+class Case:
     """Competitors on the inputs of one shape, the reference among them.
 
     Args:
