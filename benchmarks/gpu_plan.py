@@ -22,7 +22,7 @@ import case as cases  # noqa: E402
 from case import Case  # noqa: E402
 
 FIRST = ("block_causal_attention", "cached_attention", "qk_norm")  # should time run out
-# What the plan counts with, of an H100: bytes and products a second. The report has those that were measured.
+# Rates of an H100 assumed by the plan: bytes and FLOPs a second. The report has the measured ones.
 H100 = {"copy": 3.0e12, "bf16": 800e12, "fp16": 800e12, "fp32": 60e12}
 
 
@@ -40,7 +40,7 @@ def dtype_of(shape: str) -> str:
 
 
 def least(case: Case, shape: str, limits: dict[str, float]) -> float:
-    """Seconds that the op's bytes and FLOPs take at these rates, whichever is more."""
+    """Seconds for the op's bytes or FLOPs at these rates, whichever is more."""
     computing = (case.flops - case.tensor_flops) / limits[dtype_of(shape)]
     return max(case.bytes / limits["copy"], computing + case.tensor_flops / limits["bf16"])
 
@@ -53,7 +53,7 @@ def build(module: ModuleType, arguments: dict[str, Any], device: str, seed: int 
 
 
 def counts(op: str, shape: str, case: Case) -> dict[str, Any]:
-    """What is known of a shape before anything is timed."""
+    """What is known about a shape before timing."""
     return {
         "op": op,
         "shape": shape,
@@ -67,7 +67,7 @@ def counts(op: str, shape: str, case: Case) -> dict[str, Any]:
 
 @dataclass(frozen=True)
 class Job:
-    """One shape of an op, for its competitors with or without a compiler to wait for."""
+    """One shape of an op, with its compiled or its other competitors."""
 
     op: str
     module: ModuleType
@@ -81,7 +81,7 @@ class Job:
 
 def jobs(shapes: dict[str, tuple[ModuleType, dict[str, Any]]]) -> list[Job]:
     """In timing order, for op -> its file and its shapes: first the first shape of every op, then the second
-    ones, and so on; then the same again for what has to be compiled."""
+    ones, and so on; then the same for competitors that compile."""
     todo = [
         (place, Job(op, module, shape, arguments))
         for op, (module, given) in shapes.items()

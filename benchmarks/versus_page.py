@@ -20,20 +20,20 @@ from tables import duration, markdown  # noqa: E402
 from versus_plots import PARTS, Report, batches, draw, plot_name  # noqa: E402
 
 TITLE = "# Beside other programs"
-NONE = """No result yet: `python benchmarks/vs_official.py --official DIR`, `vs_dit.py` and `cost.py` leave them in
+NONE = """No result yet: `python benchmarks/vs_official.py --official DIR`, `vs_dit.py` and `cost.py` write them to
 `benchmarks/results/versus/`."""
-HEAD = """By `python benchmarks/vs_official.py --official DIR`, `vs_dit.py` and `cost.py`, then
+HEAD = """Made by `python benchmarks/vs_official.py --official DIR`, `vs_dit.py` and `cost.py`, then
 `python benchmarks/versus_page.py`. All weights are random. Competitors run in one process on the same machine and
-take turns in laps after one that warms them; a figure is the median of the laps."""
+alternate in laps after a warm-up lap; a figure is the median of the laps."""
 TEXTS = {
     "official": """The published code, in fp32 and under autocast, and `var_ext` with the same weights and the same
-random stream. First the answers: fp32 draws on its own; the other precisions get the tokens of the published fp32 run
-as input at every scale, and what they draw is compared with those tokens, their images with its images. Wrong answers
-are not timed.""",
+random stream. Results are compared first: fp32 samples freely; the other precisions get the tokens of the published
+fp32 run as input at every scale, and their tokens and images are compared with those of that run. A competitor with
+wrong results is not timed.""",
     "dit": """DiT-XL/2 at 256 px as diffusers runs it (`DiTPipeline`, guidance on, the decoder of Stable Diffusion), and
 `var_ext`, decoder and guidance included. Only a few steps of DiT were timed: an image of n steps is n times the median
-step, and the decoder.""",
-    "cost": "`var_ext` alone, decoder and guidance included, beside the FLOPs that `benchmarks/flops.py` counts.",
+step, plus the decoder.""",
+    "cost": "`var_ext` alone, decoder and guidance included, with the FLOPs that `benchmarks/flops.py` counts.",
 }
 TITLES = {"official": "The published code", "dit": "DiT-XL/2", "cost": "Cost over batch and depth"}
 

@@ -21,8 +21,8 @@ from var_ext.sampling import Sampler
 class Timing:
     """Median wall-clock seconds of drawing a batch once.
 
-    On a GPU the total is timed with the captured graph, the parts without it. `scales[k]` is transformer and head at scale
-    k; `draws` guidance and drawing, `steps` the quantizer's residual steps.
+    On a GPU the total is timed with the captured graph, the parts without it. `scales[k]` is transformer and head at
+    scale k; `draws` guidance and drawing, `steps` the quantizer's residual steps.
     """
 
     batch: int
