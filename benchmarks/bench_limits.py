@@ -1,4 +1,4 @@
-"""What this machine can do at best, measured in the same run: the limits that the tables stand beside."""
+"""The best this machine can do, measured in the same run: the limits used in the tables."""
 
 from __future__ import annotations
 

@@ -60,9 +60,7 @@ def case(
     }
     if backward_pass:
         calls = {name: partial(with_gradients, call, given) for name, call in calls.items()}
-    passes = (
-        3 if backward_pass else 1
-    )  # a gradient of the codes and one of the weights, each as dear as forward
+    passes = 3 if backward_pass else 1  # gradients of codes and of weights, each as expensive as forward
     return Case(
         calls,
         bytes=passes * nbytes(*given, f_hat)

@@ -1,6 +1,6 @@
-"""One pool of threads: ops in turns with torch's own cost what both cost apart.
+"""One thread pool: alternating these ops with torch's own costs the sum of both.
 
-Two pools would fight over the cores: while one works, the threads of the other still spin.
+Two pools would compete for cores: while one works, the threads of the other still spin.
 """
 
 from __future__ import annotations

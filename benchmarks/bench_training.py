@@ -55,7 +55,7 @@ def case(model: str, batch: int) -> Case:
 
 
 def same_loss(result: Mapping[str, Any], expected: Mapping[str, Any]) -> None:
-    """After as many steps each from the same weights: the losses agree to rounding."""
+    """After equally many steps from the same weights, the losses agree to rounding."""
     assert abs(float(result["loss"]) - float(expected["loss"])) <= 1e-3 * abs(float(expected["loss"]))
 
 

@@ -17,7 +17,7 @@ import torch
 
 from var_ext import backend
 
-_load = os.getloadavg()[0]  # before the run: what else this machine was doing
+_load = os.getloadavg()[0]  # before the run: the load of the machine
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
@@ -33,7 +33,7 @@ def pytest_configure(config: pytest.Config) -> None:
 def pytest_benchmark_update_machine_info(config: pytest.Config, machine_info: dict[str, Any]) -> None:
     from var_ext import _C
 
-    del machine_info["node"]  # the name of a machine is nobody's business
+    del machine_info["node"]  # the machine's name is private
     machine_info["torch"] = torch.__version__
     machine_info["load"] = _load
     machine_info["threads"] = torch.get_num_threads()
@@ -56,7 +56,7 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
             item.add_marker(pytest.mark.benchmark(max_time=0.1, min_rounds=3, disable_gc=True))
 
 
-_latest: dict[tuple[str, str], cases.Case] = {}  # one entry: inputs of past shapes are let go
+_latest: dict[tuple[str, str], cases.Case] = {}  # one entry: inputs of earlier shapes are freed
 
 
 def _case(module: ModuleType, shape: str) -> cases.Case:

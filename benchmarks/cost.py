@@ -1,4 +1,4 @@
-"""What a sampling of var_ext costs over batch and depth, beside the counted FLOPs.
+"""The cost of var_ext sampling over batch and depth, with counted FLOPs.
 
     python benchmarks/cost.py                                  # batch 1 to 32 at depth 16, depth 2 to 16 at batch 1
     python benchmarks/cost.py --tiny --laps 1 --batch-sizes 1,2 --depths 1,2 --json /tmp/tiny.json    # seconds on a CPU

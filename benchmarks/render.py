@@ -97,7 +97,7 @@ class Results:
         return markdown(columns, rows)
 
     def end_to_end(self, name: str) -> str:
-        """Images a second, one row a shape."""
+        """Images per second, one row per shape."""
         rows = []
         for shape, times in self.seconds[name].items():
             images = self.info[name, shape]["images"]
@@ -110,7 +110,7 @@ class Results:
 
 
 def facts(report: dict[str, Any], results: Results) -> str:
-    """What was measured, on what, with what."""
+    """What was measured, on which machine, with which versions."""
     machine, commit = report["machine_info"], report["commit_info"]
     build, chip = machine["var_ext"], machine["cpu"]
     changed = " with uncommitted changes" if commit.get("dirty") else ""

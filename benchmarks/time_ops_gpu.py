@@ -4,10 +4,10 @@
     python benchmarks/time_ops_gpu.py --smoke --out op_times.json   # each file's smallest shape, on the CPU: the wiring
 
 `make gpu` calls this. Every competitor is checked against the reference first; a figure is the median over laps, on the
-GPU's own clock. Every op's first shape comes before any second one; what has to be compiled is timed last, apart from
-the others. What there is no time for is listed, and fails nothing. Two figures of each: "call", one of many calls from
-Python, launches included; "graph", the same calls replayed from a CUDA graph where one can be captured, the GPU's time
-alone. Sets of inputs that would stay in the L2 cache take turns with others.
+GPU's own clock. Every op's first shape comes before any second one; competitors that compile are timed last, apart.
+Shapes left out for time are listed and are no failure. Two figures of each: "call", one of many calls from Python,
+launches included; "graph", the same calls replayed from a CUDA graph if one can be captured, the GPU's time alone.
+Inputs that would stay in the L2 cache are rotated with other sets.
 """
 
 from __future__ import annotations
@@ -62,10 +62,10 @@ class Cpu:
         return lambda: [call() for call in calls]
 
     def settle(self) -> None:
-        """Wait for all work; raises what went wrong in it."""
+        """Wait for all work; raises its errors."""
 
     def clear(self) -> None:
-        """Let go of what a shape needed. Nothing is collected in between: a capture must not free another graph."""
+        """Free what a shape needed. No garbage collection in between: a capture must not free another graph."""
         gc.collect()
 
 
@@ -112,7 +112,7 @@ class Gpu(Cpu):
 
     def clear(self) -> None:
         self.settle()
-        torch._dynamo.reset()  # shapes compiled before count towards a limit
+        torch._dynamo.reset()  # earlier compiled shapes count towards a limit
         super().clear()
         torch.cuda.empty_cache()
 
@@ -138,7 +138,7 @@ class Timer:
 
     Args:
         clock: times calls.
-        device: where the tensors lie.
+        device: of the tensors.
         limits: what `ceilings` found.
     """
 
@@ -175,7 +175,7 @@ class Timer:
         return {**row, "competitors": {name: row["competitors"][name] for name in names}}
 
     def enter(self, op: str, copies: list[Case], name: str) -> dict[str, Any]:
-        """Check a competitor, warm it up on all inputs, and capture it; what went wrong stands in "error"."""
+        """Check a competitor, warm it up on all inputs, and capture it; an exception is kept in "error"."""
         if name in cases.COMPILED and self.compiling[op] > COMPILING:
             return {"error": "left out: compiling took its time on shapes before"}
         if name in cases.COMPILED and self.device == "cuda" and not find_spec("triton"):
@@ -246,7 +246,7 @@ def measured(timer: Timer, todo: list[Job], seconds: float, out: Path) -> bool:
     left_out: dict[str, str] = {}
     failed: dict[str, str] = {}
     gc.disable()
-    lost = ""  # why the device takes no more work
+    lost = ""  # why the device cannot do more work
     for job in todo:
         if lost:
             failed[str(job)] = lost

@@ -1,4 +1,4 @@
-"""The part of RESULTS.md beside other programs, from what vs_official.py, vs_dit.py and cost.py left in results/versus.
+"""The comparison part of RESULTS.md, from the files of vs_official.py, vs_dit.py and cost.py in results/versus.
 
 python benchmarks/versus_page.py                    # draws benchmarks/plots and writes that part of RESULTS.md anew
 """
@@ -71,7 +71,7 @@ def facts(report: Report) -> str:
 
 
 def tf32(allowed: Mapping[str, bool]) -> str:
-    """Where torch may round factors of float32 to 10 bits."""
+    """Where torch may round float32 factors to 10 bits."""
     timed = "as torch does by itself, in convolutions" if allowed["time"] else "without it"
     return f"answers compared {'with' if allowed['answers'] else 'without'} it; timed {timed}"
 
@@ -112,7 +112,7 @@ def official(report: Report) -> list[str]:
 
 
 def times(batch: int, rows: list[Report]) -> str:
-    """A row a competitor, with how many times faster it is than the published code."""
+    """A row per competitor, with its speedup over the published code."""
     published = {r["precision"]: r for r in rows if r["who"] == "published" and r["seconds"]}
     columns = ["", "a call", "an image", "without decoder", "x published, same dtype", "x published fp32"]
     lines = []
@@ -134,7 +134,7 @@ def times(batch: int, rows: list[Report]) -> str:
 
 
 def parts_table(rows: list[Report]) -> str:
-    """Parts down, competitors across."""
+    """Parts as rows, competitors as columns."""
     names = [f"{row['who']} {row['precision']}" for row in rows]
     count = len(rows[0]["parts"]["transformer"])
     lines = [
@@ -200,7 +200,7 @@ TABLES: Mapping[str, Callable[[Report], list[str]]] = {"official": official, "di
 
 
 def section(folder: Path = HERE / "results" / "versus", plots: Path = HERE / "plots") -> str:
-    """All of it, the title included; a picture stands in it if it was drawn."""
+    """The whole part, including its title, with the plots that exist."""
     reports = newest(folder)
     if not reports:
         return f"{TITLE}\n\n{NONE}\n"
@@ -217,7 +217,7 @@ def section(folder: Path = HERE / "results" / "versus", plots: Path = HERE / "pl
 
 
 def put(page: str, text: str) -> str:
-    """The page with `text` as its part beside other programs: before the part that tells of GPUs."""
+    """The page with `text` as its comparison part, before the GPU part."""
     before, _, _ = page.partition(f"\n{gpu_page.TITLE}\n")
     after = page[len(before) :]
     before = before.partition(f"\n{TITLE}\n")[0].rstrip("\n")

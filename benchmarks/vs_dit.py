@@ -4,9 +4,9 @@
     python benchmarks/vs_dit.py --tiny --batch-sizes 1 --json /tmp/tiny.json                # seconds on a CPU
 
 Both have random weights: speed does not depend on them. DiT runs in its own pipeline (`DiTPipeline`, DDIM, guidance 4
-on a doubled batch, the decoder of Stable Diffusion). Its steps all cost the same, so that a few are timed, and the
-seconds of an image are those of 250, 50 or 20 steps at the median of the timed ones, and its decoder; a run of 4 and
-one of 8 steps show how well that holds. var_ext draws whole images with the settings of the published evaluation.
+on a doubled batch, the decoder of Stable Diffusion). All its steps cost the same, so only a few are timed, and the
+seconds of an image are 250, 50 or 20 times the median step plus the decoder; runs of 4 and of 8 steps check how well
+that holds. var_ext draws complete images with the settings of the published evaluation.
 """
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ XL2 = dict(num_attention_heads=16, attention_head_dim=72, num_layers=28, sample_
 TINY = dict(num_attention_heads=2, attention_head_dim=16, num_layers=2, sample_size=8)
 WIDTHS, TINY_WIDTHS = (128, 256, 512, 512), (32, 32)
 GUIDANCE = 4.0
-CHECKED = (4, 8)  # steps of the two runs that show whether steps add up
+CHECKED = (4, 8)  # steps of the two runs that check whether steps add up
 
 
 def arguments() -> argparse.Namespace:
@@ -127,7 +127,7 @@ def draw(pipe: Any, batch: int, steps: int, watch: Watch | None = None) -> torch
 
 
 def seconds_of(parts: dict[str, list[float]], steps: int) -> float:
-    """A call of so many steps, from the parts of a shorter one."""
+    """Seconds of a call with so many steps, from the parts of a shorter one."""
     return sum(parts["start"]) + steps * median(parts["step"]) + sum(parts["decoder"])
 
 
@@ -199,7 +199,7 @@ def main() -> None:
 def begun(
     options: argparse.Namespace, checks: dict[str, dict[str, float]], rows: list[dict[str, Any]]
 ) -> dict[str, Any]:
-    """The report, whose checks and rows are still to come."""
+    """The report, with checks and rows to be filled in."""
     import diffusers
 
     model = dict(depth=options.depth, tiny=options.tiny, timed_steps=options.timed_steps, guidance=GUIDANCE)

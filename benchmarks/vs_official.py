@@ -3,12 +3,12 @@
     python benchmarks/vs_official.py --official DIR                # DIR: a checkout of github.com/FoundationVision/VAR
     python benchmarks/vs_official.py --official DIR --tiny --laps 1 --json /tmp/tiny.json       # seconds on a CPU
 
-The weights are random, and the same for all: speed does not depend on them. First the answers are compared; wrong ones
-are not timed. With the seed of the published generator, fp32 must draw the tokens that the published code draws. Other
-precisions get the published tokens as input at every scale (teacher forcing), and two figures must be good enough: the
-share of tokens that they draw all the same, and the images. The published code runs in fp32, and in 16 bits under
-autocast. On a GPU var_ext also draws as one captured graph; that has a random stream of its own, and in fp32 must draw
-what it draws without the graph. Answers are compared without TF32, and timed with what torch does by itself: TF32 for
+The weights are random, and the same for all: speed does not depend on them. Results are compared first; a competitor
+with wrong ones is not timed. With the seed of the published generator, fp32 must draw the same tokens as the published
+code. Other precisions get the published tokens as input at every scale (teacher forcing), and two figures must be good
+enough: the share of equal tokens, and the PSNR of the images. The published code runs in fp32, and in 16 bits under
+autocast. On a GPU var_ext also draws as one captured graph; that has its own random stream, and in fp32 must draw the
+same as without the graph. Results are compared without TF32, and timed with torch's default: TF32 for
 convolutions. Peak memory is that of a fresh process for each competitor.
 """
 
@@ -93,7 +93,7 @@ def names(precisions: list[str], device: torch.device) -> list[Key]:
 
 @contextlib.contextmanager
 def without_tf32() -> Iterator[None]:
-    """float32 products and convolutions are that: on a GPU torch may round their factors to 10 bits."""
+    """Disables TF32: on a GPU torch may round float32 factors of matmuls and convolutions to 10 bits."""
     places: list[Any] = [torch.backends.cuda.matmul, torch.backends.cudnn]
     before = [place.allow_tf32 for place in places]
     for place in places:
@@ -120,7 +120,7 @@ def compare(competitors: dict[Key, Competitor], reference: Published, batch: int
                 who=who, precision=precision, forced=False, tokens=share, psnr=finite_psnr(own_images, eager)
             )
             rows.append(row)
-            competitor.sampler.refresh()  # what is timed is captured anew, with torch's own settings
+            competitor.sampler.refresh()  # recaptured for timing, with torch's default settings
             continue
         forced = None if precision == "fp32" else tokens.split(lengths, dim=1)
         own_images, own_tokens = competitor.draw(labels, 0, forced=forced)
@@ -137,7 +137,7 @@ def compare(competitors: dict[Key, Competitor], reference: Published, batch: int
 
 
 def wrong(rows: list[dict[str, Any]]) -> list[str]:
-    """What keeps var_ext from being timed."""
+    """The reason not to time var_ext."""
     failures = []
     for row in rows:
         share, decibels = WANTED[row["precision"]]
