@@ -97,7 +97,7 @@ def test_the_page_of_gpus(tmp_path: Path) -> None:
         return gpu_page.section(tmp_path)
 
     assert "No result yet" in page()
-    assert "| sampling d16, 256 px, bf16, batch 8 | 22 to 27 ms | not measured |  |" in page()
+    assert "| sampling d16, 256 px, bf16, batch 8 | 20 to 26 ms | not measured |  |" in page()
     report = result()
     older = {**report, "about": {**ABOUT, "date": "2025-01-01T00:00:00+00:00", "torch": "old"}}
     for name, content in (("a", report), ("b", older)):
@@ -121,7 +121,7 @@ def test_the_page_of_gpus(tmp_path: Path) -> None:
     assert "| graph, batch 50 | out of memory |" in text and "- kernels: no" in text
     assert "Kernels at batch 1: 1380, 8.00 ms of 9.00 ms; those of var_ext 3.00 ms." in text
     assert "| `var_ext::k<int>` | 160 | 1.00 ms |" in text
-    assert "bf16, batch 1 | 8 to 10 ms | 9 ms | 1.00 |" in text
+    assert "bf16, batch 1 | 7.3 to 9.3 ms | 9 ms | 1.08 |" in text
     (tmp_path / "a.json").write_text(json.dumps({"about": ABOUT, "build": report["build"]}), encoding="utf-8")
     assert "| op_times | **not run** |" in page()
 
@@ -132,14 +132,14 @@ def test_the_page_of_gpus(tmp_path: Path) -> None:
         (
             170.0,
             796.0,
-            ("forward, bf16 | 190 to 250 TFLOP/s | 221 TFLOP/s | 1.00 |", "| 150 TFLOP/s | 1.00 |"),
+            ("forward, bf16 | 210 to 275 TFLOP/s | 221 TFLOP/s | 0.91 |", "| 150 TFLOP/s | 0.83 |"),
         ),
-        (250.0, 1500.0, ("| 150 TFLOP/s | 0.68 |", "| 75.1 TFLOP/s | 0.50 **missed** |")),
-        (120.0, 796.0, ("| 312 TFLOP/s | 1.42 **missed** |", "| 139 TFLOP/s | 0.93 |")),
+        (230.0, 1500.0, ("| 163 TFLOP/s | 0.67 |", "| 73.9 TFLOP/s | 0.41 **missed** |")),
+        (110.0, 796.0, ("| 341 TFLOP/s | 1.41 **missed** |", "| 137 TFLOP/s | 0.76 |")),
         (
-            120.0,
             110.0,
-            ("| 312 TFLOP/s | 1.42 **missed** |", "backward | 125 to 175 TFLOP/s | not measured |  |"),
+            100.0,
+            ("| 341 TFLOP/s | 1.41 **missed** |", "backward | 150 to 210 TFLOP/s | not measured |  |"),
         ),
     ],
 )
