@@ -118,7 +118,7 @@ def accelerate(
     """
     if release and dtype is None:
         raise ValueError("release needs a dtype, got None: without one the weights themselves are used")
-    model = getattr(model, "_orig_mod", model)  # unwrap torch.compile
+    model = getattr(model, "_orig_mod", model)  # out of the wrapper of torch.compile
     vae = _tokenizer_of(model)
     if check:
         _refuse(modified_part(model) or modified_part(vae))

@@ -71,7 +71,7 @@ class Execution:
         twin = object.__new__(type(module))
         attributes = twin.__dict__
         attributes.update(module.__dict__, training=False, runs_in=self.precision.dtype)
-        attributes.pop("_compiled_call_impl", None)  # from `module.compile()`: it would run the original
+        attributes.pop("_compiled_call_impl", None)  # of `module.compile()`: it would run the original
         self.only_known &= not _has_hooks(module)
         for name, value in module.__dict__.items():
             if isinstance(value, MethodType) and value.__self__ is module:
@@ -90,7 +90,7 @@ class Execution:
             name: child if name in without else self.of(child, quantizable=quantizable, own=own(name))
             for name, child in module._modules.items()
         }
-        # found directly; nn.Module would search
+        # found at once, where nn.Module would search
         attributes.update({**attributes["_parameters"], **attributes["_modules"]})
         return twin
 

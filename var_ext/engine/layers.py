@@ -72,8 +72,8 @@ def on_gpu(tensor: Tensor) -> bool:
 
 
 def _fuses_gelu(weight: Tensor) -> bool:
-    """Whether torch fuses matmul, bias and GELU: cublasLt's epilogue (tanh form, as in torch's CUDA fallback). On
-    a CPU the same function uses the erf form.
+    """Whether torch makes one kernel of product, bias and GELU: cublasLt's epilogue, whose GELU is the tanh form, as is
+    that of torch's own CUDA fallback. On a CPU the same function means the erf form.
 
     The name is private: should it go, the product and `bias_gelu` run, a kernel more a layer and scale.
     """

@@ -44,7 +44,7 @@ class Together:
         sizes = [len(layer.weight) for layer in dense]
         for sequence, layer, size, end in zip(found, dense, sizes, accumulate(sizes), strict=True):
             rows = slice(end - size, end)
-            layer.weight, layer.bias = weight[rows], bias[rows]  # frees the separate weights
+            layer.weight, layer.bias = weight[rows], bias[rows]  # lets go of their own
             sequence._modules = {"0": Member(self, sequence[0], layer, rows)}  # type: ignore[dict-item]
 
     @contextmanager
