@@ -25,7 +25,18 @@ ALWAYS = ("var_ext/ops/{}.py", "var_ext/reference/{}.py", "tests/ops/test_{}.py"
 # Files beside those of the ops: code that several ops share, and benchmarks of more than an op.
 SHARED = {
     "csrc/ops": {"attention", "maps", "resample"},
-    "csrc/cpu": {"attention", "frames", "math", "phi", "planes", "resample", "rows", "select", "vec"},
+    "csrc/cpu": {
+        "attention",
+        "frames",
+        "math",
+        "phi",
+        "planes",
+        "resample",
+        "rows",
+        "select",
+        "variants",
+        "vec",
+    },
     "csrc/cuda": {
         "attention",
         "bindings",
@@ -140,6 +151,21 @@ def test_each_file_belongs_to_an_op(folder: str) -> None:
         and not any(path.stem.startswith(f"{name}_") for name in known)
     ]
     assert not strays, f"{folder}: name these after an op, or add them to SHARED"
+
+
+def test_a_kernel_is_one_source_for_all_instruction_sets() -> None:
+    """CMake compiles NAME_variant.cpp once for each, if it is listed there; no file is named after one."""
+    folder = ROOT / "csrc/cpu"
+    named = re.compile(r"_(portable|sse\w*|avx\w*|amx\w*|bf16|neon|sve\w*)$")
+    assert not [path.name for path in folder.iterdir() if named.search(path.stem)]
+    kernels = [path.stem.removesuffix("_variant") for path in folder.glob("*_variant.cpp")]
+    assert not [name for name in kernels if not exists("csrc/cpu/{}.cpp", name)]
+    lists = re.findall(
+        r"^set\(avx512(?:_bf16)?_ops (.+)\)$",
+        (ROOT / "CMakeLists.txt").read_text(encoding="utf-8"),
+        re.MULTILINE,
+    )
+    assert sorted(kernels) == sorted(" ".join(lists).split())
 
 
 @pytest.mark.parametrize("op", backend.CATALOGUE)

@@ -29,16 +29,4 @@ const T& select_variant(const T& portable, const T& avx2, const T& avx512, const
     return portable;
 }
 
-// The table of function pointers NAME_portable, NAME_avx2 or NAME_avx512 to use now; the second form is for
-// kernels with a variant of their own for dot products of bf16, NAME_avx512_bf16.
-#if defined(VAR_EXT_X86_VARIANTS)
-#define VAR_EXT_SELECT(name) \
-    ::var_ext::select_variant(name##_portable, name##_avx2, name##_avx512, name##_avx512)
-#define VAR_EXT_SELECT_BF16(name) \
-    ::var_ext::select_variant(name##_portable, name##_avx2, name##_avx512, name##_avx512_bf16)
-#else
-#define VAR_EXT_SELECT(name) (name##_portable)
-#define VAR_EXT_SELECT_BF16(name) (name##_portable)
-#endif
-
 }  // namespace var_ext

@@ -47,7 +47,7 @@ void for_chunks(const Params& p, const AdalnKernel& kernel, int64_t chunks,
 
 void adaln(const AdalnParams& p) {
     if (p.batch * p.length * p.channels == 0) return;
-    const AdalnKernel& kernel = VAR_EXT_SELECT_BF16(adaln);
+    const AdalnKernel& kernel = VAR_EXT_SELECT(adaln);
     const int64_t chunks = (p.length + chunk_rows - 1) / chunk_rows;
     for_chunks(p, kernel, chunks, {&p.h, &p.y},
                [&](const AdalnChunk& chunk, int64_t) { kernel.forward(p, chunk); });
@@ -55,7 +55,7 @@ void adaln(const AdalnParams& p) {
 
 void adaln_backward(const AdalnBackwardParams& p) {
     if (p.batch * p.channels == 0) return;
-    const AdalnKernel& kernel = VAR_EXT_SELECT_BF16(adaln);
+    const AdalnKernel& kernel = VAR_EXT_SELECT(adaln);
     const int64_t chunks = (p.length + chunk_rows - 1) / chunk_rows;  // 0 rows: gradients of zero
     const int64_t size = 3 * kernel.width(p.channels);
     const Buffer<float> sums = allocate<float>(p.batch * chunks * size);

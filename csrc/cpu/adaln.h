@@ -3,6 +3,7 @@
 
 #include <cstdint>
 
+#include "cpu/variants.h"
 #include "ops/adaln.h"
 
 namespace var_ext::cpu {
@@ -28,6 +29,6 @@ struct AdalnKernel {
     void (*add_chunks)(const AdalnBackwardParams& p, int64_t b, const float* sums, int64_t chunks);
 };
 
-extern const AdalnKernel adaln_portable, adaln_avx2, adaln_avx512, adaln_avx512_bf16;
+VAR_EXT_DECLARE_VARIANTS(AdalnKernel, adaln);
 
 }  // namespace var_ext::cpu

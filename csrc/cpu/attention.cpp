@@ -47,7 +47,7 @@ void attention(const AttentionParams& p, const std::vector<AttentionTile>& tiles
                const std::vector<int32_t>& key_limit) {
     const int64_t heads = p.batch * p.heads, tile_count = static_cast<int64_t>(tiles.size());
     if (heads == 0 || tile_count == 0) return;
-    const AttentionKernel& kernel = VAR_EXT_SELECT_BF16(attention);
+    const AttentionKernel& kernel = VAR_EXT_SELECT(attention);
     const int64_t cost = head_cost(tiles, p.dim);
     int threads = thread_count(heads * tile_count, cost / tile_count + 1);
     // A task is a head, whose keys and values are packed once. With few heads they are divided: each part
@@ -76,7 +76,7 @@ void attention_backward(const AttentionParams& p, const AttentionGradients& grad
                         const std::vector<AttentionTile>& tiles, const std::vector<int32_t>& key_limit) {
     const int64_t heads = p.batch * p.heads;
     if (heads == 0 || tiles.empty()) return;
-    const AttentionKernel& kernel = VAR_EXT_SELECT_BF16(attention);
+    const AttentionKernel& kernel = VAR_EXT_SELECT(attention);
     // A task is a head: its gradients of keys and values are summed tile after tile, in one order.
     const int threads = thread_count(heads, 3 * head_cost(tiles, p.dim));
     const int64_t scratch_size = backward_scratch(most_keys(tiles), p.dim);

@@ -4,6 +4,7 @@
 #include <cstdint>
 #include <vector>
 
+#include "cpu/variants.h"
 #include "ops/attention.h"
 
 namespace var_ext::cpu {
@@ -32,7 +33,7 @@ struct AttentionKernel {
     void (*backward)(const AttentionTask& task);  // all tiles of a head
 };
 
-extern const AttentionKernel attention_portable, attention_avx2, attention_avx512, attention_avx512_bf16;
+VAR_EXT_DECLARE_VARIANTS(AttentionKernel, attention);
 
 void attention(const AttentionParams& p, const std::vector<AttentionTile>& tiles,
                const std::vector<int32_t>& key_limit);

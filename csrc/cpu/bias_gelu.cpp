@@ -19,7 +19,7 @@ int64_t parts(int64_t whole, int64_t part) {
 
 void bias_gelu(const BiasGeluParams& p) {
     if (p.rows * p.channels == 0) return;
-    const auto& kernel = VAR_EXT_SELECT_BF16(bias_gelu);
+    const auto& kernel = VAR_EXT_SELECT(bias_gelu);
     prefer_huge_pages(p.out, p.rows * p.channels * dtype_size(p.dtype));
     const int64_t rows = parts(16 * 1024, p.channels), chunks = parts(p.rows, rows);
     parallel_for(thread_count(chunks, 2 * rows * p.channels), chunks, [&](int64_t chunk, int) {
@@ -28,7 +28,7 @@ void bias_gelu(const BiasGeluParams& p) {
 }
 
 void bias_gelu_backward(const BiasGeluParams& p) {
-    const auto& kernel = VAR_EXT_SELECT_BF16(bias_gelu);
+    const auto& kernel = VAR_EXT_SELECT(bias_gelu);
     prefer_huge_pages(p.out, p.rows * p.channels * dtype_size(p.dtype));
     // Chunks depend on the shape only, so the sums of the bias do not depend on the number of threads. There
     // are few of them, but none is so long that a sum of float32 would suffer.

@@ -3,6 +3,7 @@
 
 #include <cstdint>
 
+#include "cpu/variants.h"
 #include "ops/bias_gelu.h"
 
 namespace var_ext::cpu {
@@ -15,6 +16,6 @@ struct BiasGeluKernel {
     void (*add_up)(const BiasGeluParams& p, const float* sums, int64_t chunks, int64_t padded);
 };
 
-extern const BiasGeluKernel bias_gelu_portable, bias_gelu_avx2, bias_gelu_avx512, bias_gelu_avx512_bf16;
+VAR_EXT_DECLARE_VARIANTS(BiasGeluKernel, bias_gelu);
 
 }  // namespace var_ext::cpu

@@ -10,7 +10,7 @@ namespace var_ext::cpu {
 
 void bias_residual(const BiasResidualParams& p) {
     if (p.batch * p.channels * p.pixels == 0) return;
-    const auto& kernel = VAR_EXT_SELECT_BF16(bias_residual);
+    const auto& kernel = VAR_EXT_SELECT(bias_residual);
     if (p.out != p.h) prefer_huge_pages(p.out, p.batch * p.channels * p.pixels * dtype_size(p.dtype));
     const int64_t rows = p.batch * (p.channels_last ? p.pixels : p.channels);
     const int64_t size = p.channels_last ? p.channels : p.pixels;

@@ -3,6 +3,7 @@
 
 #include <cstdint>
 
+#include "cpu/variants.h"
 #include "ops/bias_residual.h"
 
 namespace var_ext::cpu {
@@ -13,7 +14,6 @@ struct BiasResidualKernel {
     void (*maps)(const BiasResidualParams& p, int64_t begin, int64_t end);
 };
 
-extern const BiasResidualKernel bias_residual_portable, bias_residual_avx2, bias_residual_avx512,
-    bias_residual_avx512_bf16;
+VAR_EXT_DECLARE_VARIANTS(BiasResidualKernel, bias_residual);
 
 }  // namespace var_ext::cpu

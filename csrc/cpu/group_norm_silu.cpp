@@ -24,7 +24,7 @@ struct Call {
     Buffer<float> weight, bias, input_bias;  // input_bias: zeros where there is none
 
     Call(const GroupNormSiluParams& p_, int64_t steps)
-        : p(p_), kernel(VAR_EXT_SELECT_BF16(group_norm_silu)), padded(padded_channels(p.channels)) {
+        : p(p_), kernel(VAR_EXT_SELECT(group_norm_silu)), padded(padded_channels(p.channels)) {
         // Chunks depend on the shape only, so sums do not depend on the number of threads.
         constexpr int64_t least = 16 * 1024, most_chunks = 128;
         chunk_rows =
@@ -173,7 +173,7 @@ void group_norm_silu(const GroupNormSiluParams& p) {
 void group_norm_silu_backward(const GroupNormSiluParams& p) {
     const int64_t padded = padded_channels(p.channels);
     const Buffer<float> sums = allocate<float>(std::max<int64_t>(1, p.batch) * 2 * padded);  // (B, 2, padded)
-    const auto& kernel = VAR_EXT_SELECT_BF16(group_norm_silu);
+    const auto& kernel = VAR_EXT_SELECT(group_norm_silu);
     if (p.batch * p.channels * p.pixels == 0) {
         std::fill_n(sums.get(), 2 * padded, 0.0f);
         kernel.narrow(p.dtype, sums.get(), p.channels, p.grad_weight);

@@ -3,6 +3,7 @@
 
 #include <cstdint>
 
+#include "cpu/variants.h"
 #include "ops/group_norm_silu.h"
 
 namespace var_ext::cpu {
@@ -49,7 +50,6 @@ struct GroupNormSiluKernel {
                      const float* coefficients);
 };
 
-extern const GroupNormSiluKernel group_norm_silu_portable, group_norm_silu_avx2, group_norm_silu_avx512,
-    group_norm_silu_avx512_bf16;
+VAR_EXT_DECLARE_VARIANTS(GroupNormSiluKernel, group_norm_silu);
 
 }  // namespace var_ext::cpu

@@ -58,7 +58,7 @@ int64_t search_unusual(const NearestCodeParams& p, const PackedCodebook& packed,
 }  // namespace
 
 PackedCodebook pack_codebook(const NearestCodeParams& p, int64_t rows) {
-    const NearestCodeKernel& kernel = VAR_EXT_SELECT_BF16(nearest_code);
+    const NearestCodeKernel& kernel = VAR_EXT_SELECT(nearest_code);
     const int64_t width = kernel.code_block;
     PackedCodebook packed;
     packed.kernel = &kernel;

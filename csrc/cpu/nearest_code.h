@@ -4,6 +4,7 @@
 #include <cstdint>
 
 #include "common/buffer.h"
+#include "cpu/variants.h"
 #include "ops/nearest_code.h"
 
 namespace var_ext::cpu {
@@ -38,8 +39,7 @@ struct NearestCodeKernel {
                             int32_t* best);
 };
 
-extern const NearestCodeKernel nearest_code_portable, nearest_code_avx2, nearest_code_avx512,
-    nearest_code_avx512_bf16;
+VAR_EXT_DECLARE_VARIANTS(NearestCodeKernel, nearest_code);
 
 // The codebook as (panels, C, L), L codes side by side, with the part of the score that does not depend on x.
 struct PackedCodebook {

@@ -9,13 +9,14 @@
 #include <cstdint>
 
 #include "common/buffer.h"
+#include "cpu/variants.h"
 
 namespace var_ext::cpu {
 
 // Rows of an image through the convolution, on one thread.
 struct PhiRows {
     int64_t channels, room, width;
-    int64_t chain;  // input channels that are summed in one chain: see phi_impl.h
+    int64_t chain;  // input channels that are summed in one chain: see phi_variant.cpp
     int64_t row_begin, row_end;
     const float* x;       // framed
     const float* weight;  // packed by PhiKernel::pack
@@ -54,7 +55,7 @@ struct PhiKernel {
                   int64_t width, float* out, const int64_t* strides);
 };
 
-extern const PhiKernel phi_portable, phi_avx2, phi_avx512;
+VAR_EXT_DECLARE_VARIANTS(PhiKernel, phi);
 
 // A tensor (B, C, H, W) of floats.
 struct Grid {

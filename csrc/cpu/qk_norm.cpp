@@ -43,12 +43,12 @@ void for_chunks(const Params& p, const QkNormKernel& kernel, const Heads (&outpu
 
 void qk_norm(const QkNormParams& p) {
     if (p.batch * p.length * p.heads * p.channels == 0) return;
-    const QkNormKernel& kernel = VAR_EXT_SELECT_BF16(qk_norm);
+    const QkNormKernel& kernel = VAR_EXT_SELECT(qk_norm);
     for_chunks(p, kernel, p.out, [&](const QkNormChunk& chunk, int64_t) { kernel.forward(p, chunk); });
 }
 
 void qk_norm_backward(const QkNormBackwardParams& p) {
-    const QkNormKernel& kernel = VAR_EXT_SELECT_BF16(qk_norm);
+    const QkNormKernel& kernel = VAR_EXT_SELECT(qk_norm);
     const int64_t chunks = chunk_count(p.batch * p.length);  // none: gradients of zero
     const int64_t size = kernel.sums_size(p.heads, p.channels);
     const Buffer<float> sums = allocate<float>(chunks * size);

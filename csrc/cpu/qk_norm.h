@@ -3,6 +3,7 @@
 
 #include <cstdint>
 
+#include "cpu/variants.h"
 #include "ops/qk_norm.h"
 
 namespace var_ext::cpu {
@@ -29,6 +30,6 @@ struct QkNormKernel {
     void (*add_chunks)(const QkNormBackwardParams& p, const float* sums, int64_t chunks);
 };
 
-extern const QkNormKernel qk_norm_portable, qk_norm_avx2, qk_norm_avx512, qk_norm_avx512_bf16;
+VAR_EXT_DECLARE_VARIANTS(QkNormKernel, qk_norm);
 
 }  // namespace var_ext::cpu

@@ -3,6 +3,7 @@
 
 #include <cstdint>
 
+#include "cpu/variants.h"
 #include "ops/quantize_rows.h"
 
 namespace var_ext::cpu {
@@ -11,6 +12,6 @@ struct QuantizeRowsKernel {
     void (*run)(const QuantizeRowsParams& p, int64_t begin, int64_t end);  // rows [begin, end)
 };
 
-extern const QuantizeRowsKernel quantize_rows_portable, quantize_rows_avx2, quantize_rows_avx512;
+VAR_EXT_DECLARE_VARIANTS(QuantizeRowsKernel, quantize_rows);
 
 }  // namespace var_ext::cpu

@@ -4,6 +4,7 @@
 #include <cstdint>
 #include <vector>
 
+#include "cpu/variants.h"
 #include "ops/resample.h"
 
 namespace var_ext::cpu {
@@ -70,6 +71,6 @@ struct ResampleKernel {
     void (*run_f64)(const ResampleStrip<double>& strip);
 };
 
-extern const ResampleKernel resample_portable, resample_avx2, resample_avx512;
+VAR_EXT_DECLARE_VARIANTS(ResampleKernel, resample);
 
 }  // namespace var_ext::cpu

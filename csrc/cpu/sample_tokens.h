@@ -3,6 +3,7 @@
 
 #include <cstdint>
 
+#include "cpu/variants.h"
 #include "ops/sample_tokens.h"
 
 namespace var_ext::cpu {
@@ -31,6 +32,6 @@ struct SampleTokensKernel {
     int64_t (*draw_f16)(const SampleTokensParams&, const SampleRow&, const SampleScratch&, int prefilter);
 };
 
-extern const SampleTokensKernel sample_tokens_portable, sample_tokens_avx2, sample_tokens_avx512;
+VAR_EXT_DECLARE_VARIANTS(SampleTokensKernel, sample_tokens);
 
 }  // namespace var_ext::cpu

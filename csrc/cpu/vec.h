@@ -1,4 +1,4 @@
-// Vectors as wide as the flags of the including file allow. Only for the variant files (NAME_portable ...):
+// Vectors as wide as the flags of the including file allow. Only for the variant files (NAME_variant.cpp):
 // everything here is in an anonymous namespace, and nothing from the standard library is called, so that no
 // function compiled with AVX flags can be linked into a path that runs without them.
 #pragma once

@@ -12,7 +12,7 @@
 // the codes, which all eight repeat; rows of an image a block instead would need a second launch. So a block
 // has as many outputs as still give each of 132 multiprocessors a block; no result depends on it.
 //
-// Sums are taken in the order of csrc/cpu/phi_impl.h, fused alike: the same bits as on a CPU with FMA.
+// Sums are taken in the order of csrc/cpu/phi_variant.cpp, fused alike: the same bits as on a CPU with FMA.
 #pragma once
 
 #include <algorithm>

@@ -21,7 +21,7 @@ __device__ inline float float_of(uint32_t key) {
     return __uint_as_float(key >> 31 != 0 ? key & 0x7fffffff : ~key);
 }
 
-// The weight of ops/sample_tokens.h, operation by operation as in cpu/sample_tokens_impl.h.
+// The weight of ops/sample_tokens.h, operation by operation as in cpu/sample_tokens_variant.cpp.
 __device__ inline uint32_t sample_weight(float x) {
     const float bounded = x < -24.0f ? -24.0f : x;
     const float shifted = __fadd_rn(__fmul_rn(bounded, 1.44269504f), 12582912.0f);

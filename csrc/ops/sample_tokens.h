@@ -6,8 +6,8 @@
 //   m      = max x. NaN in a row, or m infinite: an error
 //   top-k: keep x >= the k-th largest x
 //   w      = weight(x - m), the integer nearest to 2^30 e^(x - m) up to the error of an fp32 exponential: see
-//            sample_weight in cpu/sample_tokens_impl.h for its sequence of operations. What lies 22 below m
-//            weighs 0
+//            sample_weight in cpu/sample_tokens_variant.cpp for its sequence of operations. What lies 22
+//            below m weighs 0
 //   top-p: S = sum w over what top-k kept. Keep w >= t, the smallest of them with
 //            sum {those above t} < S - min(floor((1 - top_p) * S), S - 1)        (product in fp64)
 //          Equal weights are kept or dropped together.

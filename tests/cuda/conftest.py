@@ -16,6 +16,7 @@ from torch import Tensor
 
 from tests.cuda import compiled
 from tests.emulator import emulation
+from tests.ops.conftest import poisoned_memory  # noqa: F401
 from var_ext import _C, backend
 from var_ext.engine import layers
 from var_ext.ops import _native

@@ -136,6 +136,7 @@ def notice(module: Path, number: int, mutant: Mutant) -> str | None:
             f"{mutant.place}: the tests did not run:\n{done.stdout[-2000:]}\n{done.stderr[-2000:]}"
         )
     what = said[0][1] if said else "wrong result"
+    what = re.sub(r"device memory at 0x[0-9a-f]+", "device memory", what)  # another address each time
     return f"{failed[0].split('::')[-1]}: {re.sub(r'^.*?thread [0-9]+: ', '', what)[:110]}"
 
 

@@ -1,4 +1,4 @@
-// The body of the nearest_code search, compiled once for each variant.
+// The search of nearest_code, compiled once for each variant.
 #pragma once
 
 #include "cpu/nearest_code.h"
@@ -6,7 +6,8 @@
 
 namespace {
 
-using var_ext::cpu::NearestCodeFilter;
+// R: the sums of R rows and two vectors of codes stay in registers; AVX-512 has 32 of them, AVX2 and SSE 16.
+constexpr int rows_at_once = vec_bytes == 64 ? 12 : vec_bytes == 32 ? 6 : 4;
 
 inline float nearest_code_pack(const var_ext::NearestCodeParams& p, int64_t first, int64_t count,
                                float* panel, float* bias) {

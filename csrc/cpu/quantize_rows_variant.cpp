@@ -1,6 +1,4 @@
 // The body of quantize_rows, compiled once for each variant, without fused multiplication and addition.
-#pragma once
-
 #include "cpu/quantize_rows.h"
 #include "cpu/rows.h"
 #include "ops/quantize_rows_steps.h"
@@ -113,4 +111,8 @@ void run(const Params& p, int64_t begin, int64_t end) {
 
 }  // namespace
 
-#define VAR_EXT_QUANTIZE_ROWS_KERNEL {run}
+namespace var_ext::cpu {
+
+VAR_EXT_DEFINE_VARIANT(QuantizeRowsKernel, quantize_rows) = {run};
+
+}  // namespace var_ext::cpu

@@ -1,8 +1,6 @@
 // The body of qk_norm, compiled once for each variant. As many heads as a vector has lanes are taken
 // together: their sums of squares become one vector in a few shuffles, and one square root and one division
 // serve all.
-#pragma once
-
 #include "cpu/qk_norm.h"
 #include "cpu/rows.h"
 
@@ -276,5 +274,9 @@ void qk_norm_add_any(const QkNormBackwardParams& p, const float* sums, int64_t c
 
 }  // namespace
 
-#define VAR_EXT_QK_NORM_KERNEL \
-    {qk_norm_scratch_size, qk_norm_sums_size, qk_norm_any, qk_norm_backward_any, qk_norm_add_any}
+namespace var_ext::cpu {
+
+VAR_EXT_DEFINE_VARIANT(QkNormKernel, qk_norm) = {qk_norm_scratch_size, qk_norm_sums_size, qk_norm_any,
+                                                 qk_norm_backward_any, qk_norm_add_any};
+
+}  // namespace var_ext::cpu

@@ -1,6 +1,4 @@
 // The body of phi, compiled once for each variant.
-#pragma once
-
 #include "cpu/phi.h"
 #include "cpu/planes.h"
 
@@ -11,6 +9,8 @@ using var_ext::cpu::PhiWeightRows;
 
 constexpr int phi_vectors = 2;  // of output channels at a time
 constexpr int phi_lanes = lanes_of<float>;
+// R pixels, or input channels, at a time: 2 R sums, 2 weights and a factor within the registers.
+constexpr int phi_block = vec_bytes == 64 ? 8 : vec_bytes == 32 ? 6 : 4;
 
 inline int64_t phi_outputs(int64_t group, int64_t channels) {  // of a group that begins at channel `group`
     const int64_t left = (channels - group + phi_lanes - 1) / phi_lanes * phi_lanes;
@@ -218,5 +218,9 @@ void phi_store(const float* in, int64_t in_row, int64_t in_pixel, int64_t channe
 
 }  // namespace
 
-// R pixels at a time: 2 R sums, 2 weights and a factor within the registers.
-#define VAR_EXT_PHI_KERNEL(R) {phi_lanes, R, phi_pack, phi_rows<R>, phi_weight_rows<R>, phi_load, phi_store}
+namespace var_ext::cpu {
+
+VAR_EXT_DEFINE_VARIANT(PhiKernel, phi) = {
+    phi_lanes, phi_block, phi_pack, phi_rows<phi_block>, phi_weight_rows<phi_block>, phi_load, phi_store};
+
+}  // namespace var_ext::cpu

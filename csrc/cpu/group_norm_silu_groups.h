@@ -1,7 +1,7 @@
 // group_norm_silu for contiguous maps: a group is one run of memory, and one task takes it wholly.
 #pragma once
 
-#include "cpu/group_norm_silu_common_impl.h"
+#include "cpu/group_norm_silu_common.h"
 
 namespace {
 

@@ -1,7 +1,5 @@
 // The body of resample, compiled once for each variant. Lanes are planes (b, c): the same code serves
 // contiguous and channels-last tensors, and only packing and unpacking know strides and dtypes.
-#pragma once
-
 #include <type_traits>
 
 #include "cpu/planes.h"
@@ -141,4 +139,9 @@ void resample_f64(const ResampleStrip<double>& strip) {
 
 }  // namespace
 
-#define VAR_EXT_RESAMPLE_KERNEL {lanes_of<float>, lanes_of<double>, resample_f32, resample_f64}
+namespace var_ext::cpu {
+
+VAR_EXT_DEFINE_VARIANT(ResampleKernel, resample) = {lanes_of<float>, lanes_of<double>, resample_f32,
+                                                    resample_f64};
+
+}  // namespace var_ext::cpu

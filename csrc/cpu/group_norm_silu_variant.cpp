@@ -3,10 +3,8 @@
 // Variances come from sums of d = x - shift and d^2, where the shift is the mean of up to 16 rows of x
 // itself. So (shift - mean)^2 is at most 1/16 of the summed squares: a large mean cannot cancel, and sums of
 // parts simply add up.
-#pragma once
-
-#include "cpu/group_norm_silu_groups_impl.h"
-#include "cpu/group_norm_silu_rows_impl.h"
+#include "cpu/group_norm_silu_groups.h"
+#include "cpu/group_norm_silu_rows.h"
 
 namespace {
 
@@ -32,6 +30,10 @@ void narrow(var_ext::DType dtype, const float* in, int64_t n, void* out) {
 
 }  // namespace
 
-#define VAR_EXT_GROUP_NORM_SILU_KERNEL                                     \
-    {widen,       narrow,      groups_forward, groups_backward, row_shift, \
-     row_moments, row_forward, row_slopes,     row_backward}
+namespace var_ext::cpu {
+
+VAR_EXT_DEFINE_VARIANT(GroupNormSiluKernel, group_norm_silu) = {widen,           narrow,     groups_forward,
+                                                                groups_backward, row_shift,  row_moments,
+                                                                row_forward,     row_slopes, row_backward};
+
+}  // namespace var_ext::cpu

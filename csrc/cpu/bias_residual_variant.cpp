@@ -1,6 +1,4 @@
 // The body of bias_residual, compiled once for each variant.
-#pragma once
-
 #include "cpu/bias_residual.h"
 #include "cpu/rows.h"
 
@@ -44,4 +42,8 @@ void maps(const Params& p, int64_t begin, int64_t end) {
 
 }  // namespace
 
-#define VAR_EXT_BIAS_RESIDUAL_KERNEL {pixels, maps}
+namespace var_ext::cpu {
+
+VAR_EXT_DEFINE_VARIANT(BiasResidualKernel, bias_residual) = {pixels, maps};
+
+}  // namespace var_ext::cpu

@@ -1,6 +1,4 @@
 // The body of sample_tokens, compiled once for each variant. ops/sample_tokens.h defines what it computes.
-#pragma once
-
 #include "cpu/sample_tokens.h"
 #include "cpu/select.h"
 #include "ops/sample_tokens_steps.h"
@@ -164,3 +162,10 @@ int64_t sample_tokens_draw(const SampleTokensParams& p, const SampleRow& r, cons
 }
 
 }  // namespace
+
+namespace var_ext::cpu {
+
+VAR_EXT_DEFINE_VARIANT(SampleTokensKernel, sample_tokens) = {
+    sample_tokens_draw<float>, sample_tokens_draw<BFloat16>, sample_tokens_draw<Float16>};
+
+}  // namespace var_ext::cpu

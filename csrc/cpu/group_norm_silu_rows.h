@@ -1,7 +1,7 @@
 // group_norm_silu for channels-last maps: a row is a pixel, a lane is a channel.
 #pragma once
 
-#include "cpu/group_norm_silu_common_impl.h"
+#include "cpu/group_norm_silu_common.h"
 
 namespace {
 

@@ -1,8 +1,6 @@
 // The body of bias_gelu, compiled once for each variant.
 //
 //   0.5 u (1 + tanh(v / 2)) = u / (1 + e^-v)   with   v = 2 sqrt(2 / pi) (u + 0.044715 u^3)
-#pragma once
-
 #include "cpu/bias_gelu.h"
 #include "cpu/rows.h"
 
@@ -81,4 +79,8 @@ void add_up(const Params& p, const float* sums, int64_t chunks, int64_t padded) 
 
 }  // namespace
 
-#define VAR_EXT_BIAS_GELU_KERNEL {forward, backward, add_up}
+namespace var_ext::cpu {
+
+VAR_EXT_DEFINE_VARIANT(BiasGeluKernel, bias_gelu) = {forward, backward, add_up};
+
+}  // namespace var_ext::cpu

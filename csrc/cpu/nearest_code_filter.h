@@ -1,4 +1,4 @@
-// The search of nearest_code_impl.h behind a filter in bf16, whose dot products run at about twice the speed.
+// The search of nearest_code behind a filter in bf16, whose dot products run at about twice the speed.
 //
 // The filter computes g' ~ dot - bias for every code from x' and e', x and e rounded to bf16, and keeps the
 // maxima of 16 lanes for each (row, panel). The plain search computes g, in fp32 and with another rounding.
@@ -10,13 +10,16 @@
 // with the largest |e|, |de| and bias, bounds |g - g'|. The code that the plain search would choose has g >=
 // g of the filter's best, hence g' >= max g' - 2B: panels below hold neither it nor a tie. The others are
 // searched again by the plain search's own arithmetic, so tokens are the same.
+#pragma once
+
 #include <immintrin.h>
 
-#include "cpu/nearest_code_impl.h"
+#include "cpu/nearest_code_search.h"
 
 namespace {
 
-constexpr int rows_at_once = 12;
+using var_ext::cpu::NearestCodeFilter;
+
 using F = Vec<float, 16>;
 using U = Vec<uint32_t, 16>;
 using I = Vec<int32_t, 16>;
@@ -167,10 +170,3 @@ bool search_filtered(const float* rows, const float* panels, const float* bias,
 }
 
 }  // namespace
-
-namespace var_ext::cpu {
-
-const NearestCodeKernel nearest_code_avx512_bf16 = {
-    rows_at_once, 32, nearest_code_pack, nearest_code_search<rows_at_once>, pack_filter, search_filtered};
-
-}  // namespace var_ext::cpu

@@ -1,8 +1,6 @@
 // The body of adaln, compiled once for each variant. A row is read from memory by the first loop over it and
 // from the cache by the next: the mean comes first and then the squares of what is left, so that a large mean
 // does not cost precision.
-#pragma once
-
 #include <type_traits>
 
 #include "cpu/adaln.h"
@@ -236,4 +234,9 @@ void adaln_add_any(const AdalnBackwardParams& p, int64_t b, const float* sums, i
 
 }  // namespace
 
-#define VAR_EXT_ADALN_KERNEL {padded, 3 + most_rows, adaln_any, adaln_backward_any, adaln_add_any}
+namespace var_ext::cpu {
+
+VAR_EXT_DEFINE_VARIANT(AdalnKernel, adaln) = {padded, 3 + most_rows, adaln_any, adaln_backward_any,
+                                              adaln_add_any};
+
+}  // namespace var_ext::cpu

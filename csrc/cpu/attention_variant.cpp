@@ -1,6 +1,4 @@
 // The bodies of the attention kernels, compiled once for each variant.
-#pragma once
-
 #include "cpu/attention_backward.h"
 
 namespace {
@@ -34,3 +32,9 @@ void backward(const var_ext::cpu::AttentionTask& task) {
 }
 
 }  // namespace
+
+namespace var_ext::cpu {
+
+VAR_EXT_DEFINE_VARIANT(AttentionKernel, attention) = {forward, backward};
+
+}  // namespace var_ext::cpu

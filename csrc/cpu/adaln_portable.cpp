@@ -1,7 +1,0 @@
-#include "cpu/adaln_impl.h"
-
-namespace var_ext::cpu {
-
-const AdalnKernel adaln_portable = VAR_EXT_ADALN_KERNEL;
-
-}  // namespace var_ext::cpu

@@ -1,7 +1,0 @@
-#include "cpu/attention_impl.h"
-
-namespace var_ext::cpu {
-
-const AttentionKernel attention_avx512_bf16 = {forward, backward};
-
-}  // namespace var_ext::cpu

@@ -1,7 +1,0 @@
-#include "cpu/bias_residual_impl.h"
-
-namespace var_ext::cpu {
-
-const BiasResidualKernel bias_residual_portable = VAR_EXT_BIAS_RESIDUAL_KERNEL;
-
-}  // namespace var_ext::cpu

@@ -1,7 +1,0 @@
-#include "cpu/quantize_rows_impl.h"
-
-namespace var_ext::cpu {
-
-const QuantizeRowsKernel quantize_rows_avx2 = VAR_EXT_QUANTIZE_ROWS_KERNEL;
-
-}  // namespace var_ext::cpu

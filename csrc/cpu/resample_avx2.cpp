@@ -1,7 +1,0 @@
-#include "cpu/resample_impl.h"
-
-namespace var_ext::cpu {
-
-const ResampleKernel resample_avx2 = VAR_EXT_RESAMPLE_KERNEL;
-
-}  // namespace var_ext::cpu
