@@ -51,7 +51,7 @@ SHARED = {
     },
     "var_ext/ops": {"__init__", "_checks", "_interpolation", "_native", "_registry"},
     "var_ext/reference": {"__init__"},
-    "tests/ops": {"__init__", "interpolation", "oracle", "test_isa_variants", "test_registry"},
+    "tests/ops": {"__init__", "conftest", "interpolation", "oracle", "test_isa_variants", "test_registry"},
     "benchmarks": {
         "case",
         "conftest",
