@@ -52,7 +52,7 @@ bench: $(STAMP)  ## all benchmarks; writes benchmarks/RESULTS.md
 
 # Whatever Python and torch the GPU's machine has: nothing is installed or fetched. RESULTS names another folder.
 GPU = $(if $(wildcard $(BIN)/python),$(BIN)/python,$(PYTHON)) benchmarks/gpu.py $(if $(DRY),--dry) $(if $(RESULTS),--results $(RESULTS))
-gpu:  ## on a GPU: build, tests, sanitizers, samplings, races; writes benchmarks/results/CHIP-COMMIT.json
+gpu:  ## on a GPU: build, tests, sanitizers, samplings, op timings; writes benchmarks/results/CHIP-COMMIT.json
 	$(GPU)
 
 gpu-versus:  ## on a GPU: beside the published code (OFFICIAL=DIR, a checkout of it) and DiT

@@ -16,7 +16,7 @@ from functools import partial
 from typing import Any
 
 import torch
-from contest import Contest, agree, agree_by_largest, compiled, forward_backward, nbytes
+from case import Case, agree, agree_by_largest, compiled, forward_backward, nbytes
 from torch import Tensor
 from torch.nn import functional as F
 
@@ -59,7 +59,7 @@ def eager(
     return y if branch is None else (h, y)
 
 
-def contest(batch: int, length: int, channels: int, branch: bool, training: bool, dtype: str) -> Contest:
+def case(batch: int, length: int, channels: int, branch: bool, training: bool, dtype: str) -> Case:
     kind = getattr(torch, dtype)
     x, residual = torch.randn(2, batch, length, channels).to(kind)
     scale, shift, gate = torch.randn(batch, 6, channels).to(kind)[:, :3].unbind(1)  # as the model has them
@@ -71,16 +71,16 @@ def contest(batch: int, length: int, channels: int, branch: bool, training: bool
             return function
         return lambda x, scale, shift, branch, gate: function(x, scale, shift, branch=branch, gate=gate)
 
-    def entrant(function: Callable[..., Any]) -> Callable[[], Any]:
+    def competitor(function: Callable[..., Any]) -> Callable[[], Any]:
         return forward_backward(function, arguments, grads) if training else partial(function, *arguments)
 
     passes = (3 if training else 0) + 2  # x, y; backward reads x and the gradient, and writes one
-    return Contest(
+    return Case(
         {
-            "var_ext": entrant(positional(ops.adaln)),
-            "reference": entrant(positional(reference.adaln)),
-            "torch eager": entrant(positional(eager)),
-            "torch.compile": entrant(compiled(positional(reference.adaln))),
+            "var_ext": competitor(positional(ops.adaln)),
+            "reference": competitor(positional(reference.adaln)),
+            "torch eager": competitor(positional(eager)),
+            "torch.compile": competitor(compiled(positional(reference.adaln))),
         },
         launches=3 if training else 1,  # backward: the rows, then the sums over tokens
         bytes=nbytes(x) * passes * (2 if branch else 1) + nbytes(scale, shift),
@@ -88,5 +88,5 @@ def contest(batch: int, length: int, channels: int, branch: bool, training: bool
     )
 
 
-def test_adaln(race) -> None:
-    race()
+def test_adaln(run_case) -> None:
+    run_case()

@@ -9,7 +9,7 @@ from __future__ import annotations
 from functools import partial
 
 import torch
-from contest import Contest, backward, nbytes
+from case import Case, backward, nbytes
 
 from var_ext import ops, reference
 from var_ext.schedule import SCALES_256
@@ -31,7 +31,7 @@ SMOKE = dict(batch=1, channels=2, source=5, target=3, backward_pass=True)
 COMPETITORS = ("var_ext", "reference")
 
 
-def contest(batch: int, channels: int, source: int, target: int, backward_pass: bool) -> Contest:
+def case(batch: int, channels: int, source: int, target: int, backward_pass: bool) -> Case:
     x = torch.randn(batch, channels, source, source, requires_grad=backward_pass)
     y = reference.area_downsample(x, target)
     functions = {"var_ext": ops.area_downsample, "reference": reference.area_downsample}
@@ -39,8 +39,8 @@ def contest(batch: int, channels: int, source: int, target: int, backward_pass: 
         calls = {name: backward(function(x, target), [x]) for name, function in functions.items()}
     else:
         calls = {name: partial(function, x, target) for name, function in functions.items()}
-    return Contest(calls, bytes=nbytes(x, y), launches=1)
+    return Case(calls, bytes=nbytes(x, y), launches=1)
 
 
-def test_area_downsample(race) -> None:
-    race()
+def test_area_downsample(run_case) -> None:
+    run_case()

@@ -9,7 +9,7 @@ from __future__ import annotations
 from typing import Any
 
 import torch
-from contest import Contest, agree, agree_in_16_bits, compiled, nbytes
+from case import Case, agree, agree_in_16_bits, compiled, nbytes
 
 from var_ext import ops, reference
 
@@ -40,7 +40,7 @@ SMOKE = dict(batch=2, length=3, channels=5, dtype=torch.float32, train=True)
 COMPETITORS = ("var_ext", "reference", "torch.compile")
 
 
-def contest(batch: int, length: int, channels: int, dtype: torch.dtype, train: bool) -> Contest:
+def case(batch: int, length: int, channels: int, dtype: torch.dtype, train: bool) -> Case:
     x = torch.randn(batch, length, channels).to(dtype).requires_grad_(train)
     bias = torch.randn(channels).to(dtype).requires_grad_(train)
     # a small gradient of order 1 / rows: that of the bias is a sum over all of them
@@ -55,7 +55,7 @@ def contest(batch: int, length: int, channels: int, dtype: torch.dtype, train: b
         y = call()
         return (y.detach(), *torch.autograd.grad(y, [x, bias], grad)) if train else y
 
-    return Contest(
+    return Case(
         {name: lambda call=call: step(call) for name, call in calls.items()},  # type: ignore[misc]
         bytes=nbytes(x) * (5 if train else 2),
         launches=3 if train else 1,  # backward: the rows, then the sums over them
@@ -63,5 +63,5 @@ def contest(batch: int, length: int, channels: int, dtype: torch.dtype, train: b
     )
 
 
-def test_bias_gelu(race) -> None:
-    race()
+def test_bias_gelu(run_case) -> None:
+    run_case()

@@ -7,7 +7,7 @@ x 16: 0.3 us, where the launch decides.
 from __future__ import annotations
 
 import torch
-from contest import Contest, agree, agree_in_16_bits, compiled, nbytes
+from case import Case, agree, agree_in_16_bits, compiled, nbytes
 
 from var_ext import ops, reference
 
@@ -31,12 +31,12 @@ SMOKE = dict(batch=1, channels=8, side=3, layout="channels last", dtype=torch.fl
 COMPETITORS = ("var_ext", "reference", "two sums", "torch.compile")
 
 
-def contest(batch: int, channels: int, side: int, layout: str, dtype: torch.dtype) -> Contest:
+def case(batch: int, channels: int, side: int, layout: str, dtype: torch.dtype) -> Case:
     formats = {"contiguous": torch.contiguous_format, "channels last": torch.channels_last}
     given = torch.randn(2, batch, channels, side, side).to(dtype)
     h, x = (part.contiguous(memory_format=formats[layout]) for part in given)
     bias = torch.randn(channels).to(dtype)
-    return Contest(
+    return Case(
         {
             "var_ext": lambda: ops.bias_residual(h, x, bias),
             "reference": lambda: reference.bias_residual(h, x, bias),
@@ -49,5 +49,5 @@ def contest(batch: int, channels: int, side: int, layout: str, dtype: torch.dtyp
     )
 
 
-def test_bias_residual(race) -> None:
-    race()
+def test_bias_residual(run_case) -> None:
+    run_case()

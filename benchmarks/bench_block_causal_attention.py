@@ -13,7 +13,7 @@ from importlib.util import find_spec
 
 import pytest
 import torch
-from contest import Contest, agree, agree_in_16_bits, compiled, nbytes
+from case import Case, agree, agree_in_16_bits, compiled, nbytes
 from torch import Tensor
 from torch.nn import functional as F
 from torch.nn.attention.flex_attention import create_block_mask, flex_attention
@@ -72,9 +72,9 @@ def trained(function: Callable[..., Tensor], leaves: list[Tensor], grad: Tensor)
     return out.detach(), *torch.autograd.grad(out, leaves, grad)
 
 
-def contest(
+def case(
     batch: int, heads: int, dim: int, patch_nums: tuple[int, ...], dtype: torch.dtype, training: bool
-) -> Contest:
+) -> Case:
     schedule = ScaleSchedule(patch_nums)
     length = schedule.num_tokens
     q, k, v = (
@@ -114,7 +114,7 @@ def contest(
 
     pairs = sum(n * s.stop for n, s in zip(schedule.lengths, schedule.slices, strict=True))
     products = 2 + 5 * training  # of all pairs of tokens by D
-    return Contest(
+    return Case(
         calls,
         bytes=nbytes(q, k, v, q) * (3 if training else 1),  # backward: these, their gradients
         flops=2 * products * batch * heads * dim * pairs,
@@ -123,7 +123,7 @@ def contest(
     )
 
 
-def test_block_causal_attention(race, shape: str, competitor: str) -> None:
+def test_block_causal_attention(run_case, shape: str, competitor: str) -> None:
     if competitor == "FlexAttention" and "backward" in shape:
         pytest.skip("FlexAttention does not support backward on CPU")
-    race()
+    run_case()

@@ -12,7 +12,7 @@ from collections.abc import Callable
 from functools import partial
 
 import torch
-from contest import Contest, agree, agree_in_16_bits, nbytes
+from case import Case, agree, agree_in_16_bits, nbytes
 from torch import Tensor
 from torch.nn import functional as F
 
@@ -105,7 +105,7 @@ def launches(queries: int, dim: int, dtype: torch.dtype) -> int:
     return 1 if dtype != torch.float32 and queries <= (128 if dim <= 64 else 64) else 2
 
 
-def contest(batch: int, heads: int, dim: int, steps: Steps, dtype: torch.dtype) -> Contest:
+def case(batch: int, heads: int, dim: int, steps: Steps, dtype: torch.dtype) -> Case:
     room = max(680, steps[-1][1])
     given = torch.randn(batch, room, 3, heads, dim).mul(dim**-0.25).to(dtype)
     caches = given[:, :, 1].clone(), given[:, :, 2].clone()
@@ -113,7 +113,7 @@ def contest(batch: int, heads: int, dim: int, steps: Steps, dtype: torch.dtype) 
     earlier = given[:, : steps[0][1] - steps[0][0]].permute(2, 0, 3, 1, 4)
     past = earlier[1].contiguous(), earlier[2].contiguous()
     cells = batch * heads * dim
-    return Contest(
+    return Case(
         {
             "var_ext": partial(with_cache, ops.cached_attention, given, steps, caches, parameters),
             "reference": partial(with_cache, reference.cached_attention, given, steps, caches, parameters),
@@ -128,5 +128,5 @@ def contest(batch: int, heads: int, dim: int, steps: Steps, dtype: torch.dtype) 
     )
 
 
-def test_cached_attention(race) -> None:
-    race()
+def test_cached_attention(run_case) -> None:
+    run_case()

@@ -11,7 +11,7 @@ from __future__ import annotations
 from typing import Any
 
 import torch
-from contest import Contest, agree, agree_in_16_bits, compiled, nbytes
+from case import Case, agree, agree_in_16_bits, compiled, nbytes
 
 from var_ext import ops, reference
 
@@ -43,7 +43,7 @@ SMOKE = dict(batch=1, channels=32, side=3, layout="channels last", dtype=torch.f
 COMPETITORS = ("var_ext", "reference", "torch.compile")
 
 
-def contest(batch: int, channels: int, side: int, layout: str, dtype: torch.dtype, train: bool) -> Contest:
+def case(batch: int, channels: int, side: int, layout: str, dtype: torch.dtype, train: bool) -> Case:
     formats = {"contiguous": torch.contiguous_format, "channels last": torch.channels_last}
     given = torch.randn(2, batch, channels, side, side).to(dtype)
     x, grad = (part.contiguous(memory_format=formats[layout]) for part in given)
@@ -61,7 +61,7 @@ def contest(batch: int, channels: int, side: int, layout: str, dtype: torch.dtyp
         return (y.detach(), *torch.autograd.grad(y, [x, weight, bias], grad)) if train else y
 
     launches = 2 if side <= 16 and layout == "channels last" else 3  # by the rule beside the kernel
-    return Contest(
+    return Case(
         {name: lambda call=call: step(call) for name, call in calls.items()},  # type: ignore[misc]
         bytes=nbytes(x) * (5 if train else 2),
         launches=launches + 4 * train,
@@ -69,5 +69,5 @@ def contest(batch: int, channels: int, side: int, layout: str, dtype: torch.dtyp
     )
 
 
-def test_group_norm_silu(race) -> None:
-    race()
+def test_group_norm_silu(run_case) -> None:
+    run_case()

@@ -1,11 +1,11 @@
-"""What this machine can do at best, measured in the same run: the limits that the tables stand beside."""
+"""The best this machine can do, measured in the same run: the limits used in the tables."""
 
 from __future__ import annotations
 
 from functools import partial
 
 import torch
-from contest import Contest
+from case import Case
 
 SHAPES = {
     "copy of 256 MiB": dict(kind="memory", size=1 << 26),
@@ -16,13 +16,13 @@ SMOKE = dict(kind="compute", size=8)
 COMPETITORS = ("torch",)
 
 
-def contest(kind: str, size: int, dtype: torch.dtype = torch.float32) -> Contest:
+def case(kind: str, size: int, dtype: torch.dtype = torch.float32) -> Case:
     if kind == "memory":
         source, target = torch.randn(2, size)
-        return Contest({"torch": partial(target.copy_, source)}, bytes=2 * 4 * size)  # read and written
+        return Case({"torch": partial(target.copy_, source)}, bytes=2 * 4 * size)  # read and written
     a, b = torch.randn(2, size, size).to(dtype)
-    return Contest({"torch": partial(torch.mm, a, b)}, flops=2 * size**3)
+    return Case({"torch": partial(torch.mm, a, b)}, flops=2 * size**3)
 
 
-def test_limits(race) -> None:
-    race()
+def test_limits(run_case) -> None:
+    run_case()

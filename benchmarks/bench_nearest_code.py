@@ -14,7 +14,7 @@ from __future__ import annotations
 from functools import partial
 
 import torch
-from contest import Contest, compiled, nbytes
+from case import Case, compiled, nbytes
 from torch import Tensor
 
 from var_ext import _C, ops, reference
@@ -61,11 +61,11 @@ def equally_near(x: Tensor, codebook: Tensor, cosine: bool, index: Tensor, expec
     torch.testing.assert_close(near, nearest, rtol=1e-5, atol=1e-5)
 
 
-def contest(vectors: int, codes: int, channels: int, cosine: bool) -> Contest:
+def case(vectors: int, codes: int, channels: int, cosine: bool) -> Case:
     x, codebook = torch.randn(vectors, channels), torch.randn(codes, channels)
     sizes = vectors, codes, channels
     filtered = _C.nearest_code_scratch(*sizes) != _C.nearest_code_scratch(*sizes, filter=False)
-    return Contest(
+    return Case(
         {
             "var_ext": lambda: ops.nearest_code(x, codebook, cosine=cosine),
             "reference": lambda: reference.nearest_code(x, codebook, cosine=cosine),
@@ -80,5 +80,5 @@ def contest(vectors: int, codes: int, channels: int, cosine: bool) -> Contest:
     )
 
 
-def test_nearest_code(race) -> None:
-    race()
+def test_nearest_code(run_case) -> None:
+    run_case()

@@ -11,7 +11,7 @@ from functools import partial
 from typing import Any
 
 import torch
-from contest import Contest, agree, agree_by_largest, compiled, forward_backward, nbytes
+from case import Case, agree, agree_by_largest, compiled, forward_backward, nbytes
 from torch import Tensor
 from torch.nn import functional as F
 
@@ -46,23 +46,23 @@ def eager(qkv: Tensor, q_bias: Tensor, v_bias: Tensor, log_scale: Tensor) -> tup
     return q, F.normalize(k, dim=-1), v + v_bias
 
 
-def contest(batch: int, length: int, heads: int, dim: int, training: bool, dtype: str) -> Contest:
+def case(batch: int, length: int, heads: int, dim: int, training: bool, dtype: str) -> Case:
     kind = getattr(torch, dtype)
     qkv = torch.randn(batch, length, 3, heads, dim).to(kind)
     arguments = [qkv, *torch.randn(2, heads, dim).to(kind), torch.randn(heads).to(kind)]
     grads = list(torch.randn(3, batch, length, heads, dim).to(kind))
 
-    def entrant(function: Callable[..., Any]) -> Callable[[], Any]:
+    def competitor(function: Callable[..., Any]) -> Callable[[], Any]:
         if training:
             return forward_backward(function, arguments, grads)
         return partial(function, *arguments)
 
-    return Contest(
+    return Case(
         {
-            "var_ext": entrant(ops.qk_norm),
-            "reference": entrant(reference.qk_norm),
-            "torch eager": entrant(eager),
-            "torch.compile": entrant(compiled(reference.qk_norm)),
+            "var_ext": competitor(ops.qk_norm),
+            "reference": competitor(reference.qk_norm),
+            "torch eager": competitor(eager),
+            "torch.compile": competitor(compiled(reference.qk_norm)),
         },
         # qkv is read and written; backward reads it again with the gradient, and writes another
         bytes=nbytes(qkv) * (5 if training else 2),
@@ -71,5 +71,5 @@ def contest(batch: int, length: int, heads: int, dim: int, training: bool, dtype
     )
 
 
-def test_qk_norm(race) -> None:
-    race()
+def test_qk_norm(run_case) -> None:
+    run_case()

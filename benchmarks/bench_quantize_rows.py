@@ -7,7 +7,7 @@ On a GPU one launch reads x once and writes a byte an element. At 3.0 TB/s, 4096
 from __future__ import annotations
 
 import torch
-from contest import Contest, compiled, nbytes, same
+from case import Case, compiled, nbytes, same
 from torch import Tensor
 
 from var_ext import ops, reference
@@ -44,9 +44,9 @@ def all_same(result: tuple[Tensor, Tensor], expected: tuple[Tensor, Tensor]) -> 
         same(one, other)
 
 
-def contest(rows: int, channels: int, dtype: torch.dtype) -> Contest:
+def case(rows: int, channels: int, dtype: torch.dtype) -> Case:
     x = torch.randn(rows, channels).to(dtype)
-    return Contest(
+    return Case(
         {
             "var_ext": lambda: ops.quantize_rows(x),
             "reference": lambda: reference.quantize_rows(x),
@@ -59,5 +59,5 @@ def contest(rows: int, channels: int, dtype: torch.dtype) -> Contest:
     )
 
 
-def test_quantize_rows(race) -> None:
-    race()
+def test_quantize_rows(run_case) -> None:
+    run_case()

@@ -15,7 +15,7 @@ from functools import partial
 from typing import Any
 
 import torch
-from contest import Contest, agree, nbytes
+from case import Case, agree, nbytes
 from torch import Tensor
 
 from var_ext import _C, ScaleSchedule, ops, reference
@@ -59,9 +59,7 @@ def with_gradients(quantize: Any, features: Tensor, *rest: Any) -> tuple[Tensor,
     return tokens, f_hat, *grads
 
 
-def contest(
-    batch: int, channels: int, codes: int, patch_nums: tuple[int, ...], backward_pass: bool
-) -> Contest:
+def case(batch: int, channels: int, codes: int, patch_nums: tuple[int, ...], backward_pass: bool) -> Case:
     schedule = ScaleSchedule(patch_nums)
     side = schedule.side
     features, codebook = torch.randn(batch, channels, side, side), torch.randn(codes, channels)
@@ -81,7 +79,7 @@ def contest(
     convolutions = 2 * batch * len(schedule) * side * side * channels * channels * 9
     scales = len(schedule) * nbytes(features) if backward_pass else 0  # written, and their gradients read
     unused = len(weight) - len(set(phi_index))  # their gradients are zeros: two launches each
-    return Contest(
+    return Case(
         {
             name: partial(with_gradients, function, *arguments)
             if backward_pass
@@ -96,5 +94,5 @@ def contest(
     )
 
 
-def test_residual_quantize(race) -> None:
-    race()
+def test_residual_quantize(run_case) -> None:
+    run_case()

@@ -14,7 +14,7 @@ from functools import partial
 from typing import Any
 
 import torch
-from contest import Contest, compiled, nbytes
+from case import Case, compiled, nbytes
 from torch import Tensor
 
 from var_ext import ops, reference
@@ -46,9 +46,9 @@ def with_gradients(step: Callable[[], tuple[Tensor, Tensor]], given: list[Tensor
     return torch.autograd.grad(outputs, given, [torch.full_like(t, 0.1) for t in outputs])
 
 
-def contest(
+def case(
     batch: int, channels: int, side: int, scale: int, following: int | None, backward_pass: bool
-) -> Contest:
+) -> Case:
     f_hat = torch.randn(batch, channels, side, side)
     embedding = torch.randn(batch, scale, scale, channels).permute(0, 3, 1, 2)  # as codes come: channels last
     weight, bias = torch.randn(channels, channels, 3, 3) * 0.05, torch.randn(channels) * 0.05
@@ -60,10 +60,8 @@ def contest(
     }
     if backward_pass:
         calls = {name: partial(with_gradients, call, given) for name, call in calls.items()}
-    passes = (
-        3 if backward_pass else 1
-    )  # a gradient of the codes and one of the weights, each as dear as forward
-    return Contest(
+    passes = 3 if backward_pass else 1  # gradients of codes and of weights, each as expensive as forward
+    return Case(
         calls,
         bytes=passes * nbytes(*given, f_hat)
         + (batch * channels * following * following * 4 if following else 0),
@@ -72,5 +70,5 @@ def contest(
     )
 
 
-def test_residual_step(race) -> None:
-    race()
+def test_residual_step(run_case) -> None:
+    run_case()

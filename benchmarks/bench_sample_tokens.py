@@ -21,7 +21,7 @@ from __future__ import annotations
 from functools import partial
 
 import torch
-from contest import Contest, nbytes, same
+from case import Case, nbytes, same
 from torch import Tensor
 
 from var_ext import ops, reference
@@ -77,7 +77,7 @@ def allowed(kept: Tensor, result: Tensor, expected: Tensor) -> None:
     assert kept.gather(-1, result[..., None]).isfinite().all()
 
 
-def contest(
+def case(
     batch: int,
     length: int,
     vocabulary: int,
@@ -85,12 +85,12 @@ def contest(
     top_k: int,
     top_p: float,
     dtype: torch.dtype = torch.float32,
-) -> Contest:
+) -> Case:
     logits = (torch.randn(batch * (1 if cfg is None else 2), length, vocabulary) * 3).to(dtype)
     seeds = torch.arange(batch)
     filters = dict(cfg=cfg, top_k=top_k, top_p=top_p)
     kept = keep_top(guided(logits.float(), cfg), top_k, top_p)
-    return Contest(
+    return Case(
         {
             "var_ext": lambda: ops.sample_tokens(logits, seeds, scale_index=9, **filters),
             "reference": lambda: reference.sample_tokens(logits, seeds, scale_index=9, **filters),
@@ -103,5 +103,5 @@ def contest(
     )
 
 
-def test_sample_tokens(race) -> None:
-    race()
+def test_sample_tokens(run_case) -> None:
+    run_case()

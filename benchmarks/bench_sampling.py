@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 
 import pytest
-from contest import Contest
+from case import Case
 from torch import Tensor
 
 import var_ext
@@ -20,7 +20,7 @@ COMPETITORS = ("var_ext", "reference")
 LAPS = 3
 
 
-def contest(batch: int) -> Contest:
+def case(batch: int) -> Case:
     sampler = var_ext.load("digits", precision="fp32")
     labels, seeds = [i % sampler.num_classes for i in range(batch)], list(range(batch))
 
@@ -31,7 +31,7 @@ def contest(batch: int) -> Contest:
 
         return call
 
-    return Contest(
+    return Case(
         {"var_ext": drawn("native"), "reference": drawn("reference")}, check=same_pictures, images=batch
     )
 
@@ -43,5 +43,5 @@ def same_pictures(result: Tensor, expected: Tensor) -> None:
 
 
 @pytest.mark.benchmark(min_rounds=1, max_time=1.0, disable_gc=True)
-def test_sampling(race) -> None:
-    race()
+def test_sampling(run_case) -> None:
+    run_case()

@@ -1,6 +1,6 @@
-"""One pool of threads: ops in turns with torch's own cost what both cost apart.
+"""One thread pool: alternating these ops with torch's own costs the sum of both.
 
-Two pools would fight over the cores: while one works, the threads of the other still spin.
+Two pools would compete for cores: while one works, the threads of the other still spin.
 """
 
 from __future__ import annotations
@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Callable
 
 import torch
-from contest import Contest
+from case import Case
 
 from var_ext import ops
 
@@ -17,7 +17,7 @@ SMOKE = dict(length=2, size=8, rounds=2)
 COMPETITORS = ("in turns", "apart")
 
 
-def contest(length: int, size: int, rounds: int) -> Contest:
+def case(length: int, size: int, rounds: int) -> Case:
     x, (scale, shift) = torch.randn(2, length, 1024), torch.randn(2, 2, 1024)
     a, b = torch.randn(2, size, size)
 
@@ -31,7 +31,7 @@ def contest(length: int, size: int, rounds: int) -> Contest:
         for call in order:
             call()
 
-    return Contest(
+    return Case(
         {
             "in turns": lambda: run([op, product] * rounds),
             "apart": lambda: run([op] * rounds + [product] * rounds),
@@ -39,5 +39,5 @@ def contest(length: int, size: int, rounds: int) -> Contest:
     )
 
 
-def test_threads(race) -> None:
-    race()
+def test_threads(run_case) -> None:
+    run_case()

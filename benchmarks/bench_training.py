@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 import torch
-from contest import Contest
+from case import Case
 
 import var_ext
 from var_ext import backend
@@ -26,7 +26,7 @@ SMOKE = dict(model="transformer", batch=2)
 COMPETITORS = ("var_ext", "reference")
 
 
-def contest(model: str, batch: int) -> Contest:
+def case(model: str, batch: int) -> Case:
     moment = Moment(step=0, total=1000, epoch=0, logged=True)
 
     def trained(choice: str) -> Callable[[], Any]:
@@ -49,16 +49,16 @@ def contest(model: str, batch: int) -> Contest:
 
         return call
 
-    return Contest(
+    return Case(
         {"var_ext": trained("native"), "reference": trained("reference")}, images=batch, check=same_loss
     )
 
 
 def same_loss(result: Mapping[str, Any], expected: Mapping[str, Any]) -> None:
-    """After as many steps each from the same weights: the losses agree to rounding."""
+    """After equally many steps from the same weights, the losses agree to rounding."""
     assert abs(float(result["loss"]) - float(expected["loss"])) <= 1e-3 * abs(float(expected["loss"]))
 
 
 @pytest.mark.benchmark(min_rounds=2, max_time=1.0, disable_gc=True)
-def test_training(race) -> None:
-    race()
+def test_training(run_case) -> None:
+    run_case()

@@ -1,7 +1,7 @@
 """Runs the benchmark files: shape by shape, lap by lap, competitor by competitor.
 
 A file gives `SHAPES` (name -> arguments), `SMOKE` (arguments small enough for a test), `COMPETITORS` (names)
-and a function `contest(**arguments) -> Contest`; its one test is `race()`.
+and a function `case(**arguments) -> Case`; its one test is `run_case()`.
 """
 
 from __future__ import annotations
@@ -11,13 +11,13 @@ from collections.abc import Callable
 from types import ModuleType
 from typing import Any
 
-import contest as contests
+import case as cases
 import pytest
 import torch
 
 from var_ext import backend
 
-_load = os.getloadavg()[0]  # before the run: what else this machine was doing
+_load = os.getloadavg()[0]  # before the run: the load of the machine
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
@@ -26,14 +26,14 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 
 def pytest_configure(config: pytest.Config) -> None:
     if config.getoption("--smoke"):
-        contests.compile_backend = "eager"
-    torch.set_num_threads(contests.threads())
+        cases.compile_backend = "eager"
+    torch.set_num_threads(cases.threads())
 
 
 def pytest_benchmark_update_machine_info(config: pytest.Config, machine_info: dict[str, Any]) -> None:
     from var_ext import _C
 
-    del machine_info["node"]  # the name of a machine is nobody's business
+    del machine_info["node"]  # the machine's name is private
     machine_info["torch"] = torch.__version__
     machine_info["load"] = _load
     machine_info["threads"] = torch.get_num_threads()
@@ -41,12 +41,12 @@ def pytest_benchmark_update_machine_info(config: pytest.Config, machine_info: di
 
 
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
-    if "race" not in metafunc.fixturenames:
+    if "run_case" not in metafunc.fixturenames:
         return
     smoke, module = metafunc.config.getoption("--smoke"), metafunc.module
     # the first is the outermost: all competitors run one lap before any of them runs the next
     metafunc.parametrize("shape", ["smoke"] if smoke else list(module.SHAPES))
-    metafunc.parametrize("lap", range(1 if smoke else getattr(module, "LAPS", contests.LAPS)))
+    metafunc.parametrize("lap", range(1 if smoke else getattr(module, "LAPS", cases.LAPS)))
     metafunc.parametrize("competitor", module.COMPETITORS)
 
 
@@ -56,30 +56,30 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
             item.add_marker(pytest.mark.benchmark(max_time=0.1, min_rounds=3, disable_gc=True))
 
 
-_latest: dict[tuple[str, str], contests.Contest] = {}  # one entry: inputs of past shapes are let go
+_latest: dict[tuple[str, str], cases.Case] = {}  # one entry: inputs of earlier shapes are freed
 
 
-def _contest(module: ModuleType, shape: str) -> contests.Contest:
+def _case(module: ModuleType, shape: str) -> cases.Case:
     key = (module.__name__, shape)
     if key not in _latest:
         _latest.clear()
         torch.manual_seed(0)
-        built = module.contest(**(module.SMOKE if shape == "smoke" else module.SHAPES[shape]))
+        built = module.case(**(module.SMOKE if shape == "smoke" else module.SHAPES[shape]))
         assert tuple(built.competitors) == module.COMPETITORS, (tuple(built.competitors), module.COMPETITORS)
         _latest[key] = built
     return _latest[key]
 
 
 @pytest.fixture
-def race(
+def run_case(
     request: pytest.FixtureRequest, benchmark, shape: str, lap: int, competitor: str
 ) -> Callable[[], None]:
     """Checks the competitor against the reference, then times it for one lap."""
 
     def run() -> None:
         op = request.module.__name__.removeprefix("bench_")
-        contest = _contest(request.module, shape)
-        contest.verify(competitor)
+        case = _case(request.module, shape)
+        case.verify(competitor)
         native = backend.use_native(op, "cpu") if op in backend.CATALOGUE else False
         benchmark.group = f"{op} | {shape}"
         benchmark.extra_info.update(
@@ -87,12 +87,12 @@ def race(
             shape=shape,
             competitor=competitor,
             lap=lap,
-            bytes=contest.bytes,
-            flops=contest.flops,
-            images=contest.images,
+            bytes=case.bytes,
+            flops=case.flops,
+            images=case.images,
             kernel="native" if native else "reference",
             threads=torch.get_num_threads(),
         )
-        benchmark(contest.competitors[competitor])
+        benchmark(case.competitors[competitor])
 
     return run

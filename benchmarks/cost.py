@@ -1,4 +1,4 @@
-"""What a sampling of var_ext costs over batch and depth, beside the counted FLOPs.
+"""The cost of var_ext sampling over batch and depth, with counted FLOPs.
 
     python benchmarks/cost.py                                  # batch 1 to 32 at depth 16, depth 2 to 16 at batch 1
     python benchmarks/cost.py --tiny --laps 1 --batch-sizes 1,2 --depths 1,2 --json /tmp/tiny.json    # seconds on a CPU
@@ -15,9 +15,9 @@ from typing import Any
 
 import flops
 import torch
-from contenders import DTYPES, TINY, drawer, drawn, our_model
+from samplers import DTYPES, TINY, drawer, drawn, our_model
 from tables import duration
-from versus import about, add_file_options, numbers, race, release, words, write
+from versus import about, add_file_options, numbers, release, time_in_turn, words, write
 
 
 def arguments() -> argparse.Namespace:
@@ -64,7 +64,9 @@ def main() -> None:
             draw = drawer(var, precision)
             for batch in batches:
                 call = functools.partial(drawn, draw, batch, device)
-                result = race({"var_ext": lambda _, call=call: call()}, options.laps, device)["var_ext"]
+                result = time_in_turn({"var_ext": lambda _, call=call: call()}, options.laps, device)[
+                    "var_ext"
+                ]
                 cost = counted(depth, precision, options.tiny)
                 rows.append(
                     dict(depth=depth, batch=batch, precision=precision, flops=cost, seconds=result.seconds)

@@ -1,8 +1,8 @@
-"""FLOPs of a sampling, counted from the architecture: two for each multiply-add of matrix products and convolutions.
+"""FLOPs of sampling, counted from the architecture: two for each multiply-add of matmuls and convolutions.
 
 python benchmarks/flops.py          # GFLOP of one 256 px image, d16 to d30, and of DiT-XL/2 beside them
 
-Norms, activations, the quantizer's ten convolutions of 32 channels and the drawing of tokens are left out: under 1%.
+Norms, activations, the quantizer's ten convolutions of 32 channels and token sampling are left out: under 1%.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ class Sampling:
     """FLOPs of one image.
 
     products[k], attention[k], head[k]: linear layers of the blocks, attention and classifier at scale k;
-    conditioning: the AdaLN projections, once an image; embedding: codes to words.
+    conditioning: the AdaLN projections, once per image; embedding: codes to words.
     """
 
     products: tuple[int, ...]

@@ -1,20 +1,19 @@
-"""The hardware command: builds for the GPU at hand, tests, sanitizes, draws, races, and writes one result file.
+"""The hardware command: builds for the GPU at hand, tests, sanitizes, times, and writes one result file.
 
     make gpu                          # or: python benchmarks/gpu.py [--results DIR]
     make gpu DRY=1                    # without a GPU: build, collect tests, show the plan, run toys on the CPU
     make gpu-versus OFFICIAL=DIR      # or: --official DIR, a checkout of github.com/FoundationVision/VAR
 
-It takes the Python that runs it with the torch that is there, and needs no network: pip, pybind11, scikit-build-core,
-CMake, ninja, pytest and nvcc must be installed. Tests, sanitizers and all that times nothing run side by side, then the
-timing steps alone. The file is benchmarks/results/CHIP-ARCHITECTURE-COMMIT.json, written anew after each step; what the
-programs said stays in build/gpu/logs. The exit status is 0 if every step passed; shapes that were left out for time are
-listed and fail nothing. VAR_EXT_COMMIT names the commit of a tree without .git.
+It uses the Python that runs it and its torch, and needs no network: pip, pybind11, scikit-build-core,
+CMake, ninja, pytest and nvcc must be installed. Steps that time nothing (tests, sanitizers) run in parallel, then the
+timing steps alone. The file is benchmarks/results/CHIP-ARCHITECTURE-COMMIT.json, rewritten after each step; program
+output is kept in build/gpu/logs. The exit status is 0 if every step passed; shapes left out for time are listed and
+are no failure. VAR_EXT_COMMIT names the commit of a tree without .git.
 
-The second command puts var_ext beside the published code and beside DiT, in the files of vs_official.py and vs_dit.py
-under benchmarks/results/versus. The published code needs huggingface_hub. DiT needs diffusers, and that a recent
-huggingface_hub and safetensors, filelock, Pillow, and what a machine with torch is likely to lack: importlib-metadata
-with zipp, regex, and requests with urllib3, idna, certifi and charset-normalizer. Where nothing can be fetched, carry
-them:
+The last command compares var_ext with the published code and with DiT, in the files of vs_official.py and vs_dit.py
+under benchmarks/results/versus. The published code needs huggingface_hub. DiT needs diffusers, which needs a recent
+huggingface_hub and safetensors, filelock, Pillow, and packages that a machine with torch may lack: importlib-metadata
+with zipp, regex, and requests with urllib3, idna, certifi and charset-normalizer. Without network, bring them along:
 
     python -m pip download --no-deps --only-binary=:all: -d wheels diffusers importlib-metadata zipp regex requests ...
     python -m pip install --no-index --no-deps --target site wheels/*.whl       # there
@@ -50,7 +49,7 @@ BESIDE = ("tests", "memcheck", "racecheck", "initcheck", "ptx", "occupancy")  # 
 
 
 def architecture() -> str:
-    """The target of the chip at hand; that of an H100 where there is none."""
+    """The build target of the GPU found; that of an H100 if there is none."""
     if not torch.cuda.is_available():
         return "90a"
     major, minor = torch.cuda.get_device_capability()
@@ -58,7 +57,7 @@ def architecture() -> str:
 
 
 def digest() -> str:
-    """Of all sources of kernels: tells two results apart where no commit can."""
+    """Digest of all kernel sources: distinguishes results where the commit cannot."""
     total = hashlib.sha256()
     for path in sorted((ROOT / "csrc").rglob("*")):
         if path.is_file():
@@ -115,7 +114,7 @@ class Run:
             save(self.file, self.report)
 
     def do(self, **todo: Step) -> bool:
-        """Steps, side by side where there are several; whether all of them passed."""
+        """Runs steps, in parallel if several; returns whether all passed."""
         results = together(todo, self.budget, PLACE / "logs", self.keep)
         return all(result["ok"] for result in results.values())
 
@@ -124,11 +123,11 @@ class Run:
         return self.do(build=steps.build(architecture()))
 
     def timing(self, name: str) -> tuple[str, str]:
-        """How long a timing step may begin something new."""
+        """How long a timing step may start new work."""
         return "--seconds", f"{max(10.0, self.budget.of(SHARES[name]) - SPARE):.0f}"
 
     def told(self, wanted: Mapping[str, float]) -> int:
-        """The exit status; what became of each step is printed."""
+        """The exit status; prints the outcome of each step."""
         for name in wanted:
             step = self.report.get(name, {})
             status = step.get("status", "not run")
@@ -151,7 +150,7 @@ def hardware(run: Run) -> int:
         others = dict(tests=steps.tests(), ptx=steps.ptx(), occupancy=steps.occupancy())
         run.do(**others, **sanitizers)
         run.do(sampling=steps.sampling(*run.timing("sampling")))
-        run.do(races=steps.races(*run.timing("races")))
+        run.do(op_times=steps.op_times(*run.timing("op_times")))
     return run.told(SHARES)
 
 
@@ -163,7 +162,7 @@ def versus(run: Run, official: Path, results: Path, *options: object) -> int:
 
 
 def dry(run: Run) -> int:
-    """As far as it goes without a GPU: the same steps, of which tests are collected and toys run on the CPU."""
+    """The same steps without a GPU: tests are only collected, and toys run on the CPU."""
     wanted = dict(SHARES)
     if run.built():
         run.do(plan=Step([PYTHON, "benchmarks/gpu_plan.py"], 60.0))
@@ -171,7 +170,7 @@ def dry(run: Run) -> int:
         collected = {name: steps.collected(name) for name in BESIDE if name != "occupancy"}
         run.do(**collected, occupancy=steps.occupancy("--list"))
         run.do(sampling=steps.sampling("--smoke"))
-        run.do(races=steps.races("--smoke"))
+        run.do(op_times=steps.op_times("--smoke"))
     return run.told(wanted)
 
 
@@ -187,9 +186,7 @@ def main() -> int:
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # so that no step outlives this
     if options.dry:
         run = Run(Budget(DRY, shared=False), None)
-        os.environ.setdefault(
-            "OMP_NUM_THREADS", "1"
-        )  # the threads of a toy wait for each other most of the time
+        os.environ.setdefault("OMP_NUM_THREADS", "1")  # a toy's threads mostly wait for each other
         toy = ("--tiny", "--laps", "1", "--precisions", "fp32")
         status = versus(run, options.official, PLACE / "versus", *toy) if options.official else dry(run)
         print("DRY: nothing ran on a GPU, no result file.")

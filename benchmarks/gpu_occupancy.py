@@ -1,10 +1,10 @@
-"""What the driver says of every kernel of the build: registers, spills, blocks at once; beside what was planned.
+"""What the driver reports for every kernel of the build: registers, spills, resident blocks; next to the plan.
 
     python benchmarks/gpu_occupancy.py --out occupancy.json
-    python benchmarks/gpu_occupancy.py --list --out occupancy.json      # without a GPU: the plans, nothing asked
+    python benchmarks/gpu_occupancy.py --list --out occupancy.json      # without a GPU: only the plans
 
-Plans are the `// budget` lines in csrc/cuda; tests/cuda/compiled.py tells of them. The machine code is read out of the
-extension module and loaded by the driver, so the answer is that of the code and the chip at hand.
+Plans are the `// budget` lines in csrc/cuda, described in tests/cuda/compiled.py. The machine code is read from the
+extension module and loaded by the driver, so the figures are those of this code on this chip.
 """
 
 from __future__ import annotations
@@ -43,7 +43,7 @@ def images(module: bytes) -> list[bytes]:
 
 
 class Driver:
-    """The few calls of libcuda that torch does not pass on; the device is the current one of torch."""
+    """The few libcuda calls that torch does not expose; the device is torch's current one."""
 
     def __init__(self) -> None:
         torch.empty(1, device="cuda")  # makes torch's context current
@@ -75,7 +75,7 @@ class Driver:
         return value.value
 
     def blocks(self, function: ctypes.c_void_p, threads: int, shared: int) -> int:
-        """How many of that size a multiprocessor holds at once."""
+        """How many blocks of that size a multiprocessor holds."""
         value = ctypes.c_int()
         self.call("cuFuncSetAttribute", function, ctypes.c_int(DYNAMIC_SHARED), ctypes.c_int(shared))
         self.call(
@@ -86,7 +86,7 @@ class Driver:
 
 
 def rows(driver: Any, module: bytes) -> Iterator[dict[str, Any]]:
-    """A row a kernel, with its plan."""
+    """One row per kernel, with its plan."""
     for image in images(module):
         functions = driver.functions(image)
         symbols = [driver.symbol(function) for function in functions]
@@ -111,7 +111,7 @@ def rows(driver: Any, module: bytes) -> Iterator[dict[str, Any]]:
 
 
 def plans() -> list[dict[str, Any]]:
-    """What stands beside the kernels."""
+    """The plans noted beside the kernels."""
     return [
         dict(kernel=f"{budget.kernel}<{budget.arguments}>", threads=budget.threads, shared=budget.shared)
         | dict(planned=budget.blocks)

@@ -1,6 +1,6 @@
-"""The part of RESULTS.md that tells of GPUs, from the files that `make gpu` left in benchmarks/results.
+"""The GPU part of RESULTS.md, from the files that `make gpu` wrote to benchmarks/results.
 
-python benchmarks/gpu_page.py                       # writes that part of benchmarks/RESULTS.md anew
+python benchmarks/gpu_page.py                       # rewrites that part of benchmarks/RESULTS.md
 """
 
 from __future__ import annotations
@@ -20,15 +20,15 @@ from gpu_steps import SHARES  # noqa: E402
 from tables import duration, markdown  # noqa: E402
 
 TITLE = "# On GPUs"
-NONE = """No result yet: `make gpu` on a machine with a GPU leaves one in `benchmarks/results/`. How fast the ops are
-on a GPU, nobody has measured."""
-HEAD = """A file in `benchmarks/results/` for each chip and commit, by `make gpu`; here the newest of each chip. A
-time is that of the GPU alone, from a replayed CUDA graph, where the calls can be captured; otherwise (*)
-that of a call among many from Python. "of ceiling" is the time that the bytes and FLOPs the op needs would
-take at the copy and product rates of the same run, over the time taken; "on an H100" is that time at 3.0
-TB/s, 800 TFLOP/s in 16 bits and 60 in fp32. What has to be compiled was timed apart, after the others."""
+NONE = """No result yet: `make gpu` on a machine with a GPU writes one to `benchmarks/results/`. The speed of the
+ops on a GPU has not been measured."""
+HEAD = """`make gpu` writes a file to `benchmarks/results/` for each chip and commit; here is the newest of each chip. A
+time is that of the GPU alone, from a replayed CUDA graph, if the calls can be captured; otherwise (*) that of
+one of many calls from Python. "of ceiling" is the time that the op's minimum bytes and FLOPs would take at the
+copy and product rates of the same run, divided by the time taken; "on an H100" is that time at 3.0 TB/s, 800
+TFLOP/s in 16 bits and 60 in fp32. Competitors that compile were timed separately, after the others."""
 PARTS = ("transformer", "draw", "step", "decoder")
-PREDICTED = "Predicted for an H100 before the first run on any GPU; **missed**: by more than a third."
+PREDICTED = "Predicted for an H100 before the first run on any GPU; **missed**: off by more than a third."
 
 
 def newest(folder: Path) -> list[dict[str, Any]]:
@@ -41,7 +41,7 @@ def newest(folder: Path) -> list[dict[str, Any]]:
 
 
 def step(report: Mapping[str, Any], name: str) -> str:
-    """What a step came to, in words."""
+    """The outcome of a step, in words."""
     result = report.get(name)
     if not result:
         return "**not run**"
@@ -61,7 +61,7 @@ def step(report: Mapping[str, Any], name: str) -> str:
 def facts(report: Mapping[str, Any]) -> str:
     about = report["about"]
     changed = {True: " with uncommitted changes", False: "", None: ", changes unknown"}[about["dirty"]]
-    ceilings = report.get("races", {}).get("ceilings", {})
+    ceilings = report.get("op_times", {}).get("ceilings", {})
     rates = ", ".join(
         f"{rate / 1e12:.2f} TB/s copied" if name == "copy" else f"{rate / 1e12:.0f} TFLOP/s {name}"
         for name, rate in ceilings.items()
@@ -80,7 +80,7 @@ def facts(report: Mapping[str, Any]) -> str:
 
 
 def predictions(report: Mapping[str, Any]) -> str:
-    """What was predicted beside what came."""
+    """Predictions next to measurements."""
     rows = []
     for prediction in PREDICTIONS:
         figure, ratio = prediction.measured(report), prediction.ratio(report)
@@ -92,7 +92,7 @@ def predictions(report: Mapping[str, Any]) -> str:
 
 
 def sampling(result: Mapping[str, Any]) -> list[str]:
-    """Whole samplings, and the kernels that take their time."""
+    """Sampling times, and the kernels that take most of them."""
     lines = []
     for row in result["rows"]:
         name = f"{row['who']}, batch {row['batch']}"
@@ -167,7 +167,7 @@ def table(rows: list[dict[str, Any]]) -> str:
 
 
 def section(folder: Path = HERE / "results") -> str:
-    """All of it, the title included."""
+    """The whole part, including its title."""
     reports = newest(folder)
     if not reports:
         return f"{TITLE}\n\n{NONE}\n\n{predictions({})}\n"
@@ -177,18 +177,18 @@ def section(folder: Path = HERE / "results") -> str:
         if report.get("sampling", {}).get("rows"):
             parts += sampling(report["sampling"])
         parts += not_timed(report.get("sampling", {}))
-        races = report.get("races", {})
-        rows = races.get("rows", [])
+        op_times = report.get("op_times", {})
+        rows = op_times.get("rows", [])
         for op in dict.fromkeys(row["op"] for row in rows):
             mine = [row for row in rows if row["op"] == op]
             kernel = "" if mine[0]["kernel"] == "native" else "No CUDA kernel: plain PyTorch.\n\n"
             parts.append(f"### {op}\n\n{kernel}{table(mine)}")
-        parts += not_timed(races)
+        parts += not_timed(op_times)
     return "\n\n".join(parts) + "\n"
 
 
 def without(page: str) -> str:
-    """A page up to the part that tells of GPUs."""
+    """A page up to its GPU part."""
     return page.partition(f"\n{TITLE}\n")[0].rstrip("\n") + "\n"
 
 

@@ -1,4 +1,4 @@
-"""What the GPU's races are about: shapes, in which order, and what an H100 could not beat.
+"""What is timed on a GPU: shapes, their order, and lower bounds for an H100.
 
 python benchmarks/gpu_plan.py [adaln]       # nothing is timed; files whose names contain this
 """
@@ -18,11 +18,11 @@ import torch
 HERE = Path(__file__).resolve().parent
 sys.path.insert(0, str(HERE))
 
-import contest as contests  # noqa: E402
-from contest import Contest  # noqa: E402
+import case as cases  # noqa: E402
+from case import Case  # noqa: E402
 
 FIRST = ("block_causal_attention", "cached_attention", "qk_norm")  # should time run out
-# What the plan counts with, of an H100: bytes and products a second. The report has those that were measured.
+# Rates of an H100 assumed by the plan: bytes and FLOPs a second. The report has the measured ones.
 H100 = {"copy": 3.0e12, "bf16": 800e12, "fp16": 800e12, "fp32": 60e12}
 
 
@@ -39,35 +39,35 @@ def dtype_of(shape: str) -> str:
     return next((name for name in ("bf16", "fp16") if name in shape), "fp32")
 
 
-def least(contest: Contest, shape: str, limits: dict[str, float]) -> float:
-    """Seconds that the op's bytes and FLOPs take at these rates, whichever is more."""
-    computing = (contest.flops - contest.tensor_flops) / limits[dtype_of(shape)]
-    return max(contest.bytes / limits["copy"], computing + contest.tensor_flops / limits["bf16"])
+def least(case: Case, shape: str, limits: dict[str, float]) -> float:
+    """Seconds for the op's bytes or FLOPs at these rates, whichever is more."""
+    computing = (case.flops - case.tensor_flops) / limits[dtype_of(shape)]
+    return max(case.bytes / limits["copy"], computing + case.tensor_flops / limits["bf16"])
 
 
-def build(module: ModuleType, arguments: dict[str, Any], device: str, seed: int = 0) -> Contest:
+def build(module: ModuleType, arguments: dict[str, Any], device: str, seed: int = 0) -> Case:
     torch.manual_seed(seed)
     with torch.device(device):
-        built: Contest = module.contest(**arguments)
+        built: Case = module.case(**arguments)
     return built
 
 
-def counts(op: str, shape: str, contest: Contest) -> dict[str, Any]:
-    """What is known of a shape before anything is timed."""
+def counts(op: str, shape: str, case: Case) -> dict[str, Any]:
+    """What is known about a shape before timing."""
     return {
         "op": op,
         "shape": shape,
         "dtype": dtype_of(shape),
-        "bytes": contest.bytes,
-        "flops": contest.flops,
-        "launches": contest.launches,
-        "roofline_us": least(contest, shape, H100) * 1e6,
+        "bytes": case.bytes,
+        "flops": case.flops,
+        "launches": case.launches,
+        "roofline_us": least(case, shape, H100) * 1e6,
     }
 
 
 @dataclass(frozen=True)
-class Heat:
-    """One shape of an op, for its competitors with or without a compiler to wait for."""
+class Job:
+    """One shape of an op, with its compiled or its other competitors."""
 
     op: str
     module: ModuleType
@@ -79,25 +79,25 @@ class Heat:
         return f"{self.op}, {self.shape}{', compiled' if self.compiled else ''}"
 
 
-def heats(shapes: dict[str, tuple[ModuleType, dict[str, Any]]]) -> list[Heat]:
-    """In the order of the race, for op -> its file and its shapes: first the first shape of every op, then the second
-    ones, and so on; then the same again for what has to be compiled."""
+def jobs(shapes: dict[str, tuple[ModuleType, dict[str, Any]]]) -> list[Job]:
+    """In timing order, for op -> its file and its shapes: first the first shape of every op, then the second
+    ones, and so on; then the same for competitors that compile."""
     todo = [
-        (place, Heat(op, module, shape, arguments))
+        (place, Job(op, module, shape, arguments))
         for op, (module, given) in shapes.items()
         for place, (shape, arguments) in enumerate(given.items())
     ]
-    plain = [heat for _, heat in sorted(todo, key=lambda pair: pair[0])]  # ops keep their order
-    late = [heat for heat in plain if set(heat.module.COMPETITORS) & set(contests.COMPILED)]
-    return plain + [replace(heat, compiled=True) for heat in late]
+    plain = [job for _, job in sorted(todo, key=lambda pair: pair[0])]  # ops keep their order
+    late = [job for job in plain if set(job.module.COMPETITORS) & set(cases.COMPILED)]
+    return plain + [replace(job, compiled=True) for job in late]
 
 
 def plan(only: str) -> Iterator[dict[str, Any]]:
-    """Every heat in the order of the race, built of tensors that have no memory."""
-    for heat in heats({op: (module, module.GPU_SHAPES) for op, module in files(only).items()}):
-        if not heat.compiled:
-            contest = build(heat.module, heat.arguments, "meta")
-            yield {**counts(heat.op, heat.shape, contest), "competitors": list(contest.competitors)}
+    """Every job in timing order, built of meta tensors (no memory)."""
+    for job in jobs({op: (module, module.GPU_SHAPES) for op, module in files(only).items()}):
+        if not job.compiled:
+            case = build(job.module, job.arguments, "meta")
+            yield {**counts(job.op, job.shape, case), "competitors": list(case.competitors)}
 
 
 def show_plan(only: str) -> None:

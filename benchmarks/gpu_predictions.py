@@ -1,6 +1,6 @@
-"""What the kernels and samplings were expected to take on an H100, written down before the first run on any GPU.
+"""Expected times of kernels and sampling on an H100, written down before the first run on any GPU.
 
-The page of results shows each beside what was measured, and marks those missed by more than a third.
+The results page shows each next to the measurement, and marks those off by more than a third.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ ATTENTION = "32 x 680 x 16 x 64"  # d16 in training: 512 heads
 
 @dataclass(frozen=True)
 class Prediction:
-    """A figure to come: `least` to `most`, and how a report is asked for it (None: it has none)."""
+    """A prediction: `least` to `most`, and how to read the figure from a report (None: not there)."""
 
     what: str
     unit: str
@@ -30,7 +30,7 @@ class Prediction:
         return (self.least + self.most) / 2
 
     def ratio(self, report: Report) -> float | None:
-        """Measured over the middle of what was predicted."""
+        """Measured value over the middle of the predicted range."""
         figure = self.measured(report)
         return None if figure is None else figure / self.middle
 
@@ -40,8 +40,8 @@ class Prediction:
 
 
 def _attention(report: Report, way: str) -> tuple[float, float] | None:
-    """FLOPs and seconds of a row of the races."""
-    for row in report.get("races", {}).get("rows", []):
+    """FLOPs and seconds of a row of the op timings."""
+    for row in report.get("op_times", {}).get("rows", []):
         mine = row["competitors"].get("var_ext", {"error": "not timed"})
         if (row["op"], row["shape"]) == ("block_causal_attention", f"{ATTENTION}, {way}, bf16"):
             return None if "error" in mine else (row["flops"], (mine["graph_us"] or mine["call_us"]) / 1e6)
@@ -55,7 +55,7 @@ def forward(report: Report) -> float | None:
 
 
 def backward(report: Report) -> float | None:
-    """TFLOP/s of the backward pass: what a pass forward and backward takes beyond one forward."""
+    """TFLOP/s of the backward pass: forward and backward time minus forward time."""
     both, once = _attention(report, "forward + backward"), _attention(report, "forward")
     if both is None or once is None or both[1] <= once[1]:
         return None

@@ -1,4 +1,4 @@
-"""Runs the steps of the hardware command: within a budget, side by side where nothing is timed."""
+"""Runs the steps of the hardware command within a budget, in parallel where nothing is timed."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ ROOT = Path(__file__).resolve().parent.parent
 SHOWN, OF_FAILURE = (
     3000,
     20_000,
-)  # characters of a step's end that the report keeps; all of it stays in a file
+)  # characters of a step's final output kept in the report; a file has all of it
 Result = dict[str, Any]
 
 
@@ -27,7 +27,7 @@ class Budget:
 
     Args:
         seconds: until all should be done.
-        shared: whether a step may have its own share at most; without a GPU nobody waits, and there may be two cores.
+        shared: whether a step is limited to its own share; not so without a GPU, where two cores may be all there is.
     """
 
     def __init__(
@@ -40,7 +40,7 @@ class Budget:
         return self._now() - self._begin
 
     def of(self, share: float) -> float:
-        """What a step with this share has: no more than the steps before have left."""
+        """Seconds for a step with this share, at most what earlier steps left."""
         left = max(5.0, self.seconds - self.spent())
         return min(share, left) if self.shared else left
 
@@ -54,7 +54,7 @@ class Step:
     """A program of the report.
 
     seconds: its share of the budget; figures: the JSON that it writes as it goes, part of the report; read: what its
-    result and all it said, or other files, add to the report.
+    result, output or other files add to the report.
     """
 
     command: Sequence[object]
@@ -65,14 +65,14 @@ class Step:
 
 
 class _Running:
-    """A program that was started, its output in a file: what it said outlives it."""
+    """A started program, its output in a file that outlives it."""
 
     def __init__(self, step: Step, seconds: float, log: Path) -> None:
         self.step, self.seconds, self.log = step, seconds, log
         self._seen: Result = {}
         if step.figures:
             step.figures.unlink(missing_ok=True)
-        # the pins of `make` are those of another environment
+        # `make` pins versions for another environment
         inherited = {key: value for key, value in os.environ.items() if not key.startswith("PIP_")}
         self.begin = time.monotonic()
         with log.open("wb") as output:
@@ -82,11 +82,11 @@ class _Running:
             )  # fmt: skip
 
     def figures(self) -> Result:
-        """What it has written so far."""
+        """Its output so far."""
         return load(self.step.figures) if self.step.figures else {}
 
     def news(self) -> Result | None:
-        """What stands in the report while it runs, if there is more than before."""
+        """Its entry in the report while it runs, if there is news."""
         now = self.figures()
         if not now or now == self._seen:
             return None
@@ -94,13 +94,13 @@ class _Running:
         return dict(ok=False, status="under way", seconds=round(time.monotonic() - self.begin, 1), **now)
 
     def kill(self) -> None:
-        """With its own children: they would keep the GPU."""
+        """Stops it with its children, which would keep the GPU."""
         with suppress(ProcessLookupError):
             os.killpg(self.child.pid, signal.SIGKILL)
         self.child.wait()
 
     def result(self) -> Result | None:
-        """None as long as it runs and may."""
+        """None while it runs and has time left."""
         status = self.child.poll()
         took = time.monotonic() - self.begin
         if status is None and took < self.seconds:
@@ -112,7 +112,7 @@ class _Running:
         try:
             step |= self.figures()
             step |= self.step.read(step, text)
-        except Exception as error:  # half a file: the other steps still count
+        except Exception as error:  # an incomplete file: the other steps still count
             step |= dict(ok=False, status=f"{said}, and what it left cannot be read: {error!r}"[:300])
         return {**step, "end": text[-SHOWN if step["ok"] else -OF_FAILURE :]}
 
@@ -120,9 +120,9 @@ class _Running:
 def together(
     steps: Mapping[str, Step], budget: Budget, logs: Path, keep: Callable[[str, Result], None]
 ) -> dict[str, Result]:
-    """Runs steps side by side; each is kept as it ends, and what it has so far every second.
+    """Runs steps in parallel; saves each as it ends, and partial results every second.
 
-    One that takes longer than it may is stopped with its children and the others go on; none outlives this call.
+    A step over its time is stopped with its children and the others go on; none outlives this call.
     """
     logs.mkdir(parents=True, exist_ok=True)
     running: dict[str, _Running] = {}
@@ -150,7 +150,7 @@ def together(
                 if (result := program.result()) is not None:
                     del running[name]
                     ended(name, result)
-            if time.monotonic() - looked > 1:  # a run that is cut off here leaves the figures that it had
+            if time.monotonic() - looked > 1:  # a run cut off here keeps its figures so far
                 looked = time.monotonic()
                 for name, program in running.items():
                     if (news := program.news()) is not None:

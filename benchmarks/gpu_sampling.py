@@ -1,11 +1,11 @@
-"""Whole samplings of d16 on a GPU: a call, its parts, its memory, and which kernels take the time.
+"""Times d16 sampling on a GPU: a call, its parts, its memory, and its most expensive kernels.
 
     python benchmarks/gpu_sampling.py --out sampling.json [--seconds 80]
     python benchmarks/gpu_sampling.py --smoke --out sampling.json       # a toy on the CPU: the wiring
 
-`make gpu` calls this. Weights are random, 256 px, guidance on, decoder included. "graph" is a call of `Sampler` as
-users make it, one captured graph; "eager" the same engine launch by launch, where parts can be told apart. Seconds are
-those of the whole call, waited for; "gpu" those between events around it; "host" until the call returns.
+`make gpu` calls this. Weights are random, 256 px, guidance on, decoder included. "graph" is an ordinary call of
+`Sampler`, one captured graph; "eager" is the same engine launch by launch, which shows the parts. Seconds are those of
+the whole call with a sync; "gpu" is the time between events around it; "host" the time until the call returns.
 """
 
 from __future__ import annotations
@@ -21,11 +21,11 @@ from typing import Any
 
 import flops
 import torch
-from contenders import OPTIONS, labels_of, our_model
 from result_files import save
+from samplers import OPTIONS, labels_of, our_model
 from tables import duration
 from torch.profiler import ProfilerActivity, profile
-from versus import Watch, forget_peak, race, release, resident, synchronize
+from versus import Watch, forget_peak, release, resident, synchronize, time_in_turn
 
 from var_ext.bench import Watched
 from var_ext.engine import Call, Draw, SeededDraw
@@ -35,7 +35,7 @@ from var_ext.sampling import Sampler
 DEPTH = 16
 BATCHES = (1, 8, 50)
 PROFILED = (1, 50)
-# Milliseconds that an H100 could not beat: each scale's products at 800 TFLOP/s or its weights at 3.0 TB/s, and the
+# Lower bounds in milliseconds for an H100: each scale's matmuls at 800 TFLOP/s or its weights at 3.0 TB/s, and the
 # decoder; counted with the head on both halves and the published decoder.
 LIMITS_MS = {1: 2.4, 8: 10.5, 50: 62.0}
 LAPS, KERNELS = 5, 25
@@ -47,7 +47,7 @@ class Bench:
 
     Args:
         device: "cuda", or "cpu" for the smoke run.
-        seconds: what would begin later is left out.
+        seconds: what would start later is left out.
         out: the JSON.
     """
 
@@ -67,19 +67,19 @@ class Bench:
         self.renew()
 
     def renew(self) -> None:
-        """Lets go of all graphs, with the memory that they hold."""
+        """Frees all graphs and their memory."""
         self.sampler = Sampler(self.var.vae_proxy[0], self.var, precision="bf16")
         self.sampler.engine.parts()
         release(self.device)
 
     def figure(self, name: str, take: Callable[[], str]) -> None:
-        """One more figure, if there is time left."""
+        """Adds a figure, if there is time left."""
         if time.monotonic() - self.begin > self.seconds:
             self.report["left_out"][name] = f"no time left after {self.seconds:.0f} s"
         else:
             try:
                 print(f"{name}: {take()}", flush=True)
-            except Exception as error:  # the other figures can still be taken
+            except Exception as error:  # the other figures are still possible
                 lost = isinstance(error, RuntimeError) and out_of_memory(error)
                 self.report["failed"][name] = "out of memory" if lost else said(error)
                 print(f"{name}: {self.report['failed'][name]}", flush=True)
@@ -88,13 +88,13 @@ class Bench:
     # ------------------------------------------------------------------ calls
 
     def graph(self, batch: int) -> torch.Tensor:
-        """Images of a call as users make it: with labels and seeds in Python."""
+        """Images of an ordinary call, with labels and seeds in Python."""
         labels = labels_of(batch, torch.device("cpu")).tolist()
         return self.sampler(labels, list(range(batch)), batch_size=batch, **OPTIONS)
 
     @torch.inference_mode()
     def eager(self, batch: int, watch: Watch | None = None) -> torch.Tensor:
-        """The same, launch by launch; `watch` marks `PARTS`, the first three once a scale."""
+        """The same, launch by launch; `watch` marks `PARTS`, the first three once per scale."""
         engine, seeds = self.sampler.engine, torch.arange(batch, device=self.device)
         call = Call(labels_of(batch, self.device), seeds, self.sampler.options(**OPTIONS))
         draw: Draw = SeededDraw(seeds, call.options, engine.codebook)
@@ -112,7 +112,7 @@ class Bench:
     # ------------------------------------------------------------------ figures
 
     def time(self, batch: int) -> str:
-        """Both in turns."""
+        """Both, alternating."""
         hosts: list[float] = []
 
         def graph(watch: Watch) -> None:
@@ -127,7 +127,7 @@ class Bench:
         memory["graph"] = self.memory(self.graph, batch)
         calls: dict[str, Callable[[Watch], Any]] = {"graph": graph, "eager": lambda w: self.eager(batch, w)}
         cost = flops.sampling(self.report["depth"], mixed=True)
-        for who, timed in race(calls, LAPS, self.device).items():
+        for who, timed in time_in_turn(calls, LAPS, self.device).items():
             row = dict(who=who, batch=batch, **timed.as_dict(), memory=memory[who])
             if who == "graph" and timed.seconds:
                 row["host"] = median(hosts[1:])  # the first one warms up
@@ -137,7 +137,7 @@ class Bench:
         return told(self.report["rows"][-2:])
 
     def memory(self, draw: Callable[[int], Any], batch: int) -> dict[str, int]:
-        """The most bytes that torch had given out, and had taken from the device, since a first call began."""
+        """Peak bytes allocated and reserved by torch since a first call began."""
         release(self.device)
         forget_peak(self.device)
         draw(batch)
@@ -148,7 +148,7 @@ class Bench:
         return dict(peak=allocated(self.device), reserved=reserved(self.device))
 
     def profile(self, batch: int) -> str:
-        """The kernels of a replayed graph, by the time that they took in all."""
+        """The kernels of a replayed graph, by total time."""
         self.graph(batch)
         synchronize(self.device)
         gpu = self.device.type == "cuda"

@@ -1,6 +1,6 @@
 """The steps of the hardware command: what each runs, how long it may take, and what it adds to the report.
 
-Which run side by side, and in which order, stands in gpu.py.
+gpu.py decides which run in parallel, and in which order.
 """
 
 from __future__ import annotations
@@ -22,20 +22,20 @@ PLACE = ROOT / "build" / "gpu"
 PYTHON = PLACE / "venv" / "bin" / "python"
 SHARES = {  # seconds of each step of `make gpu`
     "build": 240.0, "tests": 150.0, "memcheck": 120.0, "racecheck": 120.0, "initcheck": 120.0, "ptx": 120.0,
-    "occupancy": 60.0, "sampling": 90.0, "races": 420.0,
+    "occupancy": 60.0, "sampling": 90.0, "op_times": 420.0,
 }  # fmt: skip
 VERSUS = {"build": SHARES["build"], "official": 220.0, "dit": 240.0}  # of `make gpu-versus`
-# Cases of each test: the tools make them 100 times slower.
+# Cases of each test: under the tools they are 100 times slower.
 SANITIZERS = {"memcheck": "2", "racecheck": "1", "initcheck": "1"}
-ENDING = 25.0  # seconds of a sanitizer's share in which no test begins: the one under way ends, and the tool reports
-# Of each process of the steps that run side by side: together they are as many as the cores.
+ENDING = 25.0  # last seconds of a sanitizer's share, in which no test starts: the running one ends, the tool reports
+# For each process of the parallel steps, which are as many as the cores.
 THREADS = {"OMP_NUM_THREADS": "1"}
-# Without torch's own pool of memory, as the tools run, no graph can be captured.
+# The tools run without torch's caching allocator, so no graph can be captured.
 SMALL = "hardware and not graph and not registration and not large and not long and not 680 and not device"
 
 
 def output_of(*command: str) -> str | None:
-    """What a program says; None if it is not there or fails."""
+    """The output of a program; None if it is missing or fails."""
     try:
         return subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True).stdout.strip()
     except (OSError, subprocess.CalledProcessError):
@@ -45,7 +45,7 @@ def output_of(*command: str) -> str | None:
 def environment() -> None:
     """An interpreter for the build that sees the packages of the active one.
 
-    Not by PYTHONPATH: an editable var_ext of the active environment would win over it.
+    PYTHONPATH would not do: an editable var_ext of the active environment would take precedence.
     """
     shutil.rmtree(PLACE, ignore_errors=True)
     PLACE.mkdir(parents=True)
@@ -55,8 +55,7 @@ def environment() -> None:
 
 
 def build(architecture: str) -> Step:
-    """The extension for one chip, and its PTX beside the machine code, which takes nvcc two fifths longer: a step runs
-    that alone.
+    """The extension for one chip, with its PTX, which takes nvcc two fifths longer: one step runs only that.
 
     Args:
         architecture: "90a".
@@ -81,14 +80,14 @@ def pytest(*arguments: object) -> list[object]:
 
 
 def tests() -> Step:
-    """The tests of the kernels, on hardware: how many, which were left out and why, which failed."""
-    # several processes, where pytest-xdist is there: float64 on the CPU takes longer than the kernels
+    """The kernel tests on hardware: how many ran, which were skipped and why, which failed."""
+    # several processes if pytest-xdist is installed: float64 on the CPU takes longer than the kernels
     workers = ["-n", str(min(8, os.cpu_count() or 1))] if find_spec("xdist") else []
     return _tested("tests", "tests/cuda", "-k", "hardware", *workers)
 
 
 def ptx() -> Step:
-    """The driver compiles the PTX and runs a few kernels of that: what a newer chip would do."""
+    """The driver compiles the PTX and runs a few of its kernels, as a newer chip would."""
     only = dict(CUDA_FORCE_PTX_JIT="1", CUDA_CACHE_DISABLE="1")
     return _tested("ptx", "tests/cuda/test_ptx.py", "-k", "hardware", **only)
 
@@ -116,16 +115,16 @@ def _counted(file: Path, step: Result, text: str) -> Result:
 
 
 def sanitizer(name: str) -> Step:
-    """A tool of compute-sanitizer over a few cases of each test; what there is no time for counts as skipped."""
+    """A tool of compute-sanitizer over a few cases of each test; tests out of time count as skipped."""
     program = "compute-sanitizer"
     tool = shutil.which(program) or shutil.which(program, path="/usr/local/cuda/bin") or program
     command: list[object] = [tool, "--tool", name]
     if name == "memcheck":
-        command += ["--report-api-errors", "no"]  # torch tries out what the driver has
-    # initcheck has to see torch write as well: what it did not see written counts as read too early
+        command += ["--report-api-errors", "no"]  # torch probes the driver's features
+    # initcheck must see torch's writes as well, or it would report reads of uninitialised memory
     if name != "initcheck" and "--kernel-regex" in (output_of(tool, "--help") or ""):
         command += ["--kernel-regex", "kns=var_ext"]
-    # without torch's own pool of memory an access beyond a tensor shows
+    # without torch's caching allocator an access beyond a tensor is detected
     variables = dict(
         VAR_EXT_GPU_TESTS="hardware", VAR_EXT_GPU_CASES=SANITIZERS[name], PYTORCH_NO_CUDA_MEMORY_CACHING="1"
     )
@@ -141,9 +140,9 @@ def sanitizer(name: str) -> Step:
 
 
 def looked(name: str, step: Result, text: str) -> Result:
-    """What a tool said. One that could not work on this device must not count as one that found nothing.
+    """The report of a tool. One that could not work on this device must not count as one that found nothing.
 
-    What initcheck finds in torch's own kernels is listed, and fails nothing: it sees all of them.
+    Findings of initcheck in torch's own kernels are listed but are no failure.
     """
     found = re.findall(r"={5,} +(?:.* access )?at (?:0x\w+ in )?(?:void )?(\S[^\n]*)", text)
     names = [re.split(r"[<(+]", place.replace("(anonymous namespace)::", ""))[0].strip() for place in found]
@@ -156,7 +155,7 @@ def looked(name: str, step: Result, text: str) -> Result:
 
 
 def collected(name: str) -> Step:
-    """The tests of a step, collected alone: what can be done without a GPU."""
+    """Only collects the tests of a step: what is possible without a GPU."""
     whole = {"tests": tests, "ptx": ptx}[name]() if name not in SANITIZERS else sanitizer(name)
     command = [*whole.command[whole.command.index(PYTHON) :], "--collect-only"]
     return Step(command, whole.seconds, whole.environment)
@@ -166,7 +165,7 @@ def collected(name: str) -> Step:
 
 
 def _writing(name: str, program: str, out: Path, *options: object) -> Step:
-    """A program of this folder; what it wrote before a failure counts."""
+    """A program of this folder; output before a failure counts."""
     return Step([PYTHON, f"benchmarks/{program}", "--out", out, *options], SHARES[name], figures=out)
 
 
@@ -178,8 +177,8 @@ def sampling(*options: object) -> Step:
     return _writing("sampling", "gpu_sampling.py", PLACE / "sampling.json", *options)
 
 
-def races(*options: object) -> Step:
-    return _writing("races", "gpu_races.py", PLACE / "races.json", *options)
+def op_times(*options: object) -> Step:
+    return _writing("op_times", "time_ops_gpu.py", PLACE / "op_times.json", *options)
 
 
 # ---------------------------------------------------------------------- beside other programs

@@ -27,20 +27,20 @@ END_TO_END = {
 }
 HEAD = """# Benchmarks
 
-Written by `{command}`; the files are `benchmarks/bench_NAME.py`, one an op. The competitors of a shape run
-on the same inputs in the same process: each is checked against the reference, then they take turns in laps,
-and a figure is the median over laps of the median of a lap. On the CPU; fp32 where no other dtype is named.
+Written by `{command}` from `benchmarks/bench_NAME.py`, one file per op. The competitors of a shape run on the
+same inputs in the same process: each is checked against the reference, then they alternate in laps, and a
+figure is the median over laps of each lap's median. On the CPU, in fp32 unless another dtype is named.
 
 | | |
 | --- | --- |
 {facts}
 
-"reference" is the plain PyTorch of `var_ext/reference`. `var_ext` is the public op: its hand-written kernel
-where it says so, otherwise the reference behind checks and dispatch. "x reference" is how many times faster
-`var_ext` is than the reference, "x best" than the fastest of all others. GB/s and GFLOP/s count what the op
-has to move and to compute at least; "of limit" is the time that this would take at the copy and product
-rates above, over the time taken. Small inputs stay in the caches, which are faster than the copy, so it may
-exceed 100%.
+"reference" is the plain PyTorch of `var_ext/reference`. `var_ext` is the public op: its native
+kernel where stated, otherwise the reference behind checks and dispatch. "x reference" is how many times faster
+`var_ext` is than the reference, "x best" than the fastest of all others. GB/s and GFLOP/s count the
+minimum that the op must move and compute; "of limit" is the time this would take at the copy and product rates
+above, divided by the time taken. It may exceed 100%, because small inputs stay in caches that are faster than
+the copy.
 """
 
 KERNEL = {
@@ -97,7 +97,7 @@ class Results:
         return markdown(columns, rows)
 
     def end_to_end(self, name: str) -> str:
-        """Images a second, one row a shape."""
+        """Images per second, one row per shape."""
         rows = []
         for shape, times in self.seconds[name].items():
             images = self.info[name, shape]["images"]
@@ -110,7 +110,7 @@ class Results:
 
 
 def facts(report: dict[str, Any], results: Results) -> str:
-    """What was measured, on what, with what."""
+    """What was measured, on which machine, with which versions."""
     machine, commit = report["machine_info"], report["commit_info"]
     build, chip = machine["var_ext"], machine["cpu"]
     changed = " with uncommitted changes" if commit.get("dirty") else ""

@@ -1,4 +1,4 @@
-"""Result files that are whole at any moment: a run may be stopped between two figures."""
+"""Result files that are complete at any moment: a run may be stopped between two figures."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from typing import Any
 
 
 def save(path: Path, report: Mapping[str, Any]) -> None:
-    """Writes JSON in the file's place: whoever reads it finds the report before or this one, never half of one."""
+    """Replaces the file with JSON atomically: a reader finds the previous report or this one, never half of one."""
     if not path.parent.is_dir() or (path.exists() and not path.is_file()):  # as /dev/null
         return
     beside = path.with_name(f".{path.name}.{os.getpid()}")
@@ -22,5 +22,5 @@ def save(path: Path, report: Mapping[str, Any]) -> None:
 
 
 def load(path: Path) -> dict[str, Any]:
-    """What `save` left there; nothing where it left nothing."""
+    """What `save` wrote there, or nothing."""
     return dict(json.loads(path.read_text(encoding="utf-8"))) if path.is_file() else {}

@@ -1,4 +1,4 @@
-"""What the pages of figures are written with."""
+"""Formatting of the results pages."""
 
 from __future__ import annotations
 
@@ -13,6 +13,6 @@ def duration(seconds: float) -> str:
 
 
 def markdown(columns: list[str], rows: list[list[str]]) -> str:
-    """A table, numbers to the right."""
+    """A table, numbers right-aligned."""
     rule = ["---", *("---:" for _ in columns[1:])]
     return "\n".join("| " + " | ".join(row) + " |" for row in (columns, rule, *rows))

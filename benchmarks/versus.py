@@ -1,4 +1,4 @@
-"""What the comparisons with other programs are made of: turns, parts of a run, memory, result files."""
+"""Shared by the comparisons with other programs: laps, parts of a run, memory, result files."""
 
 from __future__ import annotations
 
@@ -29,11 +29,11 @@ from var_ext.engine.memory import out_of_memory
 
 ROOT = Path(__file__).resolve().parent.parent
 FOLDER = ROOT / "benchmarks" / "results" / "versus"
-_load = os.getloadavg()[0]  # before the run: what else this machine was doing
+_load = os.getloadavg()[0]  # before the run: the load of the machine
 
 
 class Watch:
-    """Marks the ends of the parts of a run: on a GPU by events in its stream, so nothing waits for a mark."""
+    """Marks the ends of the parts of a run: on a GPU by events in its stream, without a sync."""
 
     def __init__(self, device: torch.device) -> None:
         self.device = device
@@ -47,11 +47,11 @@ class Watch:
         return event
 
     def __call__(self, part: str) -> None:
-        """`part` ends here; it began at the mark before."""
+        """`part` ends here; it began at the previous mark."""
         self.marks.append((part, self._now()))
 
     def parts(self) -> dict[str, list[float]]:
-        """Seconds of each part, as often as it was marked."""
+        """Seconds of each part, one value per mark."""
         synchronize(self.device)
         seconds: dict[str, list[float]] = {}
         for (_, begin), (part, end) in zip(self.marks, self.marks[1:], strict=False):
@@ -62,7 +62,7 @@ class Watch:
 
 @dataclass
 class Timed:
-    """Laps of one competitor: seconds of each, its parts, and why there are none."""
+    """Laps of one competitor: seconds of each, its parts, or the reason why there are none."""
 
     seconds: list[float] = field(default_factory=list)
     laps: list[dict[str, list[float]]] = field(default_factory=list)
@@ -85,18 +85,18 @@ def synchronize(device: torch.device) -> None:
 
 
 def release(device: torch.device) -> None:
-    """Gives back what nobody holds."""
+    """Frees unused memory."""
     gc.collect()
     if device.type == "cuda":
         torch.cuda.empty_cache()
 
 
-def race(
+def time_in_turn(
     competitors: Mapping[str, Callable[[Watch], Any]], laps: int, device: torch.device
 ) -> dict[str, Timed]:
     """Each competitor once to warm up, then all in turn, lap after lap; each lap begins with the next one.
 
-    Who runs out of memory is out of the race, and the others go on.
+    One that runs out of memory is dropped; the others go on.
     """
     results = {name: Timed() for name in competitors}
     names = list(competitors)
@@ -128,7 +128,7 @@ def race(
 
 
 def resident(what: str = "VmRSS") -> int:
-    """Bytes of this process: VmRSS now, VmHWM the most since it began or since `forget_peak`.
+    """Bytes of this process: VmRSS now, VmHWM the peak since it began or since `forget_peak`.
 
     Not getrusage's ru_maxrss, in which a child process has inherited the peak of its parent.
     """
@@ -158,7 +158,7 @@ def memory_of(draw: Callable[[], Any], device: torch.device) -> dict[str, int]:
 
 
 def in_fresh_process(script: str, arguments: Sequence[str]) -> dict[str, Any]:
-    """What `script` prints as JSON on its last line: one process cannot tell the memory of two competitors apart."""
+    """What `script` prints as JSON on its last line: one process cannot separate the memory of two competitors."""
     done = subprocess.run(
         [sys.executable, script, *arguments], capture_output=True, text=True, cwd=ROOT, check=False
     )
@@ -173,14 +173,14 @@ def in_fresh_process(script: str, arguments: Sequence[str]) -> dict[str, Any]:
 
 @torch.no_grad()
 def randomize(vae: nn.Module, var: nn.Module, seed: int = 0) -> None:
-    """Weights that do something, for models of either make: logits that prefer some codes, gates that are open,
-    pixels of some contrast. `var` comes with its own initialisation, the tokenizer with any.
+    """Non-trivial weights for either implementation: logits that prefer some codes, open gates, pixels with
+    contrast. `var` comes with its own initialisation, the tokenizer with any.
     """
     torch.manual_seed(seed)
     for module in vae.modules():
         if isinstance(module, nn.Conv2d | nn.GroupNorm | nn.Embedding):
             module.reset_parameters()
-    nn.init.normal_(var.class_emb.weight)  # as initialised, it would leave the gates all but shut
+    nn.init.normal_(var.class_emb.weight)  # its initialisation would leave the gates almost closed
     nn.init.normal_(var.head.weight, std=2 / var.head.in_features**0.5)
     device, channels = var.head.weight.device, vae.quantize.embedding.weight.shape[1]
     f_hat = 2 * torch.randn(1, channels, 16, 16).to(device)
@@ -199,7 +199,7 @@ def finite_psnr(images: torch.Tensor, expected: torch.Tensor) -> float:
 
 
 def output_of(*command: str) -> str | None:
-    """What a program says; None if it is not there or fails."""
+    """The output of a program; None if it is missing or fails."""
     try:
         return subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True).stdout.strip()
     except (OSError, subprocess.CalledProcessError):
@@ -247,7 +247,7 @@ def add_file_options(parser: argparse.ArgumentParser) -> None:
 def write(kind: str, report: Mapping[str, Any], options: argparse.Namespace, *, finished: bool) -> None:
     """The result file: benchmarks/results/versus/official-amd-epyc-2-cores.json, of the last run on a chip.
 
-    Written as figures come, so that a run that is stopped leaves what it had; `finished` tells the two apart.
+    Written as figures arrive, so that a stopped run keeps them; `finished` says whether it is complete.
     """
     slug = re.sub(r"[^a-z0-9]+", "-", report["about"]["chip"].lower().removeprefix("nvidia ")).strip("-")
     path = options.json or options.folder / f"{kind}-{slug}.json"

@@ -1,4 +1,4 @@
-"""The part of RESULTS.md beside other programs, from what vs_official.py, vs_dit.py and cost.py left in results/versus.
+"""The comparison part of RESULTS.md, from the files of vs_official.py, vs_dit.py and cost.py in results/versus.
 
 python benchmarks/versus_page.py                    # draws benchmarks/plots and writes that part of RESULTS.md anew
 """
@@ -20,20 +20,20 @@ from tables import duration, markdown  # noqa: E402
 from versus_plots import PARTS, Report, batches, draw, plot_name  # noqa: E402
 
 TITLE = "# Beside other programs"
-NONE = """No result yet: `python benchmarks/vs_official.py --official DIR`, `vs_dit.py` and `cost.py` leave them in
+NONE = """No result yet: `python benchmarks/vs_official.py --official DIR`, `vs_dit.py` and `cost.py` write them to
 `benchmarks/results/versus/`."""
-HEAD = """By `python benchmarks/vs_official.py --official DIR`, `vs_dit.py` and `cost.py`, then
+HEAD = """Made by `python benchmarks/vs_official.py --official DIR`, `vs_dit.py` and `cost.py`, then
 `python benchmarks/versus_page.py`. All weights are random. Competitors run in one process on the same machine and
-take turns in laps after one that warms them; a figure is the median of the laps."""
+alternate in laps after a warm-up lap; a figure is the median of the laps."""
 TEXTS = {
     "official": """The published code, in fp32 and under autocast, and `var_ext` with the same weights and the same
-random stream. First the answers: fp32 draws on its own; the other precisions get the tokens of the published fp32 run
-as input at every scale, and what they draw is compared with those tokens, their images with its images. Wrong answers
-are not timed.""",
+random stream. Results are compared first: fp32 samples freely; the other precisions get the tokens of the published
+fp32 run as input at every scale, and their tokens and images are compared with those of that run. A competitor with
+wrong results is not timed.""",
     "dit": """DiT-XL/2 at 256 px as diffusers runs it (`DiTPipeline`, guidance on, the decoder of Stable Diffusion), and
 `var_ext`, decoder and guidance included. Only a few steps of DiT were timed: an image of n steps is n times the median
-step, and the decoder.""",
-    "cost": "`var_ext` alone, decoder and guidance included, beside the FLOPs that `benchmarks/flops.py` counts.",
+step, plus the decoder.""",
+    "cost": "`var_ext` alone, decoder and guidance included, with the FLOPs that `benchmarks/flops.py` counts.",
 }
 TITLES = {"official": "The published code", "dit": "DiT-XL/2", "cost": "Cost over batch and depth"}
 
@@ -71,7 +71,7 @@ def facts(report: Report) -> str:
 
 
 def tf32(allowed: Mapping[str, bool]) -> str:
-    """Where torch may round factors of float32 to 10 bits."""
+    """Where torch may round float32 factors to 10 bits."""
     timed = "as torch does by itself, in convolutions" if allowed["time"] else "without it"
     return f"answers compared {'with' if allowed['answers'] else 'without'} it; timed {timed}"
 
@@ -112,7 +112,7 @@ def official(report: Report) -> list[str]:
 
 
 def times(batch: int, rows: list[Report]) -> str:
-    """A row a competitor, with how many times faster it is than the published code."""
+    """A row per competitor, with its speedup over the published code."""
     published = {r["precision"]: r for r in rows if r["who"] == "published" and r["seconds"]}
     columns = ["", "a call", "an image", "without decoder", "x published, same dtype", "x published fp32"]
     lines = []
@@ -134,7 +134,7 @@ def times(batch: int, rows: list[Report]) -> str:
 
 
 def parts_table(rows: list[Report]) -> str:
-    """Parts down, competitors across."""
+    """Parts as rows, competitors as columns."""
     names = [f"{row['who']} {row['precision']}" for row in rows]
     count = len(rows[0]["parts"]["transformer"])
     lines = [
@@ -200,7 +200,7 @@ TABLES: Mapping[str, Callable[[Report], list[str]]] = {"official": official, "di
 
 
 def section(folder: Path = HERE / "results" / "versus", plots: Path = HERE / "plots") -> str:
-    """All of it, the title included; a picture stands in it if it was drawn."""
+    """The whole part, including its title, with the plots that exist."""
     reports = newest(folder)
     if not reports:
         return f"{TITLE}\n\n{NONE}\n"
@@ -217,7 +217,7 @@ def section(folder: Path = HERE / "results" / "versus", plots: Path = HERE / "pl
 
 
 def put(page: str, text: str) -> str:
-    """The page with `text` as its part beside other programs: before the part that tells of GPUs."""
+    """The page with `text` as its comparison part, before the GPU part."""
     before, _, _ = page.partition(f"\n{gpu_page.TITLE}\n")
     after = page[len(before) :]
     before = before.partition(f"\n{TITLE}\n")[0].rstrip("\n")

@@ -4,9 +4,9 @@
     python benchmarks/vs_dit.py --tiny --batch-sizes 1 --json /tmp/tiny.json                # seconds on a CPU
 
 Both have random weights: speed does not depend on them. DiT runs in its own pipeline (`DiTPipeline`, DDIM, guidance 4
-on a doubled batch, the decoder of Stable Diffusion). Its steps all cost the same, so that a few are timed, and the
-seconds of an image are those of 250, 50 or 20 steps at the median of the timed ones, and its decoder; a run of 4 and
-one of 8 steps show how well that holds. var_ext draws whole images with the settings of the published evaluation.
+on a doubled batch, the decoder of Stable Diffusion). All its steps cost the same, so only a few are timed, and the
+seconds of an image are 250, 50 or 20 times the median step plus the decoder; runs of 4 and of 8 steps check how well
+that holds. var_ext draws complete images with the settings of the published evaluation.
 """
 
 from __future__ import annotations
@@ -20,9 +20,19 @@ from statistics import median
 from typing import Any
 
 import torch
-from contenders import DTYPES, drawer, drawn, our_model
+from samplers import DTYPES, drawer, drawn, our_model
 from tables import duration
-from versus import Watch, about, add_file_options, in_fresh_process, memory_of, numbers, race, words, write
+from versus import (
+    Watch,
+    about,
+    add_file_options,
+    in_fresh_process,
+    memory_of,
+    numbers,
+    time_in_turn,
+    words,
+    write,
+)
 
 from var_ext.engine.memory import out_of_memory
 
@@ -30,7 +40,7 @@ XL2 = dict(num_attention_heads=16, attention_head_dim=72, num_layers=28, sample_
 TINY = dict(num_attention_heads=2, attention_head_dim=16, num_layers=2, sample_size=8)
 WIDTHS, TINY_WIDTHS = (128, 256, 512, 512), (32, 32)
 GUIDANCE = 4.0
-CHECKED = (4, 8)  # steps of the two runs that show whether steps add up
+CHECKED = (4, 8)  # steps of the two runs that check whether steps add up
 
 
 def arguments() -> argparse.Namespace:
@@ -117,7 +127,7 @@ def draw(pipe: Any, batch: int, steps: int, watch: Watch | None = None) -> torch
 
 
 def seconds_of(parts: dict[str, list[float]], steps: int) -> float:
-    """A call of so many steps, from the parts of a shorter one."""
+    """Seconds of a call with so many steps, from the parts of a shorter one."""
     return sum(parts["start"]) + steps * median(parts["step"]) + sum(parts["decoder"])
 
 
@@ -126,7 +136,7 @@ def linearity(pipe: Any, parts: dict[str, list[float]], device: torch.device) ->
     runs: dict[str, Callable[[Watch], Any]] = {
         str(steps): functools.partial(draw, pipe, 1, steps) for steps in CHECKED
     }
-    results = race(runs, 1, device)
+    results = time_in_turn(runs, 1, device)
     return {steps: timed.seconds[0] / seconds_of(parts, int(steps)) for steps, timed in results.items()}
 
 
@@ -164,11 +174,11 @@ def main() -> None:
         draw_ours = drawer(our_model(options.depth, device, options.tiny), precision)
         report = report or begun(options, checks, rows)
         for batch in options.batch_sizes:
-            race_of: dict[str, Callable[[Watch], Any]] = {
+            calls: dict[str, Callable[[Watch], Any]] = {
                 "DiT": functools.partial(draw, pipe, batch, options.timed_steps),
                 "var_ext": lambda _, batch=batch, ours=draw_ours: drawn(ours, batch, device),
             }
-            for who, result in race(race_of, options.laps, device).items():
+            for who, result in time_in_turn(calls, options.laps, device).items():
                 row = dict(who=who, precision=precision, batch=batch, **result.as_dict())
                 if who == "DiT" and result.seconds:
                     row["of_steps"] = {str(n): seconds_of(row["parts"], n) for n in options.steps}
@@ -189,7 +199,7 @@ def main() -> None:
 def begun(
     options: argparse.Namespace, checks: dict[str, dict[str, float]], rows: list[dict[str, Any]]
 ) -> dict[str, Any]:
-    """The report, whose checks and rows are still to come."""
+    """The report, with checks and rows to be filled in."""
     import diffusers
 
     model = dict(depth=options.depth, tiny=options.tiny, timed_steps=options.timed_steps, guidance=GUIDANCE)

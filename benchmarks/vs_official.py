@@ -3,12 +3,12 @@
     python benchmarks/vs_official.py --official DIR                # DIR: a checkout of github.com/FoundationVision/VAR
     python benchmarks/vs_official.py --official DIR --tiny --laps 1 --json /tmp/tiny.json       # seconds on a CPU
 
-The weights are random, and the same for all: speed does not depend on them. First the answers are compared; wrong ones
-are not timed. With the seed of the published generator, fp32 must draw the tokens that the published code draws. Other
-precisions get the published tokens as input at every scale (teacher forcing), and two figures must be good enough: the
-share of tokens that they draw all the same, and the images. The published code runs in fp32, and in 16 bits under
-autocast. On a GPU var_ext also draws as one captured graph; that has a random stream of its own, and in fp32 must draw
-what it draws without the graph. Answers are compared without TF32, and timed with what torch does by itself: TF32 for
+The weights are random, and the same for all: speed does not depend on them. Results are compared first; a competitor
+with wrong ones is not timed. With the seed of the published generator, fp32 must draw the same tokens as the published
+code. Other precisions get the published tokens as input at every scale (teacher forcing), and two figures must be good
+enough: the share of equal tokens, and the PSNR of the images. The published code runs in fp32, and in 16 bits under
+autocast. On a GPU var_ext also draws as one captured graph; that has its own random stream, and in fp32 must draw the
+same as without the graph. Results are compared without TF32, and timed with torch's default: TF32 for
 convolutions. Peak memory is that of a fresh process for each competitor.
 """
 
@@ -24,7 +24,7 @@ from statistics import median
 from typing import Any
 
 import torch
-from contenders import OPTIONS, Contender, Graphed, Published, labels_of, make, precisions_on, published_model
+from samplers import OPTIONS, Competitor, Graphed, Published, labels_of, make, precisions_on, published_model
 from tables import duration
 from versus import (
     Timed,
@@ -35,8 +35,8 @@ from versus import (
     in_fresh_process,
     memory_of,
     numbers,
-    race,
     release,
+    time_in_turn,
     words,
     write,
 )
@@ -79,7 +79,7 @@ def arguments() -> argparse.Namespace:
 
 
 def names(precisions: list[str], device: torch.device) -> list[Key]:
-    """Who races: the published code in each precision that it has, var_ext in all, on a GPU also as a graph."""
+    """Who is timed: the published code in each precision that it has, var_ext in all, on a GPU also as a graph."""
     graphs = [("var_ext graph", p) for p in precisions] if device.type == "cuda" else []
     published = [("published", p) for p in precisions if p != "int8"]
     shared = [
@@ -93,7 +93,7 @@ def names(precisions: list[str], device: torch.device) -> list[Key]:
 
 @contextlib.contextmanager
 def without_tf32() -> Iterator[None]:
-    """float32 products and convolutions are that: on a GPU torch may round their factors to 10 bits."""
+    """Disables TF32: on a GPU torch may round float32 factors of matmuls and convolutions to 10 bits."""
     places: list[Any] = [torch.backends.cuda.matmul, torch.backends.cudnn]
     before = [place.allow_tf32 for place in places]
     for place in places:
@@ -106,24 +106,24 @@ def without_tf32() -> Iterator[None]:
 
 
 @without_tf32()
-def compare(contenders: dict[Key, Contender], reference: Published, batch: int) -> list[dict[str, Any]]:
-    """A row for each contender: tokens equal to those of the published code in fp32, and the images' PSNR."""
+def compare(competitors: dict[Key, Competitor], reference: Published, batch: int) -> list[dict[str, Any]]:
+    """A row for each competitor: tokens equal to those of the published code in fp32, and the images' PSNR."""
     device = reference.var.head.weight.device
     labels = labels_of(batch, device)
     images, tokens = reference.draw(labels, 0)
     lengths = [side * side for side in reference.var.patch_nums]
     rows = []
-    for (who, precision), contender in contenders.items():
-        if isinstance(contender, Graphed):
-            share, own_images, eager = contender.beside_eager(labels)
+    for (who, precision), competitor in competitors.items():
+        if isinstance(competitor, Graphed):
+            share, own_images, eager = competitor.beside_eager(labels)
             row = dict(
                 who=who, precision=precision, forced=False, tokens=share, psnr=finite_psnr(own_images, eager)
             )
             rows.append(row)
-            contender.sampler.refresh()  # what is timed is captured anew, with torch's own settings
+            competitor.sampler.refresh()  # recaptured for timing, with torch's default settings
             continue
         forced = None if precision == "fp32" else tokens.split(lengths, dim=1)
-        own_images, own_tokens = contender.draw(labels, 0, forced=forced)
+        own_images, own_tokens = competitor.draw(labels, 0, forced=forced)
         rows.append(
             dict(
                 who=who,
@@ -137,7 +137,7 @@ def compare(contenders: dict[Key, Contender], reference: Published, batch: int) 
 
 
 def wrong(rows: list[dict[str, Any]]) -> list[str]:
-    """What keeps var_ext from being timed."""
+    """The reason not to time var_ext."""
     failures = []
     for row in rows:
         share, decibels = WANTED[row["precision"]]
@@ -154,26 +154,28 @@ def wrong(rows: list[dict[str, Any]]) -> list[str]:
 # ---------------------------------------------------------------------- time
 
 
-def timed(contenders: dict[Key, Contender], batch: int, laps: int, device: torch.device) -> dict[Key, Timed]:
+def timed(
+    competitors: dict[Key, Competitor], batch: int, laps: int, device: torch.device
+) -> dict[Key, Timed]:
     labels = labels_of(batch, device)
 
-    def run(contender: Contender) -> Callable[[Watch], Any]:
-        return lambda watch: contender.draw(labels, 0, watch=watch)
+    def run(competitor: Competitor) -> Callable[[Watch], Any]:
+        return lambda watch: competitor.draw(labels, 0, watch=watch)
 
-    by_name = {" ".join(key): run(contender) for key, contender in contenders.items()}
-    results = race(by_name, laps, device)
-    return {key: results[" ".join(key)] for key in contenders}
+    by_name = {" ".join(key): run(competitor) for key, competitor in competitors.items()}
+    results = time_in_turn(by_name, laps, device)
+    return {key: results[" ".join(key)] for key in competitors}
 
 
 def memory_worker(options: argparse.Namespace) -> None:
-    """Prints the memory of one contender, alone in this process."""
+    """Prints the memory of one competitor, alone in this process."""
     who, precision, batch = options.memory_of
-    contender = make(
+    competitor = make(
         who, published_model(options.official, options.depth, options.device, options.tiny), precision
     )
     labels = labels_of(int(batch), options.device)
     try:
-        print(json.dumps(memory_of(functools.partial(contender.draw, labels, 0), options.device)))
+        print(json.dumps(memory_of(functools.partial(competitor.draw, labels, 0), options.device)))
     except RuntimeError as error:
         if not out_of_memory(error):
             raise
@@ -194,9 +196,9 @@ def main() -> None:
         return
     device = options.device
     var = published_model(options.official, options.depth, device, options.tiny)
-    contenders = {key: make(key[0], var, key[1]) for key in names(options.precisions, device)}
+    competitors = {key: make(key[0], var, key[1]) for key in names(options.precisions, device)}
     # a toy has few tokens
-    answers = compare(contenders, Published(var, "fp32"), 8 if options.tiny else min(options.batch_sizes))
+    answers = compare(competitors, Published(var, "fp32"), 8 if options.tiny else min(options.batch_sizes))
     for row in answers:
         way = "given the published tokens" if row["forced"] else "on its own"
         print(
@@ -213,12 +215,12 @@ def main() -> None:
     report = dict(about=about(device), model=model, options=OPTIONS, laps=options.laps, tf32=tf32)
     report |= dict(answers=answers, rows=rows)
     for batch in options.batch_sizes:
-        for (who, precision), result in timed(contenders, batch, options.laps, device).items():
+        for (who, precision), result in timed(competitors, batch, options.laps, device).items():
             rows.append(dict(who=who, precision=precision, batch=batch, **result.as_dict()))
             if result.seconds:
                 print(f"batch {batch}, {who} {precision}: {duration(median(result.seconds))}", flush=True)
         write("official", report, options, finished=False)
-    del contenders, var
+    del competitors, var
     release(device)
     for row in rows if not options.no_memory else []:
         row["memory"] = memory(options, (row["who"], row["precision"]), row["batch"])

@@ -1,4 +1,4 @@
-"""The hardware command without its hardware: budget, steps side by side, order of races, files."""
+"""The hardware command without its hardware: budget, steps side by side, timing order, files."""
 
 from __future__ import annotations
 
@@ -51,13 +51,13 @@ def test_a_step_has_its_share_of_what_is_left() -> None:
 
 
 def test_the_shares_fit_the_budget() -> None:
-    """Were every step before the races to take all it may, some races would still be run."""
+    """If every earlier step takes its whole share, some ops are still timed."""
     import gpu
 
     beside = max(gpu.SHARES[name] for name in gpu.BESIDE)
     before = gpu.SHARES["build"] + beside + gpu.SHARES["sampling"]
     assert before + 60 < gpu.SECONDS < 600
-    assert set(gpu.SHARES) == {"build", "sampling", "races", *gpu.BESIDE}
+    assert set(gpu.SHARES) == {"build", "sampling", "op_times", *gpu.BESIDE}
     timing = gpu.Run(gpu.Budget(gpu.SECONDS, now=lambda: 0.0), None).timing("sampling")
     assert timing == ("--seconds", "70")
 
@@ -111,11 +111,11 @@ def test_figures_are_kept_as_they_come(tmp_path: Path) -> None:
     from gpu_runner import Budget, together
 
     kept: list[dict[str, Any]] = []
-    file = tmp_path / "races.json"
+    file = tmp_path / "op_times.json"
     file.write_text('{"rows": ["of another run"]}')
     write = f"echo '{{\"rows\": [%s]}}' > {tmp_path}/new; mv {tmp_path}/new {file}; "
     program = write % "1" + "sleep 2.5; " + write % "1, 2" + "exit 1"
-    steps = {"races": step(program, figures=file)}
+    steps = {"op_times": step(program, figures=file)}
     together(steps, Budget(60.0), tmp_path, lambda name, result: kept.append(result))
     assert [(result["status"], result["rows"]) for result in kept] == [("under way", [1]), ("1", [1, 2])]
     assert not any(result["ok"] for result in kept)
@@ -184,7 +184,7 @@ def test_timing_steps_have_the_chip_to_themselves(monkeypatch: pytest.MonkeyPatc
     monkeypatch.setattr(gpu.Run, "do", do)
     monkeypatch.setattr(gpu.steps, "environment", lambda: None)
     assert gpu.hardware(gpu.Run(gpu.Budget(560.0), None)) == int(not works)
-    after = [set(gpu.BESIDE), {"sampling"}, {"races"}] if works else []
+    after = [set(gpu.BESIDE), {"sampling"}, {"op_times"}] if works else []
     assert done == [{"build"}, *after]
     done.clear()
     assert gpu.versus(gpu.Run(gpu.Budget(560.0), None), ROOT, ROOT, "--device", "cuda") == int(not works)
@@ -291,7 +291,7 @@ def test_every_op_has_its_turn_before_a_tool_runs_out_of_time() -> None:
     assert late[-1].startswith("4 skipped")
 
 
-# ---------------------------------------------------------------------- races
+# ---------------------------------------------------------------------- timing of ops
 
 
 def op_file(shapes: int, *competitors: str) -> Any:
@@ -303,17 +303,13 @@ def test_the_first_shape_of_every_op_comes_first_and_compilers_last() -> None:
     import gpu_plan
 
     files = {"a": op_file(3, "torch.compile"), "b": op_file(1), "c": op_file(2, "FlexAttention")}
-    order = [
-        str(heat) for heat in gpu_plan.heats({op: (file, file.GPU_SHAPES) for op, file in files.items()})
-    ]
+    order = [str(job) for job in gpu_plan.jobs({op: (file, file.GPU_SHAPES) for op, file in files.items()})]
     assert order == [
         "a, shape 0", "b, shape 0", "c, shape 0", "a, shape 1", "c, shape 1", "a, shape 2",
         "a, shape 0, compiled", "c, shape 0, compiled", "a, shape 1, compiled", "c, shape 1, compiled",
         "a, shape 2, compiled",
     ]  # fmt: skip
-    ops = [
-        heat.op for heat in gpu_plan.heats({op: (m, m.GPU_SHAPES) for op, m in gpu_plan.files("").items()})
-    ]
+    ops = [job.op for job in gpu_plan.jobs({op: (m, m.GPU_SHAPES) for op, m in gpu_plan.files("").items()})]
     assert set(ops[: len(backend.CATALOGUE)]) == set(backend.CATALOGUE)
     assert ops[0] == "block_causal_attention"
 
@@ -321,30 +317,32 @@ def test_the_first_shape_of_every_op_comes_first_and_compilers_last() -> None:
 def race_of(monkeypatch: pytest.MonkeyPatch, seconds_each: float, out: Path, broken: str = "") -> bool:
     """`measured` on two ops, with a clock of its own: the budget is 10 s."""
     import gpu_plan
-    import gpu_races
-    from contest import Contest
+    import time_ops_gpu
+    from case import Case
 
     clock = [0.0]
-    monkeypatch.setattr(gpu_races.time, "monotonic", lambda: clock[0])
+    monkeypatch.setattr(time_ops_gpu.time, "monotonic", lambda: clock[0])
 
-    def contest(n: int) -> Contest:
+    def case(n: int) -> Case:
         clock[0] += seconds_each
         if broken == f"shape {n}":
             raise RuntimeError("no such shape")
         names = ("var_ext", "reference", "torch.compile")
-        return Contest({name: lambda: torch.ones(2) for name in names}, bytes=1, flops=1)
+        return Case({name: lambda: torch.ones(2) for name in names}, bytes=1, flops=1)
 
     file = op_file(2, "torch.compile")
-    file.contest = contest
-    race = gpu_races.Race(gpu_races.Cpu(), "cpu", dict.fromkeys(("copy", "bf16", "fp16", "fp32"), 1e9))
-    heats = gpu_plan.heats({op: (file, file.GPU_SHAPES) for op in ("adaln", "bias_gelu")})
-    return gpu_races.measured(race, heats, 10.0, out)
+    file.case = case
+    timer = time_ops_gpu.Timer(
+        time_ops_gpu.Cpu(), "cpu", dict.fromkeys(("copy", "bf16", "fp16", "fp32"), 1e9)
+    )
+    jobs = gpu_plan.jobs({op: (file, file.GPU_SHAPES) for op in ("adaln", "bias_gelu")})
+    return time_ops_gpu.measured(timer, jobs, 10.0, out)
 
 
 def test_what_there_is_no_time_for_is_listed_and_fails_nothing(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
-    out = tmp_path / "races.json"
+    out = tmp_path / "op_times.json"
     assert race_of(monkeypatch, 3.0, out)
     report = json.loads(out.read_text())
     assert [(row["op"], row["shape"]) for row in report["rows"]] == [
@@ -357,7 +355,7 @@ def test_what_there_is_no_time_for_is_listed_and_fails_nothing(
 
 
 def test_compilers_join_the_row_of_their_shape(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    out = tmp_path / "races.json"
+    out = tmp_path / "op_times.json"
     assert race_of(monkeypatch, 0.0, out)
     report = json.loads(out.read_text())
     assert len(report["rows"]) == 4 and not report["left_out"]
@@ -365,7 +363,7 @@ def test_compilers_join_the_row_of_their_shape(monkeypatch: pytest.MonkeyPatch, 
 
 
 def test_a_shape_that_fails_is_a_failure(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    out = tmp_path / "races.json"
+    out = tmp_path / "op_times.json"
     assert not race_of(monkeypatch, 0.0, out, "shape 1")
     report = json.loads(out.read_text())
     assert len(report["rows"]) == 2 and not report["left_out"]
@@ -453,7 +451,12 @@ def test_the_plan_for_a_gpu() -> None:
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU: it would run")
 @pytest.mark.parametrize(
     ("program", "arguments"),
-    [("gpu", ()), ("gpu", ("--official", ".")), ("gpu_races", ()), ("gpu_sampling", ("--out", os.devnull))],
+    [
+        ("gpu", ()),
+        ("gpu", ("--official", ".")),
+        ("time_ops_gpu", ()),
+        ("gpu_sampling", ("--out", os.devnull)),
+    ],
 )
 def test_without_a_gpu_nothing_is_timed(program: str, arguments: tuple[str, ...]) -> None:
     done = run(program, *arguments)
@@ -462,13 +465,13 @@ def test_without_a_gpu_nothing_is_timed(program: str, arguments: tuple[str, ...]
 
 
 def test_each_file_races_on_the_cpu(tmp_path: Path) -> None:
-    """The race's own code, every competitor of a tiny shape: what a GPU adds is its clock."""
-    out = tmp_path / "races.json"
-    done = run("gpu_races", "--smoke", "--out", out)
+    """The timing code itself, every competitor of a tiny shape: what a GPU adds is its clock."""
+    out = tmp_path / "op_times.json"
+    done = run("time_ops_gpu", "--smoke", "--out", out)
     assert done.returncode == 0, done.stdout
-    races = json.loads(out.read_text(encoding="utf-8"))
-    assert {row["op"] for row in races["rows"]} == set(backend.CATALOGUE)
-    for row in races["rows"]:
+    op_times = json.loads(out.read_text(encoding="utf-8"))
+    assert {row["op"] for row in op_times["rows"]} == set(backend.CATALOGUE)
+    for row in op_times["rows"]:
         assert {"var_ext", "reference"} <= set(row["competitors"])
         for figures in row["competitors"].values():
             assert set(figures) >= {"call_us", "graph_us", "tflops", "gbps", "of_ceiling", "spread"}, figures

@@ -1,4 +1,4 @@
-"""What `make gpu` leaves, and the page of it: steps, samplings, races, predictions."""
+"""What `make gpu` leaves, and the page of it: steps, samplings, op timings, predictions."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ def result() -> dict[str, Any]:
     steps["tests"] |= dict(ran=7, skipped={"a": "no"}, failed={})
     steps["occupancy"] |= dict(kernels=[dict(kernel="a"), dict(kernel="b", wrong="no plan")])
     steps["initcheck"] |= dict(summary="ERROR SUMMARY: 3 errors", places={"at::native::k": 3})
-    steps["races"] |= dict(
+    steps["op_times"] |= dict(
         rows=[row, *attention(170.0, 700.0)], left_out={"adaln, 1 x 1": "no time left"}, failed={},
         ceilings={"copy": 3e12, "bf16": 7e14},
     )  # fmt: skip
@@ -123,7 +123,7 @@ def test_the_page_of_gpus(tmp_path: Path) -> None:
     assert "| `var_ext::k<int>` | 160 | 1.00 ms |" in text
     assert "bf16, batch 1 | 7.3 to 9.3 ms | 9 ms | 1.08 |" in text
     (tmp_path / "a.json").write_text(json.dumps({"about": ABOUT, "build": report["build"]}), encoding="utf-8")
-    assert "| races | **not run** |" in page()
+    assert "| op_times | **not run** |" in page()
 
 
 @pytest.mark.parametrize(
@@ -147,5 +147,5 @@ def test_predictions_stand_beside_figures(forward: float, both: float, shown: tu
     """The backward pass is what both take beyond one forward."""
     import gpu_page
 
-    text = gpu_page.predictions({"races": {"rows": attention(forward, both)}})
+    text = gpu_page.predictions({"op_times": {"rows": attention(forward, both)}})
     assert all(part in text for part in shown), text

@@ -150,7 +150,7 @@ def test_competitors_take_turns() -> None:
 
         return call
 
-    results = versus.race({name: competitor(name) for name in ("a", "b", "greedy")}, 3, CPU)
+    results = versus.time_in_turn({name: competitor(name) for name in ("a", "b", "greedy")}, 3, CPU)
     assert " ".join(calls) == "a b greedy a b greedy b a a b"
     assert [len(results[name].seconds) for name in ("a", "b", "greedy")] == [3, 3, 0]
     assert results["greedy"].error == "out of memory" and results["greedy"].parts() == {}
@@ -161,7 +161,7 @@ def test_competitors_take_turns() -> None:
         raise RuntimeError("something else")
 
     with pytest.raises(RuntimeError, match="something else"):
-        versus.race({"broken": broken}, 1, CPU)
+        versus.time_in_turn({"broken": broken}, 1, CPU)
 
 
 def test_a_part_is_the_median_over_laps() -> None:
@@ -191,19 +191,19 @@ def test_memory_is_that_of_the_draws() -> None:
 def test_the_published_code_leaves_no_trace(
     checkout: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    import contenders
+    import samplers
 
     monkeypatch.setitem(sys.modules, "dist", SimpleNamespace())  # somebody else's
     methods = [vars(layer).get("reset_parameters") for layer in (nn.Linear, nn.Conv2d)]
     modules, path = set(sys.modules), list(sys.path)
-    var = contenders.published_model(checkout, 1, CPU, tiny=True)
+    var = samplers.published_model(checkout, 1, CPU, tiny=True)
     assert type(var).__name__ == "Published"
     assert [vars(layer).get("reset_parameters") for layer in (nn.Linear, nn.Conv2d)] == methods
     assert "models" not in sys.modules and sys.path == path and set(sys.modules) >= modules
     assert isinstance(sys.modules["dist"], SimpleNamespace)
     assert capsys.readouterr() == ("", "")
     with pytest.raises(SystemExit, match="must be a checkout of the published code"):
-        contenders.published_model(checkout / "models", 1, CPU)
+        samplers.published_model(checkout / "models", 1, CPU)
 
 
 def test_vs_official(checkout: Path, tmp_path: Path) -> None:
@@ -264,10 +264,10 @@ def test_a_run_that_is_stopped_leaves_what_it_had(
 ) -> None:
     import vs_official
 
-    def stopped(contenders: Any, batch: int, *_: Any) -> Any:
+    def stopped(competitors: Any, batch: int, *_: Any) -> Any:
         if batch == 2:
             raise KeyboardInterrupt
-        return timed(contenders, batch, *_)
+        return timed(competitors, batch, *_)
 
     timed = vs_official.timed
     monkeypatch.setattr(vs_official, "timed", stopped)
@@ -294,17 +294,17 @@ def test_a_run_that_is_stopped_leaves_what_it_had(
 
 def test_the_graph_stands_beside_the_same_sampler_without_it(checkout: Path) -> None:
     """Without a GPU there is no graph: both are the same."""
-    import contenders
+    import samplers
     import vs_official
 
-    var = contenders.published_model(checkout, 1, CPU, tiny=True)
+    var = samplers.published_model(checkout, 1, CPU, tiny=True)
     keys = vs_official.names(["fp32", "bf16"], torch.device("cuda"))
     assert keys[-2:] == [("var_ext graph", "fp32"), ("var_ext graph", "bf16")]
     assert len(vs_official.names(["fp32", "int8"], CPU)) == 4
-    graphed = {("var_ext graph", "fp32"): contenders.make("var_ext graph", var, "fp32")}
-    (row,) = vs_official.compare(graphed, contenders.Published(var, "fp32"), 2)
+    graphed = {("var_ext graph", "fp32"): samplers.make("var_ext graph", var, "fp32")}
+    (row,) = vs_official.compare(graphed, samplers.Published(var, "fp32"), 2)
     assert (row["tokens"], row["psnr"]) == (1, 200)
-    assert graphed["var_ext graph", "fp32"].draw(contenders.labels_of(2, CPU), 0)[0].shape == (2, 3, 64, 64)
+    assert graphed["var_ext graph", "fp32"].draw(samplers.labels_of(2, CPU), 0)[0].shape == (2, 3, 64, 64)
     row |= dict(tokens=0.5)
     assert vs_official.wrong([row])[0].startswith("var_ext graph fp32: 50.00% of the tokens")
     assert not vs_official.wrong([{**row, "precision": "bf16"}, {**row, "who": "published"}])

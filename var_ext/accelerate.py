@@ -1,4 +1,4 @@
-"""The published model, faster: `accelerate` takes an instance of its VAR class and draws with this project's engine."""
+"""The published model, faster: `accelerate` takes an instance of its VAR class and uses this project's engine."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ class Accelerated:
 
     Attributes:
         var: the weights of the given model behind this project's `VAR`.
-        sampler: draws by (label, seed), streams, edits; see `Sampler`.
+        sampler: samples by (label, seed), streams, edits; see `Sampler`.
     """
 
     def __init__(self, var: VAR, dtype: str | torch.dtype | None, release: bool) -> None:
@@ -40,12 +40,12 @@ class Accelerated:
 
     @property
     def engine(self) -> Engine:
-        """What draws now: the sampler's, or in the model's or autocast's precision one that shares weights."""
+        """The engine in use: the sampler's, or one in the model's or autocast's precision that shares weights."""
         if not self._follows:
             return self.sampler.engine
         precision = precision_in_force(self.var.pos_start)
         if precision not in self._shared:
-            self._shared = {precision: Engine(self.var, precision, pack=False)}  # one: casts take memory
+            self._shared = {precision: Engine(self.var, precision, pack=False)}  # only one: casts take memory
         return self._shared[precision]
 
     @torch.no_grad()
@@ -66,7 +66,7 @@ class Accelerated:
 
         Args:
             B, label_B, g_seed, cfg, top_k, top_p, more_smooth: as published.
-            seeds: (B,) integers: a random stream an image, as `Sampler` has, instead of one for the batch.
+            seeds: (B,) integers: one random stream per image, as in `Sampler`, instead of one for the batch.
             return_tokens: also return the drawn tokens.
 
         Returns:
@@ -98,24 +98,24 @@ def accelerate(
     release: bool = False,
     check: bool = True,
 ) -> Accelerated:
-    """A faster twin of a published VAR model, on the same weights.
+    """A faster version of a published VAR model, on the same weights.
 
-    The parameters are shared: what changes them in place later, in training for instance, changes the twin (see
-    `Sampler.refresh` for writes through `.data`). Nothing of the published code is imported; its instance is read by
-    its attributes and the names of its entries.
+    The parameters are shared: later in-place changes, as in training, take effect here too (see `Sampler.refresh` for
+    writes through `.data`). The published code is not imported; its instance is read through its attributes and the
+    names in its state dict.
 
     Args:
         model: an instance of the published `VAR`, as `build_vae_var` of the published code returns it.
-        dtype: None keeps the model's precision, or that of the autocast around a call, and its answers. "bf16", "fp16"
+        dtype: None keeps the model's precision, or that of the autocast around a call, and its results. "bf16", "fp16"
             or "int8", or a torch dtype, asks for a faster mode, which keeps a packed copy of the weights; so does
             "fp32" on the CPU.
-        check: look for hooks and patches, and in float32 compare what the parts of both compute on a few tokens: the
-            twin knows the published architecture, and nothing that was changed in `model` may be ignored.
-        release: with a dtype, free the model's own weights as they are packed: it can do nothing else afterwards.
+        check: look for hooks and patches, and compare both models, part by part, in float32 on a few tokens: this
+            project implements the published architecture, and no change in `model` may be ignored.
+        release: with a dtype, free the model's own weights as they are packed; it is unusable afterwards.
 
     Raises:
-        TypeError: `model` is not of the published kind, or computes something else; the message names the part.
-        ValueError: the device has no such precision, or weights that are shared would have to be released.
+        TypeError: `model` is not a published VAR, or its results differ; the message names the part.
+        ValueError: the device does not support the precision, or shared weights would have to be released.
     """
     if release and dtype is None:
         raise ValueError("release needs a dtype, got None: without one the weights themselves are used")

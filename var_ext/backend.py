@@ -1,7 +1,7 @@
-"""The one place where the backend of an op is picked.
+"""The one place that picks the backend of an op.
 
-`native` (the default) runs the hand-written kernel of this build; `reference` runs the plain PyTorch twin of every op.
-An op whose kernel is still owed for a device runs its reference there; `python -m var_ext` shows which.
+`native` (the default) runs the hand-written kernel of this build; `reference` runs its plain PyTorch equivalent.
+An op without a kernel for a device runs its reference there; `python -m var_ext` shows which.
 """
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ _choice = _checked(os.environ.get("VAR_EXT_BACKEND", "native"))
 
 
 def current() -> str:
-    """The backend in force: "native" or "reference"."""
+    """The active backend: "native" or "reference"."""
     return _choice
 
 
@@ -76,7 +76,7 @@ _kernels = _load_kernels()
 
 
 def kernel_devices(op: str) -> tuple[str, ...]:
-    """Device types for which this build carries a native kernel of `op`."""
+    """Device types for which this build has a native kernel of `op`."""
     return _kernels.get(op, ())
 
 
@@ -86,7 +86,7 @@ def use_native(op: str, device_type: str) -> bool:
 
 
 def table() -> list[dict[str, str]]:
-    """One row an op: its name and, for each device type, the backend that runs there."""
+    """One row per op: its name and, for each device type, the backend that runs there."""
     return [
         {"op": op, **{d: "native" if use_native(op, d) else "reference" for d in DEVICES}} for op in CATALOGUE
     ]

@@ -1,4 +1,4 @@
-"""Where the time of sampling goes, and what a precision costs in accuracy."""
+"""Where sampling time goes, and how much accuracy a precision costs."""
 
 from __future__ import annotations
 
@@ -21,8 +21,8 @@ from var_ext.sampling import Sampler
 class Timing:
     """Median wall-clock seconds of drawing a batch once.
 
-    On a GPU the whole is the captured graph, the parts are without it. `scales[k]` is the transformer at scale k with
-    its head; `draws` guidance and drawing, `steps` the quantizer's residual steps.
+    On a GPU the total is timed with the captured graph, the parts without it. `scales[k]` is transformer and head at
+    scale k; `draws` guidance and drawing, `steps` the quantizer's residual steps.
     """
 
     batch: int
@@ -70,7 +70,7 @@ def measure(sampler: Sampler, batch: int, *, repeats: int = 5) -> Timing:
 
     Args:
         sampler: the model, on any device.
-        batch: images drawn at once; labels go round the classes.
+        batch: images drawn at once; labels cycle through the classes.
         repeats: timed runs; each figure is their median.
     """
     device = sampler.device
@@ -115,7 +115,7 @@ def _marks(sampler: Sampler, labels: Tensor, seeds: Tensor) -> list[float]:
 
 
 class Watched:
-    """A draw that says when it begins and when it is done."""
+    """A draw that reports when it begins and ends."""
 
     def __init__(self, draw: Draw, say: Callable[[], None]) -> None:
         self.draw, self.say, self.tokens = draw, say, draw.tokens
@@ -129,11 +129,11 @@ class Watched:
 
 @dataclass(frozen=True)
 class Deviation:
-    """How far a precision is from fp32, on the same tokens (teacher forcing).
+    """Deviation of a precision from fp32, on the same tokens (teacher forcing).
 
     `logits` is the root mean square error of logits over their deviation from their mean; `tokens` the share of equal
-    draws for the same random numbers; `psnr` of images decoded from the same tokens, in dB; `pictures` of whole
-    samplings, whose tokens may differ.
+    draws for the same random numbers; `psnr` of images decoded from the same tokens, in dB; `pictures` of complete
+    sampling runs, whose tokens may differ.
     """
 
     precision: str
@@ -156,7 +156,7 @@ def deviation(sampler: Sampler, precision: str, *, images: int = 8) -> Deviation
     """Draws `images` in fp32, then has `precision` predict and decode the same tokens.
 
     Raises:
-        ValueError: the device has no such precision, or the sampler has released its models' weights.
+        ValueError: the device does not support the precision, or the sampler has released its models' weights.
     """
     if sampler.engine.release:
         raise ValueError("a sampler that releases weights cannot be compared: fp32 needs them")
@@ -188,7 +188,7 @@ def deviation(sampler: Sampler, precision: str, *, images: int = 8) -> Deviation
 
 
 class _Forced:
-    """Draws as `inner` does, and gives the codes of `tokens` instead; keeps guided logits (B, l, V)."""
+    """Draws as `inner` does, but returns the codes of `tokens`; keeps guided logits (B, l, V)."""
 
     def __init__(self, inner: SeededDraw, tokens: Tensor | None) -> None:
         self.inner, self.forced, self.tokens = inner, tokens, inner.tokens

@@ -1,8 +1,8 @@
-"""Zero-shot editing: parts of a given image stay, the model draws the others (paper, section 4.4).
+"""Zero-shot editing: parts of a given image are kept, the model draws the rest (paper, section 4.4).
 
-In-painting replaces a region, out-painting what lies around it, class-conditional editing draws a class into it.
-Nothing is trained for it: at each scale the codes of the given image enter the sum in the place of the drawn ones
-wherever the mask says so. Shape letters: N images, M masks (1 or N), S side in pixels, P side of the last token map,
+In-painting replaces a region, out-painting its surroundings, class-conditional editing draws a class into it. This
+needs no training: at each scale, where the mask keeps a token, the given image's code replaces the drawn one in the
+sum. Shape letters: N images, M masks (1 or N), S side in pixels, P side of the last token map,
 p side of one, L tokens, C channels of a code.
 """
 
@@ -20,19 +20,19 @@ from torch.nn import functional as F
 from var_ext.models import VQVAE
 from var_ext.schedule import ScaleSchedule
 
-DEFAULTS: Mapping[str, Any] = {"cfg": 3.0, "top_k": 900, "top_p": 0.95}  # of the published demonstration
+DEFAULTS: Mapping[str, Any] = {"cfg": 3.0, "top_k": 900, "top_p": 0.95}  # of the published demo
 
-# A scale of at most this many tokens stays as a whole: of the usual ones the first, one token for the entire image.
+# A scale of at most this many tokens is kept whole: usually the first, one token for the entire image.
 WHOLE_SCALE = 3
 
 
 @dataclass(frozen=True)
 class Region:
-    """Where to draw anew, once in pixels and once in tokens of the last scale.
+    """Where to redraw, in pixels and in tokens of the last scale.
 
     Attributes:
         replace: (M, S, S) bool, True where a pixel is to be replaced.
-        keep: (M, P, P) bool, True where a token stays.
+        keep: (M, P, P) bool, True where a token is kept.
     """
 
     replace: Tensor
@@ -49,11 +49,11 @@ class Region:
 
         Args:
             mask: bool or floating point in [0, 1]: (S, S) for all images, (M, S, S) or (M, 1, S, S); or in tokens of
-                the last scale, P in the place of S. Or a box, four numbers (x0, y0, x1, y1): left, top, right and
-                bottom edge as shares of the image's side, rounded to whole tokens as published.
+                the last scale, with P instead of S. Or a box, four numbers (x0, y0, x1, y1): left, top, right and
+                bottom edge as fractions of the image's side, rounded to whole tokens as published.
             image_size: S.
             grid: P; S is a multiple of it.
-            outside: replace what lies outside the mask or box.
+            outside: replace what is outside the mask or box.
 
         Raises:
             ValueError: another shape, values outside [0, 1], or a box without any token in it.
@@ -91,7 +91,7 @@ def _bools(mask: Tensor) -> Tensor:
 
 
 def _box(box: np.ndarray | Sequence[float], grid: int) -> Tensor:
-    """(x0, y0, x1, y1) in shares of the side -> (P, P) bool."""
+    """(x0, y0, x1, y1) as fractions of the side -> (P, P) bool."""
     wanted = "a box must be four numbers (x0, y0, x1, y1) in [0, 1] with x0 < x1 and y0 < y1"
     try:
         x0, y0, x1, y1 = edges = [float(edge) for edge in box]
@@ -108,10 +108,10 @@ def _box(box: np.ndarray | Sequence[float], grid: int) -> Tensor:
 
 
 def keep_by_scale(keep: Tensor, schedule: ScaleSchedule) -> Tensor:
-    """Which tokens of all scales stay, from those of the last: the published rule.
+    """Which tokens of all scales are kept, given those of the last: the published rule.
 
-    The mask is resized bilinearly (no antialias, corners not aligned) and compared: a token stays above 0.5. Scales of
-    at most three tokens stay as a whole.
+    The mask is resized bilinearly (no antialias, corners not aligned) and compared: a token is kept above 0.5. Scales
+    of at most three tokens are kept whole.
 
     Args:
         keep: (M, P, P) bool.
@@ -119,7 +119,7 @@ def keep_by_scale(keep: Tensor, schedule: ScaleSchedule) -> Tensor:
     Returns:
         (M, L) bool on the device of `keep`.
     """
-    grid = keep[:, None].to("cpu", torch.float32)  # one place for the arithmetic: 0.5 is 0.5 on every device
+    grid = keep[:, None].to("cpu", torch.float32)  # so that ties at 0.5 agree on all devices
     scales = []
     for side, length in zip(schedule.patch_nums, schedule.lengths, strict=True):
         resized = F.interpolate(grid, size=(side, side), mode="bilinear", align_corners=False)
@@ -129,7 +129,7 @@ def keep_by_scale(keep: Tensor, schedule: ScaleSchedule) -> Tensor:
 
 @dataclass(frozen=True)
 class KeptCodes:
-    """The codes of given images, and where they stay; called by the sampler at each scale.
+    """The codes of given images, and where they are kept; called by the sampler at each scale.
 
     Attributes:
         codes: (N, L, C) float32.
@@ -167,11 +167,11 @@ class KeptCodes:
         return len(self.keep)
 
     def __getitem__(self, rows: slice) -> KeptCodes:
-        """Those of some of the images."""
+        """The edit of some of the images."""
         return KeptCodes(self.codes[rows], self.keep[rows], self.schedule)
 
     def __call__(self, codes: Tensor, k: int) -> Tensor:
-        """Codes drawn at scale k, (N, p*p, C), with the given ones where they stay; same shape and dtype."""
+        """Codes drawn at scale k, (N, p*p, C), with the given ones where kept; same shape and dtype."""
         scale = self.schedule.slices[k]
         return torch.where(self.keep[:, scale, None], self.codes[:, scale].to(codes.dtype), codes)
 
@@ -194,7 +194,7 @@ def checked_images(image: Tensor, size: int) -> Tensor:
 
 
 def common_count(**counts: int) -> int:
-    """N, when each of `counts` is 1 or N.
+    """N, if each of `counts` is 1 or N.
 
     Raises:
         ValueError: two of them differ, and neither is 1.
@@ -213,7 +213,7 @@ def _check_range(name: str, values: Tensor) -> None:
 
 
 def _digits(value: Tensor) -> str:
-    """A number with as few digits as tell it from its neighbours."""
+    """A number with just enough digits to distinguish it from its neighbours."""
     known = value.dtype in (torch.float64, torch.float32, torch.float16)
     return str((value if known else value.float()).cpu().numpy()).removesuffix(".0")
 

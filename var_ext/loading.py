@@ -22,14 +22,14 @@ def load(
     Args:
         name_or_path: a bundled model ("digits"); a published one ("var-d16", "-d20", "-d24", "-d30",
             "-d36"), fetched and cached by huggingface_hub; a model folder; or "owner/name", a hub repository
-            with the files of a model folder. Names come first: write "./digits" for a folder that is called
-            like one, or pass a `Path`.
+            with the files of a model folder. Names come first: write "./digits" or pass a `Path` for a
+            folder of the same name.
         device: where to put the model.
-        precision: "fp32", "bf16", "fp16" or "int8", see `Sampler`; None: "bf16" where the device has its
-            arithmetic, else "fp32".
+        precision: "fp32", "bf16", "fp16" or "int8", see `Sampler`; None: "bf16" where the device supports
+            it, else "fp32".
 
     Raises:
-        ValueError: no such model, a device that is not there, or one without this precision.
+        ValueError: unknown model, missing device, or one that does not support the precision.
         CheckpointError: its files cannot be fetched, read, or used.
     """
     device = checked_device(device)
@@ -45,7 +45,7 @@ def load(
 
 
 def checked_device(device: torch.device | str) -> torch.device:
-    """The device, if this machine has it. Raises ValueError if not, or if it is no device at all."""
+    """The device, if this machine has it; ValueError if not, or if it is not a device."""
     try:
         wanted = torch.device(device)
     except RuntimeError as error:

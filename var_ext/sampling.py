@@ -1,4 +1,4 @@
-"""From weights to images: one call, one random stream an image."""
+"""From weights to images: one call, one random stream per image."""
 
 from __future__ import annotations
 
@@ -30,25 +30,25 @@ DEFAULTS = EVALUATION
 class Sampler:
     """A tokenizer and a transformer, ready to draw images.
 
-    Each image has a seed of its own: the same (label, seed) takes the same random numbers in any batch, at any place in
-    it, on any device and with any number of threads. On the CPU its sums have the same order as well, so it is the same
-    bit for bit; elsewhere logits differ by rounding between batch sizes, and a token where that tips a draw.
+    Each image has its own seed: the same (label, seed) gets the same random numbers in any batch, at any position in
+    it, on any device and with any number of threads. On the CPU sums have a fixed order too, so the image is the same
+    bit for bit; elsewhere logits differ by rounding between batch sizes, which can change a drawn token.
 
     Args:
-        vae, var: the two models, `var` built on `vae`; switched to evaluation.
+        vae, var: the two models, `var` built on `vae`; switched to evaluation mode.
         class_names: name of each class, for show.
-        defaults: recommended cfg, top_k and top_p; those of the published evaluation where left out.
-        precision: "fp32", whose answers are the published ones, "bf16", "fp16" or "int8" (linear layers, CPU);
-            None: "bf16" where the device has its arithmetic, else "fp32". The models' own weights are not changed.
-        memory: budget in bytes for what grows with the batch, where batch_size is not given; None: half of what is
-            free.
+        defaults: recommended cfg, top_k and top_p; missing ones are those of the published evaluation.
+        precision: "fp32", which gives the published results, "bf16", "fp16" or "int8" (linear layers, CPU);
+            None: "bf16" where the device supports it, else "fp32". The models' own weights are not changed.
+        memory: budget in bytes for what grows with the batch, if batch_size is not given; None: half of the free
+            memory.
         release: free the models' own weights as they are packed, which halves the memory of "bf16" and more; `vae` and
-            `var` are of no other use then.
-        graph: on a GPU run a sampling as one captured CUDA graph: from the second call of a batch size on.
+            `var` are unusable for anything else then.
+        graph: on a GPU sample by one captured CUDA graph, from the second call of a batch size on.
 
     Raises:
         ValueError: `var` was built on another tokenizer, names do not match classes, a default is unknown, or the
-            device has no such precision.
+            device does not support the precision.
     """
 
     def __init__(
@@ -110,8 +110,8 @@ class Sampler:
         return self
 
     def refresh(self) -> None:
-        """Take the weights anew at the next call: only needed after changes that leave no trace, such as writes through
-        `.data`; see `engine.watch.Watch`."""
+        """Reread the weights at the next call: only needed after changes that torch does not record, such as writes
+        through `.data`; see `engine.watch.Watch`."""
         self.engine.refresh()
 
     def __call__(
@@ -133,16 +133,16 @@ class Sampler:
         Args:
             labels: (N,) classes in 0..num_classes, or one for all seeds.
             seeds: (N,) integers of 64 bits, or one for all labels; None draws them from torch's global generator. An
-                unsigned one from 2^63 on is the same as the negative one with its bits.
+                unsigned seed from 2^63 on equals the negative one with the same bits.
             cfg: guidance. One value is the published ramp, cfg * k / (K - 1) at scale k of K; K values are taken as
                 they are. 0: none.
-            top_k, top_p: see `ops.sample_tokens`; one value or one a scale; 0 keeps all. None, here and above: the
-                recommended value.
-            temperature: logits are divided by it after guidance; one value or one a scale.
+            top_k, top_p: see `ops.sample_tokens`; one value or one per scale; 0 keeps all. None, here and for cfg:
+                the recommended value.
+            temperature: logits are divided by it after guidance; one value or one per scale.
             cfg_until: no guidance from this scale on, and no work for the unconditional half; None: on all scales.
             more_smooth: mix codes by a Gumbel-softmax instead of drawing one; for show, not for evaluation.
             batch_size: how many images to draw at once; None: as many as the memory budget allows, 64 at most.
-            conditions: what else `condition` of a subclass of `VAR` takes, (N, ...) each.
+            conditions: further arguments of a subclass's `condition`, (N, ...) each.
 
         Returns:
             (N, 3, S, S) float32 in [0, 1].
@@ -151,7 +151,7 @@ class Sampler:
             ValueError: a label, a seed or an option is out of range, labels and seeds differ in number, or the memory
                 budget is too small for one image.
             TypeError: labels, seeds or batch_size are not integers.
-            torch.OutOfMemoryError: a batch does not fit; the message names the remedy.
+            torch.OutOfMemoryError: a batch does not fit; the message says what to do.
         """
         options = self.options(
             cfg=cfg,
@@ -175,7 +175,7 @@ class Sampler:
         conditions: Mapping[str, Tensor] | None = None,
         **options: Any,
     ) -> Tensor:
-        """As a call, but the drawn tokens instead of images: (N, L) int64."""
+        """As a call, but returns the drawn tokens instead of images: (N, L) int64."""
         call = replace(self._call(labels, seeds, self.options(**options), conditions), decode=False)
         empty = torch.empty(0, self.var.L, dtype=torch.int64, device=self.device)
         return torch.cat([empty, *(tokens for _, _, tokens in self._batches(call, batch_size))])
@@ -193,24 +193,23 @@ class Sampler:
         conditions: Mapping[str, Tensor] | None = None,
         **options: Any,
     ) -> Tensor:
-        """Draw a part of given images anew (paper, section 4.4): in-painting, out-painting, class-conditional editing.
+        """Redraw a part of given images (paper, section 4.4): in-painting, out-painting, class-conditional editing.
 
-        What the mask covers is replaced. The rest is kept as tokens: it comes back as the tokenizer renders it, a bit
-        changed near the mask, unless it is pasted. The N images are all that image, mask, label and seed ask for, each
-        of which is one for all or N.
+        What the mask covers is replaced. The rest is kept as tokens: it comes back as the tokenizer renders it,
+        slightly changed near the mask, unless it is pasted. Image, mask, label and seed are each one for all N, or N.
 
         Args:
             image: (3, S, S) or (N, 3, S, S) floating point in [0, 1].
             mask: True or at least 0.5 where to replace: (S, S), (N, S, S) or (N, 1, S, S) bool or floating point, or
                 the same in tokens of the last scale. A token stays only if none of its pixels is to be replaced. Or
-                a box (x0, y0, x1, y1) in shares of the side, rounded to whole tokens; see `editing.Region`.
-            label: class to draw, (N,) in 0..num_classes; None: no class, what fits to what is kept.
-            seed: (N,) integers of 64 bits; None draws one an image from torch's global generator.
-            outside: replace what lies outside the mask or box: out-painting.
+                a box (x0, y0, x1, y1) as fractions of the side, rounded to whole tokens; see `editing.Region`.
+            label: class to draw, (N,) in 0..num_classes; None: no class, whatever fits the kept part.
+            seed: (N,) integers of 64 bits; None draws one per image from torch's global generator.
+            outside: replace what is outside the mask or box: out-painting.
             paste: put the given pixels back where the mask does not cover them.
             batch_size: how many images to tokenize and draw at once; None: as in a call.
             conditions: as in a call, (N, ...) each.
-            options: as in a call; cfg, top_k and top_p left out: 3, 900, 0.95, those of the published demonstration.
+            options: as in a call; cfg, top_k and top_p default to 3, 900, 0.95, as in the published demo.
 
         Returns:
             (N, 3, S, S) float32 in [0, 1].
@@ -244,11 +243,11 @@ class Sampler:
         conditions: Mapping[str, Tensor] | None = None,
         **options: Any,
     ) -> Iterator[tuple[int, Tensor]]:
-        """Images as they are done: (index of the first, images (b, 3, S, S)) batch after batch.
+        """Images as they finish: (index of the first, images (b, 3, S, S)) for each batch.
 
         Args:
             labels, seeds, batch_size, conditions, options: as in a call; checked before the first batch is drawn.
-            progress: show a bar; else each batch is a line of the log.
+            progress: show a bar; else log a line per batch.
         """
         call = self._call(labels, seeds, self.options(**options), conditions)
         batches = self._batches(call, batch_size)
@@ -284,7 +283,7 @@ class Sampler:
         return images.clone()
 
     def options(self, **options: Any) -> Options:
-        """Options of a call as values for each scale, with the recommended ones where they are None or left out."""
+        """Options of a call, per scale, with recommended values for those that are None or missing."""
         given = {name: value for name, value in options.items() if value is not None}
         return options_for(self.var.schedule, **{**self.defaults, **given})
 
@@ -295,7 +294,7 @@ class Sampler:
         options: Options,
         conditions: Mapping[str, Tensor] | None = None,
     ) -> Call:
-        """All that is asked for, checked."""
+        """The checked request."""
         label, seed = self._pairs(labels, seeds)
         for name, value in (conditions or {}).items():
             if len(value) != len(label):
@@ -313,7 +312,7 @@ class Sampler:
         return int(size)
 
     def _batches(self, call: Call, batch_size: int | None) -> Iterator[tuple[int, Tensor, Tensor]]:
-        """(index of the first, images, tokens) of batch after batch."""
+        """(index of the first, images, tokens) of each batch."""
         size = self._batch_size(batch_size)
 
         def drawn() -> Iterator[tuple[int, Tensor, Tensor]]:

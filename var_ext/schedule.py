@@ -1,4 +1,4 @@
-"""The scales of a VAR: how many tokens each has, and where they lie in the sequence."""
+"""The scales of a VAR: how many tokens each has, and their positions in the sequence."""
 
 from __future__ import annotations
 
@@ -47,12 +47,12 @@ class ScaleSchedule:
 
     @cached_property
     def num_tokens(self) -> int:
-        """L, the tokens of all scales together."""
+        """L, the total number of tokens."""
         return sum(self.lengths)
 
     @cached_property
     def slices(self) -> tuple[slice, ...]:
-        """Where each scale lies in a sequence of L tokens, (K,)."""
+        """The slice of each scale in a sequence of L tokens, (K,)."""
         return tuple(slice(o, o + n) for o, n in zip(self.offsets, self.lengths, strict=True))
 
     @property
@@ -61,14 +61,14 @@ class ScaleSchedule:
         return self.patch_nums[-1]
 
     def ratio(self, k: int) -> float:
-        """Progress of scale k from 0 (coarsest) to 1 (finest); guidance and phi are chosen by it."""
+        """Progress of scale k from 0 (coarsest) to 1 (finest); it determines guidance and phi."""
         return k / (len(self) - 1) if len(self) > 1 else 0.0
 
     def prefix(self, num_tokens: int) -> ScaleSchedule:
         """The first scales, those that fill exactly `num_tokens` tokens.
 
         Raises:
-            ValueError: if `num_tokens` does not end at the end of a scale.
+            ValueError: if `num_tokens` is not where a scale ends.
         """
         ends = [s.stop for s in self.slices]
         if num_tokens not in ends:

@@ -1,5 +1,5 @@
-// Loops over independent items on the OpenMP pool that torch uses: torch.set_num_threads is obeyed.
-// Every item is computed wholly by one thread, so results do not depend on how many there are.
+// Loops over independent items on the OpenMP pool that torch uses: torch.set_num_threads is respected.
+// One thread computes each item, so results do not depend on the number of threads.
 #pragma once
 
 #include <cstdint>
@@ -11,7 +11,7 @@
 namespace var_ext {
 
 // 1, or the whole team if `items` items of `cost` elementary steps each are worth waking it: a team of
-// another size than torch's would make libgomp end threads and start them again.
+// another size than torch's would make libgomp stop and restart threads.
 inline int thread_count(int64_t items, int64_t cost) {
 #if defined(_OPENMP)
     constexpr int64_t grain = 64 * 1024;  // steps that outweigh waking a thread (a few microseconds)

@@ -1,5 +1,5 @@
-// When a kernel writes its outputs past the caches: a cache line that will be overwritten as a whole need not
-// be read first, a third of the traffic of a pass over memory.
+// When a kernel writes its outputs past the caches: a cache line that is overwritten as a whole need not be
+// read first, a third of the traffic of a pass over memory.
 #pragma once
 
 #include <cstdint>
@@ -9,8 +9,8 @@
 
 namespace var_ext {
 
-// Outputs of so many bytes. Measured on a share of 32 MiB of last-level cache: at 6 and 8 MB the next op that
-// reads them loses more than this one gains, from 11 MB on both together gain a tenth to a third.
+// Outputs of so many bytes. Measured with a 32 MiB share of last-level cache: at 6 and 8 MB the next op that
+// reads them loses more than this one gains; from 11 MB on both together gain a tenth to a third.
 constexpr int64_t streaming_bytes = 8 << 20;
 
 // Whether every row of a tensor begins with a cache line: streaming stores need it.

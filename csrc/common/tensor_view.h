@@ -1,4 +1,4 @@
-// A borrowed strided tensor, and the checks that turn a broken contract into a readable error.
+// A borrowed strided tensor, and the checks that report a broken contract readably.
 #pragma once
 
 #include <cstdint>
@@ -35,7 +35,7 @@ struct Dim {
 constexpr int64_t any_size = -1;
 void check_shape(const char* op, const char* name, const TensorView& view, std::initializer_list<Dim> wanted);
 void check_contiguous(const char* op, const char* name, const TensorView& view);
-// Two elements of an output must not share memory, or threads would race for it.
+// Two elements of an output must not share memory, or threads would race.
 void check_output(const char* op, const char* name, const TensorView& view);
 
 }  // namespace var_ext

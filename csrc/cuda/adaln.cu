@@ -51,13 +51,13 @@ void for_form(const Params& p, const Body& body) {
     });
 }
 
-// Whole warps, 16 bytes a thread.
+// Whole warps, 16 bytes per thread.
 template <class T>
 unsigned threads_of(int64_t channels) {
     return ceil_div(static_cast<uint32_t>(channels), 32 * per_lane<T>) * 32;
 }
 
-// Whole warps, an element a thread while it has no second one.
+// Whole warps, one element per thread as far as possible.
 unsigned any_threads_of(int64_t channels) {
     return static_cast<unsigned>(std::min<int64_t>((channels + 31) / 32 * 32, adaln_any_threads));
 }
@@ -71,7 +71,7 @@ void adaln(const AdalnParams& p, const CudaStream& stream) {
         using T = decltype(element);
         constexpr bool residual = decltype(form)::value;
         if (is_aligned(p)) {
-            // one row a block while 16 blocks for each of 132 multiprocessors are not there
+            // one row per block until there are 16 blocks for each of 132 multiprocessors
             const uint32_t rows = std::clamp(all_rows / 2112, 1u, 16u);
             const uint32_t chunks = ceil_div(static_cast<uint32_t>(p.length), rows);
             launch(op, stream, dim3(static_cast<uint32_t>(p.batch) * chunks), threads_of<T>(p.channels),

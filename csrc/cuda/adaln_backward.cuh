@@ -1,5 +1,5 @@
-// adaln backward: gradients of x and branch in one pass, and for the vectors of a sample sums over chunks of
-// its rows, which a last kernel adds up in their order: the result depends on shapes alone.
+// adaln backward: gradients of x and branch in one pass, and for a sample's vectors sums over chunks of its
+// rows, which a last kernel adds in order: the result depends only on shapes.
 #pragma once
 
 #include "cuda/adaln_common.cuh"
@@ -44,7 +44,7 @@ __global__ void __launch_bounds__(adaln_most_threads<T>, 1)
     for (int64_t l = first; l < end; ++l) {
         const bool goes_on = here && l + 1 < end;  // mask
         const Bits next = load(l + 1, goes_on);
-        uint4 grad_h_bits = {};  // has until the sums are there
+        uint4 grad_h_bits = {};  // kept until the sums are ready
         if constexpr (residual) grad_h_bits = load_row<T>(p.grad_h, b, l, channel, here);
 
         float h[N], grad_y[N], scale[N], sums[2] = {}, centred_sums[2] = {};
@@ -97,8 +97,8 @@ __global__ void __launch_bounds__(adaln_most_threads<T>, 1)
     }
 }
 
-// Any number of channels, anywhere: an element at a time, which later passes over a row find in a cache. The
-// sums grow in scratch, where each thread has columns of its own.
+// Any number of channels, any alignment: one element at a time, cached for later passes over a row. The sums
+// accumulate in scratch, where each thread has its own columns.
 // budget: registers <= 80, shared <= 512, blocks >= 3
 template <class T, bool residual>
 __global__ void __launch_bounds__(adaln_any_threads, 3)
@@ -146,7 +146,7 @@ __global__ void __launch_bounds__(adaln_any_threads, 3)
     }
 }
 
-// Adds up the chunks: blocks have 32 neighbouring ones of all columns, (B, vectors, C).
+// Adds up the chunks: each block has 32 neighbouring columns of (B, vectors, C).
 // budget: registers <= 32, shared <= 2048, blocks >= 3
 template <class T>
 __global__ void __launch_bounds__(sum_columns_threads, 3) adaln_add_kernel(const AdalnBackwardParams p) {

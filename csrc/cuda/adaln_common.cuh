@@ -1,4 +1,4 @@
-// What the kernels of adaln share: where rows lie, and which rows a block takes.
+// Shared by the adaln kernels: row addresses, and which rows a block takes.
 #pragma once
 
 #include "cuda/rows.cuh"

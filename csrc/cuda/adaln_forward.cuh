@@ -1,13 +1,13 @@
-// adaln forward: every byte moves once. The mean comes first and then the squares of what is left, so that a
-// large mean does not cost precision.
+// adaln forward: every byte moves once. The mean comes first, then the squared deviations, so that a
+// large mean costs no precision.
 #pragma once
 
 #include "cuda/adaln_common.cuh"
 
 namespace var_ext::cuda {
 
-// Rows that begin at multiples of 16 bytes and fit into a block: it takes `rows` of a sample one after the
-// other, the next under way, and keeps scale, shift and gate.
+// Rows that begin at multiples of 16 bytes and fit into a block: it takes `rows` of a sample one by
+// one, prefetching the next, and keeps scale, shift and gate.
 // Three blocks fit where T has 16 bits, with half the threads.
 // budget <float>: threads <= 640, registers <= 64, shared <= 256, blocks >= 1
 // budget: threads <= 320, registers <= 64, shared <= 256, blocks >= 3
@@ -60,7 +60,7 @@ __global__ void __launch_bounds__(adaln_most_threads<T>, sizeof(T) == 4 ? 1 : 3)
     }
 }
 
-// Any number of channels, anywhere: a block a row, an element at a time, which later passes find in a cache.
+// Any number of channels, any alignment: a block per row, one element at a time, cached for later passes.
 // budget: registers <= 80, shared <= 256, blocks >= 3
 template <class T, bool residual>
 __global__ void __launch_bounds__(adaln_any_threads, 3) adaln_any_kernel(const AdalnParams p) {

@@ -1,4 +1,4 @@
-// Launching attention forward: what the kernels take, and which of them takes it.
+// Launching attention forward: what the kernels accept, and which one runs.
 #pragma once
 
 #include <type_traits>
@@ -64,8 +64,8 @@ void launch_attention_forward_of(const char* op, const AttentionParams& p, const
 template <class MakeTiles>
 void launch_attention_forward(const char* op, const AttentionParams& p, const CudaStream& stream,
                               const MakeTiles& tiles_of) {
-    // Large tiles cost less, small ones spread over more of the chip; rows come out the same in either. Of
-    // the pairs that are computed 92% are wanted at 256 px (7 tiles of 128 rows; 96% with 12 of 64), 99% at
+    // Large tiles cost less, small ones spread over more of the chip; rows get the same result in both. Of
+    // the computed pairs 92% are needed at 256 px (7 tiles of 128 rows; 96% with 12 of 64), 99% at
     // 512 px.
     const int64_t large = (p.queries + 127) / 128 * p.batch * p.heads;
     const bool fill = p.dim <= 64 && p.dtype != DType::float32 && large >= 2 * multiprocessors(op, stream);

@@ -7,13 +7,13 @@
 
 namespace var_ext::cuda {
 
-// Four warps, each with M times 16 keys: their K and V, dK and dV are in registers, queries pass by.
+// Four warps, each with M times 16 keys: their K, V, dK and dV stay in registers, queries stream past.
 template <int D>
 struct AttentionBackwardDkv {
     static constexpr int M = D == 128 ? 1 : 2;
     static constexpr int rows_of_warp = 16 * M, rows = attention_threads / 32 * rows_of_warp, queries = 64;
     static constexpr int blocks = D == 32 ? 3 : 2;  // on a multiprocessor
-    // A pair of tiles of Q and dO; behind it another, where K and V are before they go to registers.
+    // A pair of tiles of Q and dO; then another pair, where K and V are before they go to registers.
     static constexpr int pair = 2 * queries * D, shared_elements = pair + 2 * rows * D;
     static_assert(2 * rows * D >= pair && 2 * queries == attention_threads);
     // For 64 channels, registers are 8 short: the last 16 of V come from its tile, which nothing overwrites.
@@ -24,7 +24,7 @@ struct AttentionBackwardDkv {
     static constexpr int shared_bytes =
         shared_elements * 2 + 2 * attention_threads * 4 + (v_is_free ? 0 : rows * 16);
 
-    // 16 bytes of a key: the first query that sees it; of a warp's first key also what its end needs.
+    // 16 bytes per key: the first query that sees it; for a warp's first key also what its epilogue needs.
     template <class T>
     static __device__ int32_t* of_key(T* place, int row) {
         return reinterpret_cast<int32_t*>(v_is_free ? element_at<D>(place, row, 0) : place + row * 8);
@@ -72,8 +72,8 @@ __device__ void accumulate_16(float (&sums)[M][D / 8][4], const float (&weights)
     }
 }
 
-// Adds what 16 queries give, the first of them `at`; grad_out lies `below` them in shared memory. On the
-// edge, a key is seen by queries from the start of its scale on.
+// Adds the contribution of 16 queries from `at` on; grad_out lies `below` them in shared memory. On an
+// edge tile, a key is seen by queries from the start of its scale on.
 template <bool edge, class T, int D, int M>
 __device__ void add_dkv(KeyRows<T, D, M>& rows, const ByColumns<D>& columns, const ByRows<D>& queries,
                         int below, const float* lse, const float* delta, float scale, int32_t at) {
@@ -137,8 +137,8 @@ __global__ void __launch_bounds__(attention_threads, AttentionBackwardDkv<D>::bl
     const Tile tile = tiles.tile(static_cast<int32_t>(place.rank));  // coarse keys are seen by most queries
     const uint32_t b = place.b, h = place.h;
     const int lane = static_cast<int>(threadIdx.x % 32), row = static_cast<int>(threadIdx.x / 32) * 16 * M;
-    // Fourths of the tile change places on their way to shared memory: where a warp's rows lie there follows
-    // from the thread alone, which costs no register.
+    // Quarters of the tile are permuted on their way to shared memory, so that the place of a warp's rows
+    // there follows from the thread alone, without a register.
     const int turn = fourth_of_warp(blockIdx.x, 0) * Shape::rows_of_warp;
     const int32_t first = tile.first + (row ^ turn),
                   end = tile.first + tile.rows;  // the warp's first, the block's end
@@ -147,8 +147,8 @@ __global__ void __launch_bounds__(attention_threads, AttentionBackwardDkv<D>::bl
     T* const q_tiles = reinterpret_cast<T*>(ptx::shared_memory());
     T *const k_tile = q_tiles + Shape::pair, *const v_tile = k_tile + Shape::rows * D;
     float* const of_queries = reinterpret_cast<float*>(q_tiles + Shape::shared_elements);
-    // Queries that do not exist are zeros, and so is all that they give. Where the head begins is worked out
-    // each time: registers are short.
+    // Queries that do not exist are zeros and contribute zeros. The head's address is recomputed each time,
+    // to save registers.
     const auto copy_queries = [&](uint32_t b, uint32_t h, int32_t at, int stage) {
         const bool of_lse = threadIdx.x < Shape::queries;  // one half of the threads; delta is the other's
         const float* const from = (of_lse ? p.lse : g.delta) + (b * p.heads + h) * p.queries;
@@ -167,7 +167,7 @@ __global__ void __launch_bounds__(attention_threads, AttentionBackwardDkv<D>::bl
     start_copy<D, Shape::rows, attention_threads>(v_tile, rows_of<const T>(p.v, b, h), tile.first, end, turn);
     copy_queries(b, h, begin, 0);
 
-    // of the first queries that see the warp's keys the first, and the last
+    // the least and the greatest first query over the warp's keys
     int32_t least = first < end ? begin : length, most = least;  // a warp without keys has nothing to do
     if (tile.mixed && first < end) {
         least = tiles.start_of_scale(first);
@@ -186,7 +186,7 @@ __global__ void __launch_bounds__(attention_threads, AttentionBackwardDkv<D>::bl
         }
     }
     __syncwarp();
-    // V is in registers, as far as its first channels go
+    // V is in registers, up to its first channels
     T* const of_keys = Shape::v_is_free ? v_tile + row * D
                                         : reinterpret_cast<T*>(of_queries + 2 * attention_threads) + row * 8;
     rows.of_keys = of_keys;

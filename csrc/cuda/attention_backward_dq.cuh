@@ -1,4 +1,4 @@
-// Attention backward for 16-bit elements, first part: the gradient of the queries. Weights P are made again
+// Attention backward for 16-bit elements, first part: the gradient of the queries. Weights P are recomputed
 // from the log-sum-exp; with delta = sum of dO * O over a row:
 //   dS = P * (dO V^T - delta),  dQ = scale dS K.
 // delta is kept for the second part.
@@ -8,13 +8,13 @@
 
 namespace var_ext::cuda {
 
-// As forward: four warps, each with M times 16 query rows. 128 channels leave registers for M = 1 only.
+// As forward: four warps, each with M times 16 query rows. 128 channels leave registers only for M = 1.
 template <int D>
 struct AttentionBackwardDq {
     static constexpr int M = D == 128 ? 1 : 2;
     static constexpr int rows_of_warp = 16 * M, rows = attention_threads / 32 * rows_of_warp, keys = 64;
     static constexpr int blocks = 2;  // on a multiprocessor
-    // A pair of tiles of keys and values; behind it another, where Q and dO are before they go to registers.
+    // A pair of tiles of keys and values; then another pair, where Q and dO are before they go to registers.
     static constexpr int pair = 2 * keys * D, shared_elements = pair + 2 * rows * D;
     static_assert(2 * rows * D >= pair);
     // and delta, later the keys that are seen, and what each warp keeps for its end
@@ -28,11 +28,11 @@ struct QueryRows {
     uint32_t q[M][D / 16][4], grad[M][D / 16][4];
     float dq[M][D / 8][4] = {};
     float lse[M][2], delta[M][2];  // lse to base 2
-    const int32_t* limit;          // keys that a row sees, in shared memory: registers are short
+    const int32_t* limit;          // keys that a row sees, in shared memory to save registers
 };
 
-// products (M times 16, 32) = rows times rows [first, first + 32) of a tile. On the edge, nothing is wanted
-// from the `end`th of them on.
+// products (M times 16, 32) = rows times rows [first, first + 32) of a tile. On an edge tile, rows from
+// `end` on are not needed.
 template <int D, bool edge, class T, int M>
 __device__ void multiply_32(float (&products)[M][4][4], const uint32_t (&rows)[M][D / 16][4],
                             const ByColumns<D>& tile, int first, int end) {
@@ -51,8 +51,8 @@ __device__ void multiply_32(float (&products)[M][4][4], const uint32_t (&rows)[M
     }
 }
 
-// Adds what 32 keys, the first of them `at`, give; values lie `below` them in shared memory. On the edge,
-// rows see keys below their limit only and none of the warp's sees `end` or more.
+// Adds the contribution of 32 keys from `at` on; values lie `below` them in shared memory. On an edge tile,
+// rows see only keys below their limit, and no row of the warp sees key `end` or later.
 template <bool edge, class T, int D, int M>
 __device__ void add_dq(QueryRows<D, M>& rows, const ByColumns<D>& columns, const ByRows<D>& keys, int below,
                        float scale, int32_t at, int32_t end) {
@@ -191,7 +191,7 @@ __global__ void __launch_bounds__(attention_threads, AttentionBackwardDq<D>::blo
     }
     int32_t* const of_warp = reinterpret_cast<int32_t*>(kv_tiles + Shape::shared_elements) + Shape::rows +
                              static_cast<int>(threadIdx.x / 32) * Shape::kept;
-    if (lane == 0) {  // what only the end needs: registers are short
+    if (lane == 0) {  // needed only at the end: saves registers
         ptx::store_16(of_warp, make_uint4(static_cast<uint32_t>(first), static_cast<uint32_t>(end), b, h));
     }
     int32_t least = first < end ? tile.keys : 0, most = least;  // a warp without rows has nothing to do
@@ -215,7 +215,7 @@ __global__ void __launch_bounds__(attention_threads, AttentionBackwardDq<D>::blo
     const bool stores = lane < 16 * M && first + lane < end;  // mask
     if (stores) g.delta[rows_before + first + lane] = delta[lane];
     __syncwarp();
-    // delta is in registers: its place is free for the keys that rows see
+    // delta is in registers: its memory now holds the limits of the rows
     int32_t* const limit = reinterpret_cast<int32_t*>(delta);
     const bool has_row = lane < 16 * M;  // mask
     if (has_row) limit[lane] = tile.mixed ? tiles.end_of_scale(min(first + lane, end - 1)) : tile.keys;

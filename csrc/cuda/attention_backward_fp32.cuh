@@ -27,8 +27,8 @@ __device__ float delta_of(Rows<const float> grad, Rows<const float> out, int32_t
 
 }  // namespace fp32
 
-// Writes g.delta as well, for the kernel after it. Keys are on their way while values are in use, and the
-// other way round.
+// Writes g.delta as well, for the kernel after it. Keys are copied while values are used, and vice
+// versa.
 // budget <32, 4, 4>: registers <= 128, shared <= 50176, blocks >= 2, on sm_86 >= 2
 // budget <64, 4, 4>: registers <= 128, shared <= 82944, blocks >= 2
 // budget <128, 4, 4>: registers <= 168, shared <= 148480, blocks >= 1, on sm_86 >= 0
@@ -119,8 +119,8 @@ __global__ void __launch_bounds__(fp32::threads, D == 128 ? 1 : 2)
     write_sums<D>(rows_of<float>(g.dq, b, h), dq, factor, tile.first, tile.rows);
 }
 
-// Rows of products are keys here, columns queries. Queries are on their way while grad_out is in use, and the
-// other way round.
+// Rows of products are keys here, columns queries. Queries are copied while grad_out is used, and vice
+// versa.
 // budget <32, 4, 4>: registers <= 128, shared <= 50176, blocks >= 2, on sm_86 >= 2
 // budget <64, 4, 4>: registers <= 128, shared <= 82944, blocks >= 2
 // budget <128, 4, 4>: registers <= 168, shared <= 148480, blocks >= 1, on sm_86 >= 0

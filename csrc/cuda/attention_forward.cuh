@@ -1,9 +1,9 @@
 // Attention forward for 16-bit elements: products on the tensor cores, softmax in float32 with its maximum
 // and sum carried from one tile of keys to the next.
 //
-// Four warps, each with M times 16 query rows in registers. Two of them (M = 2) halve what is read from
-// shared memory for a product, which would otherwise take as long as the product itself; one (M = 1) leaves
-// more blocks to spread over the chip.
+// Four warps, each with M times 16 query rows in registers. M = 2 halves the reads of shared memory per
+// product, which would otherwise take as long as the product itself; M = 1 leaves more blocks to spread
+// over the chip.
 #pragma once
 
 #include <cfloat>
@@ -22,7 +22,7 @@ struct AttentionForward {
     static constexpr int blocks = M == 2 || D == 128 ? 2 : 3;      // on a multiprocessor
 };
 
-// What a warp carries along: for each of its 16-row parts, rows lane / 4 and lane / 4 + 8.
+// A warp's running state: for each of its 16-row parts, rows lane / 4 and lane / 4 + 8.
 template <int D, int M>
 struct Softmax {
     float out[M][D / 8][4] = {};
@@ -32,7 +32,7 @@ struct Softmax {
         for (int m = 0; m < M; ++m) max[m][0] = max[m][1] = -INFINITY;
     }
 
-    // Takes on the scores of 64 keys and turns them into weights; `scale` in units of log 2.
+    // Turns the scores of 64 keys into weights and updates the state; `scale` in units of log 2.
     __device__ void add_scores(float (&s)[M][8][4], float scale) {
 #pragma unroll
         for (int m = 0; m < M; ++m) {
@@ -43,8 +43,8 @@ struct Softmax {
                 top = fmaxf(top, __shfl_xor_sync(0xffffffff, top, 1));
                 top = fmaxf(top, __shfl_xor_sync(0xffffffff, top, 2));
                 // Both products are rounded: an unchanged maximum then decays by exactly 1, where a fused
-                // difference would leave the rounding error of one, once a tile. Scores of -inf alone so far
-                // weigh nothing, and nothing is taken off them.
+                // difference would leave the rounding error of one, once per tile. If all scores so far are
+                // -inf, weights are 0, and no maximum is subtracted.
                 const float base = top == -INFINITY ? 0.0f : __fmul_rn(top, scale);
                 const float decay = ptx::exp2_approx(__fmul_rn(max[m][r], scale) - base);
                 max[m][r] = top;
@@ -64,8 +64,8 @@ struct Softmax {
     }
 };
 
-// Scores of 64 keys, their weights, and the sum of values. On the edge a row sees the first `limit` of the
-// keys only, and none of the warp's rows more than `end`.
+// Scores of 64 keys, their weights, and the sum of values. On an edge tile a row sees only the first `limit`
+// keys, and no row of the warp sees more than `end`.
 template <bool edge, class T, int D, int M>
 __device__ void attend(Softmax<D, M>& state, const uint32_t (&q)[M][D / 16][4], const ByColumns<D>& keys,
                        const ByRows<D>& values, float scale, const int (&limit)[M][2], int end) {
@@ -113,8 +113,8 @@ __device__ void attend(Softmax<D, M>& state, const uint32_t (&q)[M][D / 16][4], 
     }
 }
 
-// Queries as they lie in memory. What takes the place of this type may use the tiles of keys and values
-// before any of them comes.
+// Queries as stored in memory. A replacement of this type may use the tiles of keys and values before they
+// are loaded.
 struct StoredQueries {
     template <int D, int rows, class T>
     __device__ void start(T* q_tile, T*, const AttentionParams& p, uint32_t b, uint32_t h,
@@ -124,7 +124,7 @@ struct StoredQueries {
     }
 };
 
-// The other tile of keys and values is on its way while one is in use: one barrier a tile.
+// One tile of keys and values is copied while the other is used: one barrier per tile.
 // budget <32, 1>: registers <= 128, shared <= 20480, blocks >= 3
 // budget <64, 1>: registers <= 168, shared <= 40960, blocks >= 3
 // budget <32, 2>: registers <= 208, shared <= 24576, blocks >= 2
@@ -164,7 +164,7 @@ __global__ void __launch_bounds__(attention_threads, AttentionForward<D, M>::blo
         least = tiles.end_of_scale(first);
         most = tiles.end_of_scale(min(first + Shape::rows_of_warp, end) - 1);
     }
-    const float scale = fmaxf(fabsf(p.scale) * log2_e, FLT_MIN);  // not 0: that times -inf is no number
+    const float scale = fmaxf(fabsf(p.scale) * log2_e, FLT_MIN);  // not 0: 0 times -inf is NaN
 
     ptx::cp_async_wait<0>();
     __syncthreads();
@@ -188,7 +188,7 @@ __global__ void __launch_bounds__(attention_threads, AttentionForward<D, M>::blo
         ByRows<D> values(kv_tiles + Shape::keys * D);
         keys += stage * 2 * Shape::keys;
         values += stage * 2 * Shape::keys;
-        int limit[M][2] = {};  // made where it is needed, which is rare: registers are dear
+        int limit[M][2] = {};  // computed for edge tiles only, to save registers
         if (at + Shape::keys <= least) {
             attend<false, T>(state, q, keys, values, scale, limit, Shape::keys);
         } else if (at < most) {

@@ -11,7 +11,7 @@ namespace fp32 {
 template <class S>  // q, k, v and weights
 constexpr size_t forward_bytes = (S::row_floats + 2 * S::column_floats + S::weight_floats) * sizeof(float);
 
-// What a thread carries along for its rows: the maximum, its own columns' part of the sum.
+// A thread's running state for its rows: the maximum, and its columns' part of the sum.
 template <int D, int R, int J>
 struct SoftmaxOfRows {
     float out[R][columns<D>] = {};
@@ -21,13 +21,13 @@ struct SoftmaxOfRows {
         for (int i = 0; i < R; ++i) max[i] = -INFINITY;
     }
 
-    // Takes on scores and turns them into weights.
+    // Turns scores into weights and updates the state.
     __device__ void add_scores(float (&s)[R][J]) {
         for (int i = 0; i < R; ++i) {
             float top = max[i];
             for (int j = 0; j < J; ++j) top = fmaxf(top, s[i][j]);
             top = max_row(top);
-            // scores of -inf alone so far: they weigh nothing, and nothing is taken off them
+            // all scores so far are -inf: weights are 0, and no maximum is subtracted
             const float base = top == -INFINITY ? 0.0f : top;
             const float decay = exp2f((max[i] - base) * log2_e);
             max[i] = top;
@@ -43,7 +43,7 @@ struct SoftmaxOfRows {
 
 }  // namespace fp32
 
-// Keys are on their way while values are in use, and the other way round.
+// Keys are copied while values are used, and vice versa.
 // budget <32, 4, 4>: registers <= 128, shared <= 41984, blocks >= 2, on sm_86 >= 2
 // budget <64, 4, 4>: registers <= 128, shared <= 66560, blocks >= 2
 // budget <128, 4, 4>: registers <= 128, shared <= 115712, blocks >= 1, on sm_86 >= 0

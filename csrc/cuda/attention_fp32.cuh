@@ -27,13 +27,13 @@ __device__ inline int column_of_thread() {
     return static_cast<int>(threadIdx.x % 16);
 }
 
-// Between rows of weights: where a thread's weights lie, a warp's two halves have different halves of all
-// banks.
+// Pitch of rows of weights: at the place of a thread's weights, a warp's two halves use different halves of
+// the banks.
 template <int R, int J>
 constexpr int weight_stride = R % 2 == 0 ? 16 * J + 4 : 16 * J + (J % 2 == 0 ? 16 : 0);
 
-// Heads of D, and products of so many rows and columns. 4 x 4 a thread is the best use of what is loaded;
-// smaller products are for chips with less shared memory.
+// Heads of D, and products of so many rows and columns. 4 x 4 per thread makes the best use of
+// loads; smaller products are for chips with less shared memory.
 template <int D, int R, int J>
 struct Shape {
     static constexpr int rows = 16 * R, columns = 16 * J;
@@ -42,8 +42,8 @@ struct Shape {
     static_assert(R * weight_stride<R, J> % 32 == 16);
 };
 
-// Rows of D floats in pieces of 16 bytes, turned so that eight neighbouring rows hold the same piece in eight
-// different groups of banks.
+// Rows of D floats in pieces of 16 bytes, swizzled so that eight neighbouring rows hold the same piece in
+// eight different groups of banks.
 template <int D, class T>
 __device__ T* piece_of(T* tile, int row, int piece) {
     return tile + ((row * D + row % 8 * 4) ^ piece * 4);
@@ -66,7 +66,7 @@ __device__ void load_run(float* x, const float* from) {
 template <int D, int rows>
 __device__ void start_copy(float* tile, Rows<const float> from, int32_t first, int32_t end) {
     constexpr int pieces = D / 4, step = threads / pieces;  // rows at a time
-    static_assert(rows % step == 0 && step % 8 == 0);       // all of a thread's are turned alike
+    static_assert(rows % step == 0 && step % 8 == 0);       // all of a thread's share a swizzle
     const int row = static_cast<int>(threadIdx.x) / pieces, piece = static_cast<int>(threadIdx.x) % pieces;
     float* const to = piece_of<D>(tile, row, piece);
     const float* source = from[first + row] + piece * 4;
@@ -133,7 +133,7 @@ __device__ void add_product(float (&sum)[R][columns<D>], const float* weights, c
     }
 }
 
-// Puts what the thread has of a product where add_product reads it.
+// Stores the thread's part of a product where add_product reads it.
 template <int R, int J>
 __device__ void store_weights(float* weights, const float (&s)[R][J]) {
     float* const to = weights + row_of_thread<R>() * weight_stride<R, J> + column_of_thread();
@@ -154,7 +154,7 @@ __device__ inline float max_row(float x) {  // drops NaN
     return x;
 }
 
-// Writes the thread's columns of its rows, each times a factor; `rows` of the tile are there.
+// Writes the thread's columns of its rows, each times a factor; the tile has `rows` rows.
 template <int D, int R>
 __device__ void write_sums(Rows<float> to, const float (&sum)[R][columns<D>], const float (&factor)[R],
                            int32_t first, int32_t rows) {

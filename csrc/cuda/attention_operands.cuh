@@ -7,7 +7,7 @@
 
 namespace var_ext::cuda {
 
-// Rows of D elements in pieces of 16 bytes, turned so that eight neighbouring rows hold the same piece in
+// Rows of D elements in pieces of 16 bytes, swizzled so that eight neighbouring rows hold the same piece in
 // eight different groups of banks: what a matrix load reads at once.
 template <int D>
 __device__ constexpr int piece_at(int row, int piece) {
@@ -33,8 +33,8 @@ __device__ Rows<T> rows_of(const AttentionHeads& heads, uint32_t b, uint32_t h) 
 }
 
 // All threads start to copy rows [first, first + rows) into a tile; those from `end` on become zeros, unread.
-// A thread's pieces lie one below the other: one address in each memory serves them all. Runs of rows change
-// places by `turn`, a multiple of the rows that are copied at once: row first + i lies at i ^ turn.
+// A thread's pieces are in one column, so one address in each memory is enough. Runs of rows are permuted by
+// `turn`, a multiple of the rows copied at once: row first + i goes to i ^ turn.
 template <int D, int rows, int threads, class T>
 __device__ void start_copy(T* tile, Rows<const T> from, int32_t first, int32_t end, int turn = 0) {
     constexpr int pieces = D / 8, step = threads / pieces;
@@ -50,8 +50,8 @@ __device__ void start_copy(T* tile, Rows<const T> from, int32_t first, int32_t e
     }
 }
 
-// What a thread names in matrix loads: a row and a piece of the 16 rows that a tile begins with. Rows further
-// down are a sum away, pieces a turn of bits: tiles begin at multiples of their rows' size, and steps of 8
+// A thread's address in matrix loads: a row and a piece in the first 16 rows of a tile. Later rows are an
+// addition away, other pieces an xor: tiles begin at multiples of their rows' size, and steps of 8
 // rows leave the swizzle as it is.
 template <int D>
 struct Address {
@@ -113,7 +113,7 @@ __device__ void as_a(uint32_t (&a)[4], const float (&left)[4], const float (&rig
     a[3] = pack<T>(right[2], right[3]);
 }
 
-// A warp puts 16 rows of D sums, times a factor for rows lane / 4 and lane / 4 + 8, where a tile begins.
+// A warp stores 16 rows of D sums, times a factor for rows lane / 4 and lane / 4 + 8, at a tile's start.
 template <int D, class T>
 __device__ void store_sums_16(T* tile, const float (&sums)[D / 8][4], float upper, float lower) {
     const int lane = static_cast<int>(threadIdx.x % 32), own = piece_at<D>(lane / 4, 0) * 8 + lane % 4 * 2;

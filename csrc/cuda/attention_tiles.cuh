@@ -1,6 +1,6 @@
-// How attention is cut up: a block of threads takes one head and a tile, a run of query rows (of key rows,
-// where the gradients of keys are computed). Tiles of queries begin at the borders of scales: all rows of a
-// tile see the same keys and nothing has to be masked, except where small scales share one.
+// How attention is split: a thread block takes one head and a tile, a run of query rows (of key rows for the
+// gradients of keys). Tiles of queries begin at scale boundaries: all rows of a tile see the same keys and
+// nothing is masked, except where small scales share a tile.
 #pragma once
 
 #include "cuda/schedule.cuh"
@@ -23,7 +23,7 @@ struct FullTiles {
     __device__ int32_t end_of_scale(int32_t) const { return keys; }
 };
 
-// The same with one tile for all queries: a head has one block.
+// The same with one tile for all queries: one block per head.
 struct OneTile {
     int32_t queries, keys;
 
@@ -32,9 +32,9 @@ struct OneTile {
     __device__ int32_t end_of_scale(int32_t) const { return keys; }
 };
 
-// Whole scales share a tile as long as they fit; one that is too large is cut. So the border of a scale is
-// that of a tile, and a table of those spares each block its search. All of it must fit into the 4 KB that a
-// kernel's parameters have before CUDA 12.1.
+// Whole scales share a tile if they fit; a larger one is split. So a scale boundary is a tile boundary, and a
+// table of these saves each block a search. All of it must fit into the 4 KB of kernel parameters before
+// CUDA 12.1.
 struct BlockCausalTiles {
     // enough for any schedule of 256 tiles' worth of tokens: two neighbouring tiles are more than one full
     static constexpr int32_t most = 512;
@@ -54,10 +54,10 @@ struct BlockCausalTiles {
     __host__ __device__ int32_t start_of_scale(int32_t row) const { return schedule.start_of_scale(row); }
 };
 
-// Tiles of keys, whose `keys` are a first query: queries from there on see the first row, and where scales
-// share a tile only later ones see the others. They are cut without regard to scales: a warp passes over
-// queries that see none of its keys, so a border inside a tile costs little. A short tile before each border
-// would leave warps idle.
+// Tiles of keys, whose `keys` is a first query: queries from there on see the first row, and where scales
+// share a tile only later ones see the others. They ignore scale boundaries: a warp skips queries that see
+// none of its keys, so a boundary inside a tile costs little. A short tile before each boundary would leave
+// warps idle.
 struct BlockCausalKeyTiles {
     static constexpr int32_t most = BlockCausalTiles::most;
     Schedule schedule;
@@ -88,7 +88,7 @@ inline BlockCausalTiles make_tiles(const char* op, const std::vector<int64_t>& l
         check_tiles(op, t.tiles + 1, size);
         t.first[t.tiles++] = static_cast<int32_t>(token);
     };
-    int64_t token = 0, begin = 0;  // the tile that is being filled begins there
+    int64_t token = 0, begin = 0;  // start of the tile being filled
     for (int64_t length : lengths) {
         if (token + length - begin > size && token > begin) {
             begin_at(begin);
@@ -121,8 +121,8 @@ inline BlockCausalKeyTiles make_key_tiles(const char* op, const std::vector<int6
     return t;
 }
 
-// Division by a number that the host knows, of numbers below 2^31: a product instead of some 20 instructions,
-// and the same for all threads of a block.
+// Division of numbers below 2^31 by a number known to the host: a multiplication instead of some 20
+// instructions, uniform over a block.
 struct Divisor {
     uint32_t divisor, multiplier, shift;
 
@@ -136,9 +136,9 @@ struct Divisor {
     }
 };
 
-// The order of blocks. Heads whose keys and values fit into the L2 cache together form a group: groups one
-// after another, in each the tile with most work of all its heads, then the next. The last blocks to end are
-// short ones.
+// The order of blocks. Heads whose keys and values fit into the L2 cache together form a group: groups run
+// one after another; in each, the tile with most work of all its heads, then the next. The last blocks to
+// finish are short ones.
 struct BlockOrder {
     uint32_t count;    // of blocks
     uint32_t last;     // the last group; it may have fewer heads
@@ -160,11 +160,11 @@ struct BlockOrder {
     uint32_t blocks() const { return count; }
 };
 
-// Which fourth of its tile's rows a warp takes. Tiles that are not full leave their last fourths idle, coarse
-// rows have less to do: were those always the same warps, so would be the parts of the multiprocessor that
-// they run on. Of four blocks side by side each turns the fourths differently, neighbours by half a turn;
-// fours are turned by a hash, so that no stride between the blocks of a multiprocessor brings the same turn
-// again.
+// Which quarter of its tile's rows a warp takes. Partial tiles leave their last quarters idle, and coarse
+// rows have less work: if these always fell to the same warps, the same parts of the multiprocessor would
+// idle. Each of four adjacent blocks rotates the quarters differently, neighbours by half a turn; groups of
+// four are rotated by a hash, so that no stride between the blocks of a multiprocessor repeats the same
+// rotation.
 __host__ __device__ inline int fourth_of_warp(uint32_t block, int warp) {
     uint32_t hash = block / 4 * 0x9e3779b9u;
     hash = (hash ^ hash >> 15) * 0x85ebca6bu;
@@ -172,7 +172,7 @@ __host__ __device__ inline int fourth_of_warp(uint32_t block, int warp) {
     return static_cast<int>((static_cast<uint32_t>(warp) + turn) % 4);
 }
 
-// Keys and as many values are what a head reads.
+// A head reads its keys and as many values.
 inline BlockOrder make_order(const char* op, const AttentionParams& p, int32_t tiles) {
     const int64_t heads = p.batch * p.heads, blocks = heads * tiles;
     if (heads >= INT32_MAX || blocks >= INT32_MAX) {

@@ -1,5 +1,5 @@
 // bias_gelu backward: the gradient of x, and for the bias sums over chunks of rows, which a second kernel
-// adds up in their order: the result depends on shapes alone.
+// adds in order: the result depends only on shapes.
 #pragma once
 
 #include "cuda/bias_gelu_common.cuh"
@@ -14,7 +14,7 @@ template <class T, int N>
 __global__ void __launch_bounds__(bias_gelu_threads, 4)
     bias_gelu_backward_kernel(const BiasGeluParams p, uint32_t column_blocks) {
     ptx::wait_for_previous();
-    constexpr int steps = 2;  // rows that a lane has under way
+    constexpr int steps = 2;  // rows in flight per lane
     const BiasGeluPlace<N> place(column_blocks);
     const bool here = place.column < p.channels;  // mask
     const T* const x = static_cast<const T*>(p.x) + place.column;
@@ -51,7 +51,7 @@ __global__ void __launch_bounds__(bias_gelu_threads, 4)
         }
     }
 
-    // over the warps, in their order
+    // over the warps, in order
     float* const shared = reinterpret_cast<float*>(ptx::shared_memory());  // (warps, 32 N)
     const uint32_t lane = threadIdx.x % 32;
     store_sums(shared + threadIdx.x * N, sums, lane / 4 % 2 == 1);

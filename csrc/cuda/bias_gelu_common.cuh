@@ -1,4 +1,4 @@
-// What the kernels of bias_gelu share: the function, its slope, and which thread has which elements.
+// Shared by the bias_gelu kernels: the function, its derivative, and which thread has which elements.
 //
 //   0.5 u (1 + tanh(v / 2)) = u / (1 + e^-v)   with   v = 2 sqrt(2 / pi) (u + 0.044715 u^3)
 #pragma once

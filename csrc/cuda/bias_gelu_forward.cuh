@@ -5,10 +5,10 @@
 
 namespace var_ext::cuda {
 
-constexpr int bias_gelu_steps = 4;                                       // rows that a lane has under way
+constexpr int bias_gelu_steps = 4;                                       // rows in flight per lane
 constexpr uint32_t bias_gelu_chunk = bias_gelu_steps * bias_gelu_warps;  // rows of a block
 
-// N: elements in 16 bytes, or 1 where rows do not fit those.
+// N: elements in 16 bytes, or 1 where rows are not aligned.
 // budget: registers <= 64, shared <= 0, blocks >= 4
 // sass <8>: LDG.E.128, STG.E.128
 // sass <float, 4>: LDG.E.128, STG.E.128

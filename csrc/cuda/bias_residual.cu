@@ -1,4 +1,4 @@
-// bias_residual: every byte moves once, N neighbouring elements a thread and step.
+// bias_residual: every byte moves once, N neighbouring elements per thread and step.
 #include "ops/bias_residual.h"
 
 #include "cuda/launch.cuh"
@@ -9,11 +9,11 @@ namespace var_ext::cuda {
 namespace {
 
 constexpr unsigned bias_residual_threads = 256;
-constexpr int bias_residual_steps = 4;  // that a thread has under way
+constexpr int bias_residual_steps = 4;  // in flight per thread
 constexpr uint32_t bias_residual_chunk = bias_residual_threads * bias_residual_steps;
 
 // `units`: of N elements, of all maps together; N elements share a pixel (Last: channels-last) or a channel.
-// `out` may be `h` or `x`: a thread reads its elements before it writes them, and no other has them.
+// `out` may be `h` or `x`: a thread reads its own elements before it writes them.
 // budget: registers <= 80, shared <= 0, blocks >= 3
 // sass <8>: LDG.E.128, STG.E.128
 // sass <float, 4>: LDG.E.128, STG.E.128

@@ -1,5 +1,5 @@
-// The CUDA kernels as methods of CudaStream, named and called like their CPU twins. Also compiled into the
-// emulator of tests/emulator.
+// The CUDA kernels as methods of CudaStream, with the names and arguments of the CPU kernels. Also compiled
+// into the emulator of tests/emulator.
 #pragma once
 
 #include <pybind11/pybind11.h>

@@ -1,4 +1,4 @@
-// What cached_attention puts before attention where one block has all queries of a head: qk_norm of packed
+// The first step of cached_attention where one block has all queries of a head: qk_norm of packed
 // qkv.
 #pragma once
 
@@ -13,12 +13,12 @@ __device__ Rows<T> rows_of(const HeadsOf<Pointer>& heads, uint32_t b, uint32_t h
     return {static_cast<T*>(heads.data) + b * heads.b + h * heads.h, heads.l};
 }
 
-// Queries that are made of packed qkv; new keys and values go into the cache on the way. The block must be
-// the only one of its head.
+// Queries computed from packed qkv; new keys and values are written to the cache. The block must be the only
+// one of its head.
 struct PackedQueries {
     QkNormParams norm;
 
-    // `room` holds as many rows of keys and of values for a while. A thread takes up what it copied itself.
+    // `room` temporarily holds as many rows of keys and of values. A thread reads only what it copied itself.
     template <int D, int rows, class T>
     __device__ void start(T* q_tile, T* room, const AttentionParams&, uint32_t b, uint32_t h,
                           const Tile& tile) const {
@@ -51,7 +51,7 @@ struct PackedQueries {
             }
             place += step * D;
         }
-        // What follows reads the new rows from the cache.
+        // Later code reads the new rows from the cache.
         __syncthreads();
     }
 };

@@ -41,16 +41,16 @@ dim3 blocks_of(const char* op, const GroupNormSiluParams& p, int width) {
     return dim3(counted(op, "blocks", p.batch * p.partials * shares));
 }
 
-// Does each block of the map add up the chunks of its image itself, in place of a launch between? Every one
-// of them reads 8 bytes a chunk and channel: 64 blocks 64 chunks at most, or as much in more images. At 640
-// channels that is 21 MB from the L2 cache, a few microseconds, as a launch takes; estimated, not measured.
+// Does each block of the map add up the chunks of its image itself, instead of a separate launch? Each block
+// reads 8 bytes per chunk and channel: at most 64 blocks with 64 chunks, or as much over more images. At 640
+// channels that is 21 MB from the L2 cache, a few microseconds, as long as a launch; estimated, not measured.
 bool map_adds_up(const GroupNormSiluParams& p) {
     constexpr int64_t few = 64, room = 1024;  // channels and groups in shared memory
     return p.channels_last && p.channels <= room && p.partials <= few &&
            p.batch * p.partials * p.partials <= few * few;
 }
 
-// Whole warps, N pixels a thread while a chunk has no more.
+// Whole warps, N pixels per thread as far as a chunk has them.
 unsigned map_threads_of(const GroupNormSiluParams& p, int width) {
     const int64_t most = (p.pixels / p.partials + 8 + width - 1) / width;
     return static_cast<unsigned>(std::min<int64_t>((most + 31) / 32 * 32, group_norm_silu_threads));

@@ -1,4 +1,4 @@
-// What the kernels of group_norm_silu share: chunks of pixels, channels, the function and its slope.
+// Shared by the group_norm_silu kernels: chunks of pixels, channels, the function and its derivative.
 #pragma once
 
 #include "cuda/rows.cuh"
@@ -21,7 +21,7 @@ struct PixelChunk {
     __device__ float count() const { return static_cast<float>(pixels); }
 };
 
-// What a chunk leaves for each of its channels, (B, partials, C) pairs.
+// The partial sums of a chunk, one pair per channel: (B, partials, C) pairs.
 __device__ inline float2* chunk_pairs(const GroupNormSiluParams& p, int64_t b, uint32_t partial) {
     return reinterpret_cast<float2*>(p.scratch) + (b * p.partials + partial) * p.channels;
 }
@@ -30,14 +30,14 @@ __device__ inline uint32_t width_of_group(const GroupNormSiluParams& p) {
     return static_cast<uint32_t>(p.channels) / static_cast<uint32_t>(p.groups);
 }
 
-// What is added to a channel of x before all else.
+// The bias added to a channel of x first.
 template <class T>
 __device__ float input_bias_of(const GroupNormSiluParams& p, uint32_t c) {
     return p.input_bias == nullptr ? 0.0f
                                    : widen(static_cast<const T*>(p.input_bias)[c * p.input_bias_stride]);
 }
 
-// `mean`: of the group, less what is added to the channel.
+// `mean`: of the group, minus the channel's input bias.
 struct Channel {
     float mean, rstd, weight, bias;
 };

@@ -1,5 +1,5 @@
-// group_norm_silu: from what chunks of pixels have left for each channel to values for groups and parameters,
-// in an order that depends on shapes alone.
+// group_norm_silu: from the partial sums of pixel chunks per channel to values for groups and parameters, in
+// an order that depends only on shapes.
 #pragma once
 
 #include "cuda/group_norm_silu_common.cuh"
@@ -28,7 +28,7 @@ __global__ void __launch_bounds__(group_norm_silu_threads, 4)
     float* const shared = reinterpret_cast<float*>(ptx::shared_memory());
     const uint32_t width = width_of_group(p), groups = static_cast<uint32_t>(p.groups);
     const float count = static_cast<float>(width * p.pixels);
-    // means relative to one of them: a large one costs no precision
+    // means relative to one of them, so that a large one costs no precision
     const float near = chunk_pairs(p, blockIdx.x / groups, 0)[blockIdx.x % groups * width].x;
     float sum[1] = {}, square[1] = {};
     sum_group(p, sum, shared, [&](float2 pair, float n, uint32_t) { sum[0] += n * (pair.x - near); });
@@ -40,9 +40,9 @@ __global__ void __launch_bounds__(group_norm_silu_threads, 4)
     if (threadIdx.x == 0) reinterpret_cast<float2*>(p.stats)[blockIdx.x] = make_float2(mean, rstd);
 }
 
-// The same for all groups of an image in each block of its map, where chunks are few: those of a channel join
-// in a thread, channels of a group in a warp. In shared memory, behind the channels; with barriers. `keeps`:
-// whether this block leaves them for backward.
+// The same for all groups of an image in each block of its map, if chunks are few: a thread combines those of
+// a channel, a warp the channels of a group. In shared memory, after the channels; with barriers. `keeps`:
+// whether this block stores them for backward.
 __device__ inline const float2* stats_of_chunks(const GroupNormSiluParams& p, int64_t b, bool keeps) {
     const uint32_t width = width_of_group(p), partials = static_cast<uint32_t>(p.partials);
     float* const means = reinterpret_cast<float*>(ptx::shared_memory());

@@ -33,7 +33,7 @@ __device__ void for_map(const GroupNormSiluParams& p, const MapPlace& place, con
     }
 }
 
-// Mean and sum of squares around it of a chunk: those of N pixels join those of a thread, then of the block.
+// Mean and sum of squares around it of a chunk: combined over N pixels, then a thread, then the block.
 // budget: registers <= 64, shared <= 256, blocks >= 4
 // sass <8>: LDG.E.128
 // sass <float, 4>: LDG.E.128

@@ -26,7 +26,7 @@ struct PixelPlace {
         channel = window + threadIdx.x % columns * N;
         offset = (b * p.pixels + chunk.first) * p.channels + channel;
     }
-    // Threads that are left over when the rows are dealt out have no pixels.
+    // Threads left over after assigning rows have no pixels.
     __device__ uint32_t first() const { return row < rows ? row : chunk.pixels; }
     // Pixels of a row.
     __device__ float count(uint32_t of_row) const {
@@ -34,8 +34,8 @@ struct PixelPlace {
     }
 };
 
-// Calls body(values of x, of grad, offset in the chunk) for a thread's pixels; loads of so many `steps` come
-// before their first use. Without `Grad` the second values are zeros.
+// Calls body(values of x, of grad, offset in the chunk) for a thread's pixels; loads of `steps` pixels are
+// issued before their first use. Without `Grad` the second values are zeros.
 template <class T, int N, int steps, bool Grad, class Body>
 __device__ void for_pixels(const GroupNormSiluParams& p, const PixelPlace<N>& place, const Body& body) {
     const T* const all_x = static_cast<const T*>(p.x) + place.offset;
@@ -112,7 +112,7 @@ __global__ void __launch_bounds__(group_norm_silu_threads, 3)
     }
 }
 
-// `adds_up`: whether statistics come from what chunks have left, else from memory.
+// `adds_up`: whether to compute statistics from partial sums, or else read them from memory.
 // budget: registers <= 80, shared <= 16384, blocks >= 3
 // sass <8>: LDG.E.128, STG.E.128
 // sass <float, 4>: LDG.E.128, STG.E.128

@@ -1,4 +1,4 @@
-// Launching kernels: on the caller's stream and its device, without waiting; errors name the op.
+// Launches kernels on the caller's stream and device, without a sync; errors name the op.
 #pragma once
 
 #include <cuda_runtime.h>
@@ -20,7 +20,7 @@ inline void check(const char* op, cudaError_t status) {
     throw std::runtime_error(message);
 }
 
-// Makes a device current and puts the former one back.
+// Makes a device current and restores the previous one.
 class OnDevice {
   public:
     OnDevice(const char* op, int device) {
@@ -63,8 +63,8 @@ inline void check_shared(const char* op, const CudaStream& where, size_t bytes) 
                              "; VAR_EXT_BACKEND=reference takes any");
 }
 
-// Whether blocks may start while the kernel before them ends: they wait for it themselves. VAR_EXT_PDL=0
-// forbids it.
+// Whether blocks may start before the previous kernel ends: they wait for it themselves. VAR_EXT_PDL=0
+// disables it.
 inline bool starts_early(const char* op, const CudaStream& where) {
     const char* said = std::getenv("VAR_EXT_PDL");
     if (said != nullptr && std::string(said) == "0") return false;
@@ -73,13 +73,13 @@ inline bool starts_early(const char* op, const CudaStream& where) {
     return major >= 9;
 }
 
-// `shared_bytes` of dynamic shared memory a block. Nothing is allocated or waited for, so a launch can be
-// captured in a CUDA graph.
+// `shared_bytes` of dynamic shared memory per block. No allocation and no sync, so a CUDA graph can capture
+// a launch.
 template <class... Params, class... Args>
 void launch(const char* op, const CudaStream& where, dim3 grid, unsigned threads, size_t shared_bytes,
             void (*kernel)(Params...), Args... args) {
     const OnDevice guard(op, where.device);
-    constexpr size_t granted = 48 * 1024;  // a block gets more only where it was asked for
+    constexpr size_t granted = 48 * 1024;  // a block gets more only on request
     if (shared_bytes > granted) {
         check_shared(op, where, shared_bytes);
         check(op, cudaFuncSetAttribute(reinterpret_cast<const void*>(kernel),

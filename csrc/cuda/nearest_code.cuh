@@ -1,5 +1,5 @@
 // The search for the nearest code in three steps: vectors are packed, blocks search tiles of the codebook,
-// plainly or behind a filter on the tensor cores, and a last step takes the lowest over the tiles.
+// directly or after a filter on the tensor cores, and a last step takes the lowest over the tiles.
 // residual_quantize packs its own vectors.
 //
 // Scores are those of the CPU kernels bit for bit (on processors with FMA): one chain of fused products over
@@ -20,7 +20,7 @@ struct CodeSearch {
     int channels, channels_packed, tiles, splits;
     int64_t* out;
     bool filter;
-    // the filter's codes, see NearestCodeLayout; null where none of the searches that share them filters
+    // the filter's codes, see NearestCodeLayout; null if none of the searches that share them filters
     const uint32_t* low;
     const float *minus, *norms;
 };
@@ -31,7 +31,7 @@ CodeSearch code_search(float* scratch, const NearestCodeLayout& layout, int64_t 
 // Packs V codes: the first step of a search.
 void pack_codes(const char* op, const CudaStream& stream, const CodeSearch& search, const float* codebook,
                 const int64_t* strides, bool cosine);
-// The second and the third, once the vectors are packed as well.
+// The second and third steps, after the vectors are packed too.
 void search_codes(const char* op, const CudaStream& stream, const CodeSearch& search);
 
 }  // namespace var_ext::cuda

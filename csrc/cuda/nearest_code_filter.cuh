@@ -1,4 +1,4 @@
-// The search behind a filter on the tensor cores; its tokens are those of the plain search.
+// The search after a filter on the tensor cores; its tokens equal those of the plain search.
 //
 // The filter computes g' ~ x.e - |e|^2 / 2 for every code from x' and e', x and e rounded to bf16. The plain
 // search computes g, in fp32 and with another rounding. With Euclidean norms and dx = x - x', de = e - e':
@@ -25,7 +25,7 @@ namespace var_ext::cuda {
 
 constexpr int filter_rows = NearestCodeLayout::filter_row_tile;  // of a block; a warp has a quarter of them
 constexpr int filter_warps = search_threads / 32;
-// Candidates of a warp. Where there are more, the block searches plainly: 16 panels a vector take as long.
+// Candidates of a warp. If there are more, the block searches directly: 16 panels per vector take as long.
 constexpr int filter_candidates = 512;
 
 // Words of shared memory: two stages of codes and of -|e|^2 / 2; candidates; bounds; counts.
@@ -53,14 +53,14 @@ __device__ inline CodeNorms largest_norms(const CodeSearch& p, int first_tile, i
     return most;
 }
 
-// 2B; infinite or NaN where no bound can be given: then nothing is below it.
+// 2B; infinite or NaN if there is no bound: then nothing is below it.
 __device__ inline float filter_margin(const CodeNorms& codes, float x, float dx, int channels) {
     const float steps = static_cast<float>(channels + 2);
     const float size = (x + dx) * codes.e + codes.e * codes.e;
     return 2.0f * (dx * codes.e + x * codes.de + steps * (0x1p-20f * size + 0x1p-125f)) * (1.0f + 0x1p-10f);
 }
 
-// Below it no code can be the nearest. The subtraction rounds.
+// No code below it can be the nearest. The subtraction rounds.
 __device__ inline float filter_bound(float highest, float margin) {
     const float bound = highest - margin;
     return bound - fabsf(bound) * 0x1p-22f;
@@ -78,7 +78,7 @@ struct Candidate {
     __device__ int code() const { return static_cast<int>(place & 0x3ffffff); }
 };
 
-// Those of a warp; apart, so that lanes meet no bank twice.
+// Those of a warp; padded to avoid bank conflicts.
 struct Candidates {
     unsigned* places;  // (filter_candidates,), the values behind them
     __device__ float* values() const { return reinterpret_cast<float*>(places) + filter_candidates; }
@@ -216,7 +216,7 @@ __global__ void __launch_bounds__(search_threads, groups == 1 ? 3 : 2)
     // vectors m * 16 + h * 8 + g of the warp
     uint32_t x[2][2 * groups][4];
     float margin[2][2], highest[2][2];
-    bool wanted[2][2];  // what is not ordinary is searched by the last step
+    bool wanted[2][2];  // the last step searches special cases
     const CodeNorms norms = largest_norms(p, first_tile, first_tile + tiles);
 #pragma unroll
     for (int m = 0; m < 2; ++m) {

@@ -1,5 +1,5 @@
-// Vectors of any strides, or computed, as aligned rows; for cosine at unit length. A thread a vector: its
-// sums are chains over the channels as on the CPU.
+// Vectors of any strides, or computed, as aligned rows; unit length for cosine. A thread per vector: its sums
+// are chains over the channels as on the CPU.
 #pragma once
 
 #include <type_traits>
@@ -30,14 +30,14 @@ __device__ inline float larger(float x, float y) {
 
 struct PackedRows {
     float* to;       // (rows, channels_packed + 4)
-    float* largest;  // of each block the largest sum |e|; null where it is not wanted
+    float* largest;  // of each block the largest sum |e|; null if not needed
     int64_t rows;
     int channels, channels_packed;
-    bool codes;  // else vectors of x: their squares do not fuse with the sum on the CPU
+    bool codes;  // else vectors of x: the CPU does not fuse their squares into the sum
     bool cosine;
 };
 
-// Where codes go a second time, in bf16: see NearestCodeLayout.
+// Destination of the codes' bf16 copy: see NearestCodeLayout.
 struct FilterCodes {
     uint32_t* low;
     float *minus, *norms;
@@ -49,13 +49,13 @@ __host__ __device__ inline int filter_groups(int channels) {
     return (channels + 31) / 32;
 }
 
-// Two channels in bf16. What would be denormal is 0: a matrix instruction may take it for 0.
+// Two channels in bf16. Denormals become 0: a matrix instruction may treat them as 0.
 __device__ inline uint32_t low_pair(float first, float second) {
     const uint32_t bits = pack<__nv_bfloat16>(first, second);
     return (bits & 0x7f80 ? bits & 0xffff : 0) | (bits & 0x7f800000 ? bits & 0xffff0000 : 0);
 }
 
-// Eight channels in bf16; adds to the squares of what was kept and of what was lost.
+// Eight channels in bf16; adds to the squares of the result and of its rounding error.
 __device__ inline uint4 low_channels(const float* from, float& square, float& lost) {
     uint32_t words[4];
 #pragma unroll
@@ -81,7 +81,7 @@ __device__ inline float norm_bound(float squares, int channels) {
     return sqrtf(squares + static_cast<float>(channels) * 0x1p-125f) * (1.0f + 0x1p-10f);
 }
 
-// A packed row into the filter's codes; to sizes[1] and sizes[2] its norm and that of what rounding took.
+// A packed row into the filter's codes; to sizes[1] and sizes[2] its norm and that of the rounding error.
 __device__ inline void pack_low(const FilterCodes& to, const PackedRows& p, int64_t row, const float* from,
                                 float (&sizes)[3]) {
     constexpr int tile = static_cast<int>(NearestCodeLayout::code_tile);

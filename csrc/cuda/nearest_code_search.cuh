@@ -1,8 +1,8 @@
-// Tiles of 64 vectors against tiles of 128 codes, 8 x 8 scores a thread in registers.
+// Tiles of 64 vectors against tiles of 128 codes, 8 x 8 scores per thread in registers.
 //
 // Counted for 32 channels, a tile: 16 loads of 16 bytes from shared memory for 256 fused products a thread,
-// so arithmetic decides; copies of the next 18 KB of codes run behind it. Rows of channels + 4 floats are an
-// odd number of 16-byte units: eight lanes that load from eight rows meet no bank twice.
+// so arithmetic is the limit; copies of the next 18 KB of codes are hidden. Rows of channels + 4 floats are
+// an odd number of 16-byte units: eight lanes that load from eight rows have no bank conflict.
 #pragma once
 
 #include "cuda/nearest_code.cuh"
@@ -11,7 +11,7 @@
 namespace var_ext::cuda {
 
 constexpr int search_threads = 128, search_rows = 64, search_codes_of_tile = 128;
-constexpr int search_channels = 40;  // at once; more are taken in turn
+constexpr int search_channels = 40;  // at once; more are processed in turn
 
 __host__ __device__ inline int search_width(int channels) {
     return channels < search_channels ? channels : search_channels;
@@ -46,7 +46,7 @@ __device__ inline int first_tile_of(const CodeSearch& p, int split) {
     return static_cast<int>(static_cast<int64_t>(p.tiles) * split / p.splits);
 }
 
-// What a block does: vectors first_row and the 63 after it against the tiles of a split.
+// The work of a block: vectors first_row to first_row + 63 against the tiles of a split.
 __device__ inline void search_tiles(const CodeSearch& p, int split, int64_t first_row) {
     float* const shared = reinterpret_cast<float*>(ptx::shared_memory());
     const int width = search_width(p.channels_packed), stride = width + 4, memory_row = p.channels_packed + 4;

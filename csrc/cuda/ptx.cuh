@@ -1,4 +1,4 @@
-// All PTX of the project. tests/emulator/include/cuda/ptx.cuh has a twin of each function here, in plain C++.
+// All PTX of the project. tests/emulator/include/cuda/ptx.cuh has each function here in plain C++.
 #pragma once
 
 #include <cuda_bf16.h>
@@ -18,16 +18,16 @@ __device__ inline uint32_t shared_address(const void* pointer) {
     return static_cast<uint32_t>(__cvta_generic_to_shared(pointer));
 }
 
-// Every kernel begins with it, in all threads, before any access of device memory: until the kernels before
-// it on the stream have ended and what they wrote is there. A launch may let the blocks start while those
-// still run; see launch.cuh. No kernel lets the next one start early by itself.
+// Every kernel calls it first, in all threads, before any access to device memory: it waits until earlier
+// kernels on the stream have ended and their writes are visible. A launch may start blocks while those still
+// run; see launch.cuh. No kernel triggers the next one early.
 __device__ inline void wait_for_previous() {
 #if defined(__CUDA_ARCH__) && __CUDA_ARCH__ >= 900
     asm volatile("griddepcontrol.wait;" ::: "memory");
 #endif
 }
 
-// A place in shared memory as matrix loads take it: a number, of which bits can be turned.
+// An address in shared memory for matrix loads: an integer, whose bits can be xored.
 struct SharedAddress {
     uint32_t value;
     __device__ SharedAddress(const void* pointer) : value(shared_address(pointer)) {}
@@ -41,7 +41,7 @@ struct SharedAddress {
     }
 };
 
-// threadIdx.x, asked for anew: nothing made of it stays in registers between two places that need it.
+// threadIdx.x, reread: values derived from it do not stay in registers between two uses.
 __device__ inline int thread_again() {
     int x;
     asm volatile("mov.u32 %0, %%tid.x;" : "=r"(x));
@@ -56,8 +56,8 @@ __device__ inline void store_16(void* to, uint4 value) {
     *static_cast<uint4*>(to) = value;
 }
 
-// The same in device memory, and one instruction for sure: of predicated stores in an unrolled loop the
-// compiler makes four of 4 bytes.
+// The same in device memory, guaranteed one instruction: the compiler splits predicated stores in an
+// unrolled loop into four of 4 bytes.
 __device__ inline void store_global_16(void* to, uint4 value) {
     asm volatile("st.global.v4.u32 [%0], {%1, %2, %3, %4};" ::"l"(__cvta_generic_to_global(to)), "r"(value.x),
                  "r"(value.y), "r"(value.z), "r"(value.w)
@@ -80,14 +80,14 @@ __device__ inline void cp_async_4(void* shared, const void* global, bool valid) 
 __device__ inline void cp_async_commit() {
     asm volatile("cp.async.commit_group;" ::: "memory");
 }
-// Waits until at most `pending` of this thread's latest groups are under way. What other threads copied is
-// there after a barrier on top.
+// Waits until at most `pending` of this thread's latest groups are in flight. Copies of other threads also
+// need a barrier.
 template <int pending>
 __device__ inline void cp_async_wait() {
     asm volatile("cp.async.wait_group %0;" ::"n"(pending) : "memory");
 }
 
-// Four 8 x 8 matrices of 16-bit elements; lane i names row i % 8 of matrix i / 8. Of matrix j, lane i gets
+// Four 8 x 8 matrices of 16-bit elements; lane i names row i % 8 of matrix i / 8. From matrix j, lane i gets
 // elements 2 (i % 4) and the next of row i / 4 in r[j].
 __device__ inline void ldmatrix_x4(uint32_t (&r)[4], SharedAddress row) {
     asm volatile("ldmatrix.sync.aligned.m8n8.x4.shared.b16 {%0, %1, %2, %3}, [%4];"

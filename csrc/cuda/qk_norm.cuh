@@ -1,4 +1,4 @@
-// qk_norm for the kernels that begin with it.
+// qk_norm as the first step of other kernels.
 #pragma once
 
 #include "cuda/stream.h"
@@ -9,7 +9,7 @@ namespace var_ext::cuda {
 // Whether all heads can be read and written 16 bytes a lane.
 bool has_aligned_rows(const QkNormParams& p);
 
-// One launch, for an op that errors are to name.
+// One launch; errors name the given op.
 void launch_qk_norm(const char* op, const QkNormParams& p, const CudaStream& stream);
 
 }  // namespace var_ext::cuda

@@ -1,6 +1,6 @@
 // qk_norm backward: gradients of qkv, and sums over tokens for the biases and log_scale. A warp or a block
-// adds up a chunk of the tokens, a second kernel the chunks in their order: the result depends on shapes
-// alone.
+// sums a chunk of the tokens, a second kernel the chunks in order: the result depends only on
+// shapes.
 #pragma once
 
 #include "cuda/qk_norm_common.cuh"
@@ -102,7 +102,7 @@ __global__ void __launch_bounds__(qk_norm_threads, 3)
         if (here) ptx::store_16(elements<T>(p.grad_qkv[0], offset), narrow_16<T>(grad));
     }
 
-    // over the warps, in their order
+    // over the warps, in order
     float* const sums = reinterpret_cast<float*>(ptx::shared_memory());
     float* const mine = sums + warp * sums_of_warp<T>;
     const bool turned = lane / 4 % 2 == 1;

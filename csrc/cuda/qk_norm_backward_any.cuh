@@ -1,12 +1,12 @@
-// qk_norm backward for heads that 16-byte accesses do not fit.
+// qk_norm backward for heads that do not allow 16-byte accesses.
 #pragma once
 
 #include "cuda/qk_norm_backward.cuh"
 
 namespace var_ext::cuda {
 
-// Any number of channels, anywhere: a warp a head and chunk, a window of channels at a time. Each window
-// takes the norms anew, but heads longer than one are rare.
+// Any number of channels, any alignment: a warp per head and chunk, one window of channels at a time. Each
+// window recomputes the norms, but heads longer than one are rare.
 // budget: registers <= 80, shared <= 0, blocks >= 3
 template <class T>
 __global__ void __launch_bounds__(qk_norm_threads, 3)

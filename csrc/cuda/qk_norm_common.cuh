@@ -1,4 +1,4 @@
-// What the kernels of qk_norm share: where heads lie, and their norms.
+// Shared by the qk_norm kernels: addresses of heads, and their norms.
 #pragma once
 
 #include <cstdint>
@@ -24,7 +24,7 @@ __device__ inline HeadAt head_at(uint32_t unit, int64_t length, int64_t heads) {
     return {b, token - b * static_cast<uint32_t>(length), unit - token * static_cast<uint32_t>(heads)};
 }
 
-// q, k and v of one tensor have one offset: that of any of them serves all.
+// q, k and v of one tensor share one offset.
 template <class Pointer>
 __device__ int64_t offset_of(const HeadsOf<Pointer>& heads, HeadAt at) {
     return at.b * heads.b + at.l * heads.l + at.h * heads.h;
@@ -39,14 +39,14 @@ __device__ T* elements(const Heads& heads, int64_t offset) {
     return static_cast<T*>(heads.data) + offset;
 }
 
-// exp(min(log_scale, log 100)) of a head. Comparisons that NaN fails, here and below: it passes, as in torch.
+// exp(min(log_scale, log 100)) of a head. Comparisons here and below let NaN through, as in torch.
 template <class T, class Params>
 __device__ float scale_of(const Params& p, uint32_t head) {
     const float log_scale = widen(static_cast<const T*>(p.log_scale)[head * p.log_scale_stride]);
     return expf(log_scale > qk_norm_max_log_scale ? qk_norm_max_log_scale : log_scale);
 }
 
-// What a head with this sum of squares is multiplied by.
+// The factor for a head with this sum of squares.
 __device__ inline float factor_of(float square, float scale) {
     const float norm = sqrtf(square);
     return scale / (norm < qk_norm_shortest ? qk_norm_shortest : norm);

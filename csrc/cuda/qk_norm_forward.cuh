@@ -68,7 +68,7 @@ __global__ void __launch_bounds__(qk_norm_threads, 6)
     }
 }
 
-// Any number of channels, anywhere: a warp a head, an element at a time, twice where there is a norm.
+// Any number of channels, any alignment: a warp per head, one element at a time, twice if there is a norm.
 // budget: registers <= 40, shared <= 0, blocks >= 6
 template <class T>
 __global__ void __launch_bounds__(qk_norm_threads, 6)

@@ -1,4 +1,4 @@
-// quantize_rows: a block a row, which every byte passes once where a block can hold it.
+// quantize_rows: a block per row; every byte moves once if a block can hold the row.
 #include "ops/quantize_rows.h"
 
 #include <algorithm>
@@ -11,7 +11,7 @@ namespace var_ext::cuda {
 
 namespace {
 
-constexpr int quantize_rows_steps = 4;                // 16 bytes each that a thread has under way
+constexpr int quantize_rows_steps = 4;                // of 16 bytes, in flight per thread
 constexpr unsigned quantize_rows_most_threads = 640;  // in a block that holds its row
 constexpr unsigned quantize_rows_any_threads = 256;   // in one that does not
 constexpr unsigned quantize_rows_shared = 32 * sizeof(uint32_t);
@@ -91,7 +91,7 @@ __global__ void __launch_bounds__(quantize_rows_most_threads, 2)
     }
 }
 
-// Any number of channels, anywhere: an element at a time, which the second pass finds in a cache.
+// Any number of channels, any alignment: one element at a time, cached for the second pass.
 // budget: registers <= 40, shared <= 128, blocks >= 6
 template <class T>
 __global__ void __launch_bounds__(quantize_rows_any_threads, 6)
@@ -116,7 +116,7 @@ bool is_aligned(const QuantizeRowsParams& p) {
            p.channels <= step * quantize_rows_steps * quantize_rows_most_threads;
 }
 
-// Whole warps with so many elements a thread.
+// Whole warps with so many elements per thread.
 unsigned threads_of(int64_t channels, int64_t elements) {
     return static_cast<unsigned>((channels + 32 * elements - 1) / (32 * elements) * 32);
 }

@@ -1,7 +1,7 @@
 // The two interpolations along one axis, for any kernel: windows of area_downsample, taps of
 // bicubic_upsample, and their transposes. `n_in` and `n_out` are sizes of the forward map, at most
-// resample_max_side. Weights are rounded step by step as on the CPU, where no multiplication fuses with an
-// addition: they are the same bits.
+// resample_max_side. Weights are rounded step by step as on the CPU, without fused multiply-adds:
+// they are bitwise equal.
 #pragma once
 
 #include <cuda_runtime.h>
@@ -10,7 +10,7 @@ namespace var_ext::cuda {
 
 constexpr int resample_max_side = 1 << 14;  // products of two sides stay within 32 bits
 
-// Neither of these is fused with another by the compiler.
+// The compiler fuses neither of these with another operation.
 __device__ inline float times(float x, float y) {
     return __fmul_rn(x, y);
 }
@@ -23,7 +23,7 @@ __device__ inline float plus(float x, float y) {
 __device__ inline double plus(double x, double y) {
     return __dadd_rn(x, y);
 }
-// sum + x * y, rounded once: what sums of taps are made of.
+// sum + x * y, rounded once: the step of a sum of taps.
 __device__ inline float add_product(float sum, float x, float y) {
     return __fmaf_rn(x, y, sum);
 }
@@ -41,8 +41,8 @@ __device__ inline Range area_window(int i, int n_in, int n_out) {
     return {i * n_in / n_out, ((i + 1) * n_in + n_out - 1) / n_out};
 }
 
-// What output i of bicubic_upsample is summed of: inputs, clamped to the border, and weights in the order of
-// the sum, which is first, zeroth, second, third from the left.
+// The terms of output i of bicubic_upsample: inputs, clamped to the border, and weights in the order of the
+// sum, which is first, zeroth, second, third from the left.
 template <class S>
 struct CubicTaps {
     int index[4];

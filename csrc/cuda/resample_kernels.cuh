@@ -1,5 +1,5 @@
-// The kernels of area_downsample and bicubic_upsample, forward and backward. Sums have the order of the
-// CPU's, along x and then along y, and are float32, float64 for float64.
+// The kernels of area_downsample and bicubic_upsample, forward and backward. Sums have the same
+// order as on the CPU, along x, then along y, in float32, or in float64 for float64.
 #pragma once
 
 #include <cstdint>
@@ -40,7 +40,7 @@ __device__ T rounded(typename SumOf<T>::Type sum) {
     }
 }
 
-// Each map calls visit(input, weight) for what output i of an axis n_in -> n_out is summed of, in this order.
+// Each map calls visit(input, weight) for the terms of output i of an axis n_in -> n_out, in order.
 struct Cubic {
     template <class S, class Visit>
     __device__ static void visit_taps(int i, int n_in, int n_out, const Visit& visit) {
@@ -95,7 +95,7 @@ __device__ inline int64_t pixel_offset(const int64_t (&strides)[4], int row, int
     return row * strides[2] + column * strides[3];
 }
 
-// Item `item` of (planes, pixels), or of (pixels, planes): neighbours are to be neighbours in memory.
+// Item `item` of (planes, pixels), or of (pixels, planes): whichever keeps neighbours adjacent in memory.
 struct Item {
     int64_t plane;
     int pixel;
@@ -217,7 +217,7 @@ __global__ void __launch_bounds__(resample_threads, 2) resample_grid_mean_kernel
     }
 }
 
-// Larger grids, and without a map those that keep their size: a thread an output, straight from memory.
+// Larger grids, and without a map those that keep their size: a thread per output, directly from memory.
 struct Mean {};
 struct Copy {};
 // budget: registers <= 64, shared <= 0, blocks >= 4

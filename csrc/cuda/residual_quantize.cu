@@ -1,11 +1,11 @@
-// Four launches a scale: pack what is left of each pixel, search tiles of the codebook, take the lowest, and
-// phi, which updates f_hat and the rest and, where a block has whole planes, takes the next scale's windows.
+// Four launches per scale: pack the residual of each pixel, search tiles of the codebook, take the lowest,
+// and phi, which updates f_hat and residual and, if a block has whole planes, pools for the next scale.
 //
-// Counted for one launch instead, of an image a block: r and f_hat are 64 KB, but the codebook would stream
+// Counted for one launch instead, a block per image: r and f_hat are 64 KB, but the codebook would stream
 // through each SM, and of 680 x 4096 scores of 32 products an image an SM would have 0.7 M cycles, 390 us,
-// where all together need 3. So the search is spread over the chip, and launches divide it from the
-// convolution. Scales large enough are searched behind the filter, as in nearest_code: of 50 images the last
-// four, 29 of 34 thousand vectors.
+// where all SMs together need 3. So the search is spread over the chip, and separate launches run the
+// convolution. Large scales are searched after the filter, as in nearest_code: with 50 images the last four,
+// 29 of 34 thousand vectors.
 #include "ops/residual_quantize.h"
 
 #include <algorithm>

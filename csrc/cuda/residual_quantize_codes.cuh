@@ -1,4 +1,4 @@
-// What the kernels of residual_quantize read and write beside those of nearest_code and residual_step.
+// Inputs and outputs of residual_quantize kernels that nearest_code and residual_step do not have.
 #pragma once
 
 #include "cuda/nearest_code_pack.cuh"
@@ -31,11 +31,11 @@ struct PixelRows {
     }
 };
 
-// f_hat += phi, and what is left of the features, of which the next scale takes its windows. All but the
-// features (B, C, P, P) contiguous.
+// f_hat += phi, and the residual of the features, which the next scale pools. All but the features are
+// (B, C, P, P) contiguous.
 struct QuantizeStep {
     PhiGrid features;
-    float *f_hat, *residual, *scale;  // scale: null where it is not wanted
+    float *f_hat, *residual, *scale;  // scale: null if not needed
     int channels, side;
     bool first, last;
     __device__ float operator()(int64_t b, int c, int y, int x, float phi) const {
@@ -74,7 +74,7 @@ __global__ void __launch_bounds__(quantize_threads, 6)
     if (here) to[i] = (adds ? to[i] : 0.0f) + from[i];
 }
 
-// The gradients of convolutions that no scale takes.
+// The gradients of convolutions that no scale uses.
 // budget: registers <= 16, shared <= 0, blocks >= 6
 template <bool>
 __global__ void __launch_bounds__(quantize_threads, 6)
@@ -85,7 +85,7 @@ __global__ void __launch_bounds__(quantize_threads, 6)
     if (here) to[i] = 0.0f;
 }
 
-// Codes whose gradients a warp adds up, in shared memory, in the order of the tokens: each lane its channels.
+// Codes whose gradients a warp sums in shared memory, in token order: each lane has its channels.
 constexpr int quantize_codes = 32, quantize_codebook_threads = 32;
 
 // budget: registers <= 64, shared <= 163840, blocks >= 1, on sm_86 >= 0

@@ -1,6 +1,6 @@
 // The gradients of phi of upsampled codes: of the codes by the mirrored convolution and a gather over the
-// pixels that read a code; of weight and bias as sums over pixels, a part of the tiles a block, then over the
-// parts in their order. Nothing is added by atomics.
+// pixels that read a code; of weight and bias as sums over pixels, a part of the tiles per block, then over
+// the parts in order. No atomics.
 //
 // Counted for 32 channels, a tile of 64 pixels: a thread has 4 outputs x 9 taps of an input channel, 36
 // products behind 3 loads of 4 bytes and a broadcast one of 16; a tile is 64 x 9216 products, 4.6 k cycles of
@@ -18,7 +18,7 @@ template <class Target>
 __global__ void __launch_bounds__(phi_threads, 4)
     residual_step_gather_kernel(const float* wide, const Target target, PhiTiles t, int64_t elements) {
     ptx::wait_for_previous();
-    // a warp an element of (B, C, h, w)
+    // a warp per element of (B, C, h, w)
     const int64_t element = static_cast<int64_t>(blockIdx.x) * phi_warps + threadIdx.x / 32;
     const bool here = element < elements;  // mask
     if (!here) return;
@@ -40,7 +40,7 @@ __global__ void __launch_bounds__(phi_threads, 4)
             weight_x += of_x.index[k] == x ? of_x.weight[k] : 0.0f;
         }
         const bool read =
-            weight_y != 0.0f && weight_x != 0.0f;  // else NaN would come from pixels that never saw it
+            weight_y != 0.0f && weight_x != 0.0f;  // else NaN would leak from pixels that do not read it
         const float grad = read ? wide[(plane * t.height + from_y) * t.width + from_x] : 0.0f;
         sum = add_product(sum, weight_y * weight_x, grad);
     }
@@ -180,7 +180,7 @@ __global__ void __launch_bounds__(phi_threads, 6)
     *to = (adds ? *to : 0.0f) + ratio * total;
 }
 
-// What the gradients of one step are made of. `grad_codes` goes through `target`.
+// The inputs of one step's gradients. `grad_codes` is written through `target`.
 template <class Codes>
 struct PhiBackward {
     PhiTiles tiles;  // the sizes
@@ -189,7 +189,7 @@ struct PhiBackward {
     Codes codes;
     const float* weight;
     float ratio;
-    bool wants_codes, adds;  // `adds`: to the gradients of weight and bias that are there
+    bool wants_codes, adds;  // `adds`: to the existing gradients of weight and bias
     float *grad_weight, *grad_bias;
     float* scratch;  // residual_step_scratch floats
 };

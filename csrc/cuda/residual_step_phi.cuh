@@ -6,11 +6,11 @@
 // them.
 //
 // Counted for 32 channels on 16 x 16: a block has whole planes, so windows of the next scale need no other
-// block, and one launch does all. With 32 outputs a block is an image: 2.4 M fused products, 18 k cycles of a
-// multiprocessor, 10 us; four channels cost a thread 33 loads of 16 bytes, 32 of them broadcast, for 128
+// block, and one launch is enough. With 32 outputs a block is an image: 2.4 M fused products, 18 k cycles of
+// a multiprocessor, 10 us; four channels cost a thread 33 loads of 16 bytes, 32 of them broadcast, for 128
 // products. With 4 outputs eight blocks share an image: 2.3 k cycles of products each, and 1.6 k to upsample
-// the codes, which all eight repeat; rows of an image a block instead would need a second launch. So outputs
-// are as many as still give each of 132 multiprocessors a block; no result depends on it.
+// the codes, which all eight repeat; rows of an image a block instead would need a second launch. So a block
+// has as many outputs as still give each of 132 multiprocessors a block; no result depends on it.
 //
 // Sums are taken in the order of csrc/cpu/phi_variant.cpp, fused alike: the same bits as on a CPU with FMA.
 #pragma once
@@ -32,23 +32,23 @@ constexpr int phi_most_outs = 32;                 // output channels of a block
 constexpr int64_t phi_blocks = 132;               // wanted, if there is work for them
 constexpr int64_t phi_shared_bytes = 113 * 1024;  // at most: two blocks on a multiprocessor of sm_90
 
-// What a block may have on this chip.
+// The limit of a block on this chip.
 inline int64_t phi_room_of_chip(const char* op, const CudaStream& stream) {
     return std::min(phi_shared_bytes, static_cast<int64_t>(most_shared(op, stream)));
 }
 
 // Channels of a pixel in shared memory: an odd number of 16-byte units, so that loads of eight neighbouring
-// pixels meet no bank twice.
+// pixels have no bank conflict.
 __host__ __device__ inline int phi_room(int channels) {
     return (channels + 3) / 4 % 2 == 1 ? (channels + 3) / 4 * 4 : (channels + 3) / 4 * 4 + 4;
 }
 
-// Pixels in memory: eight lanes side by side, that are served together, fill eight of them.
+// Pixels in memory: eight adjacent lanes, which are served together, fill eight of them.
 __host__ __device__ inline int whole_eights(int pixels) {
     return (pixels + 7) / 8 * 8;
 }
 
-// How an image is cut.
+// How an image is split.
 struct PhiTiles {
     int channels, height, width;    // of the image
     int codes_height, codes_width;  // upsampled unless that is the same
@@ -279,7 +279,7 @@ __device__ __forceinline__ void phi_add_chain(const PhiTiles& t, const float* co
     }
 }
 
-// finish(image, channel, y, x, phi) stores, and returns what windows are taken of.
+// finish(image, channel, y, x, phi) stores, and returns the value that windows pool.
 // budget: registers <= 128, shared <= 115712, blocks >= 1, on sm_86 >= 0
 // sass: LDS.128, STS.128
 template <int outs, class Codes, class Finish>
@@ -333,7 +333,7 @@ __global__ void __launch_bounds__(phi_threads, 2)
             convolved[o + j] = add_product(times(convolved[o + j], p.ratio), of[j], plus(1.0f, -p.ratio));
         }
     }
-    // the frame has been read: planes take its place
+    // the frame has been read: planes reuse its memory
     __syncthreads();
     const int y = place.top + row, x = place.left + column, channels = min(outs, t.channels - first);
     const bool here = mine < pixels && y < t.height && x < t.width;  // mask
@@ -361,7 +361,7 @@ __global__ void __launch_bounds__(phi_threads, 2)
     }
 }
 
-// Calls body(std::integral_constant<int, outs>) with the most outputs a block that still give blocks enough.
+// Calls body(std::integral_constant<int, outs>) with the most outputs per block that leave enough blocks.
 template <class Body>
 void for_phi_outs(int64_t batch, PhiTiles tiles, int64_t most_bytes, bool one_chain, const Body& body) {
     const auto enough = [&](int outs, const PhiTiles& t) {
@@ -380,7 +380,7 @@ void for_phi_outs(int64_t batch, PhiTiles tiles, int64_t most_bytes, bool one_ch
     body(std::integral_constant<int, 4>{}, cut(std::integral_constant<int, 4>{}));
 }
 
-// Launches the kernel, and says whether it takes the windows too; p.tiles gives the sizes alone.
+// Launches the kernel; returns whether it pools the windows too. p.tiles gives only the sizes.
 template <class Codes, class Finish>
 bool launch_phi(const char* op, const CudaStream& stream, int64_t batch, PhiParams p, const Codes& codes,
                 const Finish& finish) {
@@ -401,7 +401,7 @@ bool launch_phi(const char* op, const CudaStream& stream, int64_t batch, PhiPara
     return p.pools;
 }
 
-// Windows of images that no block has as a whole: a thread an element of (B, C, h, w).
+// Windows of images that no block has as a whole: a thread per element of (B, C, h, w).
 // budget: registers <= 40, shared <= 0, blocks >= 6
 template <class Target>
 __global__ void __launch_bounds__(phi_threads, 6)

@@ -1,4 +1,4 @@
-// What kernels that work by rows share: 16 bytes of elements at a time, sums over lanes, blocks and chunks.
+// Shared by kernels that work on rows: 16 bytes of elements at a time, sums over lanes, blocks and chunks.
 #pragma once
 
 #include <cstdint>
@@ -11,7 +11,7 @@
 
 namespace var_ext::cuda {
 
-// Elements in 16 bytes: what a lane loads and stores at once.
+// Elements in 16 bytes: a lane's loads and stores.
 template <class T>
 constexpr int per_lane = 16 / static_cast<int>(sizeof(T));
 
@@ -40,7 +40,7 @@ __device__ uint4 narrow_16(const float (&from)[per_lane<T>]) {
     return make_uint4(words[0], words[1], words[2], words[3]);
 }
 
-// N elements as they lie in memory: 16 bytes, or a single one where those do not fit.
+// N elements as they lie in memory: 16 bytes, or a single one if unaligned.
 template <class T, int N>
 using Packed = std::conditional_t<N == 1, T, uint4>;
 
@@ -71,7 +71,7 @@ __device__ void store_packed(T* to, const float (&from)[N]) {
 
 // Stores what a lane has summed up in float32, at a multiple of 16 bytes unless N is 1. Of 8 sums, lanes that
 // are `turned` store the second four first: with lanes 4 to 7 of each 8 turned, eight lanes that are served
-// together never meet in a bank of shared memory.
+// together have no bank conflict in shared memory.
 template <int N>
 __device__ void store_sums(float* to, const float (&sums)[N], bool turned = false) {
     if constexpr (N == 1) {

@@ -1,4 +1,4 @@
-// A block a row. The row stays in registers, read once, or is read again for each step where it is too long.
+// A block per row. The row is read once and stays in registers, or is reread at each step if it is too long.
 #include "ops/sample_tokens.h"
 
 #include <algorithm>
@@ -39,7 +39,7 @@ __device__ void write_draw(const Row& row, uint32_t low, uint64_t target, BlockS
             *out = row.begin_of(g) + passed;
         }
         before += total;
-        if (before > target) return;  // for all threads alike
+        if (before > target) return;  // uniform over the block
     }
 }
 
@@ -66,7 +66,7 @@ __global__ void __launch_bounds__(sample_threads, 1) sample_tokens_kernel(const 
     }
     const float largest = row.logit(most);
 
-    // what lies more than 25 below the largest weighs nothing, kept or not
+    // logits more than 25 below the largest have weight 0, kept or not
     Bracket<CountOfItems> keys = {row.key(largest - 25.0f) - 1, most, 0, 0};
     const uint64_t top_k = static_cast<uint64_t>(settings.top_k);
     if (top_k > 0) {

@@ -1,4 +1,4 @@
-// A row of logits as sample_tokens works on it: loads, the order of floats as integers, weights.
+// A row of logits in sample_tokens: loads, the order of floats as integers, weights.
 #pragma once
 
 #include "cuda/numeric.cuh"
@@ -60,7 +60,7 @@ class SampleRow {
         }
     }
 
-    // What keys lose at their end: without guidance the lower bits of 16-bit logits say nothing.
+    // Low bits that keys drop: without guidance those of 16-bit logits carry no information.
     __device__ unsigned shift() const {
         constexpr unsigned idle = sizeof(T) == 4 ? 0 : std::is_same_v<T, __nv_bfloat16> ? 16 : 13;
         return uncond_ == nullptr ? idle : 0;

@@ -5,8 +5,8 @@
 
 namespace var_ext::cuda {
 
-// Results over all threads of a block, known to each of them. Two buffers in turn: one barrier a call, since
-// who writes a buffer again has passed the barrier behind its last use. 512 bytes of shared memory.
+// Results over all threads of a block, available to each. Two alternating buffers need one barrier per call:
+// a thread that reuses a buffer has passed the barrier after its last use. 512 bytes of shared memory.
 class BlockSums {
   public:
     __device__ explicit BlockSums(unsigned char* shared) : buffer_(reinterpret_cast<uint64_t*>(shared)) {}
@@ -64,14 +64,14 @@ class BlockSums {
     unsigned turn_ = 0;
 };
 
-// Items weigh one each: top-k.
+// Each item weighs one: top-k.
 struct CountOfItems {
     using Sum = uint32_t;
     __device__ static Sum of(uint32_t) { return 1; }
     __device__ static uint64_t mass(Sum sum) { return sum; }
     __device__ static bool is_one(Sum low, Sum high) { return low - high == 1; }
 };
-// Items weigh what they are, at most 2^30: top-p. Where at most 2^15 are summed, their number is kept above
+// Each item weighs its value, at most 2^30: top-p. Where at most 2^15 are summed, their number is kept above
 // bit 46.
 template <bool counted>
 struct MassOfItems {

@@ -1,5 +1,5 @@
-// A schedule as a kernel sees it. Sides never shrink, so scales of one length lie side by side and the whole
-// fits into a kernel's parameters: 64 different sides have at least 89 440 tokens.
+// A schedule for kernels. Sides never shrink, so scales of equal length are adjacent and the whole fits into
+// a kernel's parameters: 64 different sides have at least 89 440 tokens.
 #pragma once
 
 #include <cuda_runtime.h>

@@ -1,5 +1,5 @@
 // adaln: y = LayerNorm(h) * (1 + scale) + shift over the last axis, where h = x, or with the residual
-// h = x + gate * branch. The variance is the biased one, eps is added to it. fp32 inside, whatever is stored.
+// h = x + gate * branch. The variance is the biased one, eps is added to it. Computed in fp32.
 //
 // Backward reads x (and branch) again instead of statistics kept by forward. With n the normed h and
 // g = grad_y * (1 + scale):
@@ -46,8 +46,8 @@ struct AdalnBackwardParams {
     int64_t partials;
 };
 
-// These check the contract; they throw std::invalid_argument. branch, gate and what depends on them are null
-// together.
+// These check the contract and throw std::invalid_argument. branch, gate and what depends on them are all
+// null or none.
 AdalnParams adaln_params(const TensorView& x, const TensorView& scale, const TensorView& shift,
                          const TensorView* branch, const TensorView* gate, const TensorView* h,
                          const TensorView& y, double eps);

@@ -10,7 +10,7 @@ AttentionHeads attention_heads(const char* op, const char* name, const TensorVie
         contract_error(
             op, std::string(name) + " must have stride 1 along D, got " + std::to_string(view.strides[3]));
     }
-    // the stride of an axis of one element means nothing, whatever it is
+    // the stride of an axis of one element is meaningless
     const auto stride = [&](size_t axis) { return view.shape[axis] > 1 ? view.strides[axis] : 0; };
     return {view.data, stride(0), stride(1), stride(2)};
 }

@@ -1,4 +1,4 @@
-// What the attention ops share: (B, L, H, D) tensors of any strides, the last axis dense.
+// Shared by the attention ops: (B, L, H, D) tensors of any strides, the last axis dense.
 #pragma once
 
 #include <cstdint>
@@ -9,12 +9,12 @@ namespace var_ext {
 
 struct AttentionHeads {  // (B, L, H, D)
     void* data;
-    int64_t stride_b, stride_l, stride_h;  // in elements; D lies side by side
+    int64_t stride_b, stride_l, stride_h;  // in elements; D is contiguous
 };
 
 struct AttentionParams {
     AttentionHeads q, k, v, out;
-    // (B, H, L) contiguous: log of the sum of e^score of each query; null where nobody asks for it
+    // (B, H, L) contiguous: log of the sum of e^score of each query; null if not needed
     float* lse;
     int64_t batch, queries, keys, heads, dim;
     float scale;

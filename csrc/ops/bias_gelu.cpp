@@ -4,7 +4,7 @@ namespace var_ext {
 
 namespace {
 
-// The distance of two rows of (..., C), if it is the same for all neighbours.
+// The row stride of (..., C), if it is the same for all rows.
 int64_t row_stride(const char* op, const char* name, const TensorView& view) {
     int64_t channels = view.shape.back(), stride = channels, step = 0;
     if (view.numel() == 0) return stride;

@@ -1,5 +1,5 @@
-// bias_residual: y = h + bias + x over maps: the end of a residual branch whose last convolution left its
-// bias.
+// bias_residual: y = h + bias + x over maps: the end of a residual branch whose last convolution did not
+// add its bias.
 #pragma once
 
 #include <cstdint>

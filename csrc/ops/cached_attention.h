@@ -8,8 +8,8 @@
 
 namespace var_ext {
 
-// The queries lie where the result will: whoever writes a row of it has read the row before, and no memory is
-// needed for them.
+// The queries are stored in the result's memory: each row is read before it is overwritten, so they need no
+// memory of their own.
 struct CachedAttentionParams {
     QkNormParams norm;
     AttentionParams attention;

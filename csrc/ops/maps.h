@@ -8,7 +8,7 @@
 
 namespace var_ext {
 
-// Whether the elements follow each other in memory when the axes are walked in this order.
+// Whether the elements are contiguous in memory in this order of the axes.
 inline bool is_dense(const TensorView& view, std::initializer_list<size_t> outer_to_inner) {
     int64_t step = 1;
     for (auto axis = std::rbegin(outer_to_inner); axis != std::rend(outer_to_inner); ++axis) {
@@ -30,7 +30,7 @@ inline bool is_channels_last(const char* op, const char* name, const TensorView&
                            view.shape_text() + " of other strides");
 }
 
-// Throws unless maps lie as those called `like` do.
+// Throws unless maps have the layout of those called `like`.
 inline void check_layout(const char* op, const char* name, const TensorView& view, const char* like,
                          bool channels_last) {
     if (has_layout(view, channels_last)) return;

@@ -14,9 +14,9 @@ bool can_filter(int64_t v, int64_t c) {
 }  // namespace
 
 NearestCodeLayout::NearestCodeLayout(int64_t n, int64_t v, int64_t c, bool filters, bool packs_low) {
-    // Blocks for three on each of 132 multiprocessors, if there are tiles enough. With the filter a split has
-    // four tiles: each split searches at least one panel of codes again for each vector. What is found does
-    // not depend on it.
+    // Three blocks for each of 132 multiprocessors, if there are enough tiles. With the filter a split has
+    // four tiles: each split searches at least one panel of codes again for each vector. Results do not
+    // depend on it.
     filter = filters;
     const int64_t rows_of_block = filter ? filter_row_tile : row_tile;
     const int64_t row_blocks = std::max<int64_t>((n + rows_of_block - 1) / rows_of_block, 1);
@@ -32,9 +32,9 @@ NearestCodeLayout::NearestCodeLayout(int64_t n, int64_t v, int64_t c, bool filte
     size = rows + n * (channels + 4);
 }
 
-// Counted for an H100, 4096 codes of 32 channels: 1024 vectors take the plain search 4.5 us and the filter 1
-// us and, whatever their number, some 3 us for the panels that are searched again, one after another; 2048
-// take 9.0 us and 4 us. Up to 16 channels half or more of the filter's products would be zeros.
+// Counted for an H100, 4096 codes of 32 channels: for 1024 vectors the plain search takes 4.5 us, the filter
+// 1 us plus, whatever their number, some 3 us for the panels that are searched again, one by one; 2048
+// vectors take 9.0 us and 4 us. Up to 16 channels half or more of the filter's products would be zeros.
 bool nearest_code_filter(int64_t n, int64_t v, int64_t c) {
     return can_filter(v, c) && c > 16 && v >= 512 && n >= 512 && n >= (int64_t{1} << 23) / v;
 }

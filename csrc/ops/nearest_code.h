@@ -3,7 +3,7 @@
 //   squared L2:  argmin_v |e_v|^2 - 2 x.e_v        cosine:  argmax_v  x/|x| . e_v/|e_v|
 //
 // fp32 throughout. Ties go to the lowest index. NaN behaves as in torch.argmin / argmax: the first code whose
-// score is NaN is the answer, so a row that holds a NaN gets index 0.
+// score is NaN is chosen, so a row that contains a NaN gets index 0.
 #pragma once
 
 #include <cstdint>
@@ -27,16 +27,16 @@ struct NearestCodeParams {
     bool filter;     // CUDA alone: whether the scratch memory has room for the filter
 };
 
-// The memory that the CUDA kernels work in, offsets in floats. Vectors lie in rows of the channels, filled up
-// with zeros to a multiple of 8, and four numbers more: |e|^2 / 2 and sum |e|, or 0 and sum |x|.
+// The memory that the CUDA kernels work in, offsets in floats. Vectors are rows of the channels, padded
+// with zeros to a multiple of 8, and four more numbers: |e|^2 / 2 and sum |e|, or 0 and sum |x|.
 struct NearestCodeLayout {
     static constexpr int64_t code_tile = 128, row_tile = 64, pack_rows = 64;
     static constexpr int64_t filter_row_tile = 128, filter_channels = 64, filter_codes = 1 << 26;  // at most
     bool filter;       // before the search
     int64_t channels;  // C filled up
     int64_t tiles;     // of codes; V is filled up with codes at an infinite distance
-    int64_t splits;    // parts of the tiles that are searched side by side
-    // For the filter alone; empty without it.
+    int64_t splits;    // parts of the tiles that are searched in parallel
+    // Only for the filter; empty without it.
     int64_t low;    // (tiles, groups, 128, 32) bf16: the codes, 32 channels a group, filled up with zeros
     int64_t minus;  // (128 tiles,) -|e|^2 / 2
     int64_t norms;  // (tiles * 2, 2) the largest |e|, and |e - its bf16|, of 64 codes each
@@ -50,7 +50,7 @@ struct NearestCodeLayout {
     NearestCodeLayout(int64_t n, int64_t v, int64_t c, bool filters, bool packs_low);
 };
 
-// Whether the search on CUDA pays for a filter on the tensor cores.
+// Whether a filter on the tensor cores makes the search on CUDA faster.
 bool nearest_code_filter(int64_t n, int64_t v, int64_t c);
 
 // Floats of scratch memory for N vectors against V codes of C channels. Its size tells the kernels whether to

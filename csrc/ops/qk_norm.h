@@ -1,8 +1,8 @@
 // qk_norm: from packed qkv to the q, k and v of attention.
 //   q = (q' + q_bias) / max(|.|, 1e-12) * exp(min(log_scale, log 100)),  k = k' / max(|k'|, 1e-12),
-//   v = v' + v_bias; the norms over D, a head each. Without log_scale only the biases are added.
-// fp32 inside, whatever is stored. Backward reads qkv again; with n a normed head, r its norm and g = scale *
-// grad:
+//   v = v' + v_bias; the norms over D, per head. Without log_scale only the biases are added.
+// Computed in fp32, whatever is stored. Backward reads qkv again; with n a normed head, r its norm and g =
+// scale * grad:
 //   grad = (g - n (n . g)) / r, or g / 1e-12 for a head shorter than that.
 #pragma once
 
@@ -49,7 +49,7 @@ struct QkNormBackwardParams {
     int64_t partials;
 };
 
-// These check the contract; they throw std::invalid_argument. The second does it for another op, which its
+// These check the contract; they throw std::invalid_argument. The second checks for another op, which its
 // errors name.
 QkNormParams qk_norm_params(const TensorView& qkv, const TensorView& q_bias, const TensorView& v_bias,
                             const TensorView* log_scale, const TensorView& q, const TensorView& k,

@@ -1,6 +1,6 @@
-// quantize_rows: rows of floating-point numbers as bytes around 128, and a scale a row: x ~ (q - 128) scale.
+// quantize_rows: floating-point rows as bytes around 128, and one scale per row: x ~ (q - 128) scale.
 //
-// The numbers are in quantize_rows_steps.h; CPU, CUDA and reference agree in every bit.
+// quantize_rows_steps.h has the arithmetic; CPU, CUDA and reference are bitwise equal.
 #pragma once
 
 #include <cstdint>

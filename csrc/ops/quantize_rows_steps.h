@@ -1,5 +1,5 @@
-// The numbers of quantize_rows: the same text for CPU and CUDA kernels. Without linkage, as the variant files
-// of csrc/cpu include it (see cpu/vec.h).
+// The arithmetic of quantize_rows, shared by CPU and CUDA kernels. Without linkage, as the variant files of
+// csrc/cpu include it (see cpu/vec.h).
 #pragma once
 
 #include <cstdint>
@@ -13,7 +13,7 @@ namespace {
 // byte, ties to even: numbers around 1.5 * 2^23 are one apart. The scale is rounded up, so the integer is in
 // [-127, 127] without a clamp.
 constexpr float quantize_shift = 12582912.0f + 128.0f;
-constexpr uint8_t quantize_zero = 128;  // stands for 0, and for all elements of a row that is not finite
+constexpr uint8_t quantize_zero = 128;  // encodes 0, and all elements of a row that is not finite
 
 struct QuantizedRow {
     float scale, inverse;

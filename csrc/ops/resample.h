@@ -1,5 +1,5 @@
-// The contract that area_downsample and bicubic_upsample, forward and backward, have in common: a grid in,
-// a grid out, each of any strides (contiguous, channels-last, a slice ...).
+// The common contract of area_downsample and bicubic_upsample, forward and backward: a grid in, a grid out,
+// each of any strides (contiguous, channels-last, a slice ...).
 #pragma once
 
 #include <cstdint>

@@ -1,4 +1,4 @@
-// residual_quantize: features to tokens, scale by scale, each coding what the coarser ones left.
+// residual_quantize: features to tokens, scale by scale, each coding the residual of the coarser ones.
 //
 //   for each scale:  z = area_downsample(features - f_hat),  tokens = nearest_code(z),
 //                    f_hat += phi(bicubic_upsample(codebook[tokens]))
@@ -94,7 +94,7 @@ void residual_quantize_backward(const ResidualQuantizeBackwardParams& p);  // ch
 }  // namespace cpu
 namespace cuda {
 void residual_quantize(const ResidualQuantizeParams& p, const CudaStream& stream);
-// Tokens are not read by the host: those out of range count as the first or the last code.
+// The host does not read tokens: those out of range are clamped to the first or the last code.
 void residual_quantize_backward(const ResidualQuantizeBackwardParams& p, const CudaStream& stream);
 }  // namespace cuda
 

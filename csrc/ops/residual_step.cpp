@@ -34,7 +34,7 @@ void set_sizes(Params& p, const TensorView& wide, const TensorView& codes, doubl
     p.ratio = static_cast<float>(ratio);
 }
 
-// torch's rule for the layout of what it makes out of this tensor.
+// torch's rule for the layout of results computed from this tensor.
 bool channels_last(const ResidualStepParams& p) {
     const int64_t sizes[4] = {p.batch, p.channels, p.codes_height, p.codes_width};
     const int64_t* strides = p.codes_strides;
@@ -50,8 +50,8 @@ bool channels_last(const ResidualStepParams& p) {
 }  // namespace
 
 ResidualStepLayout::ResidualStepLayout(int64_t batch, int64_t channels, int64_t height, int64_t width) {
-    // Two blocks for each of 132 multiprocessors at most, 64 pixels each at least: sums depend on it, so it
-    // knows no chip.
+    // At most two blocks for each of 132 multiprocessors, at least 64 pixels each: sums depend on it, so it
+    // is the same on all chips.
     parts = std::clamp<int64_t>((batch * height * width + 63) / 64, 1, 264);
     sums = batch * channels * height * width;
     size = sums + parts * (9 * channels + 1) * channels;

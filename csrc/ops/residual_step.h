@@ -3,8 +3,8 @@
 //   new = f_hat + phi(bicubic_upsample(codes)),  next = area_downsample(new),
 //   phi(x) = (1 - ratio) x + ratio (conv3x3(x) + bias)
 //
-// fp32. Codes that have the size of f_hat already are taken as they are. Backward is that of phi and the
-// upsampling alone: the rest of it is area_downsample_backward and a sum.
+// fp32. Codes of the same size as f_hat are not upsampled. Backward covers only phi and the upsampling: the
+// rest is area_downsample_backward and a sum.
 #pragma once
 
 #include <cstdint>

@@ -1,7 +1,7 @@
 // sample_tokens: guidance, top-k, top-p and one draw for every row of logits.
 //
-// The algorithm, exact so that every variant and every device draws the same tokens. All fp32 operations
-// round to nearest one by one: no fused multiply-add.
+// The algorithm is exact, so that every variant and every device draws the same tokens. Each fp32 operation
+// rounds to nearest: no fused multiply-add.
 //   x      = fp32(logit), or with guidance (1 + cfg) cond - cfg uncond, -inf where cond is
 //   m      = max x. NaN in a row, or m infinite: an error
 //   top-k: keep x >= the k-th largest x
@@ -10,12 +10,12 @@
 //            below m weighs 0
 //   top-p: S = sum w over what top-k kept. Keep w >= t, the smallest of them with
 //            sum {those above t} < S - min(floor((1 - top_p) * S), S - 1)        (product in fp64)
-//          Equal weights stay or go together.
+//          Equal weights are kept or dropped together.
 //   draw:  T = sum w over what is left. word = the first word of philox(counter (position, scale, 0, 0), key
 //   seed).
 //          The token is the first index whose inclusive prefix sum of w exceeds floor((word + 1/2) T / 2^32).
-// Sums are of integers below 2^63, so their order does not matter; nor does the way in which thresholds are
-// found.
+// Sums are of integers below 2^63, so their order does not matter; nor does the method that finds the
+// thresholds.
 #pragma once
 
 #include <cstdint>
@@ -41,7 +41,7 @@ struct SampleTokensParams {
     double cfg;
     int64_t top_k;  // 0: keep all
     double top_p;   // 0: keep all
-    // (B,) each or null: values of the images in the place of the one above. They lie where the logits lie,
+    // (B,) each or null: per-image values that replace the one above. They are on the device of the logits,
     // so a captured CUDA graph can be replayed with others.
     const double* cfgs;
     const int64_t* top_ks;
@@ -73,7 +73,7 @@ void sample_tokens(const SampleTokensParams& p);
 }  // namespace cpu
 
 namespace cuda {
-// The host does not see what lies on the device: where the CPU throws, the token is -1.
+// The host does not see device memory: where the CPU throws, the token is -1.
 void sample_tokens(const SampleTokensParams& p, const CudaStream& stream);
 }  // namespace cuda
 

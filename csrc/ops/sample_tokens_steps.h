@@ -1,4 +1,4 @@
-// Steps of sample_tokens that take a row as a whole: the same text for CPU and CUDA kernels. Without linkage,
+// Steps of sample_tokens on a whole row, shared by CPU and CUDA kernels. Without linkage,
 // as the variant files of csrc/cpu include it (see cpu/vec.h).
 #pragma once
 
@@ -7,7 +7,7 @@
 
 namespace {
 
-// What holds for one image; top_k is 0 where it would keep all.
+// The options of one image; top_k is 0 if it would keep all.
 VAR_EXT_HOST_DEVICE inline var_ext::SampleSettings sample_settings(const var_ext::SampleTokensParams& p,
                                                                    int64_t image) {
     const double cfg = p.cfgs != nullptr ? p.cfgs[image * p.cfgs_stride] : p.cfg;

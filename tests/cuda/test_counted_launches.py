@@ -38,7 +38,7 @@ CHANGES: dict[str, dict[str, Any]] = {
 def module(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Any:
     monkeypatch.syspath_prepend(str(ROOT / "benchmarks"))
     yield importlib.import_module(request.param)
-    for name in (request.param, "contest"):
+    for name in (request.param, "case"):
         sys.modules.pop(name, None)
 
 
@@ -47,18 +47,18 @@ def test_launches(gpu: Gpu, module: Any) -> None:
     if gpu.level != "emulated":
         pytest.skip("the emulator counts launches")
     torch.manual_seed(0)
-    contest = module.contest(**{**module.SMOKE, **CHANGES.get(module.__name__, {})})
+    case = module.case(**{**module.SMOKE, **CHANGES.get(module.__name__, {})})
     before = emulation.emulator().launches()
-    contest.competitors["var_ext"]()
-    assert emulation.emulator().launches() - before == contest.launches > 0
+    case.competitors["var_ext"]()
+    assert emulation.emulator().launches() - before == case.launches > 0
 
 
 @pytest.mark.parametrize("module", NAMES, indirect=True)
 def test_every_shape_is_counted(module: Any) -> None:
     for shape, arguments in module.GPU_SHAPES.items():
         with torch.device("meta"):
-            contest = module.contest(**arguments)
-        assert min(contest.launches, contest.bytes) > 0, shape
+            case = module.case(**arguments)
+        assert min(case.launches, case.bytes) > 0, shape
 
 
 class Launching(emulation.Stream):

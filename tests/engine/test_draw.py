@@ -1,4 +1,4 @@
-"""The published random stream without a look at the device, and logits that nothing can be drawn from."""
+"""The published random stream without a host sync, and logits that cannot be sampled."""
 
 from __future__ import annotations
 

@@ -1,11 +1,11 @@
 """Models on disk and on the hub: name -> `ModelFolder` -> models; and back.
 
-atomic.py       writing a file whole or not at all; JSON
+atomic.py       atomic file writes; JSON
 tensors.py      safetensors files; entry names without wrappers
 pth.py          .pth files, read as tensors only
 sizes.py        the sizes of a model from the shapes of its entries
 released.py     the published models: names, files, sizes
-model_folder.py `ModelFolder`: the config, read once, where the weights lie, and the models built from them
+model_folder.py `ModelFolder`: the config, read once, the paths of the weights, and the models built from them
 saving.py       `save_model`
 hub.py          fetching a file
 find.py         `find_model`: a name or path -> `ModelFolder`

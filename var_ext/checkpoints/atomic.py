@@ -19,7 +19,7 @@ class CheckpointError(RuntimeError):
 
 
 def first_line(error: Exception) -> str:
-    """What a library's error says, without the advice that follows."""
+    """A library's error message, without the advice that follows."""
     return (str(error).strip().splitlines() or [type(error).__name__])[0].rstrip(".")
 
 
@@ -28,8 +28,8 @@ def atomic_write(path: str | os.PathLike[str]) -> Iterator[BinaryIO]:
     """Yields a binary handle whose content appears under `path` all at once when the block ends well.
 
     The bytes go to a hidden file in the same folder, reach the disk, and only then take the name. Whatever
-    fails (the block itself, a full disk, a folder without permission), an older file at `path` stays as it
-    was and the hidden file is removed. Missing folders are made. A link is followed and stays.
+    fails (the block itself, a full disk, a folder without permission), an older file at `path` is left
+    unchanged and the hidden file is removed. Missing folders are created. Links are followed and kept.
 
     Raises:
         CheckpointError: the file could not be written; names the path and the system's reason.
@@ -40,7 +40,7 @@ def atomic_write(path: str | os.PathLike[str]) -> Iterator[BinaryIO]:
     if os.path.exists(target) and not os.path.isfile(target):
         kind = "a folder" if os.path.isdir(target) else "no regular file"
         raise CheckpointError(f"could not write {path}: it must be a file or not be there yet, and is {kind}")
-    # A name of its own for each writer: two processes that save to one path must not write into one file.
+    # One name per writer: two processes that save to one path must not write to the same file.
     temporary = target.with_name(f".{target.name}.{os.getpid()}-{secrets.token_hex(4)}.tmp")
     try:
         if target.parent.exists() and not target.parent.is_dir():
@@ -65,13 +65,13 @@ class _Withdrawn(Exception):
 
 
 def check_writable(path: str | os.PathLike[str]) -> None:
-    """Raises the CheckpointError of writing to `path` before the work whose result is to go there."""
+    """Raises the CheckpointError of writing to `path`, before starting the work whose result goes there."""
     with suppress(_Withdrawn), atomic_write(path):
         raise _Withdrawn
 
 
 def _sync_folder(folder: Path) -> None:
-    """Makes a rename last through a power cut, where the system allows opening a folder."""
+    """Makes a rename survive a power cut, if the system allows opening a folder."""
     with suppress(OSError):
         descriptor = os.open(folder, os.O_RDONLY)
         try:
@@ -96,7 +96,7 @@ def read_json(path: str | os.PathLike[str]) -> dict[str, object]:
         value = json.loads(user_path(path).read_text(encoding="utf-8"))
     except OSError as error:
         raise CheckpointError(f"could not read {path}: {error.strerror or error}") from error
-    except ValueError as error:  # broken JSON, or bytes that are no text at all
+    except ValueError as error:  # broken JSON, or bytes that are not text
         raise CheckpointError(f"{path} must be a JSON object, but: {error}") from error
     if not isinstance(value, dict):
         raise CheckpointError(f"{path} must be a JSON object, got {type(value).__name__}")

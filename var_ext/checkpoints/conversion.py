@@ -79,7 +79,7 @@ def open_files(
     Args:
         vae_file: entries of the tokenizer, or the published trainer's checkpoint, which has both models.
         var_file: entries of the transformer, or such a checkpoint; None if `vae_file` has them.
-        patch_nums, num_heads: only where the files do not tell; see `deduce_var`.
+        patch_nums, num_heads: only if the files do not determine them; see `deduce_var`.
 
     Raises:
         CheckpointError: a file is missing, damaged, carries code, or does not fit.
@@ -97,12 +97,12 @@ def open_files(
         hints = {key: told.get(key) for key in given}
         var_config = {**deduce_var(second.var, source, **hints), **told}
         patch_nums = var_config["patch_nums"]
-    told = {**second.vae_config, **first.vae_config}  # that of a transformer tells of its tokenizer too
+    told = {**second.vae_config, **first.vae_config}  # a transformer's config describes its tokenizer too
     scales = patch_nums or told.get("v_patch_nums")
     vae_config = {**deduce_vae(first.vae, scales, first.source), **told}
     vae_config["v_patch_nums"] = scales = scales or vae_config["v_patch_nums"]
     entries = first.vae
-    if len(entries[USAGE]) != len(scales):  # one tokenizer serves several schedules, its record not
+    if len(entries[USAGE]) != len(scales):  # a tokenizer fits several schedules, its usage record only one
         entries = {**entries, USAGE: torch.zeros(len(scales), entries[USAGE].shape[1])}
     return ModelFolder(
         first.source,
@@ -121,7 +121,7 @@ def _at_hand(source: str, entries: Entries) -> Weights:
 
 @dataclass(frozen=True)
 class _Found:
-    """What a file holds, and the arguments that the config beside it tells."""
+    """The content of a file, and the arguments in the config beside it."""
 
     source: str
     vae: Entries | None
@@ -138,5 +138,5 @@ def _read(path: str | os.PathLike[str]) -> _Found:
     if file.name != MIXIN_WEIGHTS or not (file.parent / CONFIG).is_file():
         return _Found(str(file), vae, var)
     beside = open_folder(file.parent)
-    beside.shapes()  # refuses arguments that build nothing
+    beside.shapes()  # rejects arguments that build no model
     return _Found(str(file), vae, var, beside.vae_config, beside.var_config or {})

@@ -32,13 +32,13 @@ def bundled_models() -> dict[str, Path]:
 
 
 def find_model(name_or_path: str | os.PathLike[str]) -> ModelFolder:
-    """Where a model lies, with its config read; no weights are read or fetched.
+    """The folder of a model, with its config read; no weights are read or fetched.
 
     Args:
         name_or_path: see `var_ext.load`. A str may be a name or a path, anything else is a path.
 
     Raises:
-        ValueError: no such model; names those that may be meant.
+        ValueError: unknown model; the message suggests similar names.
         CheckpointError: the config cannot be fetched, read, or used.
     """
     name = os.fspath(name_or_path)
@@ -65,7 +65,7 @@ def find_model(name_or_path: str | os.PathLike[str]) -> ModelFolder:
 
 
 def load_tokenizer(name_or_path: str | os.PathLike[str] = "digits") -> VQVAE:
-    """Loads the tokenizer alone, on the CPU in fp32.
+    """Loads only the tokenizer, on the CPU in fp32.
 
     Takes the same names as `var_ext.load` and raises the same errors.
     """

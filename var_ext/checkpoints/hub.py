@@ -10,7 +10,7 @@ from var_ext.checkpoints.atomic import CheckpointError, first_line
 
 
 def address(repository: str) -> str:
-    """Where a repository is asked for."""
+    """The address of a repository."""
     return f"{constants.ENDPOINT}/{repository}"
 
 
@@ -21,13 +21,13 @@ def fetch(repository: str, file: str, hint: str = "") -> Path:
         hint: further advice for the error.
 
     Raises:
-        CheckpointError: it is neither there nor to be had; names the address that was asked.
+        CheckpointError: it is not in the cache and cannot be fetched; names the address used.
     """
     from huggingface_hub import hf_hub_download  # its HTTP client takes long to import
 
     try:
         return Path(hf_hub_download(repository, file))
-    except Exception as error:  # its HTTP client's errors share no base class, and each means: no file
+    except Exception as error:  # its HTTP client's errors share no base class; each means: no file
         offline = " (HF_HUB_OFFLINE is set)" if constants.HF_HUB_OFFLINE else ""
         raise CheckpointError(
             f"could not get {file} of {address(repository)}{offline}: {first_line(error)}. "

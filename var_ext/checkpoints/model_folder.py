@@ -1,8 +1,8 @@
-"""The model folder, as one value: the config, read and checked once, and where the weights lie.
+"""The model folder, as one value: the config, read and checked once, and the paths of the weights.
 
 A folder of this project: config.json, vae.safetensors, var.safetensors, and a README.md that is the model card.
 config.json holds {"format": "var_ext/1", "vae": arguments of VQVAE, "var": arguments of VAR, "sampling":
-{"cfg", "top_k", "top_p"}, "class_names": [...] or null}; a folder with a tokenizer alone has neither "var"
+{"cfg", "top_k", "top_p"}, "class_names": [...] or null}; a folder with only a tokenizer has neither "var"
 nor var.safetensors. Entries keep their published names; they may be stored in half precision and are loaded
 in fp32.
 
@@ -31,20 +31,20 @@ from var_ext.models import VAR, VQVAE
 FORMAT = "var_ext/1"
 CONFIG, VAE_WEIGHTS, VAR_WEIGHTS = "config.json", "vae.safetensors", "var.safetensors"
 MIXIN_WEIGHTS = "model.safetensors"
-RUN = {"last.ckpt", "log.jsonl"}  # what a training run keeps in its folder
+RUN = {"last.ckpt", "log.jsonl"}  # what a training run writes to its folder
 
-# What a constructor makes of unfit arguments: torch refuses a negative size with a RuntimeError, an empty list of
+# What a constructor raises for unfit arguments: torch refuses a negative size with a RuntimeError, an empty list of
 # widths is an IndexError.
 _UNFIT = (TypeError, ValueError, RuntimeError, ArithmeticError, LookupError)
 
 
 @dataclass(frozen=True)
 class Weights:
-    """Entries in a file that is not read before they are needed, nor fetched if it lies on the hub.
+    """Entries in a file that is read, or fetched from the hub, only when needed.
 
     Attributes:
-        source: what messages call the file.
-        read: gives the entries under plain names. Raises CheckpointError.
+        source: the file's name in messages.
+        read: returns the entries under plain names. Raises CheckpointError.
     """
 
     source: str
@@ -56,13 +56,13 @@ class ModelFolder:
     """What a model is built from. The config is read and checked; weights are read by the methods, once each.
 
     Attributes:
-        source: what messages call the place: a path, an address.
-        config_name: what they call the config: the file of the arguments below.
+        source: the folder's name in messages: a path or an address.
+        config_name: the name of its config file in messages.
         vae_config: arguments of `VQVAE`.
-        vae_weights: None where there are none: the folder of a `VARHF` has a transformer alone.
-        var_config, var_weights: of `VAR`; None for a tokenizer alone.
+        vae_weights: None if there are none: the folder of a `VARHF` has only a transformer.
+        var_config, var_weights: of `VAR`; None if there is only a tokenizer.
         sampling: recommended cfg, top_k and top_p.
-        class_names: a name a class, or None.
+        class_names: a name per class, or None.
     """
 
     source: str
@@ -115,7 +115,7 @@ def open_folder(path: Path) -> ModelFolder:
     """Reads config.json of a folder on this disk, and nothing else.
 
     Raises:
-        CheckpointError: it is missing or describes no model; names the command for what else lies there.
+        CheckpointError: it is missing or describes no model; suggests a command for other files found there.
     """
     if not (path / CONFIG).exists():
         names = sorted(file.name for file in path.iterdir())
@@ -134,8 +134,8 @@ def parse(config: Mapping[str, Any], source: str, locate: Callable[[str], Path])
     """A model folder from the content of its config.json.
 
     Args:
-        source: what to call the folder in an error.
-        locate: gives the path of a file in it, fetched if need be.
+        source: the folder's name in errors.
+        locate: returns the path of a file in it, fetched if need be.
 
     Raises:
         CheckpointError: the config does not describe a model.
@@ -214,12 +214,12 @@ def build_var(vae: VQVAE, config: Mapping[str, Any], source: str) -> VAR:
 def fill(
     model: torch.nn.Module, entries: Mapping[str, torch.Tensor], source: str, *, cast: bool = True
 ) -> None:
-    """Gives a model on the meta device its entries: all of them, none besides, each of its shape.
+    """Fills a model on the meta device with exactly its entries, each of the right shape.
 
     Args:
-        entries: name -> tensor; floating-point ones are brought to the model's dtype, others must have it.
-        source: what to call the entries in an error.
-        cast: False takes floating-point entries as they are: parameters are then shared with `entries`.
+        entries: name -> tensor; floating-point ones are cast to the model's dtype, others must have it.
+        source: the entries' name in errors.
+        cast: False uses floating-point entries as they are: parameters are then shared with `entries`.
 
     Raises:
         CheckpointError: names the first entries that are missing, unexpected or of another shape or kind.

@@ -1,4 +1,4 @@
-"""`.pth` files, as torch.save writes them: read as tensors only, out of a trainer's wrapping, split into the models."""
+"""`.pth` files, as torch.save writes them: read as tensors only, unwrapped, and split into the models."""
 
 from __future__ import annotations
 
@@ -26,9 +26,9 @@ MARKS = ("quantize.embedding.weight", "pos_1LC")  # an entry that a VQVAE has, o
 
 
 def read_pth(path: str | os.PathLike[str]) -> tuple[Entries | None, Entries | None]:
-    """Reads a `.pth` file as tensors only: whatever else it asks Python to build is refused, not run.
+    """Reads a `.pth` file as tensors only: any other Python object in it is refused, not built.
 
-    A set of entries is recognised by its names, whatever wrappers stand in them, and may lie under one of
+    A set of entries is recognised by its names, with any wrapper prefixes, and may be under one of
     "trainer", "model", "state_dict" and "ema"; the published trainer's checkpoint,
     {"trainer": {"vae_local": ..., "var_wo_ddp": ...}}, gives both models.
 
@@ -41,7 +41,7 @@ def read_pth(path: str | os.PathLike[str]) -> tuple[Entries | None, Entries | No
     """
     file = user_path(path)
     try:
-        # Maps the file instead of copying it where the layout allows: torch's zip files, not the older kind.
+        # Memory-maps the file instead of copying it if its format allows: torch's zip files, not the older kind.
         content = torch.load(file, map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(file))
     except OSError as error:
         raise CheckpointError(f"could not read {file}: {error.strerror or error}") from error
@@ -52,7 +52,7 @@ def read_pth(path: str | os.PathLike[str]) -> tuple[Entries | None, Entries | No
             f"{file} must be a file written by torch.save that holds tensors only, but {came}: refused by "
             f"torch.load(weights_only=True), and nothing in it was run{_extraction(file) if wanted else ''}"
         ) from error
-    except Exception as error:  # the unpickler runs into a damaged file with errors of almost any type
+    except Exception as error:  # a damaged file makes the unpickler raise almost any type of error
         size = file.stat().st_size
         raise CheckpointError(
             f"{file} must be a complete file written by torch.save, but its {size} bytes are cut short or "
@@ -62,7 +62,7 @@ def read_pth(path: str | os.PathLike[str]) -> tuple[Entries | None, Entries | No
 
 
 def split(content: object, file: Path) -> tuple[Entries | None, Entries | None]:
-    """What `read_pth` returns, of a file's content."""
+    """The result of `read_pth` for a file's content."""
     content = _unwrapped(content, file)
     if isinstance(content, Mapping):
         if any(content.get(part) is not None for part in PARTS):
@@ -101,7 +101,7 @@ def _unwrapped(content: object, file: Path) -> object:
 
 
 def _extraction(file: Path) -> str:
-    """How to take the entries out of a file that holds Python objects beside them."""
+    """How to extract the entries of a file that also contains Python objects."""
     out = file.with_name(f"{file.stem}-entries.pth")
     keys = (*PARTS, *WRAPPINGS[1:])
     code = (

@@ -1,4 +1,4 @@
-"""Writes a model folder: only what `load` gives back as it is."""
+"""Writes a model folder: only what `load` can restore exactly."""
 
 from __future__ import annotations
 
@@ -26,17 +26,17 @@ def save_model(
     class_names: Sequence[str] | None = None,
     dtype: torch.dtype = torch.float32,
 ) -> Path:
-    """Writes a model folder that `load` gives back as it is. Each file is replaced as a whole, config.json last.
+    """Writes a model folder that `load` restores exactly. Each file is replaced atomically, config.json last.
 
     Args:
-        folder: made if it is missing.
-        vae, var: the models; without `var` the folder holds a tokenizer alone.
+        folder: created if missing.
+        vae, var: the models; without `var` the folder has only a tokenizer.
         sampling: the recommended cfg, top_k and top_p.
         class_names: a name for each class of `var`.
-        dtype: the floating-point type on disk; entries that would overflow in it stay as they are.
+        dtype: the floating-point type on disk; entries that would overflow in it keep theirs.
 
     Raises:
-        CheckpointError: a file could not be written; those that were there are unchanged.
+        CheckpointError: a file could not be written; existing files are unchanged.
         ValueError: the number of class names is not the number of classes, or a model is not what its arguments build:
             with adapters, other layers or classes, attributes set later. The message names the part, and nothing is
             written.
@@ -46,7 +46,7 @@ def save_model(
     config: dict[str, Any] = {"format": FORMAT, "vae": vae.config}
     _check_rebuilds(vae, build_vae(vae.config, "the model"))
     if var is not None:
-        # class embeddings may have been exchanged for others
+        # class embeddings may have been replaced
         config["var"] = {**var.config, "num_classes": var.num_classes}
         _check_rebuilds(var, build_var(vae, config["var"], "the model"))
     path = user_path(folder)
@@ -60,7 +60,7 @@ def save_model(
 
 
 def _check_rebuilds(model: torch.nn.Module, twin: torch.nn.Module) -> None:
-    """Raises if `model` is something else than `twin`, which was built from its arguments."""
+    """Raises if `model` differs from `twin`, which was built from its arguments."""
     fault = _difference(model, twin)
     if fault is not None:
         raise ValueError(
@@ -95,7 +95,7 @@ def _difference(model: torch.nn.Module, twin: torch.nn.Module) -> str | None:
 
 
 def _overrides(kind: type, base: type) -> bool:
-    """Whether a subclass has something of its own in the place of what `base` has, but for its constructor."""
+    """Whether a subclass overrides something of `base` besides the constructor."""
     if not issubclass(kind, base):
         return True
     own = (name for cls in kind.__mro__[: kind.__mro__.index(base)] for name in vars(cls))
@@ -103,7 +103,7 @@ def _overrides(kind: type, base: type) -> bool:
 
 
 def _settings(module: torch.nn.Module | None) -> dict[str, object]:
-    """What a part of a model was built with, besides weights."""
+    """The construction arguments of a part of a model, besides weights."""
     if module is None:
         return {}
     state = ("training", "changes", "record_hit", "cond_drop_rate")

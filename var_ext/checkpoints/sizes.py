@@ -11,7 +11,7 @@ import torch
 from var_ext.checkpoints.atomic import CheckpointError
 from var_ext.schedule import SCALES_256, SCALES_512
 
-USAGE = "quantize.ema_vocab_hit_SV"  # (K, V): the one entry of a tokenizer that depends on the scales
+USAGE = "quantize.ema_vocab_hit_SV"  # (K, V): the only tokenizer entry that depends on the scales
 
 
 def var_config(
@@ -24,7 +24,7 @@ def var_config(
     attn_l2_norm: bool,
     patch_nums: tuple[int, ...],
 ) -> dict[str, Any]:
-    """Arguments of VAR; the rates, which no checkpoint shows, are those of the published training."""
+    """Arguments of VAR; the rates, which are not in checkpoints, are those of the published training."""
     return {
         "num_classes": num_classes,
         "depth": depth,

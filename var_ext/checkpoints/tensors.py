@@ -1,4 +1,4 @@
-"""Named tensors in safetensors files, and entry names without what training wrappers put into them."""
+"""Named tensors in safetensors files, and entry names without the prefixes of training wrappers."""
 
 from __future__ import annotations
 
@@ -16,12 +16,12 @@ from var_ext.paths import user_path
 
 Entries = dict[str, torch.Tensor]
 
-# Parts of a name that stand for a wrapper around a module: DataParallel and DistributedDataParallel, torch.compile,
+# Parts of names added by wrappers around a module: DataParallel and DistributedDataParallel, torch.compile,
 # FSDP, activation checkpointing. torch's AveragedModel adds a counter beside its "module.".
 WRAPPERS = {"module", "_orig_mod", "_fsdp_wrapped_module", "_checkpoint_wrapped_module"}
 COUNTER = "n_averaged"
 
-# Largest element first keeps every tensor aligned to its own size, as the safetensors library lays files out.
+# Largest element first keeps every tensor aligned to its own size, as in the safetensors library.
 _DTYPES = {
     torch.float64: "F64",
     torch.int64: "I64",
@@ -53,7 +53,7 @@ def save_tensors(
 
     Raises:
         CheckpointError: the file could not be written.
-        TypeError: a tensor's dtype has no place in the format.
+        TypeError: the format does not support a tensor's dtype.
     """
     for name, tensor in tensors.items():
         if tensor.dtype not in _DTYPES:
@@ -104,7 +104,7 @@ def load_tensors(path: str | os.PathLike[str]) -> dict[str, torch.Tensor]:
 
 @contextmanager
 def _utf8_name(file: Path) -> Iterator[str]:
-    """A name of the file that is UTF-8: safetensors takes no other."""
+    """A UTF-8 name of the file: safetensors accepts no other."""
     try:
         os.fsencode(file).decode()
     except UnicodeDecodeError:
@@ -118,7 +118,7 @@ def plain_names(entries: Mapping[str, torch.Tensor], source: str) -> Entries:
     """The entries under the names that the bare model gives them: "module._orig_mod.head.bias" -> "head.bias".
 
     Raises:
-        CheckpointError: two entries get the same name; says which, and calls the file `source`.
+        CheckpointError: two entries get the same name; the message names them and `source`.
     """
     plain: Entries = {}
     came: dict[str, str] = {}

@@ -24,7 +24,7 @@ def load_dataset(
 
     Args:
         spec: "digits" (the handwritten digits of scikit-learn) or a folder of class folders of images.
-        split: "train", "val" or "test"; a folder has a test split only where it has a folder test.
+        split: "train", "val" or "test"; a folder has a test split only if it contains a folder named test.
         image_size: side of the images in pixels.
         augment: strength of the augmentation: 0 none; digits: at 1 up to 8 degrees, 1/16 of the side and 6 %
             of size; folders: any value above 0 means a random crop.
@@ -34,7 +34,7 @@ def load_dataset(
         `ImageDataset`: `[i]` gives (image (3, S, S) float32 in [-1, 1], label int).
 
     Raises:
-        DataError: the data set is missing or not laid out as wanted.
+        DataError: the data set is missing or not laid out as expected.
         ValueError: unknown split or a size below 1.
     """
     if image_size < 1:

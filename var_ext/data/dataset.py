@@ -1,4 +1,4 @@
-"""What a data set of labelled images is to the trainers and the evaluation.
+"""The interface of labelled image data sets for training and evaluation.
 
 To add a source: subclass `ImageDataset`, fill the attributes in `__init__`, implement `__len__`, `load` and
 `describe`, and let `load_dataset` in `var_ext/data/__init__.py` recognise its spec. Keep `load` a pure
@@ -23,7 +23,7 @@ SPLITS = ("train", "val", "test")
 
 
 class DataError(ValueError):
-    """A data set cannot be used; the message names what was wanted and what was found."""
+    """A data set cannot be used; the message says what was expected and what was found."""
 
 
 class ImageDataset(ABC):
@@ -62,7 +62,7 @@ class ImageDataset(ABC):
 
     @abstractmethod
     def describe(self) -> Iterable[str]:
-        """Strings that together pin the images of this split, without epoch and augmentation."""
+        """Strings that together identify the images of this split, without epoch and augmentation."""
 
     def __getitem__(self, index: int) -> tuple[Tensor, int]:
         if not 0 <= index < len(self):
@@ -75,7 +75,7 @@ class ImageDataset(ABC):
         return torch.stack([self[i][0] for i in picked]), self.labels[picked]
 
     def with_epoch(self, epoch: int) -> "Self":
-        """A light copy whose augmentation belongs to `epoch`."""
+        """A shallow copy with the augmentation of `epoch`."""
         other = copy.copy(self)
         other.epoch = epoch
         return other
@@ -106,7 +106,7 @@ def check_split(split: str) -> None:
 
 
 def stable_order(keys: Sequence[str], salt: str) -> list[int]:
-    """A fixed shuffle of range(len(keys)): by SHA-256, so no library version can ever change a split."""
+    """A fixed shuffle of range(len(keys)): by SHA-256, so that no library version changes a split."""
     return sorted(range(len(keys)), key=lambda i: hashlib.sha256(_bytes(f"{salt}/{keys[i]}")).digest())
 
 
@@ -116,5 +116,5 @@ def readable(name: str) -> str:
 
 
 def _bytes(text: str) -> bytes:
-    """In UTF-8, file names that are not as Python holds them."""
+    """UTF-8; file names that are not keep Python's raw bytes."""
     return text.encode(errors="surrogatepass")

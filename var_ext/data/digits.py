@@ -18,7 +18,7 @@ from var_ext.data.dataset import DataError, ImageDataset, check_split, stable_or
 
 VAL_PER_CLASS = 20
 TEST_PER_CLASS = 40
-# Augmentation at strength 1: small against the spread of real handwriting, whose statistics shall stay.
+# Augmentation at strength 1: small compared with the spread of real handwriting, to keep its statistics.
 MAX_ROTATION = math.radians(8.0)
 MAX_SHIFT = 1 / 16  # of the image side: half a pixel of the 8x8 originals
 MAX_SCALE = 0.06
@@ -39,7 +39,7 @@ def _read() -> tuple[Tensor, Tensor]:
 
 
 def digits_split(split: str) -> list[int]:
-    """Indices into scikit-learn's array: 1197 train, 200 val, 400 test (20 and 40 a class); never changes."""
+    """Indices into scikit-learn's array: 1197 train, 200 val, 400 test (20 and 40 per class); never changes."""
     check_split(split)
     labels = _read()[1].tolist()
     order = stable_order([str(i) for i in range(len(labels))], "digits")

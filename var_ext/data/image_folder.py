@@ -24,7 +24,7 @@ log = logging.getLogger(__name__)
 SUFFIXES = (".png", ".jpg", ".jpeg", ".jfif", ".webp", ".bmp", ".tif", ".tiff", ".ppm", ".pgm")
 IMAGES = f"images ({', '.join(SUFFIXES)})"
 WANTED = f"wanted a folder of class folders of {IMAGES}"
-HEAD = 4096  # bytes of each file that the fingerprint covers, besides its size
+HEAD = 4096  # bytes of each file in the fingerprint, besides its size
 VAL_SHARE = 0.1
 MARGIN = 1.125  # shorter side before the crop, in units of the image size (published recipe)
 
@@ -36,8 +36,8 @@ class FolderDataset(ImageDataset):
 
     Raises:
         DataError: missing, empty, mixed or nested folder, a class without images; when the fingerprint is
-            taken: a file that is no image, cut short or of unknown gray values; when an image is read: one
-            that is damaged in the midst of its pixels.
+            taken: a file that is not an image, truncated or of unknown gray scale; when an image is read:
+            damaged pixel data.
     """
 
     def __init__(
@@ -75,7 +75,7 @@ class FolderDataset(ImageDataset):
     @cached_property
     def _seen(self) -> list[str]:
         """Name, size and first bytes of every file: a copy of the folder elsewhere is the same data set, and
-        looking at header and end of each finds most broken files before hours of work."""
+        checking header and end of each finds most broken files before hours of work."""
         lines = []
         for path in self.paths:
             check_picture(path)
@@ -135,12 +135,12 @@ def _refuse_loose(folder: Path, others: str) -> None:
 
 
 def _entries(folder: Path) -> list[Path]:
-    """All of a folder but hidden files, sorted."""
+    """The entries of a folder except hidden files, sorted."""
     return sorted(path for path in folder.iterdir() if not path.name.startswith("."))
 
 
 def _hashed_split(found: dict[str, list[Path]], root: Path, split: str) -> dict[str, list[Path]]:
-    """A tenth of each class is val, one image at least if it has two; which ones hangs on names alone."""
+    """A tenth of each class is val, at least one image if it has two; the choice depends only on names."""
     if split == "test":
         raise DataError(
             f"wanted the split folders train, val and test in {root}, got {_names(root)}: no test split"

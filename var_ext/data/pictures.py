@@ -10,11 +10,11 @@ from torch import Tensor
 from var_ext.data.dataset import DataError
 from var_ext.data.reading import read_picture, read_rgb
 
-GRAYS = 0.1  # share of a mask that edges between black and white may take
+GRAYS = 0.1  # share of a mask that gray edges may cover
 
 
 def resized(image: Image.Image, side: int, method: Image.Resampling) -> Image.Image:
-    """The same picture with a shorter side of `side` pixels."""
+    """The picture resized to a shorter side of `side` pixels."""
     ratio = side / min(image.size)
     return image.resize(
         (max(side, round(image.width * ratio)), max(side, round(image.height * ratio))), method
@@ -24,15 +24,15 @@ def resized(image: Image.Image, side: int, method: Image.Resampling) -> Image.Im
 def load_picture(path: Path, size: int, mask_path: Path | None = None) -> tuple[Tensor, Tensor | None]:
     """The largest square in the middle of a picture, at `size` pixels (Lanczos), and the same part of its mask.
 
-    A picture of that size comes back pixel by pixel. White parts of the mask (128 of 255 or more) count: each pixel
-    that one of them reaches. Transparent parts of it are kept, as black ones are.
+    A picture of that size is returned unchanged. A pixel is masked if any white part of the mask (128 of 255 or more)
+    touches it. Transparent parts are kept, like black ones.
 
     Returns:
         (3, S, S) float32 in [0, 1] and (S, S) bool, or None without a mask.
 
     Raises:
-        DataError: a file that is no image or broken, a mask of another size than the picture, or one with transparent
-            parts whose others are not white and black: it may mean either.
+        DataError: a file that is not an image or broken, a mask of another size than the picture, or an ambiguous one:
+            with transparent parts, and not just white and black elsewhere.
     """
     image = read_rgb(path)
     pixels = np.asarray(_square(image, size, Image.Resampling.LANCZOS), dtype=np.float32) / np.float32(255)
@@ -44,19 +44,19 @@ def load_picture(path: Path, size: int, mask_path: Path | None = None) -> tuple[
         wanted = "the picture's size, " + _sides(image)
         raise DataError(f"the mask {mask_path} must have {wanted}, got {_sides(mask)}")
     white = Image.fromarray(_white(mask, mask_path).astype(np.float32))
-    # the mean over a box is 0 only where nothing in it is white
+    # the mean over a box is 0 only if nothing in it is white
     return picture, torch.from_numpy(np.asarray(_square(white, size, Image.Resampling.BOX)) > 0)
 
 
 def _white(mask: Image.Image, path: Path) -> np.ndarray:
-    """Where a mask is white, (H, W) bool. Transparent parts are not, whatever colour they hide."""
+    """Where a mask is white, (H, W) bool. Transparent parts are not, whatever their hidden colour."""
     gray = np.asarray(mask.convert("RGB").convert("L"))
     if mask.mode == "RGB":
         return gray >= 128
     opaque = np.asarray(mask.getchannel("A")) >= 128
     seen = gray[opaque]
     if not opaque.all():
-        # a drawing in another colour, or a photograph with a hole, whose author may mean the hole
+        # another colour, or a photograph with a hole: the hole may be what is to be replaced
         came = "not white anywhere" if not (seen >= 128).any() else ""
         if ((seen >= 64) & (seen < 192)).sum() > GRAYS * seen.size:
             came = "neither white nor black"

@@ -1,7 +1,7 @@
-"""One picture file as a viewer shows it, whatever its metadata and depth.
+"""Reads a picture file as a viewer shows it, whatever its metadata and bit depth.
 
-Metadata never fails a picture: a turn that cannot be read is no turn, and parts of a file that say nothing about its
-pixels are left out where Pillow fails at them.
+Bad metadata is never an error: an unreadable orientation is ignored, and chunks that do not affect pixels are dropped
+if Pillow fails on them.
 """
 
 import io
@@ -15,7 +15,7 @@ from PIL import ExifTags, Image
 from var_ext.data.dataset import DataError
 from var_ext.paths import user_path
 
-# EXIF's orientation -> what brings the picture upright.
+# EXIF orientation -> the transform that makes the picture upright.
 TURNS = {
     2: Image.Transpose.FLIP_LEFT_RIGHT,
     3: Image.Transpose.ROTATE_180,
@@ -26,22 +26,22 @@ TURNS = {
     8: Image.Transpose.ROTATE_90,
 }
 
-# Kinds of pixels whose values need no look.
+# Pixel modes whose values need no check.
 PLAIN_MODES = frozenset(("1", "L", "LA", "P", "RGB", "RGBA", "CMYK", "YCbCr", "I;16"))
 ENDS = {"PNG": b"IEND\xaeB`\x82", "JPEG": b"\xff\xd9", "MPO": b"\xff\xd9"}
-TAIL = 32  # last bytes of a file, among which its end is looked for
+TAIL = 32  # last bytes of a file, searched for its end marker
 
 PNG_START, JPEG_START = b"\x89PNG\r\n\x1a\n", b"\xff\xd8"
-PNG_PIXELS = (b"IHDR", b"PLTE", b"tRNS", b"IDAT", b"IEND", b"eXIf")  # the last has the turn
+PNG_PIXELS = (b"IHDR", b"PLTE", b"tRNS", b"IDAT", b"IEND", b"eXIf")  # the last holds the orientation
 
 
 def read_picture(path: Path) -> Image.Image:
-    """A picture upright, with 8 bits a channel: RGBA where it has transparency, else RGB.
+    """An upright picture with 8 bits per channel: RGBA if it has transparency, else RGB.
 
     Gray of 16 or 32 bits and floats are scaled, see `_eight_bits`.
 
     Raises:
-        DataError: no image, a broken one, or gray values of which nothing says what is white.
+        DataError: not an image, broken, or gray values of unknown scale.
     """
     return _opened(path, _upright)
 
@@ -57,8 +57,7 @@ def read_rgb(path: Path) -> Image.Image:
 def check_picture(path: Path) -> None:
     """Raises the DataError that reading a picture later would raise.
 
-    Files whose header is plain and whose end is there are not decoded: of what can be wrong with them, damage in the
-    midst of the pixels is left for later.
+    Files with a plain header and an end marker are not decoded, so damage inside their pixel data is found only later.
     """
 
     def looks_whole(image: Image.Image) -> bool:
@@ -69,7 +68,7 @@ def check_picture(path: Path) -> None:
 
 
 def _opened(path: Path, use: Callable[[Image.Image], Any]) -> Any:
-    """What `use` makes of the image of a file, of which only the header is read before."""
+    """The result of `use` on a file's image, of which only the header has been read."""
     path = user_path(path)
     try:
         with open(path, "rb") as handle:
@@ -81,19 +80,19 @@ def _opened(path: Path, use: Callable[[Image.Image], Any]) -> Any:
                 if bare is None:
                     raise
                 return _used(io.BytesIO(bare), use)
-    # Pillow reports broken files by many classes, from OSError to SyntaxError and struct.error.
+    # Pillow raises many classes for broken files, from OSError to SyntaxError and struct.error.
     except Exception as error:
         raise DataError(f"wanted a readable image, got {path}: {error}") from error
 
 
 def _used(handle: BinaryIO, use: Callable[[Image.Image], Any]) -> Any:
-    # never by name: Pillow 13 maps uncompressed TIFFs into memory and then garbles those that are to be turned
+    # never by name: Pillow 13 memory-maps uncompressed TIFFs and then garbles those it rotates
     with Image.open(handle) as image:
         return use(image)
 
 
 def _without_metadata(data: bytes) -> bytes | None:
-    """A PNG or JPEG with only what its pixels need, or None for another format."""
+    """A PNG or JPEG reduced to what its pixels need, or None for another format."""
     if data.startswith(PNG_START):
         kept, at = [PNG_START], len(PNG_START)
         while at + 8 <= len(data):
@@ -105,7 +104,7 @@ def _without_metadata(data: bytes) -> bytes | None:
         kept, at = [JPEG_START], len(JPEG_START)
         while data[at : at + 1] == b"\xff" and data[at + 1 : at + 2] != b"\xda":
             end = at + 2 + int.from_bytes(data[at + 2 : at + 4], "big")
-            # APP0 to APP15 and comments; APP1 has the turn
+            # APP0 to APP15 and comments; APP1 holds the orientation
             metadata = 0xE0 <= data[at + 1] <= 0xEF or data[at + 1] == 0xFE
             kept += [data[at:end]] if not metadata or data[at + 1] == 0xE1 else []
             at = end
@@ -114,7 +113,7 @@ def _without_metadata(data: bytes) -> bytes | None:
 
 
 def _has_end(path: Path, format: str | None) -> bool:
-    """Whether the end of a file is seen to be there."""
+    """Whether the file has its end marker."""
     with open(user_path(path), "rb") as handle:
         start = handle.read(8)
         size = handle.seek(0, io.SEEK_END)
@@ -143,8 +142,8 @@ def _turn(image: Image.Image) -> Image.Transpose | None:
 def _eight_bits(image: Image.Image) -> Image.Image:
     """Gray of 16 or 32 bits or of floats as 8 bits; other pictures as they are.
 
-    PNGs and PGMs say what white is, and so do TIFFs of 16 bits. Other gray counts as 0..1 where its largest value is
-    at most 1, as 0..255 (floats: of at least 16) or, of integers, as 0..65535.
+    PNGs, PGMs and 16-bit TIFFs define white. Other gray counts as 0..1 if its largest value is at most 1, as 0..255
+    (floats: of at least 16) or, for integers, as 0..65535.
     """
     if not image.mode.startswith(("I", "F")):
         return image
@@ -155,7 +154,7 @@ def _eight_bits(image: Image.Image) -> Image.Image:
     else:
         whites = (1, 255, 65535) if image.mode == "I" else (1, 255)
         white = next((white for white in whites if high <= white), 0)
-    between = image.mode == "F" and 1 < high < 16  # rather light beyond white than a picture nearly black
+    between = image.mode == "F" and 1 < high < 16  # rather highlights over 1 than a nearly black picture
     if not (low >= 0 and high <= white) or between:
         wanted = "gray values in 0..1, 0..255 or, of integers, 0..65535"
         raise ValueError(f"{wanted} are wanted, it has {low} to {high}: scale or clip them")

@@ -1,6 +1,6 @@
-"""How a model is executed: `engine` draws with a copy of it whose layers are cast, packed or in 8 bits (`execution`,
-`layers`), in an arithmetic (`precision`), with options scale by scale (`options`), from a random stream (`draw`), on a
-GPU as one captured graph (`graph`). What the network is, stands in `var_ext.models`.
+"""How a model is executed: `engine` samples from a copy of it whose layers are cast, packed or in 8 bits (`execution`,
+`layers`), in a precision (`precision`), with options per scale (`options`), from a random stream (`draw`), on a GPU as
+one captured graph (`graph`). The network itself is defined in `var_ext.models`.
 """
 
 from var_ext.engine.call import Call

@@ -1,4 +1,4 @@
-"""Memory for the keys and values of a sampling."""
+"""Memory for the keys and values of one sampling run."""
 
 from __future__ import annotations
 
@@ -8,13 +8,13 @@ from contextlib import contextmanager
 import torch
 from torch import Tensor
 
-LARGEST_KEPT = 2**27  # bytes that stay between samplings; more would be missed in decoding
+LARGEST_KEPT = 2**27  # bytes kept between runs; the decoder needs the rest
 
 
 class Cache:
     """Keys and values of all blocks in one block of memory.
 
-    On the CPU that of the last sampling serves again, if no other has it now: fresh memory costs a fault a page.
+    On the CPU the last run's block is reused unless another run holds it: fresh memory costs page faults.
     """
 
     def __init__(self) -> None:
@@ -22,10 +22,10 @@ class Cache:
 
     @contextmanager
     def of(self, shape: tuple[int, ...], dtype: torch.dtype, device: torch.device) -> Iterator[Tensor]:
-        """Memory of this shape for the time of a sampling, not filled."""
+        """Uninitialised memory of this shape for the duration of a run."""
         kept, self._kept = self._kept, None
         if kept is None or kept.shape != shape or kept.dtype != dtype or kept.device != device:
-            kept = None  # the old goes before the new comes
+            kept = None  # free the old block before allocating the new one
             with torch.inference_mode(False):
                 kept = torch.empty(shape, dtype=dtype, device=device)
         yield kept

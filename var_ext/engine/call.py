@@ -1,4 +1,4 @@
-"""What is to be drawn: a request that can be split into batches."""
+"""A sampling request, which can be split into batches."""
 
 from __future__ import annotations
 
@@ -24,10 +24,10 @@ class Call:
     Attributes:
         labels: (N,) int64, checked.
         randomness: seeds (N,) int64, or a generator for all; None: torch's global one.
-        options: scale by scale.
+        options: per scale.
         edit: changes codes before they enter f_hat.
-        decode: without it there are tokens and no images.
-        conditions: what else the model's `condition` takes, (N, ...) each.
+        decode: if False, only tokens, no images.
+        conditions: further arguments of the model's `condition`, (N, ...) each.
     """
 
     labels: Tensor
@@ -60,15 +60,15 @@ def as_int64(name: str, values: Integers, *, bits: bool = False) -> Tensor:
     Args:
         name: what to call them in an error.
         values: one, a sequence or an array of any shape.
-        bits: take unsigned ones from 2^63 on for the number with the same 64 bits, as torch's generators do.
+        bits: read unsigned values from 2^63 on as the signed number with the same 64 bits, as torch's generators do.
 
     Raises:
-        ValueError: one has more than 64 bits (without `bits`: 63 and a sign).
+        ValueError: a value has more than 64 bits (without `bits`: does not fit in int64).
         TypeError: they are not integers.
     """
     try:
         tensor = torch.as_tensor(values)
-    except (TypeError, ValueError, RuntimeError, OverflowError):  # of objects, or too large for it
+    except (TypeError, ValueError, RuntimeError, OverflowError):  # of objects, or too large
         tensor = _of_objects(name, values)
     if tensor.numel() and (tensor.is_floating_point() or tensor.is_complex() or tensor.dtype == torch.bool):
         raise TypeError(f"{name} must be integers, got {str(tensor.dtype).removeprefix('torch.')}")
@@ -81,7 +81,7 @@ def as_int64(name: str, values: Integers, *, bits: bool = False) -> Tensor:
 
 
 def _of_objects(name: str, values: Any) -> Tensor:
-    """Numbers that torch does not take, as uint64 where one is above int64."""
+    """Numbers that torch does not accept, as uint64 where one exceeds int64."""
     array = np.asarray(values, dtype=object)
     try:
         found = [operator.index(value) for value in array.ravel()]

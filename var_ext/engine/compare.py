@@ -1,4 +1,4 @@
-"""Whether a model computes what a sampling of it would: nothing that a user changed may be ignored."""
+"""Checks that a model computes what sampling from it would: no user change may be ignored."""
 
 from __future__ import annotations
 
@@ -12,17 +12,17 @@ from torch import Tensor, nn
 from var_ext import _torch
 from var_ext.models import VAR, VQVAE
 
-SCALES = 5  # of the schedule are compared: all parts of the transformer take part in each
-GRID = 4  # side of the features that are decoded
-TOLERANCE = 1e-3  # of the largest value: float32 in another order of sums stays far below
+SCALES = 5  # scales compared: every part of the transformer is used in each
+GRID = 4  # side of the decoded feature map
+TOLERANCE = 1e-3  # relative to the largest value; float32 rounding from reordered sums is far smaller
 
 
 class UnsupportedModel(TypeError):
-    """A model whose change a sampling would not show."""
+    """A model with a change that sampling would ignore."""
 
 
 def check_forward(var: VAR) -> None:
-    """Raises if the class of `var` has a forward of its own that computes something else than the parts drawn with.
+    """Raises if the class of `var` overrides forward and its result differs from that of the parts used in sampling.
 
     Compared on the first scales of a random image, in evaluation mode.
     """
@@ -50,7 +50,7 @@ def check_forward(var: VAR) -> None:
 
 
 def _first_scales(var: VAR, count: int) -> tuple[Tensor, Tensor | None]:
-    """Label "no class", which the published forward does not drop at random, and input of the first scales."""
+    """Label "no class", which the published forward never drops at random, and the input of the first scales."""
     device, generator = var.pos_1LC.device, torch.Generator().manual_seed(0)
     tokens = [torch.randint(var.V, (1, n), generator=generator).to(device) for n in var.schedule.lengths]
     label = torch.full((1,), var.num_classes, device=device)
@@ -58,12 +58,12 @@ def _first_scales(var: VAR, count: int) -> tuple[Tensor, Tensor | None]:
 
 
 def _error(value: Tensor, wanted: Tensor) -> float:
-    """Largest difference as a share of the largest value; NaN where one has it."""
+    """Largest difference relative to the largest value; NaN if either has one."""
     return float((value - wanted).abs().max() / wanted.abs().max().clamp_min(1e-30))
 
 
 def modified_part(model: nn.Module) -> str | None:
-    """What in a model does more than its class says, in words; None: nothing."""
+    """A description of what in a model does more than its class says; None: nothing."""
     for name, module in model.named_modules():
         part = name or "the model"
         if _torch.has_forward_hooks(module):
@@ -76,7 +76,7 @@ def modified_part(model: nn.Module) -> str | None:
 
 @torch.no_grad()
 def first_difference(given: Any, twin: VAR) -> str | None:
-    """The first part of `given` that computes something else than the same part of `twin`, in words; None: all agree.
+    """A description of the first part of `given` whose output differs from that of `twin`; None: all agree.
 
     Both predict the first scales of a random image under the label "no class" and decode random features.
 
@@ -127,13 +127,13 @@ def _compared(given: nn.Module, twin: VAR | VQVAE, run: Callable[[Any], Tensor])
 
 
 def _outputs(model: nn.Module, run: Callable[[Any], Tensor]) -> dict[str, Tensor]:
-    """Output of each part that returns a tensor, in the order in which they end; the whole model last."""
+    """Output of each part that returns a tensor, in order of completion; the whole model last."""
     found: dict[str, Tensor] = {}
 
     def keep(name: str) -> Callable[..., None]:
         def hook(_module: nn.Module, _given: Any, output: Any) -> None:
             if isinstance(output, Tensor):
-                found.setdefault(name, output.detach().float().clone())  # may be changed in place later
+                found.setdefault(name, output.detach().float().clone())  # may be modified in place later
 
         return hook
 
@@ -149,7 +149,7 @@ def _outputs(model: nn.Module, run: Callable[[Any], Tensor]) -> dict[str, Tensor
 
 @contextmanager
 def _undisturbed(*models: VAR | nn.Module) -> Iterator[None]:
-    """Evaluation mode, no autocast, and torch's random numbers left as they are."""
+    """Evaluation mode, no autocast; torch's random state is preserved."""
     modules = [m for model in models for root in (model, _tokenizer(model)) for m in root.modules()]
     modes, device = [m.training for m in modules], next(models[0].parameters()).device
     for module in modules:

@@ -1,4 +1,4 @@
-"""How the tokens of a scale are drawn from its logits: a random stream an image, or the published one for a batch."""
+"""Draws the tokens of a scale from its logits: one random stream per image, or the published one per batch."""
 
 from __future__ import annotations
 
@@ -30,14 +30,14 @@ class Draw(Protocol):
 
 
 class Table(Protocol):
-    """Values of every scale and image on the device, (K, B) each."""
+    """Values for every scale and image on the device, (K, B) each."""
 
     top_k: Tensor
     top_p: Tensor
 
 
 def smooth_temperature(ratio: float) -> float:
-    """Of the Gumbel-softmax of `more_smooth`, at ratio = k / (K - 1)."""
+    """Temperature of the Gumbel-softmax of `more_smooth`, at ratio = k / (K - 1)."""
     return max(0.27 * (1 - 0.95 * ratio), 0.005)
 
 
@@ -48,11 +48,11 @@ def _mixture(logits: Tensor, gumbel: Tensor, ratio: float, codebook: Tensor) -> 
 
 
 class SeededDraw:
-    """Every image has a stream of its own: Philox keyed by its seed, counted by scale and position.
+    """One random stream per image: Philox keyed by its seed, with scale and position as counter.
 
     Args:
         seeds: (B,) int64.
-        options: their values may stand in `table` instead, where a captured graph reads them.
+        options: their values may be in `table` instead, where a captured graph reads them.
         codebook: (V, Cvae) float32.
         table: `top_k` and `top_p` on the device, (K, B) each.
     """
@@ -82,7 +82,7 @@ def guided_logits(logits: Tensor, cfg: Guidance) -> Tensor:
     if cfg is None:
         return logits
     cond, uncond = logits.chunk(2)
-    if isinstance(cfg, Tensor):  # in float64 up to the products, as Python's numbers are
+    if isinstance(cfg, Tensor):  # in float64 until the multiplication, like Python floats
         t = cfg[:, None, None].double()
         return (1 + t).float() * cond - t.float() * uncond
     return (1 + cfg) * cond - cfg * uncond
@@ -91,7 +91,7 @@ def guided_logits(logits: Tensor, cfg: Guidance) -> Tensor:
 def gumbel_noise(seeds: Tensor, k: int, positions: int, codes: int) -> Tensor:
     """Gumbel noise (B, positions, codes) float32, a pure function of (seed, scale, position, code).
 
-    The fourth word of the counter keeps it apart from the numbers that draw tokens.
+    The fourth word of the counter separates it from the numbers that draw tokens.
     """
     position = torch.arange(positions, device=seeds.device)[:, None]
     quad = torch.arange(-(-codes // 4), device=seeds.device)
@@ -103,20 +103,20 @@ def gumbel_noise(seeds: Tensor, k: int, positions: int, codes: int) -> Tensor:
 
 
 def look_up(codebook: Tensor, tokens: Tensor) -> Tensor:
-    """Codes (..., Cvae) of tokens (...). A token of -1, drawn of NaN, takes some code instead of a device assert, which
-    would end the process's use of the GPU; whoever asked for the sampling checks the tokens after it."""
+    """Codes (..., Cvae) of tokens (...). A token of -1, drawn from NaN, gets an arbitrary code: a device assert
+    would make the GPU unusable for the process. The caller checks the tokens afterwards."""
     return codebook[tokens]
 
 
 def multinomial(probabilities: Tensor, rng: torch.Generator | None) -> Tensor:
     """What `torch.multinomial` draws, one of each row: (N, V) -> (N,) int64, -1 where a row is NaN.
 
-    The same arithmetic on the same random numbers, an exponential race, without its look at the device: it can be
-    captured, and a bad row is no device assert.
+    The same arithmetic (an exponential race) on the same random numbers, but no host sync: it can be captured, and a
+    bad row raises no device assert.
     """
     race = torch.empty_like(probabilities).exponential_(generator=rng)
     drawn = torch.div(probabilities, race, out=race).argmax(dim=-1)
-    return drawn.masked_fill_(probabilities[:, 0].isnan(), -1)  # a softmax is NaN in all places or in none
+    return drawn.masked_fill_(probabilities[:, 0].isnan(), -1)  # a softmax is NaN everywhere or nowhere
 
 
 class PublishedDraw:
@@ -143,14 +143,14 @@ class PublishedDraw:
 
 
 def draw_from(randomness: Randomness, options: Options, codebook: Tensor, table: Table | None = None) -> Draw:
-    """The draw of an image's own stream for seeds, the published one for a generator; `table` as in `SeededDraw`."""
+    """`SeededDraw` for seeds, the published draw for a generator; `table` as in `SeededDraw`."""
     if isinstance(randomness, Tensor):
         return SeededDraw(randomness, options, codebook, table)
     return PublishedDraw(randomness, options, codebook)
 
 
 def reads_table(randomness: Randomness, options: Options) -> frozenset[str]:
-    """Which options a sampling with tables on the device reads there: their own values play no part in it."""
+    """The options that are read from tables on the device; their values in `Options` are not used."""
     if isinstance(randomness, Tensor) and not options.more_smooth:
         return frozenset(("cfg", "top_k", "top_p"))
     return frozenset(("cfg",))

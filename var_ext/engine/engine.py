@@ -30,14 +30,14 @@ DECODED_AT_ONCE = 16  # images, on a GPU
 
 
 class Parts(NamedTuple):
-    """What a sampling runs: copies of the models, their layers in the engine's precision."""
+    """What sampling runs: copies of the models with layers in the engine's precision."""
 
     var: VAR
     vae: VQVAE
     positions: Tensor  # (1, L, C)
     dtype: torch.dtype
     together: Together | None  # the layers that read the condition
-    only_known: bool  # no hooks, patches or parts of a user, whose Python a captured graph would not run
+    only_known: bool  # no user hooks, patches or modules, whose Python a captured graph would not run
 
     def modulations(self, cond: Tensor) -> tuple[list[Modulation], Modulation]:
         """Of each block, and of the norm before the head."""
@@ -52,17 +52,17 @@ class Parts(NamedTuple):
 class Engine:
     """Runs a transformer and its tokenizer as copies of them, see `Execution`.
 
-    Weights are cast, packed or quantized when first needed, and again after a change to the model's own that torch has
-    a record of; see `refresh`.
+    Weights are cast, packed or quantized at first use, and again after any change to the model's own that torch
+    records; see `refresh`.
 
     Args:
         var: the transformer; `var.vae_proxy[0]` is its tokenizer.
         precision: of transformer and decoder.
-        pack: on the CPU keep linear weights laid out for oneDNN: faster, and an image does not depend on its batch;
-            takes the memory of a copy of the weights where the precision is the model's own.
-        release: free each weight of the model's linear layers and of the decoder once it is packed. The models are of
-            no other use then.
-        graph: on a GPU draw by captured graphs.
+        pack: on the CPU keep linear weights packed for oneDNN: faster, and an image does not depend on its batch;
+            if the precision is the model's own, this takes memory for a copy of the weights.
+        release: free each weight of the model's linear layers and of the decoder once it is packed. The models are
+            unusable for anything else then.
+        graph: on a GPU sample by captured graphs.
     """
 
     def __init__(
@@ -79,7 +79,7 @@ class Engine:
         self.builds = 0  # how often weights were packed
 
     def __getstate__(self) -> dict[str, Any]:
-        """For copies and pickles: packed weights stay behind and are made anew."""
+        """For copies and pickles: packed weights are left out and rebuilt."""
         if self.released:
             raise TypeError("an engine that has released the model's weights cannot be copied or pickled")
         kept = {name: value for name, value in self.__dict__.items() if name != "_lock"}
@@ -94,12 +94,12 @@ class Engine:
         return self.release and self.builds > 0
 
     def refresh(self) -> None:
-        """Packs the weights anew at the next call: after changes that leave no trace, see `Watch`."""
+        """Repacks the weights at the next call; needed after changes that torch does not record, see `Watch`."""
         if not self.released:
             self._parts = None
 
     def parts(self) -> Parts:
-        """The models as they are executed, of their present weights: made once for all threads."""
+        """The models as executed, with their current weights; built once for all threads."""
         with self._lock:
             return self._present_parts()
 
@@ -111,20 +111,20 @@ class Engine:
             raise RuntimeError(
                 "the model's weights were released before all were packed: load the model again"
             )
-        self._parts = None  # the old ones go before the new ones come
+        self._parts = None  # free the old ones before building the new ones
         check_forward(self.var)
         self.builds += 1
         unused = (self.vae.encoder, self.vae.quant_conv)
         self._watch = None if self.release else Watch((self.var, self.vae), without=unused)
         execution = Execution(self.precision, pack=self.pack, free=self.release)
-        # ordinary tensors serve calls in inference mode and out of it
+        # ordinary tensors work inside and outside inference mode
         with torch.inference_mode(False), torch.no_grad(), _no_autocast(self.device):
             var = execution.copy(self.var)
             vae = execution.copy(self.vae, without=("encoder", "quant_conv", "quantize"))
             together = put_together(var.readers_of_condition(), self.var.readers_of_condition())
             known = execution.only_known
             parts = Parts(var, vae, var.positions(), self.precision.dtype, together, known)
-            if known:  # decoding no images lays each convolution out for the maps that it gets
+            if known:  # decoding zero images packs each convolution for its map size
                 side = self.schedule.side
                 parts.decode(torch.empty(0, var.Cvae, side, side, dtype=torch.float32, device=self.device))
         self._parts = parts
@@ -132,8 +132,8 @@ class Engine:
 
     @property
     def graphs(self) -> Graphs | None:
-        """The captured samplings, made when first asked for. On a CPU nobody asks, so that an engine is in no circle of
-        references and its weights go with it."""
+        """The captured graphs, created at first use. Never on a CPU, where an engine thus has no reference cycle and
+        its weights are freed with it."""
         if self._graph and self._graphs is None:
             self._graphs = Graphs(self)
         return self._graphs
@@ -149,27 +149,27 @@ class Engine:
         return self.vae.quantize.embedding.weight.detach().float()
 
     def draw(self, call: Call) -> tuple[Tensor, Tensor]:
-        """One batch: images (B, 3, S, S) float32 in [0, 1] and tokens (B, L) int64, both ordinary tensors that last.
+        """One batch: images (B, 3, S, S) float32 in [0, 1] and tokens (B, L) int64, ordinary tensors, the caller's.
 
-        On a GPU from the second of its kind on as a captured graph; always eagerly with an edit that is no dataclass,
-        or with hooks, patches or parts of a user, whose Python a graph would not run again.
+        On a GPU a captured graph runs from the second call of a kind on. An edit that is not a dataclass, and user
+        hooks, patches or modules, always run eagerly: a graph would not run their Python again.
 
         Raises:
-            ValueError: logits had NaN or no finite value; on a GPU too this comes after the call, which waits for it.
+            ValueError: logits had NaN or no finite value; checked after sampling, on a GPU with a host sync.
         """
         if self._captures(call) and self.graphs:
             images, tokens = self.graphs.sample(call)
         else:
-            with torch.inference_mode():  # its calls are cheaper than under no_grad
+            with torch.inference_mode():  # cheaper per call than no_grad
                 images, tokens = self.sample(call, draw_from(call.randomness, call.options, self.codebook))
-            images, tokens = images.clone(), tokens.clone()  # of use outside inference mode
+            images, tokens = images.clone(), tokens.clone()  # usable outside inference mode
         check_drawn(tokens, self._graphs)
         return images, tokens
 
     def _captures(self, call: Call) -> bool:
         if not call.labels.is_cuda or not len(call) or not (call.edit is None or is_dataclass(call.edit)):
             return False
-        # the reference looks at the device
+        # the reference has a host sync
         return backend.use_native("sample_tokens", "cuda") and self.parts().only_known
 
     def sample(
@@ -189,9 +189,9 @@ class Engine:
         """f_hat (B, Cvae, P, P) float32 after each scale; the last one is the result.
 
         Args:
-            call: what to draw; its randomness is the draw's.
-            draw: makes codes of logits.
-            cfg: guidance at each scale in the place of that of the options: numbers, tensors (B,), or one (K, B).
+            call: the request; `draw` holds its randomness.
+            draw: turns logits into codes.
+            cfg: guidance per scale, overrides the options: numbers, tensors (B,), or one (K, B).
         """
         labels, options, conditions = call.labels, call.options, call.conditions
         guidance, guided_scales = options.cfg if cfg is None else cfg, options.guided_scales
@@ -213,8 +213,8 @@ class Engine:
             shape = (batch, self.var.Cvae, schedule.side, schedule.side)
             f_hat = torch.zeros(shape, dtype=torch.float32, device=self.device)
             for k, side in enumerate(schedule.patch_nums):
-                with _no_autocast(self.device):  # not around the yield: there the caller's holds
-                    if k == guided_scales and rows > batch:  # the unconditional half has served
+                with _no_autocast(self.device):  # not around the yield, where the caller's mode applies
+                    if k == guided_scales and rows > batch:  # the unconditional half is no longer needed
                         rows, x, cache, cond = batch, x[:batch], cache[:, :, :batch], cond[:batch]
                         modulations = [tuple(vector[:batch] for vector in m) for m in modulations]
                         head = tuple(vector[:batch] for vector in head)
@@ -246,24 +246,24 @@ class Engine:
     ) -> tuple[Tensor, Guidance]:
         """Logits (B, l, V) and None, or of both halves (2B, l, V) and the guidance still to be applied."""
         exact = not self.precision.mixes_hidden or not getattr(head, "affine", False)
-        # unpacked float32 products of half the rows round otherwise than the published ones
+        # unpacked float32 matmuls with half the rows round differently from the published ones
         if t is None or (isinstance(t, float) and t == 0 and (self.pack or not exact)):
             return head(hidden[:batch]), None
-        # a GPU reads the head's weights once for both halves, and the draw's kernel mixes their logits on the way
+        # on a GPU one matmul serves both halves, and the sampling kernel mixes their logits
         if exact or isinstance(t, Tensor) or on_gpu(hidden):
             return head(hidden), t
         cond, uncond = hidden.detach().split(batch)
         return head(torch.lerp(uncond, cond, 1 + t)), None  # guidance commutes with a linear head
 
     def decode(self, f_hat: Tensor) -> Tensor:
-        """Images (B, 3, S, S) float32 in [0, 1]; on the CPU one after the other, where more at once are no faster."""
+        """Images (B, 3, S, S) float32 in [0, 1]; on the CPU one by one, where batches are no faster."""
         parts = self.parts()
         size = 1 if f_hat.device.type == "cpu" else DECODED_AT_ONCE
         side = self.vae.image_size
         images = f_hat.new_full((len(f_hat), 3, side, side), 0.5)
         with _no_autocast(self.device):
             for chunk, target in zip(f_hat.split(size), images.split(size), strict=True):
-                # summed in float32: 8 bits hold images in [-1, 1] twice as finely as bfloat16 does
+                # added in float32: 8-bit pixels resolve [-1, 1] twice as finely as bfloat16
                 target.add_(parts.decode(chunk), alpha=0.5)
         return images
 

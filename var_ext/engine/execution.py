@@ -1,13 +1,12 @@
-"""A model as it is executed: a copy of its modules that shares what it can, with the layers inside cast, packed or in
-8 bits.
+"""A model as executed: a copy of its modules that shares what it can, with its layers cast, packed or in 8 bits.
 
-The copy has the same classes, so the forward methods of `var_ext.models` run, and what a user changed takes effect:
+The copy has the same classes, so the forward methods of `var_ext.models` run, and user changes take effect:
 
 - hooks, attributes and methods are the model's own;
-- a layer with hooks, of another class or with a forward of its own is called as it is;
-- so is a part whose forward is not of `var_ext.models`, with all inside it: in the precision of its own weights.
+- a layer with hooks, of another class or with its own forward is called as it is;
+- so is a module whose forward is not from `var_ext.models`, with all inside it: in the precision of its own weights.
 
-What a user's code writes to `self` while it draws stays in the copy.
+What user code writes to `self` during sampling stays in the copy.
 """
 
 from __future__ import annotations
@@ -28,27 +27,27 @@ from var_ext.models.vqvae import Upsample
 
 
 class Execution:
-    """How modules become what is run.
+    """Turns modules into what is run.
 
     Args:
-        precision: of all layers, and of parameters beside them.
-        pack: on the CPU keep weights laid out for oneDNN.
-        free: let go of a module's own weight once there is a copy.
+        precision: of all layers and other parameters.
+        pack: on the CPU keep weights packed for oneDNN.
+        free: free a module's own weight once there is a copy.
     """
 
     def __init__(self, precision: Precision, *, pack: bool, free: bool) -> None:
         self.precision = precision
         self._pack, self._free = pack, free
-        self.only_known = True  # no code of a user in what was made
+        self.only_known = True  # no user code in the copy
         self._convolution = partial(convolution, precision=precision, pack=pack, free=free)
         self._upsampling = partial(upsampling, precision=precision, pack=pack, free=free)
 
     def of(self, module: Any, *, quantizable: bool = False, own: bool = False) -> Any:
-        """What stands for a module.
+        """The replacement of a module.
 
         Args:
             quantizable: its linear layers may be run in 8 bits.
-            own: it keeps the precision of its weights.
+            own: keep the precision of its weights.
         """
         if module is None:
             return None
@@ -69,7 +68,7 @@ class Execution:
         return Called(module, self.precision.dtype)
 
     def copy(self, module: nn.Module, *, without: tuple[str, ...] = (), quantizable: bool = False) -> Any:
-        """A module of the same class with copies of what is in it; those named in `without` stay."""
+        """A module of the same class with copies of its children; those named in `without` are shared."""
         twin = object.__new__(type(module))
         attributes = twin.__dict__
         attributes.update(module.__dict__, training=False, runs_in=self.precision.dtype)
@@ -103,11 +102,11 @@ class Execution:
 
 
 def _is_known(module: nn.Module) -> bool:
-    """Whether a copy of it, with its parameters cast, does the same: forward is that of `var_ext.models` or torch, or
-    there is none, as in a container."""
+    """Whether a copy with cast parameters computes the same: forward is from `var_ext.models` or torch, or there is
+    none, as in a container."""
     if "forward" in module.__dict__:
         return False
-    if isinstance(module, nn.Linear | nn.Conv2d):  # with hooks, else it would have been plain
+    if isinstance(module, nn.Linear | nn.Conv2d):  # has hooks, else it would be plain
         return False
     kind = type(module)
     if kind.forward is nn.Module.forward:  # a container

@@ -1,7 +1,7 @@
-"""A whole sampling, decoder included, as one CUDA graph: at small batches launches would take longer than kernels.
+"""A whole sampling run, decoder included, as one CUDA graph: at small batches launches take longer than kernels.
 
-What changes between calls lies in device memory: labels, seeds or the state of a generator, what an edit keeps, and
-cfg, top_k and top_p of every scale. All else makes a graph of its own; see `Graphs._kind`.
+What changes between calls is in device memory: labels, seeds or the state of a generator, what an edit keeps, and
+cfg, top_k and top_p of every scale. Any other difference needs its own graph; see `Graphs._kind`.
 """
 
 from __future__ import annotations
@@ -26,22 +26,22 @@ Outputs = tuple[Tensor, Tensor]  # images, tokens
 Run = Callable[[], Outputs]
 Capture = Callable[[Run, Sequence[torch.Generator]], tuple[Callable[[], None], Outputs]]
 
-KEPT = 4  # kinds of samplings at a time: each graph holds the memory of its own
-UNDRAWN = -2  # stands for tokens before a replay: any that are left were not drawn
+KEPT = 4  # graphs kept at a time: each holds its own memory
+UNDRAWN = -2  # fills tokens before a replay: any left over were not drawn
 
 
 def capture_cuda_graph(run: Run, generators: Sequence[torch.Generator]) -> tuple[Callable[[], None], Outputs]:
-    """Captures `run` on the current stream; returns what replays it, and the memory that its results lie in.
+    """Captures `run` on the current stream; returns the replay function and the memory of its results.
 
     Args:
-        run: has run on this stream before: libraries choose their algorithms outside a capture.
-        generators: what it draws from, besides torch's global one.
+        run: has already run on this stream, since libraries choose algorithms outside a capture.
+        generators: those it uses besides torch's global one.
     """
     graph = torch.cuda.CUDAGraph()
     for generator in generators:
         graph.register_generator_state(generator)
     # Without `stream` torch takes one for the whole process, on the device that captured first: on another device the
-    # graph would record nothing. Other threads may allocate meanwhile.
+    # graph would record nothing. Other threads may allocate during a capture.
     here = torch.cuda.current_stream()
     with torch.cuda.graph(graph, stream=here, capture_error_mode="thread_local"):
         outputs = run()
@@ -50,7 +50,7 @@ def capture_cuda_graph(run: Run, generators: Sequence[torch.Generator]) -> tuple
 
 @dataclass
 class Inputs:
-    """The memory that a sampling reads: labels (B,), seeds (B,) or a generator, values by scale and image (K, B)."""
+    """The inputs of a captured run: labels (B,), seeds (B,) or a generator, values by scale and image (K, B)."""
 
     labels: Tensor
     randomness: Randomness
@@ -59,13 +59,13 @@ class Inputs:
     cfg: Tensor
     top_k: Tensor
     top_p: Tensor
-    filled: Options | None = None  # whose values the tables hold
+    filled: Options | None = None  # its values are in the tables
 
     @classmethod
     def like(cls, call: Call) -> Inputs:
-        """Memory for calls like this one, not yet filled."""
+        """Uninitialised inputs for calls like this one."""
         labels, randomness, options, edit = call.labels, call.randomness, call.options, call.edit
-        with torch.inference_mode(False):  # to be filled in inference mode and out of it
+        with torch.inference_mode(False):  # writable inside and outside inference mode
             each = torch.zeros(len(labels), dtype=torch.int64, device=labels.device)
             table = torch.zeros(len(options.schedule), len(labels), dtype=torch.float64, device=labels.device)
             own = randomness
@@ -101,7 +101,7 @@ class Inputs:
             self.filled = options
 
     def give_back(self, randomness: Randomness) -> None:
-        """Moves the caller's generator on, as if it had been drawn from."""
+        """Advances the caller's generator as if it had been used."""
         _pass_state(self.randomness, randomness)
 
 
@@ -120,7 +120,7 @@ def _tensors_of(edit: Edit | None) -> dict[str, Tensor]:
 
 @dataclass
 class Case:
-    """Samplings of one kind: eager the first time, which warms libraries up; captured the second time; replayed."""
+    """Calls of one kind: the first runs eagerly (warm-up), the second is captured, later ones are replayed."""
 
     inputs: Inputs
     run: Run
@@ -129,10 +129,10 @@ class Case:
     outputs: Outputs | None = None
 
     def drawn(self, capture: Capture) -> Outputs:
-        """Draws with the values that the inputs hold now."""
+        """Samples with the current values of the inputs."""
         if not self.seen:
             outputs = self.run()
-            self.seen = True  # not before: a capture needs a run that came to its end
+            self.seen = True  # only now: a capture needs a completed run
             return outputs
         if self.replay is None or self.outputs is None:
             own = self.inputs.randomness
@@ -143,31 +143,31 @@ class Case:
 
 
 class Graphs:
-    """The samplings of an engine, as graphs from the second of each kind on.
+    """Runs an engine's calls, as graphs from the second of each kind on.
 
     Threads may share it: they take turns on a device.
 
     Args:
         engine: on a GPU.
-        capture: makes a graph of a function without arguments; another one for tests.
+        capture: captures a function without arguments; tests pass a stand-in.
     """
 
     def __init__(self, engine: Engine, capture: Capture = capture_cuda_graph) -> None:
         self.engine, self.capture = engine, capture
         self._cases: OrderedDict[tuple[Any, ...], Case] = OrderedDict()
-        self._weights = 0  # the engine's build that they belong to
+        self._weights = 0  # the engine's build that the graphs belong to
 
     def __getstate__(self) -> dict[str, Any]:
-        """For copies and pickles: graphs stay behind."""
+        """For copies and pickles: graphs are left out."""
         return {**self.__dict__, "_cases": OrderedDict()}
 
     def clear(self) -> None:
-        """Lets go of all graphs and their memory."""
+        """Frees all graphs and their memory."""
         with lane_of(self.engine.device).taken():
             self._cases.clear()
 
     def sample(self, call: Call) -> Outputs:
-        """As `Engine.sample`: images (B, 3, S, S), tokens (B, L); copies that last.
+        """As `Engine.sample`: images (B, 3, S, S), tokens (B, L); copies owned by the caller.
 
         An edit must be a dataclass: its tensors, and conditions, may change from call to call.
         """
@@ -180,7 +180,7 @@ class Graphs:
 
     def _case(self, call: Call) -> Case:
         self.engine.parts()
-        if self._weights != self.engine.builds:  # the graphs read memory that is gone
+        if self._weights != self.engine.builds:  # the graphs read freed memory
             self._cases.clear()
             self._weights = self.engine.builds
         kind = self._kind(call)
@@ -193,7 +193,7 @@ class Graphs:
         return self._cases[kind]
 
     def _kind(self, call: Call) -> tuple[Any, ...]:
-        """All that a captured graph depends on: whatever the inputs do not hold."""
+        """All that a captured graph depends on besides its inputs."""
         options, tables = call.options, reads_table(call.randomness, call.options)
         fixed = [(f.name, getattr(options, f.name)) for f in fields(options) if f.name not in tables]
         of_edit, of_model = _fields_of(call.edit).items(), call.conditions.items()

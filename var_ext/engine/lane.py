@@ -1,4 +1,4 @@
-"""Where the samplings of a GPU run: one stream a device, and one thread at a time."""
+"""Where sampling runs on a GPU: one stream per device, one thread at a time."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from torch import Tensor
 class Lane:
     """A stream for warm-up, capture and replay on one device, and the lock that goes with it.
 
-    The stream is made once and kept: cuBLAS keeps a workspace for each stream that it has worked on.
+    The stream is kept, because cuBLAS keeps a workspace for each stream it has used.
     """
 
     def __init__(self, device: torch.device) -> None:
@@ -22,9 +22,9 @@ class Lane:
 
     @contextmanager
     def taken(self) -> Iterator[Callable[[Tensor], Tensor]]:
-        """Makes device and stream current, ordered after what the caller's stream did and before what it does next.
+        """Makes device and stream current, ordered after the caller's earlier work and before its later work.
 
-        Yields a function that copies a result for the caller. On other devices than GPUs there is only the lock.
+        Yields a function that copies a result for the caller. On other devices it only takes the lock.
         """
         with self._lock:
             if self.device.type != "cuda":
@@ -37,7 +37,7 @@ class Lane:
 
                 def copied(result: Tensor) -> Tensor:
                     copy = _copy(result)
-                    copy.record_stream(callers)  # reused only after what the caller does with it
+                    copy.record_stream(callers)  # memory is reused only after the caller's use of it
                     return copy
 
                 try:
@@ -48,7 +48,7 @@ class Lane:
 
 
 def _copy(result: Tensor) -> Tensor:
-    with torch.inference_mode(False), torch.no_grad():  # an ordinary tensor, of use outside inference mode
+    with torch.inference_mode(False), torch.no_grad():  # an ordinary tensor, usable outside inference mode
         return result.clone()
 
 

@@ -1,8 +1,8 @@
-"""Linear layers and convolutions with weights cast, packed or quantized once. The products are torch's own: oneDNN,
-cuBLAS, cuDNN.
+"""Linear layers and convolutions with weights cast, packed or quantized once. Matmuls and convolutions are torch's own:
+oneDNN, cuBLAS, cuDNN.
 
-Packed layers add up in an order that does not depend on how many rows there are, so an image does not depend on its
-batch. Unpacked float32 ones differ in the last bits between few and many rows.
+Packed layers sum in an order that does not depend on the number of rows, so an image does not depend on its batch.
+Unpacked float32 layers differ in the last bits between few and many rows.
 """
 
 from __future__ import annotations
@@ -20,12 +20,12 @@ from var_ext.models.modules import upsampling_taps
 
 Run = Callable[[Tensor, Tensor | None], Tensor]  # of an input and a bias
 
-ROWS = 64  # for which oneDNN is asked to lay out weights; with any other number the layout is the same
+ROWS = 64  # for which oneDNN packs weights; the layout is the same for any number
 
 
 class Layer(Protocol):
-    """What stands for a linear layer or a convolution; its output is new memory. `gelu` is of linear layers alone,
-    `without_bias` of convolutions."""
+    """Replaces a linear layer or a convolution; its output is new memory. Only linear layers have `gelu`, only
+    convolutions `without_bias`."""
 
     dtype: torch.dtype
 
@@ -37,7 +37,7 @@ class Layer(Protocol):
 class Dense:
     """A linear layer (..., N) -> (..., M) with its weight cast."""
 
-    affine = True  # a mixture of inputs gives the mixture of outputs
+    affine = True  # linear: mixing inputs mixes outputs
 
     def __init__(self, weight: Tensor, bias: Tensor | None, dtype: torch.dtype) -> None:
         self.bias, self.dtype = bias, dtype
@@ -47,7 +47,7 @@ class Dense:
         return self.product(x.to(self.dtype), self.bias)
 
     def gelu(self, x: Tensor) -> Tensor:
-        """GELU (tanh) of it: the bias goes with the activation, on a GPU in 16 bits into the product."""
+        """GELU (tanh) of the output: the bias is added with the activation, on a GPU in 16 bits inside the matmul."""
         x = x.to(self.dtype)
         if self.bias is not None and _fuses_gelu(self.weight):
             y = _torch.addmm_gelu(self.bias, x.flatten(0, -2), self.weight.t(), use_gelu=True)
@@ -61,13 +61,13 @@ class Dense:
 
 
 def _product(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
-    if x.ndim > 2 and on_gpu(weight):  # of more axes torch may add the bias apart
+    if x.ndim > 2 and on_gpu(weight):  # with more axes torch may add the bias separately
         return F.linear(x.flatten(0, -2), weight, bias).unflatten(0, x.shape[:-1])
     return F.linear(x, weight, bias)
 
 
 def on_gpu(tensor: Tensor) -> bool:
-    """Whether layers run where a launch has its price."""
+    """Whether layers run where kernel launches are costly."""
     return tensor.is_cuda
 
 
@@ -79,7 +79,7 @@ def _fuses_gelu(weight: Tensor) -> bool:
 
 
 class PackedLinear(Dense):
-    """oneDNN's product with a weight (M, N) that lies in memory as its kernel reads it."""
+    """oneDNN's matmul with a weight (M, N) packed for its kernel."""
 
     def __init__(self, weight: Tensor, bias: Tensor | None, dtype: torch.dtype) -> None:
         packed = _torch.reorder_linear_weight(weight.contiguous(), ROWS)
@@ -87,13 +87,13 @@ class PackedLinear(Dense):
 
     def product(self, x: Tensor, bias: Tensor | None) -> Tensor:
         if x.numel() == x.shape[-1] and x.dtype == torch.float32:
-            # one row takes another kernel with other sums
+            # one row uses another kernel, which sums differently
             return self.product(x.expand(2, *x.shape), bias)[0]
         return _torch.linear_pointwise(x, self.weight, bias, "none", [], "")
 
 
 class Int8Linear(Dense):
-    """oneDNN's product of 8-bit integers: a scale for each row of the weight (M, N), and for each token."""
+    """oneDNN's matmul of 8-bit integers: one scale per row of the weight (M, N), and per token."""
 
     def __init__(self, weight: Tensor, bias: Tensor | None, dtype: torch.dtype) -> None:
         weight = weight.float()
@@ -120,7 +120,7 @@ class Int8Linear(Dense):
             [],
             "",
         )
-        scale = scale.to(self.dtype)  # exact: scales are bfloat16 numbers
+        scale = scale.to(self.dtype)  # exact: scales are representable in bfloat16
         return y.mul_(scale) if bias is None else torch.addcmul(bias, y, scale, out=y)
 
 
@@ -130,9 +130,9 @@ def linear(
     """A plain `nn.Linear` in `precision`.
 
     Args:
-        pack: keep a copy of the weight laid out for oneDNN (CPU); else use the weight, cast if need be.
-        free: let go of the module's own weight once there is a copy.
-        int8: let it be quantized if the precision says so.
+        pack: keep a copy of the weight packed for oneDNN (CPU); else use the weight, cast if needed.
+        free: free the module's own weight once there is a copy.
+        int8: allow quantization if the precision asks for it.
     """
     weight, bias = _own_weight(module), _bias(module, precision)
     layer: Dense
@@ -168,12 +168,12 @@ def _has_packed_layers(dtype: torch.dtype) -> bool:
 
 
 class Sized:
-    """A convolution that is laid out for the maps that it meets first; others work as well.
+    """A convolution packed for the size of its first input; other sizes work as well.
 
-    Its output is memory of its own, which the caller may write.
+    Its output is new memory, which the caller may write.
 
     Args:
-        lay_out: makes it for maps of H = W = `side`.
+        lay_out: packs it for feature maps of H = W = `side`.
     """
 
     output_is_new = True
@@ -186,22 +186,22 @@ class Sized:
         return self._output(x, self.bias)
 
     def without_bias(self, x: Tensor) -> tuple[Tensor, Tensor | None]:
-        """Its output (B, C', H', W') before the bias (C',) is added; all of it and None where that costs nothing."""
+        """Its output (B, C', H', W') before the bias, and the bias (C',); or all of it and None where that is free."""
         if self.bias is None or not adds_bias_apart(x):
             return self(x), None
         return self._output(x, None), self.bias
 
     def _output(self, x: Tensor, bias: Tensor | None) -> Tensor:
         if self._run is None:
-            with torch.inference_mode(False), torch.no_grad():  # of use in inference mode and out of it
+            with torch.inference_mode(False), torch.no_grad():  # usable inside and outside inference mode
                 self._run = self._lay_out(x.shape[-1])
         return self._run(x if x.dtype == self.dtype else x.to(self.dtype), bias)
 
 
 def adds_bias_apart(x: Tensor) -> bool:
-    """Whether the bias of a convolution of x is a pass over memory: it is after cuDNN; oneDNN adds it on the way.
+    """Whether adding a convolution's bias takes a separate pass over memory: with cuDNN it does, oneDNN fuses it.
 
-    What adds it instead has no gradient.
+    The fused replacement has no gradient.
     """
     return x.is_cuda and not (torch.is_grad_enabled() and x.requires_grad)
 
@@ -209,7 +209,7 @@ def adds_bias_apart(x: Tensor) -> bool:
 def convolution(module: nn.Conv2d, *, precision: Precision, pack: bool, free: bool) -> Layer:
     """A plain `nn.Conv2d` in `precision`, channels last; `pack` and `free` as for `linear`.
 
-    On a GPU one that looks at single pixels is a linear layer over the channels, which adds the bias itself.
+    On a GPU a 1x1 convolution is a linear layer over the channels, which adds the bias itself.
     """
     dtype = precision.dtype
     geometry: Any = (module.padding, module.stride, module.dilation, module.groups)
@@ -220,7 +220,7 @@ def convolution(module: nn.Conv2d, *, precision: Precision, pack: bool, free: bo
         own = _own_weight(module)
         weight, where = own.to(dtype), own.device.type
         packs = pack and where == "cpu" and _has_packed_layers(dtype)
-        if packs or where == "cuda":  # cuDNN would bring it to this layout at each call
+        if packs or where == "cuda":  # else cuDNN would convert it at each call
             weight = weight.contiguous(memory_format=torch.channels_last)
         run: Run
         if packs:
@@ -241,14 +241,14 @@ def convolution(module: nn.Conv2d, *, precision: Precision, pack: bool, free: bo
 
 
 def upsampling(module: nn.Conv2d, *, precision: Precision, pack: bool, free: bool) -> Layer:
-    """Nearest-neighbour x2 and a plain 3x3 convolution as one transposed 4x4 convolution: 16 of 36 products.
+    """Nearest-neighbour x2 and a plain 3x3 convolution as one transposed 4x4 convolution: 16 of 36 multiplications.
 
     Args:
-        pack, free: as for `linear`; without `pack` taps are added up at each call, and no copy stays.
+        pack, free: as for `linear`; without `pack` taps are summed at each call and no copy is kept.
     """
     dtype = precision.dtype
 
-    def taps() -> Tensor:  # (C_in, C_out, 4, 4), added up in float32
+    def taps() -> Tensor:  # (C_in, C_out, 4, 4), summed in float32
         spread = upsampling_taps(_own_weight(module).float())
         layout = torch.channels_last if spread.is_cuda else torch.contiguous_format
         return spread.to(dtype).clone(memory_format=layout)

@@ -10,11 +10,11 @@ import torch
 
 from var_ext.engine.precision import Precision
 
-LARGEST_BATCH = 64  # of a choice made here: products are as fast as they get well before it
+LARGEST_BATCH = 64  # chosen here: matmuls saturate at smaller batches
 
 
 def bytes_per_image(var: Any, precision: Precision) -> int:
-    """What one more image with guidance takes while it is drawn; counted, and measured to be within a fifth."""
+    """Bytes that one more image with guidance needs while sampling; counted, and measured to be within a fifth."""
     schedule, size = var.schedule, precision.dtype.itemsize
     cache = 2 * var.depth * schedule.num_tokens * var.C  # keys and values
     hidden = round(var.C * (4 + 3 + 2 * 4))  # the stream, a branch, qkv, the feed-forward layer twice
@@ -22,20 +22,20 @@ def bytes_per_image(var: Any, precision: Precision) -> int:
     vae = var.vae_proxy[0]
     features, pixels = var.Cvae * schedule.side**2, 3 * vae.image_size**2
     bytes_ = size * 2 * (cache + last * hidden) + 4 * (2 * last * var.V + 4 * features + 2 * pixels)
-    if var.pos_1LC.is_cuda:  # decoded many at once there: four maps of full size
+    if var.pos_1LC.is_cuda:  # decoded as a batch there: four full-size feature maps
         bytes_ += size * 4 * vae.decoder.norm_out.num_channels * vae.image_size**2
     return bytes_
 
 
 def out_of_memory(error: RuntimeError) -> bool:
-    """Whether that is what happened: for the CPU torch has no class of its own."""
+    """Whether memory ran out; on the CPU torch has no error class for it."""
     return isinstance(error, torch.OutOfMemoryError) or "not enough memory" in str(error)
 
 
 def budget(device: torch.device) -> int:
-    """Half of the memory that is free on the device, in bytes."""
+    """Half of the device's free memory, in bytes."""
     if device.type == "cuda":
-        cached = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)  # torch's own, free
+        cached = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)  # by torch
         return (torch.cuda.mem_get_info(device)[0] + cached) // 2
     try:
         lines = Path("/proc/meminfo").read_text().splitlines()
@@ -45,7 +45,7 @@ def budget(device: torch.device) -> int:
 
 
 def batch_for(var: Any, precision: Precision, device: torch.device, memory: int | None) -> int:
-    """How many images to draw at once within `memory` bytes; None: `budget`.
+    """Batch size that fits `memory` bytes; None: `budget`.
 
     Raises:
         ValueError: not even one image fits.

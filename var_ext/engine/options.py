@@ -1,4 +1,4 @@
-"""What a caller may choose for a sampling, scale by scale."""
+"""Sampling options, per scale."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ class Options:
 
     @property
     def guided_scales(self) -> int:
-        """How many of the first scales compute the unconditional half: those up to the last with guidance."""
+        """Number of first scales that compute the unconditional half: up to the last one with guidance."""
         return max((k + 1 for k, t in enumerate(self.cfg) if t != 0), default=0)
 
 
@@ -44,18 +44,18 @@ def options_for(
     cfg_until: int | None = None,
     more_smooth: bool = False,
 ) -> Options:
-    """Spreads single values over the scales.
+    """Expands single values to all scales.
 
     Args:
-        schedule: of the model, K scales.
+        schedule: the model's, K scales.
         cfg: one value is the published ramp, cfg * k / (K - 1) at scale k; K values are taken as they are.
         top_k, top_p, temperature: one value for all scales, or K.
         cfg_until: no guidance from this scale on, and no work for its unconditional half; None: on all.
         more_smooth: see `Options`.
 
     Raises:
-        ValueError: a list has not K values, or a value is out of range.
-        TypeError: a value is no number.
+        ValueError: a list does not have K values, or a value is out of range.
+        TypeError: a value is not a number.
     """
     count = len(schedule)
     cfg, top_k, top_p, temperature = (_plain(value) for value in (cfg, top_k, top_p, temperature))
@@ -85,7 +85,7 @@ def options_for(
 
 
 def _plain(value: Any) -> Any:
-    """Numbers and arrays of NumPy and torch as those of Python."""
+    """NumPy and torch numbers and arrays as Python ones."""
     return value.tolist() if isinstance(value, np.generic | np.ndarray | Tensor) else value
 
 

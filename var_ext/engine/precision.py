@@ -1,4 +1,4 @@
-"""In which arithmetic a sampling runs."""
+"""The precision that sampling runs in."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ NAMES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16, "
 class Precision:
     """Arithmetic of the transformer and the decoder; the quantizer's is always float32.
 
-    `dtype` is that of activations, cache, and of weights where `int8` does not hold them as 8-bit integers.
+    `dtype` is that of activations, cache, and all weights that `int8` does not store as 8-bit integers.
     """
 
     name: str
@@ -24,12 +24,12 @@ class Precision:
 
     @property
     def mixes_hidden(self) -> bool:
-        """Whether the halves of guidance may be mixed before the head, which halves its work but rounds otherwise."""
+        """Whether guidance may be mixed before the head, which halves its work but rounds differently."""
         return self.dtype in (torch.bfloat16, torch.float16)
 
 
 def default_precision(device: torch.device) -> str:
-    """ "bf16" where the device has its arithmetic, else "fp32"."""
+    """ "bf16" where the device supports it, else "fp32"."""
     if device.type == "cuda":
         return "bf16" if torch.cuda.is_bf16_supported(including_emulation=False) else "fp32"
     return "bf16" if torch.cpu.get_capabilities().get("avx512_bf16") else "fp32"
@@ -39,7 +39,7 @@ def named_precision(name: str | torch.dtype, device: torch.device) -> Precision:
     """The precision of this name, or of a dtype.
 
     Raises:
-        ValueError: there is none, or the device has no arithmetic for it.
+        ValueError: the name is unknown, or the device does not support it.
     """
     if isinstance(name, torch.dtype):
         name = next((n for n, dtype in NAMES.items() if dtype == name), str(name).removeprefix("torch."))
@@ -65,7 +65,7 @@ def named_precision(name: str | torch.dtype, device: torch.device) -> Precision:
 
 
 def precision_in_force(weight: torch.Tensor) -> Precision:
-    """That of the surrounding autocast, else of a model's weights."""
+    """The dtype of the surrounding autocast, else of the model's weights."""
     on = weight.device.type
     dtype = torch.get_autocast_dtype(on) if torch.is_autocast_enabled(on) else weight.dtype
     name = next((n for n, known in NAMES.items() if known == dtype), str(dtype).removeprefix("torch."))

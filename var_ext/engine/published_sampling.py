@@ -30,7 +30,7 @@ def published_sample(
     """Images (B, 3, S, S) in [0, 1] and tokens (B, L); arguments as in `VAR.autoregressive_infer_cfg`.
 
     Args:
-        seeds: (B,) integers, a random stream an image instead of one for the batch.
+        seeds: (B,) integers, one random stream per image instead of one for the batch.
 
     Raises:
         ValueError: a label, a seed or an option is out of range, labels or seeds are not (B,), or both g_seed and
@@ -56,8 +56,7 @@ def published_sample(
 
 
 def sample_model(var: VAR, *given: Any, **options: Any) -> tuple[Tensor, Tensor]:
-    """`published_sample` of a model with its weights as they are. On a GPU its engine is kept, with the graphs that it
-    captures."""
+    """`published_sample` in the precision of the model's weights. On a GPU its engine and captured graphs are kept."""
     engine: Engine | None = var.kept_engine
     precision = precision_in_force(var.pos_start)
     if engine is None or engine.precision != precision:
@@ -76,6 +75,6 @@ def _of_batch(name: str, values: Tensor, size: int) -> Tensor:
 
 
 def _seed(g_seed: Any) -> int:
-    """As a generator takes it: a Python integer of 64 bits, with a sign or without."""
+    """A seed as generators take it: a Python integer of 64 bits, signed or unsigned."""
     as_int64("g_seed", g_seed, bits=True)
     return operator.index(g_seed)

@@ -1,4 +1,4 @@
-"""Linear layers that read the same input, as one product: on a GPU a launch costs more than such a layer."""
+"""Fuses linear layers with the same input into one matmul: on a GPU a launch costs more than such a layer."""
 
 from __future__ import annotations
 
@@ -19,29 +19,29 @@ from var_ext.models.modules import is_plain
 
 
 class Member:
-    """SiLU and its linear layer among others of the same input."""
+    """A SiLU and linear layer, fused with others that read the same input."""
 
     def __init__(self, together: Together, silu: nn.Module, layer: Dense, rows: slice) -> None:
         self._together, self._silu, self._layer, self._rows = together, silu, layer, rows
 
     def __call__(self, x: Tensor) -> Tensor:
-        # a copied module shares the hooks of its original, so there may be some by now
+        # a copy shares the hooks of its original, so some may have been added
         whole = self._together.product(x) if is_plain(self._silu, nn.SiLU) else None
         return self._layer(self._silu(x)) if whole is None else whole[..., self._rows]
 
 
 class Together:
-    """The SiLU, and the linear layers after it, of several `nn.Sequential` with copies of weights of their own.
+    """The shared SiLU and fused linear layers of several `nn.Sequential`, each with its own copies of weights.
 
     Args:
-        found: what an engine made of them; they are changed to take their shares.
+        found: the engine's copies of them; changed to take their share of the fused result.
     """
 
     def __init__(self, found: Sequence[nn.Sequential]) -> None:
         dense: list[Dense] = [sequence[1] for sequence in found]  # type: ignore[misc]
         weight, bias = (torch.cat([getattr(d, name) for d in dense]) for name in ("weight", "bias"))
         self._layer = Dense(weight, bias, dense[0].dtype)
-        self._mine = threading.local()  # of a sampling, and threads may share an engine
+        self._mine = threading.local()  # per sampling run; threads may share an engine
         sizes = [len(layer.weight) for layer in dense]
         for sequence, layer, size, end in zip(found, dense, sizes, accumulate(sizes), strict=True):
             rows = slice(end - size, end)
@@ -50,7 +50,7 @@ class Together:
 
     @contextmanager
     def keeping(self) -> Iterator[None]:
-        """Inside, one product serves all that are called with one tensor; it must not change meanwhile."""
+        """Inside, one matmul serves all layers called with the same tensor, which must not change."""
         self._mine.kept = []
         try:
             yield
@@ -58,7 +58,7 @@ class Together:
             self._mine.kept = None
 
     def product(self, x: Tensor) -> Tensor | None:
-        """Of all layers, or None where each computes its own."""
+        """The result for all layers, or None where each computes its own."""
         kept: list[Tensor] | None = getattr(self._mine, "kept", None)
         if kept is None:
             return None
@@ -68,11 +68,10 @@ class Together:
 
 
 def put_together(made: Sequence[Any], originals: Sequence[Any]) -> Together | None:
-    """Puts those together that are SiLU and a linear layer and nothing else, on a GPU, where the engine's weights are
-    copies in any case.
+    """Fuses the modules that are exactly a SiLU and a linear layer; only on a GPU, where weights are copied anyway.
 
     Args:
-        made: what an engine made of `originals`.
+        made: the engine's copies of `originals`.
     """
     pairs = zip(made, originals, strict=True)
     found = [m for m, original in pairs if _is_member(m) and _is_copied(m, original)]
@@ -83,7 +82,7 @@ def put_together(made: Sequence[Any], originals: Sequence[Any]) -> Together | No
 def _is_member(made: Any) -> bool:
     if not is_plain(made, nn.Sequential) or len(made) != 2 or not is_plain(made[0], nn.SiLU):
         return False
-    layer = made[1]  # packed ones are other classes: a CPU's
+    layer = made[1]  # packed layers (CPU) have other classes
     return (
         type(layer) is Dense
         and layer.bias is not None

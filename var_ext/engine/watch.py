@@ -1,4 +1,4 @@
-"""Whether a model still is what it was: asked before every sampling, so the answer has to be quick."""
+"""Detects changes to a model. It is asked before every sampling run, so it must be quick."""
 
 from __future__ import annotations
 
@@ -16,18 +16,18 @@ _changes = attrgetter("changes")
 
 
 class Watch:
-    """Notices that modules changed since it was made.
+    """Detects that modules changed since it was created.
 
     Noticed: parameters and buffers written in place, moved, cast, or replaced; modules replaced, added or removed;
-    hooks; a forward of its own given to a module; attributes of this package's modules. Not noticed: writes through
-    `.data` and under `torch.inference_mode`, of which torch keeps no record; attributes of other modules (`eps`, the
-    scale of an adapter); changes inside attributes that are no tensors.
+    hooks; a patched forward; attributes of this package's modules. Not noticed: writes through `.data` and under
+    `torch.inference_mode`, which torch does not record; attributes of other modules (`eps`, the scale of an adapter);
+    changes inside attributes that are not tensors.
 
-    All comparisons run in C over flat lists made once: a walk over the modules would take longer than many a sampling.
+    All comparisons run in C over flat lists built once: walking the modules can take longer than sampling.
 
     Args:
-        roots: what is watched, with all modules inside.
-        without: modules inside that are left out, with all in them.
+        roots: modules to watch, with all submodules.
+        without: submodules to leave out, with all theirs.
     """
 
     def __init__(self, roots: Sequence[nn.Module], *, without: Sequence[nn.Module] = ()) -> None:
@@ -65,7 +65,7 @@ class Watch:
         )
 
     def unchanged(self) -> bool:
-        """Whether all is as it was."""
+        """Whether nothing changed."""
         owned = list(_values(self._owners))
         return (
             len(owned) == len(self._owned)

@@ -1,4 +1,4 @@
-"""Measured quality: a judge made of real images, and the report it writes about a sampler."""
+"""Measured quality: a judge fitted to real images, and its report on a sampler."""
 
 from var_ext.evaluation.choose import Choice, Trial, choose_sampling
 from var_ext.evaluation.digits import evaluate_digits

@@ -34,7 +34,7 @@ class Trial:
 
 @dataclass(frozen=True)
 class Choice:
-    """The chosen trial, all trials, and the accuracy on real validation images they were held against."""
+    """The chosen trial, all trials, and the accuracy on real validation images they are compared with."""
 
     best: Trial
     trials: tuple[Trial, ...]
@@ -69,8 +69,8 @@ def choose_sampling(
     """Tries settings on the validation split: first every guidance, then top-k and top-p at the best one.
 
     Guidance matters most and is tried with the first top_k and top_p. Every trial draws the same (label,
-    seed) pairs, which makes their differences less noisy. The seeds are not those of `evaluate_digits`, so
-    that the chosen images are not the judged ones.
+    seed) pairs, which makes their differences less noisy. The seeds differ from those of
+    `evaluate_digits`, so that settings are not chosen on the images that are measured.
 
     Args:
         sampler: a model of 10 classes.

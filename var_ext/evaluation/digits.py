@@ -1,4 +1,4 @@
-"""`evaluate_digits`: is what a sampler draws a digit, the asked one, varied as real ones are, and no copy?"""
+"""`evaluate_digits`: are samples the requested digits, as varied as real ones, and not copies?"""
 
 from __future__ import annotations
 
@@ -18,12 +18,12 @@ if TYPE_CHECKING:
 
 
 def settings_of(sampler: Sampler, **given: float | None) -> dict[str, Any]:
-    """The sampling settings in force: the given ones, and the model's recommended ones where None."""
+    """The sampling settings used: the given ones, or the model's recommended ones where None."""
     return {name: sampler.defaults[name] if value is None else value for name, value in given.items()}
 
 
 def check_sampler(sampler: Sampler) -> None:
-    """Raises ValueError unless the sampler draws the ten digits at a size the judge can see."""
+    """Raises ValueError unless the sampler draws the ten digits at a size the judge supports."""
     if sampler.num_classes != CLASSES:
         raise ValueError(f"sampler must have {CLASSES} classes to draw digits, got {sampler.num_classes}")
     if sampler.image_size < SCAN:
@@ -41,10 +41,10 @@ def draw(
     progress: bool = False,
     **settings: Any,
 ) -> Labelled:
-    """Samples of every class, each with a seed of its own: seed, seed + 1, ...
+    """Samples of every class, each with its own seed: seed, seed + 1, ...
 
     Returns:
-        10 * images_per_class grey images and the asked classes.
+        10 * images_per_class grey images and the requested classes.
     """
     labels = torch.arange(CLASSES).repeat_interleave(images_per_class)
     seeds = torch.arange(seed, seed + len(labels))
@@ -118,10 +118,10 @@ def search_copies(
     coded_train: Labelled,
     augmented_train: Iterable[Labelled],
 ) -> tuple[NeighbourTable, NeighbourTable, NeighbourTable]:
-    """Neighbours among training images; among these and augmented ones; and all through the tokenizer.
+    """Neighbours among training images; among these and augmented ones; and with all reconstructed by the tokenizer.
 
-    A model trained on augmented images would copy those, and no copy is better than the tokenizer's
-    reconstruction: hence the two more comparisons.
+    The two extra comparisons catch copies of augmented images, and copies that are only as exact as the
+    tokenizer's reconstruction.
     """
     plain, plain_real = judge.nearest(samples, judge.train), judge.nearest(judge.real, judge.train)
     augmented, augmented_real = plain, plain_real
@@ -155,14 +155,14 @@ def evaluate_digits(
 ) -> DigitsReport:
     """Measures the quality of a sampler of the ten digits against real ones.
 
-    Three questions: a classifier trained on the real training split says whether a sample is the digit that
-    was asked for; the Fréchet distance says whether samples are distributed as real images; the nearest
-    training image and the spread within a class say whether they are copies or all the same.
+    Three questions: a classifier trained on the real training split tells whether a sample is the requested
+    digit; the Fréchet distance, whether samples are distributed like real images; the nearest training image
+    and the spread within a class, whether they are copies or all the same.
 
     Args:
         sampler: a model of 10 classes.
-        images_per_class: samples of each class, at least half of what the real split has of any class.
-        seed: sample i has seed + i; the random halves follow from it too.
+        images_per_class: samples of each class, at least half the real split's count of any class.
+        seed: sample i has seed + i; it seeds the random halves too.
         split: real images to compare with, "test" or "val"; the judge learns from "train" only.
         cfg, top_k, top_p: sampling settings; None is the model's recommended value.
         augment, copies, augment_seed: strength, versions of each image and seed of the augmented images that

@@ -31,8 +31,8 @@ def gaussian(features: Tensor) -> tuple[Tensor, Tensor]:
 def gaussian_distance(mean_a: Tensor, cov_a: Tensor, mean_b: Tensor, cov_b: Tensor) -> float:
     """Squared Fréchet distance of two Gaussians (Dowson and Landau 1982), in float64.
 
-    |m_a - m_b|^2 + tr(S_a + S_b - 2 (S_a^1/2 S_b S_a^1/2)^1/2). The symmetric form needs two symmetric
-    eigen-decompositions only and stays real for rank-deficient covariances, where sqrtm(S_a S_b) does not.
+    |m_a - m_b|^2 + tr(S_a + S_b - 2 (S_a^1/2 S_b S_a^1/2)^1/2). The symmetric form needs only two
+    symmetric eigen-decompositions and stays real for rank-deficient covariances, where sqrtm(S_a S_b) does not.
 
     Args:
         mean_a, mean_b: (D,).
@@ -44,7 +44,7 @@ def gaussian_distance(mean_a: Tensor, cov_a: Tensor, mean_b: Tensor, cov_b: Tens
     overlap = torch.linalg.eigvalsh((inner + inner.T) / 2).clamp_min(0).sqrt().sum()
     shift = (mean_a.double() - mean_b.double()).square().sum()
     distance = shift + cov_a.double().trace() + cov_b.double().trace() - 2 * overlap
-    return float(distance.clamp_min(0))  # rounding alone can go below zero
+    return float(distance.clamp_min(0))  # rounding can make it negative
 
 
 def frechet_distance(a: Tensor, b: Tensor) -> float:
@@ -56,7 +56,7 @@ def frechet_distance(a: Tensor, b: Tensor) -> float:
         a, b: (N, D) and (M, D) floats; N, M >= 2.
 
     Raises:
-        ValueError: shapes that do not fit, too few rows, or values that are not finite.
+        ValueError: shapes that do not match, too few rows, or values that are not finite.
     """
     if a.ndim == 2 and b.ndim == 2 and a.shape[1] != b.shape[1]:
         raise ValueError(

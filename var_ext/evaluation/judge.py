@@ -1,4 +1,4 @@
-"""The judge: real digits, and a classifier and a feature space made of their training split."""
+"""The judge: real digits, with a classifier and a feature space fitted to their training split."""
 
 from __future__ import annotations
 
@@ -48,12 +48,12 @@ def grey(images: Tensor) -> Tensor:
 
 
 def moved(images: Tensor, down: int, right: int) -> Tensor:
-    """(N, S, S) moved by whole pixels, black where nothing moves in."""
+    """(N, S, S) shifted by whole pixels, padded with black."""
     return F.pad(images, (right, -right, down, -down))
 
 
 class DigitsJudge:
-    """Knows the real digits at one image size. Uses the training split for everything it learns.
+    """Judges digits of one image size. Everything is fitted to the training split.
 
     Deterministic: a support vector machine and an eigen-decomposition, no random start, no seed.
 
@@ -80,9 +80,9 @@ class DigitsJudge:
     def _fit_classifier(self) -> None:
         """An RBF machine on 8x8 grey levels: 99% on real test images in a fraction of a second.
 
-        It also sees each training image moved by half a scan pixel, so as not to depend on exact centring.
+        It is also trained on each image shifted by half a scan pixel, so as not to depend on exact centring.
         """
-        from sklearn.svm import SVC  # there, or the digits would not be
+        from sklearn.svm import SVC  # installed, as the digits come from it
 
         step = max(1, self.image_size // (2 * SCAN))
         moves = [(0, 0), (step, 0), (-step, 0), (0, step), (0, -step)]
@@ -105,8 +105,8 @@ class DigitsJudge:
     def features(self, images: Tensor) -> Tensor:
         """The fixed feature space of the Fréchet distance.
 
-        48 principal coordinates of the training pixels, and as the 49th the length of what they leave out:
-        without it noise and blur that no real image has would be projected away and cost nothing.
+        48 principal coordinates of the training pixels, and as the 49th the length of the residual: without
+        it, noise and blur that no real image has would be projected away and cost nothing.
 
         Args:
             images: (N, S, S) grey in [0, 1].

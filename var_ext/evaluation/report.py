@@ -10,16 +10,16 @@ from typing import Any
 class FrechetTable:
     """Squared Fréchet distances to the real split in the judge's fixed feature space.
 
-    The plain figures use all images there are. The estimate is biased upwards for small sets, so each
+    The plain figures use all images. The estimate is biased upwards for small sets, so each
     `*_half` figure compares two sets of the size of half the real split, class by class, averaged over
-    `draws` random draws; only those can be set against `halves`, the distance between the two halves
+    `draws` random draws; only those can be compared with `halves`, the distance between the two halves
     themselves (of which `halves_sd` is the standard deviation over the draws).
     """
 
     samples: float  # all samples against the real split
-    train: float  # all training images against it: what a sampler gets that draws real digits
+    train: float  # all training images against it: what a sampler of real digits would get
     reconstructions: (
-        float  # tokenizer's reconstructions of the split against the split itself, image by image the same
+        float  # tokenizer's reconstructions of the split against the split itself, the same images
     )
     half_size: int
     draws: int
@@ -45,7 +45,7 @@ class NeighbourTable:
     """Pixel L2 (grey in [0, 1], whole image) of samples and of real images to the nearest training image.
 
     `near` is the share of samples below `threshold`, the 1st percentile of the real distances: about 1% if
-    the samples are as new as real images.
+    samples differ from the training set as much as real images.
     """
 
     samples_median: float
@@ -54,7 +54,7 @@ class NeighbourTable:
     near: float
 
     def row(self, name: str) -> tuple[str, str, str, str]:
-        """Two lines of the report in one: medians, and the share that is too near."""
+        """Two report lines in one: medians, and the share that is too near."""
         near = f"{_share(self.near)} below {self.threshold:.2f}"
         return (
             name,
@@ -74,9 +74,9 @@ class DigitsReport:
     num_real: int
     num_samples: int
     seed: int
-    sampling: dict[str, Any]  # cfg, top_k, top_p in force
-    accuracy: float  # share of samples whose predicted class is the asked one
-    class_accuracy: tuple[float, ...]  # the same for each class
+    sampling: dict[str, Any]  # cfg, top_k, top_p used
+    accuracy: float  # share of samples whose predicted class is the requested one
+    class_accuracy: tuple[float, ...]  # the same per class
     real_accuracy: float  # the classifier on the real split
     reconstruction_accuracy: float  # the classifier on its reconstructions
     frechet: FrechetTable
@@ -97,7 +97,7 @@ class DigitsReport:
         return found
 
     def as_markdown(self) -> str:
-        """A table with the samples beside the real images, and what each line means."""
+        """A table comparing samples with real images, and what each line means."""
         f, half = self.frechet, self.frechet.half_size
         settings = ", ".join(f"{name} {value}" for name, value in self.sampling.items())
         worst = min(range(len(self.class_accuracy)), key=lambda c: self.class_accuracy[c])

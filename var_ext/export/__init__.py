@@ -1,4 +1,4 @@
-"""Images on disk, many of them: resumable, the same bytes however often a run is stopped and on however many ranks.
+"""Exports many images to disk: resumable, with the same bytes for any number of interruptions and ranks.
 
 plan.py says which images, destinations.py where they go (a folder of PNGs, or one .npz), run.py draws what is missing.
 """

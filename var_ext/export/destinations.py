@@ -1,7 +1,7 @@
 """Where exported images go: a folder of PNGs, or one .npz as the ADM evaluation suite reads it.
 
-Both hold the same pixels. A file of a part is complete or not trusted: it appears under its name all at once, and its
-length is looked at before it is taken for done.
+Both hold the same pixels. Files of a part are written atomically, and their length is checked
+before they count as done.
 """
 
 from __future__ import annotations
@@ -33,9 +33,9 @@ PNG_START, PNG_END = b"\x89PNG\r\n\x1a\n\0\0\0\rIHDR", b"\0\0\0\0IEND\xaeB`\x82"
 
 
 def to_uint8(images: Tensor) -> Tensor:
-    """(B, 3, S, S) in [0, 1] -> (B, S, S, 3) uint8: 255 times the value, the fraction cut off.
+    """(B, 3, S, S) in [0, 1] -> (B, S, S, 3) uint8: 255 times the value, truncated.
 
-    So does the published code, and figures are compared with its. What lies outside is clipped.
+    As in the published code, so that figures are comparable. Values outside are clipped.
     """
     return images.clamp(0, 1).mul(255).to(uint8).permute(0, 2, 3, 1).contiguous()
 
@@ -56,23 +56,23 @@ class Place(ABC):
 
     @abstractmethod
     def check(self) -> None:
-        """Raises CheckpointError where something else is in the place."""
+        """Raises CheckpointError if something else is in its place."""
 
     @abstractmethod
     def complete(self, part: range) -> bool:
-        """Whether all files of a part are there and whole."""
+        """Whether all files of a part are there and complete."""
 
     @abstractmethod
     def write(self, part: range, pixels: np.ndarray) -> None:
         """Writes a part, pixels (B, S, S, 3) uint8. Raises CheckpointError."""
 
     def finished(self) -> bool:
-        """Whether `finish` has run, and the parts need not be there any more."""
+        """Whether `finish` has run, so that the parts are no longer needed."""
         return False
 
     @abstractmethod
     def finish(self) -> None:
-        """Does what is left when all parts are complete; one rank calls it. Raises CheckpointError."""
+        """Final step after all parts are complete; called by one rank. Raises CheckpointError."""
 
 
 class Folder(Place):
@@ -84,7 +84,7 @@ class Folder(Place):
         self.digits = max(6, len(str(len(plan) - 1)))
 
     def check(self) -> None:
-        # looked at in this order: a rank that is ahead writes plan.json before its first image
+        # checked in this order: a rank that is ahead writes plan.json before its first image
         there = sorted(name for name in _listed(self.path) if not name.startswith("."))
         if there and not os.path.exists(self.plan_file):
             raise CheckpointError(
@@ -115,10 +115,10 @@ class Folder(Place):
 
         def save(index: int) -> None:
             with atomic_write(self.image(index)) as handle:
-                # level 1: compression must not hold up the drawing
+                # level 1: compression must not slow down sampling
                 Image.fromarray(pixels[index - part.start]).save(handle, format="PNG", compress_level=1)
 
-        with ThreadPoolExecutor(min(8, os.cpu_count() or 1)) as pool:  # compression leaves Python's lock
+        with ThreadPoolExecutor(min(8, os.cpu_count() or 1)) as pool:  # compression releases the GIL
             list(pool.map(save, missing))
 
     def finish(self) -> None:
@@ -128,8 +128,8 @@ class Folder(Place):
 class Npz(Place):
     """NAME.npz with `arr_0` (N, S, S, 3) uint8, and NAME.npz.plan.json beside it.
 
-    Until all parts are there they are NAME.npz.parts/000000.npy and so on. The file is put together from them one by
-    one, so memory holds a part; the disk holds the images twice for that while.
+    Until all parts are there they are NAME.npz.parts/000000.npy and so on. The file is assembled from them one by
+    one, so memory holds one part; meanwhile the disk holds the images twice.
     """
 
     def __init__(self, path: Path, plan: Plan, side: int) -> None:
@@ -166,10 +166,10 @@ class Npz(Place):
     def write(self, part: range, pixels: np.ndarray) -> None:
         with atomic_write(self.part(part)) as handle:
             self._write_header(handle, len(part))
-            handle.write(pixels.reshape(-1).data)  # numpy.save would not tell why a disk refuses
+            handle.write(pixels.reshape(-1).data)  # numpy.save would not report why the disk fails
 
     def finished(self) -> bool:
-        return zipfile.is_zipfile(self.path)  # a file cut short has lost its directory
+        return zipfile.is_zipfile(self.path)  # a truncated file has lost its directory
 
     def finish(self) -> None:
         if not self.finished():
@@ -187,7 +187,7 @@ class Npz(Place):
             log.warning("could not remove %s, which is no longer needed", self.parts)
 
     def _assemble(self) -> None:
-        # no time of day: equal images, equal files
+        # no timestamp: equal images give equal files
         member = zipfile.ZipInfo("arr_0.npy", (1980, 1, 1, 0, 0, 0))
         with (
             atomic_write(self.path) as handle,
@@ -200,7 +200,7 @@ class Npz(Place):
 
 
 def place_of(out: str | os.PathLike[str], plan: Plan, side: int) -> Place:
-    """A name that ends with .npz is a file, all else a folder."""
+    """A name that ends with .npz is a file, any other a folder."""
     path = user_path(out)
     return (Npz if is_npz(out) else Folder)(path, plan, side)
 
@@ -220,7 +220,7 @@ def _listed(folder: Path) -> Sequence[str]:
 
 
 def _remove_remains(folder: Path, pattern: str) -> None:
-    """Removes what writers that were killed left of files with such names (see `atomic_write`).
+    """Removes temporary files that killed writers left for such names (see `atomic_write`).
 
     One that is alive finds the file complete, so this comes after.
     """

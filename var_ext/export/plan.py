@@ -1,4 +1,4 @@
-"""Which images an export draws, and the record of it that a resumed run must agree with."""
+"""The images of an export, and the record of them that a resumed run must match."""
 
 from __future__ import annotations
 
@@ -24,14 +24,14 @@ FORMAT = "var_ext-images/1"
 class Plan:
     """A list of images, cut into parts.
 
-    A part is `batch_size` images that follow each other (the last part: what is left), and is always drawn as one
-    batch, whatever was drawn before and by whichever rank: where logits differ by rounding between batch sizes, as on
-    GPUs, this is what makes a resumed or shared export equal to the byte.
+    A part is `batch_size` consecutive images (the last part: the rest), and is always drawn as one batch, whatever was
+    drawn before and by whichever rank: where logits differ by rounding between batch sizes, as on GPUs, this makes a
+    resumed or shared export equal to the byte.
 
     Args:
-        labels, seeds: one of each an image.
-        options: keywords of `Sampler.stream`, such as cfg, top_k and top_p; the sampler's defaults where left out.
-        batch_size: images a part.
+        labels, seeds: one of each per image.
+        options: keywords of `Sampler.stream`, such as cfg, top_k and top_p; by default the sampler's.
+        batch_size: images per part.
 
     Raises:
         ValueError: labels and seeds differ in number, or batch_size is less than 1.
@@ -63,11 +63,11 @@ class Plan:
         return [range(start, min(start + size, len(self))) for start in range(0, len(self), size)]
 
     def resolved(self, sampler: Sampler) -> dict[str, Any]:
-        """All options, those left out with the sampler's recommended value."""
+        """All options, missing ones with the sampler's recommended value."""
         return {**sampler.defaults, **self.options}
 
     def record(self, sampler: Sampler) -> dict[str, Any]:
-        """What decides the bytes of the images, as JSON values.
+        """Everything that determines the bytes of the images, as JSON values.
 
         Raises:
             ValueError: a label is not one of the sampler's.
@@ -99,9 +99,9 @@ def evaluation_plan(
     batch_size: int = 64,
     **options: Any,
 ) -> Plan:
-    """The plan of the published evaluation: every class equally often, a seed of its own for each image.
+    """The plan of the published evaluation: every class equally often, one seed per image.
 
-    Classes take turns (0, 1, 2, ... and again from 0): the ADM suite computes the Inception Score of each run of 5000
+    Classes alternate (0, 1, 2, ... and again from 0): the ADM suite computes the Inception Score of each run of 5000
     images, and a run of few classes would score low. Image i has the seed `seed` + i.
 
     Args:
@@ -109,7 +109,7 @@ def evaluation_plan(
         per_class: images of each.
         seed: of the first image.
         batch_size: images drawn at once.
-        options: as for `Plan`; left out are cfg 1.5, top_k 900 and top_p 0.96.
+        options: as for `Plan`; defaults: cfg 1.5, top_k 900 and top_p 0.96.
 
     Raises:
         ValueError: per_class is negative, or batch_size less than 1.
@@ -121,7 +121,7 @@ def evaluation_plan(
 
 
 def fingerprint(sampler: Sampler) -> str:
-    """Hash of up to 64 values, evenly spaced, of every entry of both models: tells trainings apart."""
+    """Hash of up to 64 values, evenly spaced, of every entry of both models: distinguishes training runs."""
     digest = hashlib.sha256()
     for model in (sampler.vae, sampler.var):
         for name, entry in model.state_dict().items():
@@ -133,10 +133,10 @@ def fingerprint(sampler: Sampler) -> str:
 
 
 def agree(path: Path, record: Mapping[str, Any]) -> None:
-    """Writes the record to `path`, or holds it against the one that is there.
+    """Writes the record to `path`, or compares it with the existing one.
 
     Raises:
-        CheckpointError: another plan is there, and what differs; or the file cannot be read or written.
+        CheckpointError: another plan is there (says what differs), or the file cannot be read or written.
     """
     if not os.path.exists(path):
         with atomic_write(path) as handle:

@@ -21,8 +21,8 @@ log = logging.getLogger(__name__)
 PATIENCE = 3600.0  # seconds without a new part from other ranks
 LOOK_EVERY = 0.5  # seconds
 
-# What launchers tell a process: its rank, how many there are, and its rank among those of its machine. A job script of
-# SLURM has a rank, too, but no number of tasks of a step: it runs once.
+# Variables that launchers set: the rank, the number of ranks, and the rank on this machine. A SLURM job script has a
+# rank too, but no number of tasks of a step: it runs once.
 LAUNCHERS = (
     ("RANK", "WORLD_SIZE", "LOCAL_RANK"),  # torchrun
     ("OMPI_COMM_WORLD_RANK", "OMPI_COMM_WORLD_SIZE", "OMPI_COMM_WORLD_LOCAL_RANK"),  # mpirun of Open MPI
@@ -40,23 +40,23 @@ def export_images(
 ) -> Path:
     """Write the images of a plan to disk.
 
-    What is there and whole is kept, so a run that was stopped goes on when it is started again, with any number of
-    ranks. With ranks (`rank_and_world`), part i is drawn by rank i modulo their number; they share the folder and need
-    no other connection. Rank 0 returns when all is there, the others when their share is. For which ranks it waits is
-    a warning in the log. The same export twice at once, without ranks, is drawn twice and ends the same.
+    Complete files are kept, so a stopped run resumes when started again, with any number of ranks. With ranks
+    (`rank_and_world`), part i is drawn by rank i modulo their number; they share the folder and need no other
+    connection. Rank 0 returns when everything is done, the others when their share is. A warning in the log names the
+    ranks it waits for. The same export twice at once, without ranks, is drawn twice with the same result.
 
     Args:
         sampler: draws the images.
         plan: which images; see `evaluation_plan`.
         out: NAME.npz, or a folder for PNGs; see `Npz` and `Folder`.
-        progress: show a progress bar, on rank 0; else each part is a line of the log.
+        progress: show a progress bar, on rank 0; else log a line per part.
         patience: seconds that rank 0 waits for the next part of another rank.
 
     Returns:
         The path of `out`.
 
     Raises:
-        CheckpointError: other images are there (says what differs), the disk refuses, or a rank gave up.
+        CheckpointError: other images are there (says what differs), the disk fails, or a rank gave up.
         ValueError: a label or an option is out of range.
     """
     rank, world = rank_and_world()
@@ -107,7 +107,7 @@ def _wait(place: Place, parts: list[range], world: int, patience: float) -> None
         if len(still) < len(left):
             quiet = 0.0
         ranks = sorted({i % world for i in still})
-        if quiet >= patience or ranks == [0]:  # its own parts are written: somebody removed them
+        if quiet >= patience or ranks == [0]:  # its own parts were written: somebody removed them
             raise CheckpointError(
                 f"{place.path} lacks {len(still)} of {len(parts)} parts, of rank {_few(ranks)} of {world}, and none "
                 f"came in {quiet:.0f} s; the same command again, with any number of ranks, draws them"
@@ -129,11 +129,11 @@ def _few(numbers: list[int]) -> str:
 def rank_and_world() -> tuple[int, int]:
     """This process's rank and the number of ranks.
 
-    Those of torch.distributed where it runs, else what the launcher says in the environment: torchrun, mpirun of Open
+    Those of torch.distributed if it is initialised, else of the launcher's environment: torchrun, mpirun of Open
     MPI, or srun of SLURM, see `LAUNCHERS`; else 0 of 1.
 
     Raises:
-        ValueError: the variables are no such pair.
+        ValueError: the variables are not a valid pair.
     """
     if distributed.is_available() and distributed.is_initialized():
         return distributed.get_rank(), distributed.get_world_size()
@@ -145,8 +145,8 @@ def rank_and_world() -> tuple[int, int]:
 
 
 def local_device(device: str) -> str:
-    """For "cuda": the device of this process among those of its machine, by its rank there (see `LAUNCHERS`), or the
-    only one that the launcher lets it see."""
+    """For "cuda": this process's device, by its rank on the machine (see `LAUNCHERS`), or the only one that the
+    launcher makes visible."""
     local = os.environ.get(_launcher()[2], "")
     alone = torch.cuda.device_count() == 1
     return f"cuda:{local}" if device == "cuda" and local.isdecimal() and not alone else device

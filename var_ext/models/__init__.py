@@ -21,7 +21,7 @@ __all__ = ["VAR", "VARHF", "VQVAE", "VQVAEHF", "MultiScaleQuantizer", "VectorQua
 
 
 def __getattr__(name: str) -> Any:
-    """`VARHF` and `VQVAEHF` at first use: the hub's client would more than double the memory that an import takes."""
+    """`VARHF` and `VQVAEHF` at first use: importing the hub's client would more than double the memory of an import."""
     if name not in ("VARHF", "VQVAEHF"):
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
     from var_ext.models import hub_classes

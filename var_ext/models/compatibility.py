@@ -1,6 +1,6 @@
-"""The face of the published code, as far as its scripts look at it: the editing notebook, the trainer, the hub's class.
+"""What scripts of the published code expect: its editing notebook, its trainer, its hub class.
 
-Nothing in this package calls what stands here.
+Nothing in this package calls this module.
 """
 
 from __future__ import annotations
@@ -46,7 +46,7 @@ def gumbel_softmax_with_rng(
 
 
 class Growing:
-    """Attention to all keys and values so far, which are kept: `kv_caching` of the published attention."""
+    """Attention to all keys and values so far, which it caches: `kv_caching` of the published attention."""
 
     def __init__(self) -> None:
         self.k: Tensor | None = None
@@ -62,7 +62,7 @@ class Growing:
 
 
 def _with_room_for(qkv: Tensor, cache: Tensor | None) -> Tensor:
-    """A longer cache (B, L + l, H, D) for qkv (B, l, 3, H, D): new memory, the last l entries not filled."""
+    """A longer cache (B, L + l, H, D) for qkv (B, l, 3, H, D): new memory, the last l entries uninitialised."""
     room = torch.empty_like(qkv[:, :, 0], memory_format=torch.contiguous_format)
     return room if cache is None else torch.cat((cache, room), dim=1)
 
@@ -73,7 +73,7 @@ class PublishedAttention:
     growing: Growing | None = None
 
     def kv_caching(self, enable: bool) -> None:
-        """Begin to keep keys and values, with none so far, or stop."""
+        """Start caching keys and values, from an empty cache, or stop."""
         self.growing = Growing() if enable else None
 
 
@@ -84,7 +84,7 @@ class PublishedBlock:
         """x (B, l, C) -> (B, l, C).
 
         Raises:
-            ValueError: keys and values are not kept, or a mask is given: whole sequences go through `VAR.forward`.
+            ValueError: caching is off, or a mask is given: whole sequences go through `VAR.forward`.
         """
         if attn_bias is not None or self.attn.growing is None:
             raise ValueError(
@@ -100,7 +100,7 @@ class PublishedBlock:
 class PublishedVAR:
     """Attributes of the published class."""
 
-    prog_si = -1  # set by the published trainer; here the length of the input says which scales there are
+    prog_si = -1  # set by the published trainer; here the input length determines the scales
     _rng: torch.Generator | None = None
 
     @property
@@ -130,7 +130,7 @@ class PublishedVAR:
 
     @property
     def uniform_prob(self: Any) -> Tensor:
-        """(1, num_classes) float32, all alike."""
+        """(1, num_classes) float32, uniform."""
         shape = (1, self.num_classes)
         return torch.full(shape, 1 / self.num_classes, dtype=torch.float32, device=self.pos_1LC.device)
 

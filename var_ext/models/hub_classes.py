@@ -16,7 +16,7 @@ class VQVAEHF(VQVAE, PyTorchModelHubMixin):
 
 
 class VARHF(VAR, PyTorchModelHubMixin):
-    """`VAR` that builds its tokenizer itself. As published, the repository holds no weights of that: load them.
+    """`VAR` that builds its tokenizer itself. As published, the repository does not contain its weights: load them.
 
     Args:
         vae_kwargs: arguments of `VQVAE`.

@@ -1,7 +1,7 @@
 """Small modules of both models, and how they call their layers.
 
-A layer is an `nn.Linear` or `nn.Conv2d`, what a user put in its place, or what an engine did: the same weight cast,
-packed or in 8 bits. The functions here take each of them.
+A layer is an `nn.Linear` or `nn.Conv2d`, a user's replacement, or an engine's: the same weight cast, packed or in 8
+bits. The functions here accept all of them.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ _NOTHING = object()
 
 
 class Part(nn.Module):
-    """A part of a model of this package: an engine may run a copy of it, made anew when an attribute is set."""
+    """A module of this package's models: an engine may run a copy of it, rebuilt when an attribute is set."""
 
     quantizable = False  # whether the linear layers inside may be run in 8 bits
     changes = 0  # of attributes so far
@@ -42,7 +42,7 @@ def is_plain(module: Any, kind: type[nn.Module]) -> bool:
 
 
 def dtype_of(layer: Any) -> torch.dtype:
-    """What a layer computes in: an engine's says it, of any other it is that of its parameters."""
+    """The dtype a layer computes in: an engine's layer states it, any other uses that of its parameters."""
     if not isinstance(layer, nn.Module):
         return layer.dtype
     if "runs_in" in layer.__dict__:  # an engine's copy
@@ -51,7 +51,7 @@ def dtype_of(layer: Any) -> torch.dtype:
 
 
 def linear_gelu(layer: Any, x: Tensor) -> Tensor:
-    """GELU (tanh) of a linear layer (..., N) -> (..., M): the bias goes with the activation where it can."""
+    """GELU (tanh) of a linear layer (..., N) -> (..., M): the bias is added with the activation where possible."""
     gelu = None if isinstance(layer, nn.Module) else getattr(type(layer), "gelu", None)
     if gelu is not None:  # an engine's
         return gelu(layer, x)
@@ -62,8 +62,8 @@ def linear_gelu(layer: Any, x: Tensor) -> Tensor:
 
 
 def without_bias(layer: Any, x: Tensor) -> tuple[Tensor, Tensor | None]:
-    """layer(x) still without its bias, and that, where adding it would cost a pass of its own: an engine's convolution
-    on a GPU. Of any other layer all of it, and None."""
+    """layer(x) without its bias, and the bias, where adding it takes a separate pass: an engine's convolution on a GPU.
+    For any other layer the whole output, and None."""
     split = None if isinstance(layer, nn.Module) else getattr(type(layer), "without_bias", None)
     return (layer(x), None) if split is None else split(layer, x)
 
@@ -80,7 +80,7 @@ def norm_silu(norm: nn.GroupNorm, x: Tensor, input_bias: Tensor | None = None) -
 
 
 def plus(layer: Any, h: Tensor, x: Tensor) -> Tensor:
-    """layer(h) + x, in the memory of the output where the layer is an engine's own, which nobody else has seen."""
+    """layer(h) + x; in place if the layer is an engine's, whose output nothing else references."""
     y, bias = without_bias(layer, h)
     if bias is not None:
         return ops.bias_residual(y, x.to(y.dtype), bias, in_place=True)
@@ -99,7 +99,7 @@ def upsampling_taps(weight: Tensor) -> Tensor:
 
 
 class Dropout(nn.Dropout):
-    """`nn.Dropout` with 16 random bits an element on the CPU: torch draws a number for each there, on one thread.
+    """`nn.Dropout` with 16 random bits per element on the CPU, where torch draws a whole number for each on one thread.
 
     The rate is rounded to a multiple of 2^-16.
     """

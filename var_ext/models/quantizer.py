@@ -1,4 +1,4 @@
-"""Multi-scale residual vector quantizer: features in, one token map a scale out (paper, section 3.2, Algorithms 1, 2).
+"""Multi-scale residual vector quantizer: features to one token map per scale (paper, section 3.2, Algorithms 1, 2).
 
 Names of parameters and methods are those of the published checkpoints and code. Shape letters: B batch, C channels of a
 code, P side of the feature grid, p side of a token map, K scales, L tokens, V codes.
@@ -19,7 +19,7 @@ from var_ext import ops
 from var_ext.models.modules import Part
 from var_ext.schedule import SCALES_256, ScaleSchedule
 
-USED_SHARE = 0.08  # a code counts as used above this share of a uniform code's hits
+USED_SHARE = 0.08  # a code counts as used above this share of the hits under uniform use
 
 
 class PhiBank(Part):
@@ -29,15 +29,15 @@ class PhiBank(Part):
         super().__init__()
         count = {0: scales, 1: 1}.get(sharing, sharing)
         convs = [nn.Conv2d(channels, channels, 3, padding=1) for _ in range(count)]
-        if sharing == 0:  # one a scale
+        if sharing == 0:  # one per scale
             for n, conv in enumerate(convs):
                 self.add_module(str(n), conv)
         elif sharing == 1:  # one for all
             self.qresi = convs[0]
-        else:  # a few, each for the scales nearest to its tick
+        else:  # a few, each for the scales nearest its tick
             self.qresi_ls = nn.ModuleList(convs)
         margin = 1 / 3 / count if count == 4 else 1 / 2 / count
-        # NumPy's rounding decides: with ten scales and four phi, scales 2 and 7 lie midway between two ticks
+        # NumPy's rounding breaks ties: with ten scales and four phi, scales 2 and 7 lie midway between two ticks
         self.ticks = np.linspace(margin, 1 - margin, count).tolist()
 
     def convolutions(self) -> list[tuple[Tensor, Tensor]]:
@@ -51,7 +51,7 @@ class PhiBank(Part):
         return torch.stack(weights), torch.stack(biases)
 
     def index_of(self, ratio: float) -> int:
-        """Which convolution scale k takes: the one whose tick is nearest to ratio = k / (K - 1)."""
+        """The convolution of scale k: the one whose tick is nearest to ratio = k / (K - 1)."""
         return min(range(len(self.ticks)), key=lambda n: abs(self.ticks[n] - ratio))
 
     def index(self, schedule: ScaleSchedule) -> list[int]:
@@ -67,14 +67,14 @@ class MultiScaleQuantizer(Part):
         Cvae: C.
         using_znorm: search by cosine similarity instead of squared L2 distance.
         beta: weight of the commitment loss.
-        default_qresi_counts: number of phi with `share_quant_resi=0`; 0 takes one a scale.
+        default_qresi_counts: number of phi with `share_quant_resi=0`; 0 means one per scale.
         v_patch_nums: sides of the K token maps.
         quant_resi: weight of the convolution in phi; 0 leaves phi out.
-        share_quant_resi: 0 for one phi a scale, 1 for one phi in all, n for n phi shared by nearby scales.
+        share_quant_resi: 0 for one phi per scale, 1 for a single phi, n for n phi shared by nearby scales.
     """
 
     ema_vocab_hit_SV: Tensor
-    prog_si = -1  # the published trainer's: tokens of the scales 0..prog_si alone; below 0: of all
+    prog_si = -1  # set by the published trainer: only tokens of scales 0..prog_si; below 0: all
 
     def __init__(
         self,
@@ -159,7 +159,7 @@ class MultiScaleQuantizer(Part):
 
     def _usages(self, features: Tensor) -> list[float]:
         ranks = dist.get_world_size() if dist.is_available() and dist.is_initialized() else 1
-        # as published, the uniform share is that of the finest scale at every scale
+        # as published, every scale uses the uniform share of the finest one
         uniform = ranks * features.numel() / features.shape[1] / self.vocab_size
         used = self.ema_vocab_hit_SV >= USED_SHARE * uniform
         return (100 * used.float().mean(dim=1)).tolist()
@@ -170,7 +170,7 @@ class MultiScaleQuantizer(Part):
         """Quantize features (B, C, P, P); for each scale its tokens (B, p*p), or f_hat (B, C, P, P) after it.
 
         Args:
-            v_patch_nums: other sides of the token maps than the model's, the last one P; square maps only.
+            v_patch_nums: sides of the token maps, if not the model's; the last one is P; square maps only.
 
         Raises:
             ValueError: a map is not square, or the last one is not P x P.
@@ -204,8 +204,8 @@ class MultiScaleQuantizer(Part):
         """Teacher-forcing input of the transformer from the tokens of the first n scales, (B, p*p) each.
 
         Returns:
-            for scales 1..n-1 what scales before them sum up to, at their own size: (B, L' - p_0^2, C) float32,
-            L' the tokens of those n scales. None for n = 1.
+            for scales 1..n-1 the sum of the scales before, at the scale's own size: (B, L' - p_0^2, C) float32,
+            where L' counts the tokens of all n scales. None for n = 1.
         """
         grids = [self.codes(k, idx) for k, idx in enumerate(gt_ms_idx_Bl)][:-1]
         side, batch = self.schedule.side, gt_ms_idx_Bl[0].shape[0]
@@ -243,7 +243,7 @@ class MultiScaleQuantizer(Part):
         return self.embedding(idx_Bl).transpose(1, 2).unflatten(2, (side, side))
 
     def _step(self, k: int, f_hat: Tensor, codes: Tensor, *, next_side: int | None) -> tuple[Tensor, Tensor]:
-        # one convolution is needed: stacking all of them would take as long as the step
+        # stack only the one needed: stacking all would take as long as the step
         if self.phi_ratio > 1e-6:
             bank = self.quant_resi
             weight, bias = bank.convolutions()[bank.index_of(self.schedule.ratio(k))]

@@ -31,7 +31,7 @@ Modulation = tuple[Tensor, ...]  # vectors of (B, C)
 class Stream(NamedTuple):
     """The residual stream x (B, L, C), with the last branch (B, L, C) and its gate (B, C) still to be added.
 
-    Whoever reads it next adds them on the way: one pass over memory for the sum and the norm after it.
+    The next reader adds them: one pass over memory for the sum and the norm that follows.
     """
 
     x: Tensor
@@ -39,7 +39,7 @@ class Stream(NamedTuple):
     gate: Tensor | None = None
 
     def to(self, dtype: torch.dtype) -> Stream:
-        """The same in another dtype."""
+        """The stream in another dtype."""
         branch = None if self.branch is None else self.branch.to(dtype)
         return Stream(self.x.to(dtype), branch, None if self.gate is None else self.gate.to(dtype))
 
@@ -58,7 +58,7 @@ class Stream(NamedTuple):
 
 @dataclass(frozen=True)
 class Whole:
-    """Attention over a whole sequence, every token seeing its own scale and all coarser ones: as in training."""
+    """Attention over a whole sequence, as in training: every token sees its own scale and all coarser ones."""
 
     schedule: ScaleSchedule
 
@@ -72,10 +72,10 @@ class Whole:
 
 @dataclass(frozen=True)
 class Cached:
-    """Attention of one scale to itself and to the keys and values of those before it: as in sampling.
+    """Attention of one scale to itself and to the cached keys and values of earlier ones, as in sampling.
 
     Attributes:
-        k, v: (B, L, H, D), of which `offset` tokens are filled; the scale's own are added.
+        k, v: (B, L, H, D), with `offset` tokens filled; the scale's own are appended.
     """
 
     k: Tensor
@@ -86,7 +86,7 @@ class Cached:
         self, qkv: Tensor, q_bias: Tensor, v_bias: Tensor, log_scale: Tensor | None, scale: float
     ) -> Tensor:
         """(B, l, 3, H, D) -> (B, l, H, D)."""
-        dtype = self.k.dtype  # not that of qkv where an engine left a part in its own precision
+        dtype = self.k.dtype  # may differ from qkv's if an engine left a module in its own precision
         log_scale = None if log_scale is None else log_scale.to(dtype)
         out = ops.cached_attention(
             qkv.to(dtype),
@@ -105,7 +105,7 @@ Attend = Callable[[Tensor, Tensor, Tensor, Tensor | None, float], Tensor]  # `Wh
 
 
 class SelfAttention(Part, PublishedAttention):
-    """Multi-head self-attention with the scales that `attend` lets see."""
+    """Multi-head self-attention over the scales that `attend` makes visible."""
 
     quantizable = True
 
@@ -178,10 +178,10 @@ class AdaLNSelfAttn(Part, PublishedBlock):
             self.ada_lin = nn.Sequential(nn.SiLU(), nn.Linear(embed_dim, 6 * embed_dim))
 
     def modulation(self, cond: Tensor, dtype: torch.dtype) -> Modulation:
-        """gamma1, gamma2, scale1, scale2, shift1, shift2, (B, C) each; they depend on the class alone.
+        """gamma1, gamma2, scale1, scale2, shift1, shift2, (B, C) each; they depend only on the class.
 
         Args:
-            cond: class embedding (B, C), or with a shared AdaLN what it projects that to, (B, 6C).
+            cond: class embedding (B, C), or with a shared AdaLN its projection, (B, 6C).
         """
         six = cond if self.shared_aln else self.ada_lin(cond)
         six = six.unflatten(-1, (6, -1))  # (B, 6, C)
@@ -221,7 +221,7 @@ class VAR(Part, PublishedVAR):
     """Class-conditional next-scale transformer. Arguments are the published ones.
 
     Args:
-        vae_local: the tokenizer; not registered as a submodule, its codebook and phi serve sampling.
+        vae_local: the tokenizer; not registered as a submodule; sampling uses its codebook and phi.
         num_classes: classes; label `num_classes` means "no class".
         depth, embed_dim, num_heads, mlp_ratio: size; published models have embed_dim = 64 depth, num_heads = depth.
         drop_rate, drop_path_rate: dropout of projections; stochastic depth, linear over blocks.
@@ -241,10 +241,10 @@ class VAR(Part, PublishedVAR):
     lvl_1L: Tensor
     blocks: Sequence[AdaLNSelfAttn]
 
-    # What an engine runs in its precision. The rest works on few channels or once an image, and keeps that of its
+    # What an engine runs in its precision. The rest has few channels or runs once per image, and keeps that of its
     # weights: embeddings, and what a subclass adds.
     in_engines_precision = frozenset(("shared_ada_lin", "blocks", "head_nm", "head"))
-    # What draws in `autoregressive_infer_cfg`: set by `var_ext.engine`, which stands a floor above.
+    # The sampler of `autoregressive_infer_cfg`: set by `var_ext.engine`, which is one layer above.
     sample_published: ClassVar[Callable[..., tuple[Tensor, Tensor]]]
     kept_engine: Any
 
@@ -338,13 +338,13 @@ class VAR(Part, PublishedVAR):
     def condition(self, labels: Tensor) -> Tensor:
         """What modulates all blocks and begins the sequence: (B,) int64 -> (B, C).
 
-        A subclass may take more: what `forward` and a `Sampler` get under other names arrives here. In sampling the
+        A subclass may take more: keyword conditions of `forward` and `Sampler` are passed on to it. In sampling, the
         unconditional half has the label `num_classes` and the same other values.
         """
         return self.class_emb(labels)
 
     def modulations(self, cond: Tensor, dtype: torch.dtype) -> tuple[list[Modulation], Modulation]:
-        """Of each block, and of the norm before the head. They depend on the class alone: once an image.
+        """Modulations of each block and of the norm before the head. They depend only on the class: once per image.
 
         Args:
             cond: (B, C), of `condition`.
@@ -356,7 +356,7 @@ class VAR(Part, PublishedVAR):
         return [block.modulation(shared, dtype) for block in self.blocks], head
 
     def readers_of_condition(self) -> list[Any]:
-        """What `modulations` calls with the condition: an engine may make one product of the linear layers there."""
+        """The modules `modulations` calls with the condition: an engine may fuse their linear layers."""
         blocks = [getattr(block, "ada_lin", None) for block in self.blocks]
         return [self.shared_ada_lin, *blocks, getattr(self.head_nm, "ada_lin", None)]
 
@@ -392,7 +392,7 @@ class VAR(Part, PublishedVAR):
 
     @property
     def has_own_logits(self) -> bool:
-        """Whether a subclass or a patch makes the logits, as a whole."""
+        """Whether a subclass or a patch overrides the logits as a whole."""
         return type(self).get_logits is not VAR.get_logits or "get_logits" in self.__dict__
 
     # ------------------------------------------------------------------ training
@@ -401,10 +401,10 @@ class VAR(Part, PublishedVAR):
         """Logits of every token under teacher forcing.
 
         Args:
-            label_B: (B,) int64 in 0..num_classes; in training mode a share of `cond_drop_rate` is dropped.
+            label_B: (B,) int64 in 0..num_classes; in training mode a share `cond_drop_rate` of them is dropped.
             x_BLCv_wo_first_l: (B, L' - p_0^2, Cvae) float32 from `idxBl_to_var_input`; may cover only the first scales
-                (progressive training), None the first alone.
-            conditions: what else `condition` of a subclass takes, (B, ...) each.
+                (progressive training); None: only the first.
+            conditions: further arguments of a subclass's `condition`, (B, ...) each.
 
         Returns:
             (B, L', V) float32.
@@ -438,13 +438,13 @@ class VAR(Part, PublishedVAR):
         if x is not None and (x.ndim != 3 or x.shape[0] != len(labels) or x.shape[2] != self.Cvae):
             wanted = f"(B, L, Cvae) = ({len(labels)}, *, {self.Cvae})"
             raise ValueError(f"x_BLCv_wo_first_l must have shape {wanted}, got {tuple(x.shape)}")
-        if labels.device.type == "cpu" and not torch.compiler.is_compiling():  # elsewhere a look would wait
+        if labels.device.type == "cpu" and not torch.compiler.is_compiling():  # elsewhere it would sync
             self.checked_labels(labels)
 
     # ------------------------------------------------------------------ sampling
 
     def checked_labels(self, labels: Tensor) -> Tensor:
-        """`labels` if all are in 0..num_classes, else ValueError; on a GPU it waits for them."""
+        """`labels` if all are in 0..num_classes, else ValueError; host sync on a GPU."""
         if labels.numel() and not 0 <= int(labels.min()) <= int(labels.max()) <= self.num_classes:
             bad = labels[(labels < 0) | (labels > self.num_classes)].tolist()
             raise ValueError(
@@ -470,7 +470,7 @@ class VAR(Part, PublishedVAR):
         Args:
             B: batch.
             label_B: (B,) integers, one label for all (negative: no class), or None for random ones.
-            g_seed: seed of the generator, 64 bits with a sign or without; None draws from torch's global one.
+            g_seed: seed of the generator, 64 bits, signed or unsigned; None uses torch's global one.
             cfg: guidance; grows linearly over the scales up to this.
             top_k, top_p: see `ops.sample_tokens`; 0 keeps all.
             more_smooth: mix codes by a Gumbel-softmax instead of drawing one; for show, not for evaluation.
@@ -489,7 +489,7 @@ class VAR(Part, PublishedVAR):
         return (images, tokens) if return_tokens else images
 
     def __getstate__(self) -> dict[str, Any]:
-        """For copies and pickles, which make an engine of their own."""
+        """For copies and pickles, which create their own engine."""
         state: Any = super().__getstate__()
         return {**state, "kept_engine": None, "_rng": None}
 

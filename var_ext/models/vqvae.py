@@ -38,7 +38,7 @@ class ResnetBlock(Part):
         self.nin_shortcut = nn.Identity() if same else nn.Conv2d(in_channels, out_channels, 1)
 
     def forward(self, x: Tensor) -> Tensor:
-        h = norm_silu(self.norm1, x)  # one name: what is used up makes room in the caches
+        h = norm_silu(self.norm1, x)  # one name: used-up tensors are freed and leave the caches
         h, bias = without_bias(self.conv1, h)
         h = self.dropout(norm_silu(self.norm2, h, bias))
         return plus(self.conv2, h, self.nin_shortcut(x))
@@ -75,7 +75,7 @@ class Upsample(Part):
     """Nearest-neighbour x2, then a 3x3 convolution: (B, C, H, W) -> (B, C, 2H, 2W).
 
     Computed as one transposed convolution, 4x4 of stride 2: taps that read the same pixel are added first, which
-    leaves 16 of 36 products.
+    leaves 16 of 36 multiplications.
     """
 
     def __init__(self, channels: int) -> None:
@@ -89,10 +89,10 @@ class Upsample(Part):
 
 
 class Level(Part):
-    """What works at one resolution: residual blocks, each followed by attention at the lowest; then a resampling.
+    """Modules of one resolution: residual blocks, each followed by attention at the lowest one; then resampling.
 
-    A container, as in the published code: who runs it calls layer by layer, so that no frame keeps a map of the level
-    alive while its later layers run. Hooks belong on the layers.
+    A container, as in the published code: the caller runs it layer by layer, so that no frame keeps a feature map
+    alive while later layers run. Put hooks on the layers.
     """
 
     def __init__(
@@ -166,7 +166,7 @@ class Decoder(Part):
         widths, last = [ch * m for m in ch_mult], len(ch_mult) - 1
         self.conv_in = nn.Conv2d(z_channels, widths[-1], 3, padding=1)
         self.mid = Middle(widths[-1], dropout)
-        self.up = nn.ModuleList()  # finest first, as in the checkpoints; run from the last to the first
+        self.up = nn.ModuleList()  # finest first, as in the checkpoints; run in reverse
         for n, width in enumerate(widths):
             channels = [widths[min(n + 1, last)], *[width] * blocks]
             self.up.append(Level(channels, dropout, n == last, Upsample(width) if n else None))
@@ -321,7 +321,7 @@ class VQVAE(Part):
     def load_state_dict(
         self, state_dict: Mapping[str, Any], strict: bool = True, assign: bool = False
     ) -> Any:
-        """As `nn.Module`; a usage record of another number of scales is ignored, since one tokenizer serves several."""
+        """As `nn.Module`; usage counts for another number of scales are ignored: one tokenizer may serve several."""
         hits = "quantize.ema_vocab_hit_SV"
         own = self.quantize.ema_vocab_hit_SV
         if hits in state_dict and state_dict[hits].shape[0] != own.shape[0]:

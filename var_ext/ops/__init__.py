@@ -1,4 +1,4 @@
-"""The ops of VAR: checked, registered with `torch.library` as `torch.ops.var_ext.NAME`, one file an op.
+"""The ops of VAR: checked, registered with `torch.library` as `torch.ops.var_ext.NAME`, one file per op.
 
 `var_ext.backend` decides whether a call runs the native kernel or the plain PyTorch of `var_ext.reference`.
 """

@@ -1,4 +1,4 @@
-"""Checks of arguments; each message names the op, what was wanted and what came."""
+"""Checks of arguments; each message names the op, what was expected and what was given."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ def check_shape(op: str, name: str, tensor: Tensor, letters: str, *sizes: int | 
     _check_tensor(op, name, tensor, letters)
     shape = tensor.shape
     if len(shape) == len(sizes):
-        for want, have in zip(sizes, shape, strict=True):  # spelt out: a generator costs as much again
+        for want, have in zip(sizes, shape, strict=True):  # spelt out: a generator would double the cost
             if want is not None and want != have:
                 break
         else:

@@ -58,8 +58,8 @@ def _native_residual_backward(
 def _sums(x: Tensor, vectors: int) -> Tensor | None:
     """Scratch memory of the CUDA kernels for sums over chunks of tokens, for each vector of a sample.
 
-    Gradients depend on the number of chunks, so it knows no chip: 8 blocks for each of 132 multiprocessors, but no
-    chunk of fewer than 4 tokens.
+    Gradients depend on the number of chunks, so it is the same on all chips: 8 blocks for each of 132 multiprocessors,
+    but at least 4 tokens per chunk.
     """
     batch, length, channels = x.shape
     partials = max(1, min(-(-length // 4), 1056 // max(batch, 1)))
@@ -69,7 +69,7 @@ def _sums(x: Tensor, vectors: int) -> Tensor | None:
 def _reference_backward(grad_y: Tensor, x: Tensor, scale: Tensor, eps: float) -> tuple[Tensor, ...]:
     def forward(x: Tensor, scale: Tensor, shift: Tensor) -> Tensor:
         y = reference.adaln(x, scale, shift, eps=eps)
-        assert isinstance(y, Tensor)  # without a branch, y alone
+        assert isinstance(y, Tensor)  # without a branch, only y
         return y
 
     return _pull(forward, grad_y, x, scale, torch.zeros_like(scale))
@@ -174,7 +174,7 @@ def adaln(
     Args:
         x: (B, L, C), float32, bfloat16, float16 or float64.
         scale, shift: (B, C), dtype of x.
-        branch: (B, L, C), the output of the branch before; needs `gate`.
+        branch: (B, L, C), the output of the previous branch; needs `gate`.
         gate: (B, C).
         eps: added to the variance; LayerNorm has no weights of its own.
 

@@ -1,4 +1,4 @@
-"""Bias and GELU, what stands between the two linear layers of the transformer's feed-forward part."""
+"""Bias and GELU, between the two linear layers of the transformer's feed-forward part."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ def _empty(x: Tensor) -> Tensor:
 
 
 def _rows(x: Tensor) -> Tensor:
-    """x itself if rows of dense channels stand at equal distances, else a copy."""
+    """x itself if its channels are dense and its rows evenly spaced, else a copy."""
     if x.is_contiguous():
         return x
     x = x.reshape(-1, x.shape[-1])
@@ -46,9 +46,9 @@ def _native_backward(grad: Tensor, x: Tensor, bias: Tensor) -> tuple[Tensor, Ten
 
 
 def _partials(rows: int, channels: int) -> int:
-    """How many chunks of rows the CUDA kernel sums up one by one: gradients depend on it, so it knows no chip.
+    """Number of row chunks of the CUDA kernel: gradients depend on it, so it is the same on all chips.
 
-    A block has 256 channels in 16 bits: 8 blocks for each of 132 multiprocessors, but no chunk of fewer than 16 rows.
+    A block has 256 channels in 16 bits: 8 blocks for each of 132 multiprocessors, but at least 16 rows per chunk.
     """
     return max(1, min(-(-rows // 16), 1056 // -(-max(channels, 1) // 256)))
 

@@ -1,4 +1,4 @@
-"""The end of a residual branch: what its last convolution made, that convolution's bias, and the stream."""
+"""The end of a residual branch: its last convolution's output and bias, added to the stream."""
 
 from __future__ import annotations
 

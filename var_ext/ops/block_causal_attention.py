@@ -1,4 +1,4 @@
-"""Attention of training: every token sees its own scale and all coarser ones."""
+"""Attention for training: every token sees its own scale and all coarser ones."""
 
 from __future__ import annotations
 
@@ -83,7 +83,7 @@ def _fallback_backward(
 
 
 def _empty_lse(q: Tensor) -> Tensor:
-    """Room for the log-sum-exp (B, H, L) of a kernel; none for the fallback, whose backward has no use for it."""
+    """Memory for a kernel's log-sum-exp (B, H, L); none for the fallback, whose backward does not need it."""
     native = backend.use_native("block_causal_attention", q.device.type) and q.dtype != torch.float64
     shape = (q.shape[0], q.shape[2], q.shape[1]) if native else (0,)
     return torch.empty(shape, dtype=torch.float32, device=q.device)

@@ -1,4 +1,4 @@
-"""Attention of sampling: a scale's qkv is normalized, joins the cache, and attends to all scales so far."""
+"""Attention for sampling: a scale's qkv is normalized, appended to the cache, and attends to all scales so far."""
 
 from __future__ import annotations
 
@@ -89,10 +89,10 @@ def cached_attention(
     Args:
         qkv: (B, l, 3, H, D), float32, bfloat16, float16 or float64, any strides.
         q_bias, v_bias: (H, D), dtype of qkv.
-        log_scale: (H,), dtype of qkv, or None: no norm and no scale of q, biases alone.
+        log_scale: (H,), dtype of qkv, or None: no norm and no scale of q, only biases.
         k_cache, v_cache: (B, Lmax, H, D), dtype of qkv, different memory; entries [offset, offset + l) are changed in
             place, those before are read.
-        offset: entries that are there, 0 <= offset <= Lmax - l.
+        offset: filled entries, 0 <= offset <= Lmax - l.
         scale: factor on q k^T.
 
     Returns:

@@ -26,12 +26,12 @@ def _stats(x: Tensor, groups: int) -> Tensor:
 def _chunks(x: Tensor, *, backward: bool = False) -> Tensor | None:
     """Scratch memory of the CUDA kernels for sums over chunks of pixels.
 
-    As many chunks as the chip runs blocks at once (the budgets beside the kernels), so that none waits for a second
-    turn and the sums over them stay short; but none of fewer than 64 pixels, or 4096 where each channel has blocks of
-    its own. Sums, and so the last bits of results, depend on their number.
+    As many chunks as the chip runs blocks at once (the budgets beside the kernels), so that they run in one wave and
+    the sums over them stay short; but at least 64 pixels each, or 4096 where each channel has its own blocks.
+    Sums, and so the last bits of results, depend on their number.
     """
     count = multiprocessors(x)
-    if not count:  # not a GPU: the look at the layout below costs as much as the rest of a small call
+    if not count:  # not a GPU: checking the layout costs as much as the rest of a small call
         return None
     batch, channels, height, width = x.shape
     by_rows = map_layout(x) == torch.channels_last
@@ -165,7 +165,7 @@ def group_norm_silu(
         weight, bias: (C,), dtype of x.
         groups: number of groups, a divisor of C.
         eps: added to the variance.
-        input_bias: (C,), dtype of x: the bias of the convolution that made x, added in float32; None: nothing is.
+        input_bias: (C,), dtype of x: the bias of the convolution that made x, added in float32; None: no bias.
 
     Returns:
         (B, C, H, W), dtype and memory format of x.

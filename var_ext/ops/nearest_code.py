@@ -1,4 +1,4 @@
-"""Search of the codebook."""
+"""Codebook search."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""From packed qkv to the q, k and v of attention: biases, L2 norm, scale a head."""
+"""From packed qkv to the q, k and v of attention: biases, L2 norm, scale per head."""
 
 from __future__ import annotations
 
@@ -47,10 +47,10 @@ def _native_backward(
 
 
 def _partials(tokens: int, heads: int) -> int:
-    """How many chunks of tokens the CUDA kernel sums up one by one: gradients depend on it, so it knows no chip.
+    """Number of token chunks of the CUDA kernel: gradients depend on it, so it is the same on all chips.
 
-    Four heads a block, as in bfloat16 with 64 channels, make 16 blocks for each of 132 multiprocessors; but a chunk of
-    fewer than 16 tokens would cost more than it computes.
+    Four heads per block, as in bfloat16 with 64 channels, give 16 blocks for each of 132 multiprocessors; but a chunk
+    of fewer than 16 tokens would cost more than it computes.
     """
     return max(1, min(-(-tokens // 16), 2112 * 4 // max(heads, 4)))
 
@@ -118,8 +118,8 @@ def qk_norm(
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Add the biases of q and v (k has none), normalize q and k over D, scale q by exp(min(log_scale, log 100)).
 
-    The QK L2 norm is that of all published models (paper, section 3.2, implementation details). Sampling has
-    `cached_attention`, which does this on the way.
+    The QK L2 norm is that of all published models (paper, section 3.2, implementation details). Sampling uses
+    `cached_attention`, which includes it.
 
     Args:
         qkv: (B, L, 3, H, D), float32, bfloat16, float16 or float64.

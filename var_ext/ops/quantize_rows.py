@@ -1,4 +1,4 @@
-"""Activations as bytes with a scale a row: what goes into a linear layer of int8 with dynamic quantization."""
+"""Activations as bytes with one scale per row: the input of an int8 linear layer with dynamic quantization."""
 
 from __future__ import annotations
 
@@ -35,18 +35,18 @@ implement(
 
 
 def quantize_rows(x: Tensor) -> tuple[Tensor, Tensor]:
-    """Each row as bytes around 128 and one scale: x is nearly (q - 128) * scale. Not differentiable.
+    """Each row as bytes around 128 and one scale: x is approximately (q - 128) * scale. Not differentiable.
 
     The scale is max |x| / 127 in float32, rounded up to a bfloat16 number and at least 2^-120; of a row of zeros it is
     1. q is 128 plus the integer nearest to x * (1 / scale), ties to even; the reciprocal and the product are rounded to
     float32. No clamp is needed: q lies in [1, 255]. All backends give the same bits.
 
-    Where a row holds a NaN or an infinity, its scale is NaN and its q is 128 throughout, so that what is multiplied by
-    the scale is NaN.
+    If a row contains NaN or infinity, its scale is NaN and its q is 128 throughout, so that products with the scale
+    are NaN.
 
     Args:
-        x: (..., C) float32, bfloat16 or float16, C >= 1; copied first if its rows are not dense or do not lie at equal
-            distances.
+        x: (..., C) float32, bfloat16 or float16, C >= 1; copied first if its rows are not dense or not evenly
+            spaced.
 
     Returns:
         q (..., C) uint8 and the scale (..., 1) float32, both contiguous.

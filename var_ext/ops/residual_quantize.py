@@ -229,7 +229,7 @@ def residual_quantize(
     cosine: bool = False,
     per_scale: bool = False,
 ) -> tuple[Tensor, Tensor, Tensor | None]:
-    """Quantize features scale by scale, each scale coding what the coarser ones left (paper, Algorithm 1).
+    """Quantize features scale by scale, each scale coding the residual of the coarser ones (paper, Algorithm 1).
 
     Gradients: f_hat passes its gradient straight through to `features`; `scales` passes its own to the codebook and
     the phi convolutions; tokens have none.

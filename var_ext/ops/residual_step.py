@@ -1,4 +1,4 @@
-"""One step of decoding: a scale's codes into f_hat, and the next scale's input out of it."""
+"""One decoding step: adds a scale's codes to f_hat and computes the next scale's input."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ def _composed(
 def _native(
     f_hat: Tensor, embedding: Tensor, phi_weight: Tensor, phi_bias: Tensor, next_size: list[int], ratio: float
 ) -> tuple[Tensor, Tensor]:
-    if f_hat.dtype != torch.float32:  # the quantizer works in full precision; others have no kernel
+    if f_hat.dtype != torch.float32:  # the quantizer works in full precision; other dtypes have no kernel
         return _composed(f_hat, embedding, phi_weight, phi_bias, next_size, ratio)
     phi_weight, phi_bias = phi_weight.contiguous(), phi_bias.contiguous()
     new, pooled = _fake(f_hat, embedding, phi_weight, phi_bias, next_size, ratio)
@@ -162,7 +162,7 @@ def residual_step(
 ) -> tuple[Tensor, Tensor]:
     """f_hat + phi(upsample(embedding)), and its area-downsample at the next scale's size (paper, Algorithm 2).
 
-    phi(x) = (1 - ratio) x + ratio conv3x3(x). Codes that have the size of f_hat already are not resampled.
+    phi(x) = (1 - ratio) x + ratio conv3x3(x). Codes of the same size as f_hat are not resampled.
 
     Args:
         f_hat: (B, C, H, W), the sum of the scales so far; not changed. float32; float64, bfloat16 and

@@ -1,4 +1,4 @@
-"""From logits to tokens: guidance, top-k, top-p, one draw a position."""
+"""From logits to tokens: guidance, top-k, top-p, one draw per position."""
 
 from __future__ import annotations
 
@@ -59,7 +59,7 @@ def _fallback(
     )
 
 
-# cfgs, top_ks, top_ps: (B,) each, in the place of the one value before them
+# cfgs, top_ks, top_ps: (B,) each, replace the single values before them
 implement(
     "sample_tokens",
     "sample_tokens(Tensor logits, Tensor seeds, int scale_index, float? cfg, int top_k, float top_p, "
@@ -93,31 +93,31 @@ def sample_tokens(
     top_k: int | Tensor = 0,
     top_p: float | Tensor = 0.0,
 ) -> Tensor:
-    """Draw one token a position, each image from a random stream of its own (paper, section 3.2 and appendix).
+    """Draw one token per position, each image from its own random stream (paper, section 3.2 and appendix).
 
     The number drawn for a position is Philox4x32-10 keyed by the image's seed, counted by (position, scale): an image
     does not depend on its batch, its place in it, or the device.
 
     cfg, top_k and top_p are one value for all images, or a tensor on the device of the seeds, () or (B,): a captured
-    CUDA graph reads it anew at each replay. Floats are used in float64 there; of another dtype, they are converted.
+    CUDA graph rereads it at each replay. Floats are used in float64 there; of another dtype, they are converted.
 
     Args:
         logits: (B, L, V); with guidance (2B, L, V), first the conditional then the unconditional half. Any float dtype;
             computed in float32.
-        seeds: (B,) int64, one an image.
+        seeds: (B,) int64, one per image.
         scale_index: which scale of the schedule this is, 0 or more.
         cfg: guidance t: (1 + t) cond - t uncond, and -inf where cond is. None: no unconditional half is given.
         top_k: keep this many largest logits (more at ties with the last of them); 0 keeps all.
         top_p: of those, drop the smallest whose ascending cumulative probability is <= 1 - top_p, never the largest.
-            Equally probable ones are dropped only all together (a sort would drop some of them); 0 drops none.
+            Equally probable ones are dropped together or not at all (a sort would drop some); 0 drops none.
 
     Returns:
         (B, L) int64.
 
     Raises:
         ValueError: shapes do not match, top_k or top_p is out of range, tensors lie on different devices, or a row has
-            NaN or no finite logit. On CUDA the host does not wait to see what lies on the device: the token of such a
-            row is -1, and so are those of an image with top_k or top_p out of range in a tensor.
+            NaN or no finite logit. On CUDA there is no host sync to check for this: the token of such a row
+            is -1, and so are those of an image with top_k or top_p out of range in a tensor.
         TypeError: logits are not floats or seeds not int64, or a tensor of cfg or top_p is not of floats, of top_k not
             int64.
     """

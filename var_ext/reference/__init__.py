@@ -1,6 +1,6 @@
-"""Plain-PyTorch twins of every op: the oracle in tests, the baseline in benchmarks, the fallback where no kernel is.
+"""Every op in plain PyTorch: the oracle in tests, the baseline in benchmarks, the fallback where there is no kernel.
 
-Same names and arguments as `var_ext.ops`; inputs are taken as checked.
+Same names and arguments as `var_ext.ops`; inputs are not checked again.
 """
 
 from var_ext.reference.adaln import adaln

@@ -16,7 +16,7 @@ def adaln(
     gate: Tensor | None = None,  # (B, C)
     eps: float = 1e-6,
 ) -> Tensor | tuple[Tensor, Tensor]:
-    """LayerNorm(x) * (1 + scale) + shift, after x += gate * branch where a branch is given."""
+    """LayerNorm(x) * (1 + scale) + shift, after x += gate * branch if a branch is given."""
     wide = torch.promote_types(x.dtype, torch.float32)
     h = x.to(wide)
     if branch is not None and gate is not None:

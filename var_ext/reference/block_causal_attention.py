@@ -25,7 +25,7 @@ def block_causal_attention(
     *,
     scale: float = 1.0,
 ) -> Tensor:
-    """softmax(scale q k^T + mask) v, the mask dense: (B, L, H, D)."""
+    """softmax(scale q k^T + mask) v with a dense mask: (B, L, H, D)."""
     q, k, v = (t.transpose(1, 2) for t in (q, k, v))  # (B, H, L, D)
     mask = block_causal_mask(schedule, q.device)
     out = F.scaled_dot_product_attention(q, k, v, attn_mask=mask, scale=scale)

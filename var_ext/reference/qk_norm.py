@@ -17,7 +17,7 @@ def qk_norm(
     v_bias: Tensor,  # (H, D)
     log_scale: Tensor | None = None,  # (H,)
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Biases on q and v, then L2 norm of q and k with a learned scale a head on q."""
+    """Biases on q and v, then L2 norm of q and k with a learned scale per head on q."""
     wide = torch.promote_types(qkv.dtype, torch.float32)
     q, k, v = qkv.to(wide).unbind(2)  # each (B, L, H, D)
     q, v = q + q_bias.to(wide), v + v_bias.to(wide)

@@ -9,11 +9,11 @@ LEAST_SCALE = 2.0**-120
 
 
 def quantize_rows(x: Tensor) -> tuple[Tensor, Tensor]:
-    """Rows as bytes around 128 and a scale a row: (..., C) -> (..., C) uint8, (..., 1) float32."""
+    """Rows as bytes around 128 and one scale per row: (..., C) -> (..., C) uint8, (..., 1) float32."""
     wide = x.detach().float()
     largest = wide.abs().amax(dim=-1, keepdim=True)  # (..., 1)
     finite = largest.isfinite()
-    # by a tensor: on CUDA, torch takes division by a number for multiplication by its rounded reciprocal
+    # by a tensor: on CUDA, torch turns division by a number into multiplication by its rounded reciprocal
     bits = (largest / torch.full_like(largest, 127)).view(torch.int32)
     scale = ((bits + 0xFFFF) & -0x10000).view(torch.float32).clamp_min(LEAST_SCALE)  # up to a bfloat16 number
     scale = scale.where(largest != 0, 1).where(finite, torch.nan)

@@ -29,7 +29,7 @@ def residual_quantize(
 ) -> tuple[Tensor, Tensor, Tensor | None]:
     """The coarse-to-fine loop: residual -> tokens -> codes -> f_hat -> residual.
 
-    `primitives` is where search and interpolation come from: this package, or `var_ext.ops` with its kernels.
+    `primitives` provides search and interpolation: this package, or `var_ext.ops` with its kernels.
     """
     side = schedule.side
     target = features.detach()

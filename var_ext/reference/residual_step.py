@@ -41,7 +41,7 @@ def residual_step(
 ) -> tuple[Tensor, Tensor]:
     """f_hat plus phi of the upsampled codes, and its area-downsample at the next scale's size.
 
-    `primitives` is where the interpolations come from: this package, or `var_ext.ops` with its kernels.
+    `primitives` provides the interpolations: this package, or `var_ext.ops` with its kernels.
     """
     size = (f_hat.shape[2], f_hat.shape[3])
     f_hat = f_hat + upsampled_phi(embedding, size, phi_weight, phi_bias, ratio, primitives)

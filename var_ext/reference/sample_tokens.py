@@ -17,7 +17,7 @@ def philox4x32(
 
     Args:
         counter: four words in [0, 2^32), tensors that broadcast together.
-        key: two words likewise.
+        key: two words, likewise.
     """
     c0, c1, c2, c3 = (torch.as_tensor(c) for c in counter)
     k0, k1 = key
@@ -45,7 +45,7 @@ def uniform(seeds: Tensor, scale_index: int, positions: int) -> Tensor:
 
 
 def keep_top(logits: Tensor, top_k: int, top_p: float) -> Tensor:
-    """Set to -inf what top-k and top-p drop; ties with the last that is kept are kept. (..., V) -> (..., V)."""
+    """Set to -inf what top-k and top-p drop; ties with the last kept logit are kept. (..., V) -> (..., V)."""
     if 0 < top_k < logits.shape[-1]:
         kth = logits.topk(top_k, dim=-1).values[..., -1:]
         logits = logits.masked_fill(logits < kth, -torch.inf)
@@ -68,16 +68,16 @@ def sample_tokens(
     top_k: int | Tensor = 0,
     top_p: float | Tensor = 0.0,
 ) -> Tensor:
-    """Guidance, top-k, top-p, then one draw a position by inverting the distribution function: (B, L)."""
+    """Guidance, top-k, top-p, then one draw per position by inverting the distribution function: (B, L)."""
     if any(isinstance(value, Tensor) for value in (cfg, top_k, top_p)):
         return _image_by_image(logits, seeds, scale_index, cfg, top_k, top_p)
     assert not isinstance(top_k, Tensor) and not isinstance(top_p, Tensor)
     logits = logits.float()
     if cfg is not None:
         cond, uncond = logits.chunk(2)
-        masked = cond == -torch.inf  # stays so, whatever the other half says
+        masked = cond == -torch.inf  # stays so, whatever the other half
         logits = ((1 + cfg) * cond - cfg * uncond).masked_fill(masked, -torch.inf)  # (B, L, V)
-    # a row of -inf alone has no distribution either: its softmax is NaN
+    # a row of only -inf has no distribution either: its softmax is NaN
     largest = logits.amax(dim=-1, keepdim=True)
     if not bool(torch.isfinite(largest).all()):
         raise ValueError(

@@ -1,8 +1,7 @@
-"""`last.ckpt`: all that a killed run needs to go on exactly where it was.
+"""`last.ckpt`: all that a killed run needs to resume exactly.
 
 A checkpoint is a dict of plain values and tensors, so it is read with `weights_only=True` and can never run
-code. `pins` is what the run was about (kind, data, recipe); a run about something else does not take the
-checkpoint.
+code. `pins` identifies the run (kind, data, recipe); a run with other pins refuses the checkpoint.
 """
 
 from collections.abc import Mapping
@@ -21,7 +20,7 @@ def save_checkpoint(path: Path, pins: Mapping[str, Any], step: int, state: Mappi
     """Write a checkpoint atomically.
 
     Raises:
-        CheckpointError: it could not be written (full disk, no permission); an older file stays as it was.
+        CheckpointError: it could not be written (full disk, no permission); an older file is left unchanged.
     """
     content = {"format": FORMAT, "pins": dict(pins), "step": step, "state": dict(state)}
     try:
@@ -43,12 +42,12 @@ def load_checkpoint(path: Path, pins: Mapping[str, Any]) -> tuple[int, dict[str,
         steps done, state.
 
     Raises:
-        CheckpointError: truncated or foreign file, or one of another run; says which values differ.
+        CheckpointError: truncated or foreign file, or one from another run; the message says which values differ.
     """
     wanted = f"wanted a training checkpoint ({FORMAT}) in {path}"
     try:
         content = torch.load(path, map_location="cpu", weights_only=True)
-    # torch reports broken and foreign files by many classes: zip, pickle, EOF and runtime errors
+    # torch raises many classes for broken and foreign files: zip, pickle, EOF and runtime errors
     except Exception as error:
         raise CheckpointError(
             f"{wanted}, got a file that cannot be read as one: {first_line(error)}"

@@ -1,8 +1,8 @@
-"""Against codebook collapse: codes start on features of the data, and unused ones are moved there.
+"""Against codebook collapse: codes start on data features, and unused ones are moved to data.
 
-One codebook serves all scales, but the fine scales own almost all tokens, so the coarse ones (1x1 to 3x3)
-easily end up with a handful of codes. Both cures therefore share codes out by the *side* of a scale, not by
-its token count. To try another cure, call it from `TokenizerTask.step` beside `restart_codes`.
+All scales share one codebook, but the fine ones have almost all tokens, so the coarse ones (1x1 to 3x3)
+easily end up with a handful of codes. Both remedies therefore allot codes by the *side* of a scale, not by its
+token count. To try another, call it from `TokenizerTask.step` beside `restart_codes`.
 """
 
 from collections.abc import Sequence
@@ -15,9 +15,9 @@ from var_ext.models import VQVAE
 from var_ext.ops import area_downsample
 from var_ext.schedule import ScaleSchedule
 
-DEAD_SHARE = 0.03  # below this share of the uniform use a code counts as unused
-USED_SHARE = 0.1  # the same for one scale, where uniform means over the scale's share of the codes
-MOVED_SHARE = 1 / 32  # codes in use that one restart may take for scales that have too few
+DEAD_SHARE = 0.03  # a code counts as unused below this share of uniform use
+USED_SHARE = 0.1  # the same for one scale, where uniform means over the codes allotted to it
+MOVED_SHARE = 1 / 32  # used codes that one restart may move to scales with too few
 
 
 def residuals(vae: VQVAE, f: Tensor, schedule: ScaleSchedule) -> list[Tensor]:
@@ -28,14 +28,14 @@ def residuals(vae: VQVAE, f: Tensor, schedule: ScaleSchedule) -> list[Tensor]:
 
 @torch.no_grad()
 def seed_codebook(vae: VQVAE, images: Sequence[Tensor], schedule: ScaleSchedule) -> None:
-    """Fill the codebook (V, C) with features of `images`, coarse to fine: the share of a scale is drawn from
-    what the codes of the coarser scales leave over. `images` are batches (B, 3, S, S), of which one at a time
-    has to fit into memory."""
+    """Fill the codebook (V, C) with features of `images`, coarse to fine: a scale's codes are drawn from the
+    residual that coarser scales leave. `images` are batches (B, 3, S, S); one batch at a time must fit into
+    memory."""
     weight = vae.quantize.embedding.weight
     f = [vae.features(batch).float() for batch in images]  # each (B, C, P, P)
     filled = 0
     for k, share in enumerate(_shares(len(weight), schedule)):
-        # rows not yet filled repeat a filled one, so that the quantizer of the scales before k ignores them
+        # unfilled rows repeat a filled one, so that quantizing the scales before k ignores them
         weight[filled:] = weight[0]
         pool = torch.cat([residuals(vae, part, schedule)[k] for part in f])
         weight[filled : filled + share] = _draw(pool, share)
@@ -47,9 +47,8 @@ def restart_codes(vae: VQVAE, images: Tensor, schedule: ScaleSchedule) -> Tensor
     """Move codes that nothing uses, and the least used ones where a scale has too few, to residuals of
     `images`.
 
-    A scale has too few when fewer codes are in use there than its share. Without this the coarse scales
-    collapse although no code is unused: the encoder is drawn to the few codes they have, and the fine scales
-    take the others.
+    A scale has too few when it uses fewer codes than its share. Without this the coarse scales collapse although
+    no code is unused: the encoder settles on their few codes, and the fine scales take the others.
 
     Args:
         images: (B, 3, S, S).
@@ -78,7 +77,7 @@ def restart_codes(vae: VQVAE, images: Tensor, schedule: ScaleSchedule) -> Tensor
 
 
 def forget(optimizer: torch.optim.Optimizer, weight: Tensor, rows: Tensor) -> None:
-    """Zero the optimizer's moments of some rows, which belong to codes that are no more."""
+    """Zero the optimizer's moments of rows whose codes were replaced."""
     for name, value in optimizer.state.get(weight, {}).items():
         if name in ("exp_avg", "exp_avg_sq"):
             value[rows] = 0
@@ -90,7 +89,7 @@ def _rows(rest: Tensor, side: int) -> Tensor:
 
 
 def _draw(pool: Tensor, count: int) -> Tensor:
-    """`count` random rows of (N, C); different ones as long as there are enough."""
+    """`count` random rows of (N, C); distinct if there are enough."""
     order = torch.randperm(len(pool), device="cpu").to(pool.device)
     return pool[order.repeat(-(-count // len(pool)) if count else 1)[:count]]
 

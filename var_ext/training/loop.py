@@ -1,9 +1,9 @@
 """The one training loop: batches, seeds, log, validation, checkpoints and the best weights.
 
 What is trained is a `Task`; to train something else, write another one. All randomness of step s is seeded by
-(seed, s) and the batch of step s is a pure function of (seed, s), so a run that was killed and resumed from
-its last checkpoint makes bitwise the weights of a run that was not: on the CPU, on the same machine, with the
-same number of threads. On a GPU only up to rounding, since some of its sums have no fixed order.
+(seed, s) and the batch of step s is a pure function of (seed, s), so a run killed and resumed from its last
+checkpoint gives bitwise the weights of an uninterrupted one: on the CPU, on the same machine, with the same
+number of threads. On a GPU only up to rounding, since some sums there have no fixed order.
 """
 
 import json
@@ -32,7 +32,7 @@ CHECKPOINT, LOG, RECIPE = "last.ckpt", "log.jsonl", "recipe.json"
 
 @dataclass(frozen=True)
 class Moment:
-    """Where a training is: `step` of `total` (from 0), in `epoch`; `logged`: the metrics will be read."""
+    """Progress of a training: `step` of `total` (from 0), in `epoch`; `logged`: the metrics will be read."""
 
     step: int
     total: int
@@ -50,9 +50,9 @@ class Task(ABC):
 
     Attributes:
         recipe: batch size, epochs, seed and so on.
-        num_items: images of an epoch.
+        num_items: images per epoch.
         device: where the weights are.
-        pins: plain values that a checkpoint must share with this run.
+        pins: plain values that a checkpoint must have in common with this run.
     """
 
     recipe: Recipe
@@ -64,11 +64,11 @@ class Task(ABC):
         """Called once before step 0 of a new run, with seeded randomness."""
 
     def load_data(self) -> None:  # noqa: B027  most tasks need none
-        """Slow preparation of the data, called once in every run, after the checkpoint was accepted."""
+        """Slow data preparation, called once per run, after the checkpoint is accepted."""
 
     @abstractmethod
     def feed(self, epoch: int, batches: Tensor) -> Iterable[Any]:
-        """What `step` gets for each row of `batches` (n, B) int64, the items of a part of `epoch`."""
+        """The input of `step` for each row of `batches` (n, B) int64, item indices of a part of `epoch`."""
 
     @abstractmethod
     def step(self, at: Moment, batch: Any) -> Mapping[str, Any]:
@@ -80,18 +80,18 @@ class Task(ABC):
 
     @abstractmethod
     def weights(self) -> dict[str, Tensor]:
-        """Copies of the weights that a finished run would keep now."""
+        """Copies of the weights to keep if the run ended now."""
 
     @abstractmethod
     def state_dict(self) -> dict[str, Any]:
-        """Tensors and plain values that `load_state_dict` needs to go on exactly."""
+        """Tensors and plain values that `load_state_dict` needs to resume exactly."""
 
     @abstractmethod
     def load_state_dict(self, state: Mapping[str, Any]) -> None: ...
 
 
 def epoch_batches(seed: int, epoch: int, num_items: int, batch_size: int) -> Tensor:
-    """The batches of an epoch, (steps, batch) int64; the rest that fills no batch is left out."""
+    """The batches of an epoch, (steps, batch) int64; an incomplete last batch is dropped."""
     size = min(batch_size, num_items)
     order = np.random.default_rng([seed, epoch]).permutation(num_items)[: num_items // size * size]
     return torch.from_numpy(order.reshape(-1, size).astype(np.int64))
@@ -104,7 +104,7 @@ def step_seed(seed: int, step: int) -> int:
 
 @contextmanager
 def in_float32() -> Iterator[None]:
-    """New tensors are float32 meanwhile, whatever the caller set with `torch.set_default_dtype`."""
+    """Inside the block new tensors are float32, whatever the caller set with `torch.set_default_dtype`."""
     before = torch.get_default_dtype()
     torch.set_default_dtype(torch.float32)
     try:
@@ -114,7 +114,7 @@ def in_float32() -> Iterator[None]:
 
 
 def prepare(out: Path) -> None:
-    """Make the folder of a run, so that an unwritable one shows before hours of work.
+    """Create a run's folder first, so that an unwritable one fails before hours of work.
 
     Raises:
         CheckpointError: nothing can be written there.
@@ -129,12 +129,12 @@ def fit(task: Task, out: Path, *, resume: bool = True, progress: bool = True) ->
 
     Args:
         task: what to train.
-        out: folder of last.ckpt and log.jsonl; made if missing.
-        resume: go on from `out`/last.ckpt if it is there; False starts anew and overwrites it.
+        out: folder of last.ckpt and log.jsonl; created if missing.
+        resume: resume from `out`/last.ckpt if it exists; False starts over and overwrites it.
         progress: show a progress bar.
 
     Raises:
-        CheckpointError: the checkpoint is broken or of another run, or `out` cannot be written.
+        CheckpointError: the checkpoint is broken or from another run, or `out` cannot be written.
         RuntimeError: a metric such as loss or gradient is no longer finite; the last checkpoint is kept.
     """
     recipe = task.recipe
@@ -164,7 +164,7 @@ def fit(task: Task, out: Path, *, resume: bool = True, progress: bool = True) ->
                 torch.manual_seed(step_seed(recipe.seed, step))
                 last = step + 1 == total
                 save = last or (step + 1) % recipe.checkpoint_every == 0
-                # what is saved is logged too: the log refuses a diverged run before it replaces a good checkpoint
+                # log before saving: the log raises on a diverged run before it can replace a good checkpoint
                 at = Moment(step, total, epoch, save or (step + 1) % recipe.log_every == 0)
                 metrics = task.step(at, batch)
                 if at.logged:
@@ -196,12 +196,12 @@ def _restore(task: Task, path: Path) -> tuple[int, dict[str, Any] | None]:
 
 
 def _short(value: Any) -> str:
-    """A metric in few characters: numbers with 3 digits, lists joined by slashes."""
+    """A metric in short: numbers with 3 digits, lists joined by slashes."""
     return "/".join(f"{v:.0f}" for v in value) if isinstance(value, list) else f"{value:.3g}"
 
 
 class _Log:
-    """log.jsonl: one JSON object a line with step, phase and metrics. Lines after step `done` are dropped
+    """log.jsonl: one JSON object per line with step, phase and metrics. Lines after step `done` are dropped
     first: a killed run wrote them, and the resumed run writes them again. Metrics must be finite."""
 
     def __init__(self, path: Path, done: int) -> None:
@@ -231,7 +231,7 @@ def _rounded(value: Any) -> Any:
 
 
 def _lines(path: Path) -> list[dict[str, Any]]:
-    """The whole lines of an earlier log; a line cut off by a kill is skipped."""
+    """The complete lines of an earlier log; a line cut off by a kill is skipped."""
     found = []
     for line in path.read_text(encoding="utf-8").splitlines() if path.exists() else []:
         try:

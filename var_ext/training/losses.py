@@ -23,8 +23,8 @@ class PatchDiscriminator(nn.Module):
         image_size: S, at least 8; small images get fewer levels than the usual three.
         ch: width of the first level.
 
-    GroupNorm instead of BatchNorm: real and generated batches do not leak into each other, and no process
-    group is needed for several devices.
+    GroupNorm instead of BatchNorm: real and generated batches do not affect each other, and several
+    devices need no process group.
     """
 
     def __init__(self, image_size: int, ch: int = 64) -> None:
@@ -54,7 +54,7 @@ def hinge_loss(real: Tensor, fake: Tensor) -> Tensor:
 
 
 def adaptive_weight(reconstruction: Tensor, adversarial: Tensor, last: Tensor) -> Tensor:
-    """Ratio of the two gradients at the last layer of the decoder, so that neither term drowns the other."""
+    """Ratio of the two gradients at the last layer of the decoder, so that neither term dominates."""
     grad_a = torch.autograd.grad(reconstruction, last, retain_graph=True)[0]
     grad_b = torch.autograd.grad(adversarial, last, retain_graph=True)[0]
     return (grad_a.norm() / (grad_b.norm() + 1e-4)).clamp(0, 1e4).detach()

@@ -1,7 +1,7 @@
 """Optimizer groups, learning-rate schedules and the moving average of weights: pure functions of the step.
 
-A new schedule is a function (step, total, ...) -> factor; nothing here keeps a counter, so a resumed run
-needs none.
+A new schedule is a function (step, total, ...) -> factor; nothing here keeps a counter that a
+resumed run would have to restore.
 """
 
 import math
@@ -69,7 +69,7 @@ def _passed(step: int, total: int, warmup: float) -> float:
 class Ema:
     """Moving average of the trainable parameters of a model.
 
-    The decay warms up as (1 + step) / (10 + step), so a short run does not remember its initial weights.
+    The decay warms up as (1 + step) / (10 + step), so a short run forgets its initial weights.
     """
 
     def __init__(self, model: nn.Module, decay: float) -> None:
@@ -78,7 +78,7 @@ class Ema:
 
     @torch.no_grad()
     def update(self, model: nn.Module, step: int) -> None:
-        """Take in the parameters after `step` (counted from 0)."""
+        """Average in the parameters after `step` (counted from 0)."""
         decay = min(self.decay, (1 + step) / (10 + step))
         current = [p.detach() for _, p in _trainable(model)]
         get_ema_multi_avg_fn(decay)(list(self.average.values()), current, 0)
@@ -87,7 +87,7 @@ class Ema:
         return self.average
 
     def load_state_dict(self, state: dict[str, Tensor]) -> None:
-        """Take over an average of the same names; raises KeyError where one is missing."""
+        """Load an average with the same names; KeyError if one is missing."""
         for name, tensor in self.average.items():
             tensor.copy_(state[name])
 
@@ -100,7 +100,7 @@ def averaged(model: nn.Module, ema: Ema | None) -> dict[str, Tensor]:
 
 @contextmanager
 def in_place(model: nn.Module, ema: Ema | None) -> Iterator[None]:
-    """Inside the block the model has the averaged weights, afterwards bitwise its own again."""
+    """Inside the block the model has the averaged weights; its own are restored bitwise."""
     own = {name: p.detach().clone() for name, p in _trainable(model)} if ema else {}
     parameters = dict(model.named_parameters())
 

@@ -1,8 +1,8 @@
-"""Everything that decides what a training makes, as two frozen dataclasses with documented fields.
+"""Everything that determines the result of a training, as two frozen dataclasses with documented fields.
 
-Each field is an option of the command line. To add one: give it a default that keeps what the recipe did
-before and read it in `tokenizer.py` or `var.py`; a checkpoint remembers all fields except those marked
-`free`, and a run with other values does not resume from it.
+Each field is an option of the command line. To add one: give it a default that keeps the previous
+behaviour and read it in `tokenizer.py` or `var.py`; a checkpoint stores all fields except those
+marked `free`, and a run with other values does not resume from it.
 """
 
 from dataclasses import MISSING, Field, dataclass, field, fields, replace
@@ -23,7 +23,7 @@ PUBLISHED = {
 }
 
 
-# Ranges of numbers; a tuple of texts instead means one of them.
+# Ranges of numbers; a tuple of strings means one of them.
 ANY, COUNT, NATURAL, POSITIVE, SHARE, BELOW_ONE = (
     "(-inf, inf)", "[1, inf)", "[0, inf)", "(0, inf)", "[0, 1]", "[0, 1)"
 )  # fmt: skip
@@ -32,7 +32,7 @@ ANY, COUNT, NATURAL, POSITIVE, SHARE, BELOW_ONE = (
 def option(
     default: Any, text: str, allowed: str | tuple[str, ...] | None = None, *, free: bool = False
 ) -> Any:
-    """A field with a help text and the values it may have (tuples: each entry), None where all are good.
+    """A field with a help text and its allowed values (tuples: of each entry), None for any.
 
     `free` fields do not change the weights and may differ when a run resumes.
     """
@@ -70,7 +70,7 @@ class Recipe:
         """A copy with some fields replaced; text is converted to the type of the field ("1,2,3" to a tuple).
 
         Raises:
-            ValueError: unknown field, or text that is not a value of its type.
+            ValueError: unknown field, or text that does not parse as its type.
         """
         known = {f.name: f for f in fields(self)}
         unknown = sorted(set(options) - set(known))
@@ -81,7 +81,7 @@ class Recipe:
         return replace(self, **{name: _convert(known[name], value) for name, value in options.items()})
 
     def pinned(self) -> dict[str, Any]:
-        """Name -> value of every field that decides the weights; tuples as lists."""
+        """Name -> value of every field that affects the weights; tuples as lists."""
         values = {f.name: getattr(self, f.name) for f in fields(self) if not f.metadata["free"]}
         return {name: list(v) if isinstance(v, tuple) else v for name, v in values.items()}
 
@@ -204,7 +204,7 @@ def _is_allowed(value: Any, allowed: str | tuple[str, ...]) -> bool:
     if isinstance(allowed, tuple):
         return value in allowed
     low, high = map(float, allowed[1:-1].split(","))
-    # written so that nan is in no range
+    # written so that nan is out of every range
     return (low <= value if allowed[0] == "[" else low < value) and (
         value <= high if allowed[-1] == "]" else value < high
     )

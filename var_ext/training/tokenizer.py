@@ -1,7 +1,6 @@
 """Training of the tokenizer: `train_tokenizer` on images, `TokenizerTask` for the loop.
 
-Another reconstruction loss goes into `losses.py`; a perceptual one needs no change here, it is passed as a
-hook.
+To add a reconstruction loss, edit `losses.py`; a perceptual one needs no change here, it is passed as a hook.
 """
 
 import logging
@@ -49,11 +48,11 @@ def train_tokenizer(
         data: "digits" or a folder of class folders of images.
         out: folder of the result; it also keeps recipe.json, last.ckpt and log.jsonl of the run.
         recipe: e.g. `TokenizerRecipe.digits()`.
-        perceptual: called with (reconstruction, images), both (B, 3, S, S) float32 in [-1, 1], and gives a
-            scalar or one value an image; its mean enters the loss with `weight_perceptual`. LPIPS is the
+        perceptual: called with (reconstruction, images), both (B, 3, S, S) float32 in [-1, 1], and returns a
+            scalar or one value per image; its mean enters the loss with `weight_perceptual`. LPIPS is the
             usual choice; its weights are not part of this package.
         device: where to train.
-        resume: go on from `out`/last.ckpt if there is one.
+        resume: resume from `out`/last.ckpt if it exists.
         progress: show progress bars.
 
     Returns:
@@ -61,7 +60,7 @@ def train_tokenizer(
 
     Raises:
         DataError: the data cannot be used.
-        CheckpointError: `out` cannot be written, or its checkpoint is broken or of another run.
+        CheckpointError: `out` cannot be written, or its checkpoint is broken or from another run.
     """
     out = user_path(out)
     prepare(out)
@@ -124,7 +123,7 @@ class TokenizerTask(Task):
         self.ema = Ema(self.vae, recipe.ema) if recipe.ema > 0 else None
 
     def start(self) -> None:
-        """Put the first codes on features of the data."""
+        """Initialise the codes with features of the data."""
         count = min(self.recipe.codebook_init, self.num_items)
         if count:
             images, _ = self.train_data.batch(torch.randperm(self.num_items)[:count])
@@ -186,7 +185,7 @@ class TokenizerTask(Task):
         return loss
 
     def adversarial_ramp(self, progress: float) -> float:
-        """0 until the discriminator begins, then rising to 1."""
+        """0 until the discriminator starts, then rising to 1."""
         since = progress - self.recipe.adversarial_start
         return (
             min(1.0, since / self.recipe.adversarial_warmup)
@@ -216,13 +215,13 @@ class TokenizerTask(Task):
 
     @torch.no_grad()
     def validate(self) -> Mapping[str, Any]:
-        """Losses on validation images and codes in use per scale (%), with the weights that are kept."""
+        """Losses on validation images and codes in use per scale (%), with the weights to be kept."""
         self.vae.eval()
         with in_place(self.vae, self.ema):
             return self.measure()
 
     def measure(self) -> dict[str, Any]:
-        """What `validate` returns, with the weights that the model has now."""
+        """What `validate` returns, with the model's current weights."""
         sums = {"loss": 0.0, "l1": 0.0, "l2": 0.0}
         seen = torch.zeros(len(self.schedule), self.recipe.vocab_size, dtype=torch.bool)
         for where in torch.arange(len(self.val_data)).split(self.recipe.batch_size):

@@ -1,7 +1,7 @@
 """The tokens of a data set, computed once with a trained tokenizer and kept on disk.
 
-Each augmented copy has a file of its own, so a killed run keeps the copies it has made. The name is a digest
-of everything the tokens depend on (weights of the tokenizer, images, split, augmentation) and the copy, so a
+Each augmented copy has its own file, so a killed run keeps finished copies. The name is a digest of everything
+the tokens depend on (weights of the tokenizer, images, split, augmentation) and the copy, so a
 stale file is never read. Layout: `tokens` (N, L), int16 where the codes fit and int32 otherwise.
 """
 
@@ -18,7 +18,7 @@ from var_ext.checkpoints import CheckpointError, load_tensors, save_tensors
 from var_ext.data import DataError, ImageDataset
 from var_ext.models import VQVAE
 
-BATCH = 64  # images that are encoded at once, unless the caller wants fewer
+BATCH = 64  # images encoded at once, unless the caller wants fewer
 
 
 def digest_of(vae: VQVAE) -> str:
@@ -26,14 +26,14 @@ def digest_of(vae: VQVAE) -> str:
     digest = hashlib.sha256(repr(sorted(vae.config.items())).encode())
     for name, tensor in sorted(vae.state_dict().items()):
         if name == "quantize.ema_vocab_hit_SV":
-            continue  # a statistic of its training, without influence on tokens
+            continue  # a training statistic, does not affect tokens
         digest.update(name.encode())
         digest.update(tensor.detach().cpu().contiguous().view(torch.uint8).numpy().tobytes())
     return digest.hexdigest()
 
 
 def digests_of(train: ImageDataset, val: ImageDataset) -> dict[str, str]:
-    """What a checkpoint pins of the data; validation images too, since they decide which weights are best."""
+    """The data that a checkpoint pins; validation images too, since they select the best weights."""
     return {"training images": train.fingerprint(), "validation images": val.fingerprint()}
 
 
@@ -47,20 +47,20 @@ def cached_tokens(
     workers: int = 0,
     progress: bool = True,
 ) -> tuple[Tensor, Tensor]:
-    """Tokens of `copies` augmented versions of every image, from the cache in `folder` where it has them.
+    """Tokens of `copies` augmented versions of every image, from the cache in `folder` where present.
 
     Args:
         vae: trained tokenizer in eval mode; its device does the work.
         data: the images; version c is `data.with_epoch(c)`.
-        folder: where the cache files lie or are written, atomically.
-        batch_size: images that are encoded at once.
+        folder: of the cache files, written atomically.
+        batch_size: images encoded at once.
 
     Returns:
         tokens (copies, N, L) int16 or int32 and labels (N,) int64, on the CPU.
 
     Raises:
         DataError: an image is broken.
-        CheckpointError: the cache is broken (delete the file that the message names) or cannot be written.
+        CheckpointError: the cache is broken (delete the file named in the message) or cannot be written.
     """
     key = hashlib.sha256(f"{digest_of(vae)} {data.fingerprint()}".encode()).hexdigest()
     bar = tqdm(total=copies * len(data), disable=not progress, unit="img", desc=f"tokens of {data.split}")
@@ -108,7 +108,7 @@ class _Batches(torch.utils.data.Dataset[tuple[Tensor, Tensor] | DataError]):
         try:
             return self.data.batch(self.chunks[i])
         except DataError as error:
-            return error  # raised by a worker, it would reach the user as the text of a traceback
+            return error  # raised in a worker, it would reach the user as traceback text
 
 
 def batches(data: ImageDataset, chunks: Any, workers: int) -> Iterator[tuple[Tensor, Tensor]]:

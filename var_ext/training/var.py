@@ -24,7 +24,7 @@ from var_ext.training.recipes import VARRecipe
 from var_ext.training.tokens import BATCH, cached_tokens, digest_of, digests_of
 
 BETAS = (0.9, 0.95)
-NEW_SCALE_WARMUP = 1 / 300  # share of the steps in which the loss weight of a new scale rises to 1
+NEW_SCALE_WARMUP = 1 / 300  # share of the steps over which a new scale's loss weight rises to 1
 NEW_SCALE_START = 0.01
 
 
@@ -48,7 +48,7 @@ def train_var(
             the run.
         recipe: e.g. `VARRecipe.digits()`.
         device: where to train.
-        resume: go on from `out`/last.ckpt if there is one.
+        resume: resume from `out`/last.ckpt if it exists.
         progress: show progress bars.
 
     Returns:
@@ -129,7 +129,7 @@ class VARTask(Task):
         self.tokens, self.labels = tokens(self.train_data, recipe.copies if recipe.augment > 0 else 1)
 
     def feed(self, epoch: int, batches: Tensor) -> Iterable[tuple[Tensor, Tensor]]:
-        """Tokens (B, L) int64 and labels (B,); each epoch takes another augmented version of an image."""
+        """Tokens (B, L) int64 and labels (B,); each epoch uses another augmented version of an image."""
         for rows in batches:
             copy = (rows + epoch) % len(self.tokens)
             yield self.tokens[copy, rows].long().to(self.device), self.labels[rows].to(self.device)
@@ -175,9 +175,9 @@ class VARTask(Task):
 
     @torch.no_grad()
     def validate(self) -> Mapping[str, Any]:
-        """Loss (nats a token) and token accuracy (%): over all tokens, at the last scale, and per scale.
+        """Loss (nats per token) and token accuracy (%): over all tokens, at the last scale, and per scale.
 
-        With the weights that are kept; no label is dropped and nothing is smoothed.
+        With the weights to be kept, without label dropout or smoothing.
         """
         self.var.eval()
         losses, hits, found = [], [], []
@@ -230,9 +230,9 @@ def used(tokens: Tensor, patch_nums: tuple[int, ...], vocab_size: int) -> list[f
 
 
 def progressive(progress: float, scales: int, pg: float, pg0: int, warmup: float) -> tuple[int, float]:
-    """Progressive training: the last scale that is trained now, and its loss weight.
+    """Progressive training: the last scale trained now, and its loss weight.
 
-    From scale `pg0` on one scale after the other joins, until at a share `pg` of the steps all are there.
+    Scales after `pg0` join one by one, until at a share `pg` of the steps all are trained.
     """
     first = min(pg0, scales - 1)
     if pg <= 0 or progress >= pg + NEW_SCALE_WARMUP or first == scales - 1:

@@ -1,4 +1,4 @@
-"""What every benchmark file here is made of: the competitors of one op on the same inputs."""
+"""A benchmark case: the competitors of one op on the same inputs."""
 
 from __future__ import annotations
 
@@ -10,11 +10,11 @@ from typing import Any
 
 import torch
 
-LAPS = 5  # the competitors of a shape take turns this often, so that a noisy minute hits all of them
+LAPS = 5  # the competitors of a shape alternate this often, so that a noisy minute hits all of them
 COMPILED = (
     "torch.compile",
     "FlexAttention",
-)  # names of competitors that wait for a compiler at their first call
+)  # competitors that compile at their first call
 compile_backend = "inductor"  # the smoke run takes "eager": the same calls without waiting for a compiler
 
 
@@ -43,18 +43,18 @@ def same(result: torch.Tensor, expected: torch.Tensor) -> None:
 
 
 @dataclass
-class Contest:
+class Case:
     """Competitors on the inputs of one shape, the reference among them.
 
     Args:
         competitors: name -> a call without arguments; the others are checked against "reference".
-        bytes: what the op has to read and write at least.
-        flops: what it has to compute at least.
+        bytes: the least the op must read and write.
+        flops: the least it must compute.
         tensor_flops: of these, what var_ext computes in bfloat16 on a GPU, whatever the dtype.
-        launches: kernels that var_ext launches on a GPU for one call; 0 if nobody counted.
+        launches: kernels that var_ext launches on a GPU for one call; 0 if not counted.
         images: pictures that one call draws (end to end only).
         check: compares a competitor's result with the reference's; raises AssertionError.
-        checks: the same for single competitors that `check` does not suit.
+        checks: the same for competitors that need another check.
     """
 
     competitors: Mapping[str, Callable[[], Any]]
@@ -68,7 +68,7 @@ class Contest:
     checked: set[str] = field(default_factory=set)
 
     def verify(self, name: str) -> None:
-        """Once a competitor: its result against the reference's. This also warms it up."""
+        """Compares a competitor's result with the reference's, once. This also warms it up."""
         if name not in self.checked:
             result = self.competitors[name]()
             if name != "reference" and "reference" in self.competitors:
@@ -87,7 +87,7 @@ def nbytes(*tensors: torch.Tensor) -> int:
 
 
 def backward(output: torch.Tensor, inputs: list[torch.Tensor]) -> Callable[[], Any]:
-    """A competitor: the backward pass from a fixed gradient, the forward pass left out."""
+    """A competitor: only the backward pass, from a fixed gradient."""
     grad = torch.randn(output.shape, generator=torch.Generator().manual_seed(1), device="cpu").to(output)
     return lambda: torch.autograd.grad(output, inputs, grad, retain_graph=True)
 

@@ -1,13 +1,13 @@
 """Times the ops on a GPU: each benchmark file that gives `GPU_SHAPES`, shape by shape, its competitors in turn.
 
-    python benchmarks/gpu_races.py --out races.json [--only adaln] [--seconds 200]
-    python benchmarks/gpu_races.py --smoke --out races.json     # each file's smallest shape, on the CPU: the wiring
+    python benchmarks/time_ops_gpu.py --out op_times.json [--only adaln] [--seconds 200]
+    python benchmarks/time_ops_gpu.py --smoke --out op_times.json   # each file's smallest shape, on the CPU: the wiring
 
 `make gpu` calls this. Every competitor is checked against the reference first; a figure is the median over laps, on the
-GPU's own clock. Every op's first shape comes before any second one; what has to be compiled is timed last, apart from
-the others. What there is no time for is listed, and fails nothing. Two figures of each: "call", one of many calls from
-Python, launches included; "graph", the same calls replayed from a CUDA graph where one can be captured, the GPU's time
-alone. Sets of inputs that would stay in the L2 cache take turns with others.
+GPU's own clock. Every op's first shape comes before any second one; competitors that compile are timed last, apart.
+Shapes left out for time are listed and are no failure. Two figures of each: "call", one of many calls from Python,
+launches included; "graph", the same calls replayed from a CUDA graph if one can be captured, the GPU's time alone.
+Inputs that would stay in the L2 cache are rotated with other sets.
 """
 
 from __future__ import annotations
@@ -31,22 +31,20 @@ import torch
 HERE = Path(__file__).resolve().parent
 sys.path.insert(0, str(HERE))
 
-import contest as contests  # noqa: E402
-from contest import Contest  # noqa: E402
-from gpu_plan import Heat, build, counts, files, heats, least  # noqa: E402
+import case as cases  # noqa: E402
+from case import Case  # noqa: E402
+from gpu_plan import Job, build, counts, files, jobs, least  # noqa: E402
 from result_files import save  # noqa: E402
 
 from var_ext import _C, backend  # noqa: E402
 
-COMPILING = (
-    12.0  # seconds that a file's competitors may wait for a compiler; then the others go on without them
-)
-LAP = 4e-3  # seconds of work a competitor has in a lap, as far as it goes
+COMPILING = 12.0  # seconds a file's competitors may spend compiling; later shapes leave them out
+LAP = 4e-3  # target seconds of work of a competitor in a lap
 COPIES = 48  # sets of inputs at most
 
 
 class Cpu:
-    """The clock of the smoke run: what it reads means nothing, but every line of the race has run."""
+    """The clock of the smoke run: its readings mean nothing, but every line of the timing code runs."""
 
     cache = 0
 
@@ -64,15 +62,15 @@ class Cpu:
         return lambda: [call() for call in calls]
 
     def settle(self) -> None:
-        """Wait for all work; raises what went wrong in it."""
+        """Wait for all work; raises its errors."""
 
     def clear(self) -> None:
-        """Let go of what a shape needed. Nothing is collected in between: a capture must not free another graph."""
+        """Free what a shape needed. No garbage collection in between: a capture must not free another graph."""
         gc.collect()
 
 
 class Gpu(Cpu):
-    """CUDA events around calls on a stream of the race's own: kernels on any other stream would show as errors."""
+    """CUDA events around calls on a stream of its own: kernels on any other stream would show as errors."""
 
     def __init__(self) -> None:
         self.own = torch.cuda.Stream()
@@ -92,7 +90,7 @@ class Gpu(Cpu):
         return start.elapsed_time(end) / 1e3 / (rounds * len(calls))
 
     def capture(self, calls: list[Callable[[], Any]]) -> Callable[[], Any]:
-        # a call that waits for the GPU cannot be captured: found out before, since a capture that fails leaves its mark
+        # a call with a host sync cannot be captured: found here, since a failed capture breaks later ones
         torch.cuda.set_sync_debug_mode("error")
         try:
             for call in calls:
@@ -101,7 +99,7 @@ class Gpu(Cpu):
             torch.cuda.set_sync_debug_mode("default")
         torch.cuda.synchronize()
         graph = torch.cuda.CUDAGraph()
-        graph.capture_begin()  # on the stream of the race; `torch.cuda.graph` would empty the allocator each time
+        graph.capture_begin()  # on the timing stream; `torch.cuda.graph` would empty the allocator each time
         try:
             for call in calls:
                 call()
@@ -114,19 +112,19 @@ class Gpu(Cpu):
 
     def clear(self) -> None:
         self.settle()
-        torch._dynamo.reset()  # shapes compiled before count towards a limit
+        torch._dynamo.reset()  # earlier compiled shapes count towards a limit
         super().clear()
         torch.cuda.empty_cache()
 
 
 def ceilings(clock: Cpu, device: str, size: int, side: int) -> dict[str, float]:
-    """Bytes a second of a large copy, FLOP a second of large products, on random numbers."""
+    """Bytes a second of a large copy, FLOP a second of large matmuls, on random numbers."""
     source = torch.randn(size // 4, device=device)
     target = torch.empty_like(source)
 
     def best(call: Callable[[], Any]) -> float:
         clock.time([call], 2)
-        return median(clock.time([call], 3) for _ in range(contests.LAPS))
+        return median(clock.time([call], 3) for _ in range(cases.LAPS))
 
     found = {"copy": 2 * size / best(lambda: target.copy_(source))}
     for name, dtype in (("bf16", torch.bfloat16), ("fp16", torch.float16), ("fp32", torch.float32)):
@@ -135,12 +133,12 @@ def ceilings(clock: Cpu, device: str, size: int, side: int) -> dict[str, float]:
     return found
 
 
-class Race:
+class Timer:
     """The rows of one run.
 
     Args:
         clock: times calls.
-        device: where the tensors lie.
+        device: of the tensors.
         limits: what `ceilings` found.
     """
 
@@ -149,9 +147,9 @@ class Race:
         self.rows: list[dict[str, Any]] = []
         self.compiling: defaultdict[str, float] = defaultdict(float)  # op -> seconds that compilers took
 
-    def run(self, heat: Heat) -> dict[str, Any]:
-        """Check and time the competitors of a heat, and keep them in the row of their shape."""
-        op, module, shape, arguments = heat.op, heat.module, heat.shape, heat.arguments
+    def run(self, job: Job) -> dict[str, Any]:
+        """Check and time the competitors of a job, and keep them in the row of their shape."""
+        op, module, shape, arguments = job.op, job.module, job.shape, job.arguments
         with self.clock.stream():
             first = build(module, arguments, self.device)
             row = next((row for row in self.rows if (row["op"], row["shape"]) == (op, shape)), None)
@@ -165,28 +163,28 @@ class Race:
                 count = min(COPIES, math.ceil(3 * self.clock.cache / first.bytes))
                 copies += [build(module, arguments, self.device, seed) for seed in range(1, count)]
             row["input_sets"] = len(copies)
-            names = [name for name in first.competitors if (name in contests.COMPILED) == heat.compiled]
-            entrants = {name: self.enter(op, copies, name) for name in names}
-            laps: dict[str, list[dict[str, float]]] = {name: [] for name in entrants}
-            for _ in range(contests.LAPS):
-                for name, entrant in entrants.items():
-                    if "error" not in entrant:
-                        laps[name].append(self.lap(entrant))
-        for name, entrant in entrants.items():
-            row["competitors"][name] = self.figures(first, entrant, laps[name], row["least_us"])
+            names = [name for name in first.competitors if (name in cases.COMPILED) == job.compiled]
+            competitors = {name: self.enter(op, copies, name) for name in names}
+            laps: dict[str, list[dict[str, float]]] = {name: [] for name in competitors}
+            for _ in range(cases.LAPS):
+                for name, competitor in competitors.items():
+                    if "error" not in competitor:
+                        laps[name].append(self.lap(competitor))
+        for name, competitor in competitors.items():
+            row["competitors"][name] = self.figures(first, competitor, laps[name], row["least_us"])
         return {**row, "competitors": {name: row["competitors"][name] for name in names}}
 
-    def enter(self, op: str, copies: list[Contest], name: str) -> dict[str, Any]:
-        """Check a competitor, warm it up on all inputs, and capture it; what went wrong stands in "error"."""
-        if name in contests.COMPILED and self.compiling[op] > COMPILING:
+    def enter(self, op: str, copies: list[Case], name: str) -> dict[str, Any]:
+        """Check a competitor, warm it up on all inputs, and capture it; an exception is kept in "error"."""
+        if name in cases.COMPILED and self.compiling[op] > COMPILING:
             return {"error": "left out: compiling took its time on shapes before"}
-        if name in contests.COMPILED and self.device == "cuda" and not find_spec("triton"):
+        if name in cases.COMPILED and self.device == "cuda" and not find_spec("triton"):
             return {"error": "left out: triton is not installed"}
-        calls = [contest.competitors[name] for contest in copies]
+        calls = [case.competitors[name] for case in copies]
         try:
             begin = time.monotonic()
             copies[0].verify(name)
-            self.compiling[op] += (time.monotonic() - begin) * (name in contests.COMPILED)
+            self.compiling[op] += (time.monotonic() - begin) * (name in cases.COMPILED)
             for call in calls:
                 call()
             self.clock.settle()
@@ -194,30 +192,30 @@ class Race:
         except Exception as error:  # a competitor that fails is a result
             return {"error": said(error)}
         rounds = max(1, min(1000, round(LAP / once / len(calls))))
-        entrant: dict[str, Any] = {"calls": calls, "rounds": rounds}
+        competitor: dict[str, Any] = {"calls": calls, "rounds": rounds}
         try:
             repeats = max(1, min(rounds, 64 // len(calls)))
             replay = self.clock.capture(calls * repeats)
             replay()
             self.clock.settle()
-            entrant |= {"replay": replay, "replayed": repeats * len(calls)}
+            competitor |= {"replay": replay, "replayed": repeats * len(calls)}
         except Exception as error:
-            entrant["no graph"] = said(error)
-        return entrant
+            competitor["no graph"] = said(error)
+        return competitor
 
-    def lap(self, entrant: dict[str, Any]) -> dict[str, float]:
-        calls, rounds = entrant["calls"], entrant["rounds"]
+    def lap(self, competitor: dict[str, Any]) -> dict[str, float]:
+        calls, rounds = competitor["calls"], competitor["rounds"]
         times = {"call": self.clock.time(calls, rounds)}
-        if "replay" in entrant:
-            replays = max(1, rounds * len(calls) // entrant["replayed"])
-            times["graph"] = self.clock.time([entrant["replay"]], replays) / entrant["replayed"]
+        if "replay" in competitor:
+            replays = max(1, rounds * len(calls) // competitor["replayed"])
+            times["graph"] = self.clock.time([competitor["replay"]], replays) / competitor["replayed"]
         return times
 
     def figures(
-        self, contest: Contest, entrant: dict[str, Any], laps: list[dict[str, float]], least_us: float
+        self, case: Case, competitor: dict[str, Any], laps: list[dict[str, float]], least_us: float
     ) -> dict[str, Any]:
-        if "error" in entrant:
-            return {"error": entrant["error"]}
+        if "error" in competitor:
+            return {"error": competitor["error"]}
         times = {key: [lap[key] for lap in laps] for key in laps[0]}
         middle = {key: median(of_one) for key, of_one in times.items()}
         seconds = middle.get("graph", middle["call"])
@@ -225,12 +223,12 @@ class Race:
         result = {
             "call_us": middle["call"] * 1e6,
             "graph_us": middle["graph"] * 1e6 if "graph" in middle else None,
-            "tflops": contest.flops / seconds / 1e12,
-            "gbps": contest.bytes / seconds / 1e9,
+            "tflops": case.flops / seconds / 1e12,
+            "gbps": case.bytes / seconds / 1e9,
             "of_ceiling": least_us / (seconds * 1e6),
             "spread": (max(own) - min(own)) / median(own),
         }
-        return result | ({"no_graph": entrant["no graph"]} if "no graph" in entrant else {})
+        return result | ({"no_graph": competitor["no graph"]} if "no graph" in competitor else {})
 
 
 def said(error: Exception) -> str:
@@ -239,38 +237,38 @@ def said(error: Exception) -> str:
     return f"{type(error).__name__}: {' '.join(lines[:3])}"[:300]
 
 
-def measured(race: Race, todo: list[Heat], seconds: float, out: Path) -> bool:
-    """Race heat by heat and write after each what is known.
+def measured(timer: Timer, todo: list[Job], seconds: float, out: Path) -> bool:
+    """Time job by job; save the report after each.
 
-    True if something was timed, nothing failed and var_ext was right; what there was no time for is no failure.
+    True if something was timed, nothing failed and var_ext was right; shapes left out for time are no failure.
     """
     begin = time.monotonic()
     left_out: dict[str, str] = {}
     failed: dict[str, str] = {}
     gc.disable()
-    lost = ""  # why the device takes no more work
-    for heat in todo:
+    lost = ""  # why the device cannot do more work
+    for job in todo:
         if lost:
-            failed[str(heat)] = lost
+            failed[str(job)] = lost
         elif time.monotonic() - begin > seconds:
-            left_out[str(heat)] = f"no time left after {seconds:.0f} s"
+            left_out[str(job)] = f"no time left after {seconds:.0f} s"
         else:
             try:
-                print(f"{heat}: {line(race.run(heat))}", flush=True)
+                print(f"{job}: {line(timer.run(job))}", flush=True)
             except Exception as error:
-                failed[str(heat)] = said(error)
-                print(f"{heat}: {said(error)}", flush=True)
+                failed[str(job)] = said(error)
+                print(f"{job}: {said(error)}", flush=True)
             try:
-                race.clock.clear()
+                timer.clock.clear()
             except Exception as error:
                 lost = f"the device was lost: {said(error)}"
-        report = {"ceilings": race.limits, "rows": race.rows, "left_out": left_out, "failed": failed}
+        report = {"ceilings": timer.limits, "rows": timer.rows, "left_out": left_out, "failed": failed}
         save(out, {**report, "build": _C.build_info()})
     took = time.monotonic() - begin
     print(
-        f"{len(race.rows)} shapes timed in {took:.0f} s; left out for time: {len(left_out)}; failed: {len(failed)}"
+        f"{len(timer.rows)} shapes timed in {took:.0f} s; left out for time: {len(left_out)}; failed: {len(failed)}"
     )
-    mine = [row["competitors"]["var_ext"] for row in race.rows if "var_ext" in row["competitors"]]
+    mine = [row["competitors"]["var_ext"] for row in timer.rows if "var_ext" in row["competitors"]]
     return bool(mine) and not failed and not any("error" in figures for figures in mine)
 
 
@@ -297,19 +295,19 @@ def main() -> int:
     out = options.out or Path(os.devnull)
     modules = files(options.only)
     if options.smoke:
-        contests.compile_backend = "eager"
+        cases.compile_backend = "eager"
         clock = Cpu()
-        race = Race(clock, "cpu", ceilings(clock, "cpu", 1 << 16, 32))
+        timer = Timer(clock, "cpu", ceilings(clock, "cpu", 1 << 16, 32))
         shapes = {op: (module, {"smoke": module.SMOKE}) for op, module in modules.items()}
     elif torch.cuda.is_available():
         torch.backends.cudnn.allow_tf32 = False  # the quantizer's convolutions are float32, for everyone
         clock = Gpu()
         with clock.stream():
-            race = Race(clock, "cuda", ceilings(clock, "cuda", 1 << 30, 8192))
+            timer = Timer(clock, "cuda", ceilings(clock, "cuda", 1 << 30, 8192))
         shapes = {op: (module, module.GPU_SHAPES) for op, module in modules.items()}
     else:
-        raise SystemExit("there is no GPU to race on; gpu_plan.py shows what would run")
-    return 0 if measured(race, heats(shapes), options.seconds, out) else 1
+        raise SystemExit("there is no GPU to time on; gpu_plan.py shows what would run")
+    return 0 if measured(timer, jobs(shapes), options.seconds, out) else 1
 
 
 if __name__ == "__main__":

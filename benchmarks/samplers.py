@@ -1,4 +1,4 @@
-"""The samplers that race: the published code in its own folder, and var_ext, with the same weights."""
+"""The samplers that are compared: the published code in its own folder, and var_ext, with the same weights."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ TINY = dict(patch_nums=(1, 2, 3, 4), V=1024, Cvae=32, ch=32)  # a few seconds fo
 OPTIONS = dict(cfg=1.5, top_k=900, top_p=0.96)  # of the published evaluation
 PARTS = ("transformer", "head and sampling", "quantizer", "decoder")
 
-# What the published code overwrites in torch, to build models faster.
+# What the published code patches in torch, to build models faster.
 _OVERWRITTEN = (
     nn.Linear, nn.LayerNorm, nn.BatchNorm2d, nn.SyncBatchNorm, nn.Conv1d, nn.Conv2d, nn.ConvTranspose1d,
     nn.ConvTranspose2d,
@@ -35,10 +35,10 @@ _OVERWRITTEN = (
 
 @contextlib.contextmanager
 def contained(folder: Path) -> Iterator[None]:
-    """The folder's modules can be imported here; their names, what they print and what they do to torch end here."""
+    """Makes the folder's modules importable; afterwards removes their names, output and changes to torch."""
     modules, path = dict(sys.modules), list(sys.path)
     own = [vars(cls).get("reset_parameters") for cls in _OVERWRITTEN]
-    # a name of theirs that something else here already has
+    # one of their names is already taken
     for name in [n for n in sys.modules if n.split(".")[0] in ("models", "utils", "dist")]:
         del sys.modules[name]
     sys.path.insert(0, str(folder))
@@ -66,7 +66,7 @@ def published_model(folder: Path, depth: int, device: torch.device, tiny: bool =
         models = importlib.import_module("models")
         size = dict(TINY) if tiny else {}
         vae, var = models.build_vae_var(device=device, depth=depth, init_adaln_gamma=0.5, **size)
-    var.rng = torch.Generator(device)  # the published one is made for a GPU wherever there is one
+    var.rng = torch.Generator(device)  # the published code uses a GPU if there is one
     randomize(vae, var)
     return var.eval()
 
@@ -84,7 +84,7 @@ def labels_of(batch: int, device: torch.device) -> Tensor:
     return torch.arange(batch, device=device) * 37 % 1000
 
 
-class Contender(Protocol):
+class Competitor(Protocol):
     """Draws a batch with one seed, as the published method does."""
 
     def draw(
@@ -93,14 +93,14 @@ class Contender(Protocol):
         """Images (B, 3, S, S) in [0, 1] and the drawn tokens (B, L).
 
         Args:
-            watch: marks `PARTS`, the first three once a scale.
-            forced: tokens (B, l) of each scale that go on in place of those drawn.
+            watch: marks `PARTS`, the first three once per scale.
+            forced: tokens (B, l) of each scale that replace those drawn.
         """
         ...
 
 
 class Published:
-    """The published method, as it is or under autocast, listened to at the methods that part its work."""
+    """The published method, as it is or under autocast, with hooks on the methods that delimit its parts."""
 
     def __init__(self, var: nn.Module, precision: str) -> None:
         self.var, self.vae, self.autocast = var, var.vae_proxy[0], DTYPES.get(precision)
@@ -133,8 +133,8 @@ class Fast:
     """`var_ext.accelerate` of the published model.
 
     Args:
-        keep: how its weights are kept: "packed" beside those of the model, "released" with those of the model freed, or
-            "shared", fp32 alone.
+        keep: how its weights are kept: "packed" in addition to the model's, "released" with the model's freed, or
+            "shared", only fp32.
     """
 
     def __init__(self, var: nn.Module, precision: str, keep: str = "packed") -> None:
@@ -171,7 +171,7 @@ class Fast:
 
 
 class Graphed:
-    """`Sampler` on the same weights, on a GPU one captured graph for everything. Its random stream is its own."""
+    """`Sampler` on the same weights, on a GPU one captured graph for everything. It has its own random stream."""
 
     def __init__(self, var: nn.Module, precision: str) -> None:
         self.sampler = var_ext.accelerate(var, dtype=precision).sampler
@@ -188,7 +188,7 @@ class Graphed:
         return self.sampler(labels, seeds, batch_size=len(labels), **OPTIONS)
 
     def beside_eager(self, labels: Tensor) -> tuple[float, Tensor, Tensor]:
-        """The share of tokens that are equal with and without the graph, and the images of both."""
+        """The share of equal tokens with and without the graph, and the images of both."""
         seeds = torch.arange(len(labels), device=labels.device)
         tokens, others = (
             sampler.tokens(labels, seeds, batch_size=len(labels), **OPTIONS)
@@ -206,7 +206,7 @@ def _marked(
     before: str | None,
     after: str | None,
 ) -> Iterator[None]:
-    """`before` ends where the method of this one object is called; `after` where it returns."""
+    """`before` ends where this object's method is called; `after` where it returns."""
     original = getattr(owner, method)
 
     def listening(*args: Any, **kwargs: Any) -> Any:
@@ -224,8 +224,8 @@ def _marked(
         del owner.__dict__[method]
 
 
-def make(who: str, var: nn.Module, precision: str) -> Contender:
-    """The contender of this name, on the weights of a published model; "var_ext released": see `Fast`."""
+def make(who: str, var: nn.Module, precision: str) -> Competitor:
+    """The competitor of this name, on the weights of a published model; "var_ext released": see `Fast`."""
     if who in ("var_ext released", "var_ext shared"):
         return Fast(var, precision, who.split()[1])
     return {"published": Published, "var_ext": Fast, "var_ext graph": Graphed}[who](var, precision)
