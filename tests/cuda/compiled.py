@@ -22,7 +22,7 @@ import hashlib
 import os
 import re
 import subprocess
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import cache
@@ -303,25 +303,42 @@ def instructions(cubin: Path) -> dict[str, set[str]]:
     return found
 
 
-def inner_loop(cubin: Path, symbol: str) -> tuple[int, int]:
-    """Instructions, and products of the tensor cores among them, of the shortest loop with such products."""
+def _code(cubin: Path, symbol: str) -> Iterator[tuple[str, bool]]:
+    """Labels and instructions (True) of a kernel, in their order."""
     text = subprocess.run([nvdisasm(), "-c", str(cubin)], capture_output=True, text=True, check=True).stdout
     parts = re.split(r"\.section\s+\.text\.", text)[1:]
     (part,) = (part for part in parts if part.split(",")[0].split()[0] == symbol)
-    code: list[str] = []
-    labels: dict[str, int] = {}
-    loops: list[tuple[int, int]] = []
     for line in part.split("\n"):
         label = re.match(r"\s*(\.L_x_\d+):", line)
         instruction = re.match(r"\s*/\*[0-9a-f]{4,}\*/\s+(.*?);", line)
         if label:
-            labels[label[1]] = len(code)
+            yield label[1], False
         if instruction:
-            code.append(instruction[1])
-            back = re.search(r"\bBRA\b.*?(\.L_x_\d+)", instruction[1])
-            if back and back[1] in labels:
-                inside = code[labels[back[1]] :]
-                loops.append((len(inside), sum("HMMA" in one for one in inside)))
+            yield instruction[1], True
+
+
+def _counted(code: Sequence[str]) -> tuple[int, int]:
+    return len(code), sum("HMMA" in one for one in code)
+
+
+def whole_kernel(cubin: Path, symbol: str) -> tuple[int, int]:
+    """Instructions, and products of the tensor cores among them."""
+    return _counted([text for text, instruction in _code(cubin, symbol) if instruction])
+
+
+def inner_loop(cubin: Path, symbol: str) -> tuple[int, int]:
+    """The same of the shortest loop with such products."""
+    code: list[str] = []
+    labels: dict[str, int] = {}
+    loops: list[tuple[int, int]] = []
+    for text, instruction in _code(cubin, symbol):
+        if not instruction:
+            labels[text] = len(code)
+            continue
+        code.append(text)
+        back = re.search(r"\bBRA\b.*?(\.L_x_\d+)", text)
+        if back and back[1] in labels:
+            loops.append(_counted(code[labels[back[1]] :]))
     return min(loop for loop in loops if loop[1])
 
 
