@@ -127,7 +127,14 @@ def call_all(given: dict[str, torch.Tensor], backward: bool = True) -> list[torc
         ops.bias_residual(image, image, leaves["phi_bias"]),
         ops.bias_residual(image.clone(), image, leaves["phi_bias"], in_place=True),
         ops.cached_attention(
-            qkv[:, 2:], bias, bias, leaves["log_scale"], k.detach().clone(), v.detach().clone(), 2
+            # narrow: indexing asks for a device, which a CPU's build of torch has not got
+            qkv.narrow(1, 2, 3),
+            bias,
+            bias,
+            leaves["log_scale"],
+            k.detach().clone(),
+            v.detach().clone(),
+            2,
         ),
         ops.nearest_code(image.detach().permute(0, 2, 3, 1), codebook.detach()),
         *ops.quantize_rows(x.detach()),
