@@ -111,7 +111,7 @@ inline BlockCausalTiles make_tiles(const char* op, const std::vector<int64_t>& l
 }
 
 inline BlockCausalKeyTiles make_key_tiles(const char* op, const std::vector<int64_t>& lengths, int32_t size) {
-    BlockCausalKeyTiles t = {make_schedule(op, lengths), size};
+    BlockCausalKeyTiles t = {make_schedule(op, lengths), size, {}, {}};
     check_tiles(op, t.count(), size);
     for (int32_t i = 0; i < t.count(); ++i) {
         const Tile tile = t.tile(i);
