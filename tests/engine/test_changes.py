@@ -17,7 +17,7 @@ from var_ext.engine import Call, Engine, named_precision, options_for
 from var_ext.engine.compare import UnsupportedModel
 from var_ext.models import VAR
 from var_ext.models.var import FFN, AdaLNSelfAttn, SelfAttention, Stream
-from var_ext.models.vqvae import ResnetBlock
+from var_ext.models.vqvae import Level, ResnetBlock
 
 CPU = torch.device("cpu")
 LABELS = torch.tensor([0, 4, 2])
@@ -159,9 +159,20 @@ class Loud(ResnetBlock):
         return 2 * super().forward(x)
 
 
+class Negative(Level):
+    def forward(self, x):
+        return -super().forward(x)
+
+
 DECODER = {
     "a block subclassed": lambda vae: became(vae.decoder.mid.block_1, Loud),
     "a block's forward patched": lambda vae: patched(vae.decoder.up[1].block[0]),
+    "a level subclassed": lambda vae: became(vae.decoder.up[0], Negative),
+    "a level's forward patched": lambda vae: patched(vae.decoder.up[1]),
+    "a hook on a level": lambda vae: vae.decoder.up[0].register_forward_hook(lambda module, given, out: -out),
+    "a norm without weights": lambda vae: setattr(
+        vae.decoder.mid.block_1, "norm1", torch.nn.GroupNorm(2, 32, affine=False)
+    ),
     "a hook on the middle": lambda vae: vae.decoder.mid.register_forward_hook(
         lambda module, given, out: -out
     ),

@@ -20,10 +20,12 @@ import torch
 from torch import Tensor, nn
 
 from var_ext import _torch
-from var_ext.engine.layers import convolution, linear, upsampling
+from var_ext.engine.layers import Norm, convolution, linear, unchanged, upsampling
 from var_ext.engine.precision import Precision
-from var_ext.models.modules import is_plain
+from var_ext.models.modules import Dropout, DropPath, is_plain
 from var_ext.models.vqvae import Upsample
+
+IDLE_IN_EVALUATION = (nn.Identity, nn.Dropout, Dropout, DropPath)
 
 
 class Execution:
@@ -60,6 +62,10 @@ class Execution:
             return linear(module, self.precision, pack=self._pack, free=self._free, int8=quantizable)
         if is_plain(module, nn.Conv2d):
             return self._convolution(module)
+        if is_plain(module, nn.GroupNorm) and module.affine:
+            return Norm(module, self.precision.dtype)
+        if any(is_plain(module, kind) for kind in IDLE_IN_EVALUATION):
+            return unchanged
         if is_plain(module, Upsample) and is_plain(module.conv, nn.Conv2d):
             return self._upsampling(module.conv)
         if _is_known(module):
@@ -102,18 +108,13 @@ class Execution:
 
 
 def _is_known(module: nn.Module) -> bool:
-    """Whether a copy with cast parameters computes the same: forward is from `var_ext.models` or torch, or there is
-    none, as in a container."""
+    """Whether a copy with cast parameters computes the same: forward is from `var_ext.models` or torch."""
     if "forward" in module.__dict__:
         return False
     if isinstance(module, nn.Linear | nn.Conv2d):  # has hooks, else it would be plain
         return False
-    kind = type(module)
-    if kind.forward is nn.Module.forward:  # a container
-        return True
-    return kind.forward.__module__.startswith("var_ext.models.") or kind.__module__.startswith(
-        "torch.nn.modules."
-    )
+    where = type(module).forward.__module__
+    return where.startswith("var_ext.models.") or type(module).__module__.startswith("torch.nn.modules.")
 
 
 class Called:

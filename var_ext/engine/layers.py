@@ -167,6 +167,28 @@ def _has_packed_layers(dtype: torch.dtype) -> bool:
     return dtype in known and torch.backends.mkldnn.is_available() and _torch.packs_layers()
 
 
+class Norm:
+    """A GroupNorm (B, C, H, W) -> (B, C, H, W) with its weight and bias cast."""
+
+    def __init__(self, module: nn.GroupNorm, dtype: torch.dtype) -> None:
+        self.groups, self.eps, self.dtype = module.num_groups, module.eps, dtype
+        self.weight, self.bias = module.weight.detach().to(dtype), module.bias.detach().to(dtype)
+
+    def __call__(self, x: Tensor) -> Tensor:
+        return F.group_norm(x, self.groups, self.weight, self.bias, self.eps)
+
+    def silu(self, x: Tensor, input_bias: Tensor | None) -> Tensor:
+        """SiLU of that of x + input_bias (C,)."""
+        return ops.group_norm_silu(
+            x, self.weight, self.bias, groups=self.groups, eps=self.eps, input_bias=input_bias
+        )
+
+
+def unchanged(x: Tensor) -> Tensor:
+    """What dropout is outside training."""
+    return x
+
+
 class Sized:
     """A convolution packed for the size of its first input; other sizes work as well.
 
@@ -183,19 +205,20 @@ class Sized:
         self._run: Run | None = None
 
     def __call__(self, x: Tensor) -> Tensor:
-        return self._output(x, self.bias)
+        run = self._run or self._first_run
+        return run(x if x.dtype == self.dtype else x.to(self.dtype), self.bias)
 
     def without_bias(self, x: Tensor) -> tuple[Tensor, Tensor | None]:
         """Its output (B, C', H', W') before the bias, and the bias (C',); or all of it and None where that is free."""
         if self.bias is None or not adds_bias_apart(x):
             return self(x), None
-        return self._output(x, None), self.bias
+        run = self._run or self._first_run
+        return run(x.to(self.dtype), None), self.bias
 
-    def _output(self, x: Tensor, bias: Tensor | None) -> Tensor:
-        if self._run is None:
-            with torch.inference_mode(False), torch.no_grad():  # usable inside and outside inference mode
-                self._run = self._lay_out(x.shape[-1])
-        return self._run(x if x.dtype == self.dtype else x.to(self.dtype), bias)
+    def _first_run(self, x: Tensor, bias: Tensor | None) -> Tensor:
+        with torch.inference_mode(False), torch.no_grad():  # usable inside and outside inference mode
+            self._run = run = self._lay_out(x.shape[-1])
+        return run(x, bias)
 
 
 def adds_bias_apart(x: Tensor) -> bool:

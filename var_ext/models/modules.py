@@ -50,10 +50,16 @@ def dtype_of(layer: Any) -> torch.dtype:
     return next(parameter.dtype for parameter in layer.parameters())
 
 
+def _engines(layer: Any, name: str) -> Any:
+    """A method that an engine's layer has beside a call, or None. Its class is asked: a user's layer in an engine's
+    wrapper would answer for itself."""
+    return None if isinstance(layer, nn.Module) else getattr(type(layer), name, None)
+
+
 def linear_gelu(layer: Any, x: Tensor) -> Tensor:
     """GELU (tanh) of a linear layer (..., N) -> (..., M): the bias is added with the activation where possible."""
-    gelu = None if isinstance(layer, nn.Module) else getattr(type(layer), "gelu", None)
-    if gelu is not None:  # an engine's
+    gelu = _engines(layer, "gelu")
+    if gelu is not None:
         return gelu(layer, x)
     if is_plain(layer, nn.Linear) and layer.bias is not None:
         h = F.linear(x, layer.weight)
@@ -64,18 +70,18 @@ def linear_gelu(layer: Any, x: Tensor) -> Tensor:
 def without_bias(layer: Any, x: Tensor) -> tuple[Tensor, Tensor | None]:
     """layer(x) without its bias, and the bias, where adding it takes a separate pass: an engine's convolution on a GPU.
     For any other layer the whole output, and None."""
-    split = None if isinstance(layer, nn.Module) else getattr(type(layer), "without_bias", None)
+    split = _engines(layer, "without_bias")
     return (layer(x), None) if split is None else split(layer, x)
 
 
-def norm_silu(norm: nn.GroupNorm, x: Tensor, input_bias: Tensor | None = None) -> Tensor:
+def norm_silu(norm: Any, x: Tensor, input_bias: Tensor | None = None) -> Tensor:
     """SiLU of a GroupNorm of x + input_bias: (B, C, H, W), (C,) or None -> (B, C, H, W)."""
-    if not is_plain(norm, nn.GroupNorm):
+    silu = _engines(norm, "silu")
+    if silu is not None:
+        return silu(norm, x, input_bias)
+    if not is_plain(norm, nn.GroupNorm) or norm.weight is None:
         return F.silu(norm(x if input_bias is None else x + input_bias[:, None, None]))
-    weight: Tensor = norm.weight
-    bias: Tensor = norm.bias
-    if weight.dtype != x.dtype:
-        weight, bias = weight.to(x.dtype), bias.to(x.dtype)
+    weight, bias = norm.weight.to(x.dtype), norm.bias.to(x.dtype)
     return ops.group_norm_silu(x, weight, bias, groups=norm.num_groups, eps=norm.eps, input_bias=input_bias)
 
 
@@ -84,7 +90,7 @@ def plus(layer: Any, h: Tensor, x: Tensor) -> Tensor:
     y, bias = without_bias(layer, h)
     if bias is not None:
         return ops.bias_residual(y, x.to(y.dtype), bias, in_place=True)
-    return y.add_(x) if getattr(type(layer), "output_is_new", False) else x + y
+    return y.add_(x) if _engines(layer, "output_is_new") else x + y
 
 
 def spread_taps(weight: Tensor, dim: int) -> Tensor:

@@ -6,7 +6,7 @@ Names of parameters and methods are those of the published checkpoints and code.
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from itertools import chain, pairwise
+from itertools import pairwise
 from typing import Any
 
 import torch
@@ -89,11 +89,7 @@ class Upsample(Part):
 
 
 class Level(Part):
-    """Modules of one resolution: residual blocks, each followed by attention at the lowest one; then resampling.
-
-    A container, as in the published code: the caller runs it layer by layer, so that no frame keeps a feature map
-    alive while later layers run. Put hooks on the layers.
-    """
+    """Modules of one resolution: residual blocks, each followed by attention at the lowest one; then resampling."""
 
     def __init__(
         self, channels: Sequence[int], dropout: float, attention: bool, resample: nn.Module | None
@@ -114,9 +110,17 @@ class Level(Part):
         if self.resample:
             yield getattr(self, self.resample)
 
+    def forward(self, x: Tensor) -> Tensor:
+        for layer in self:
+            x = layer(x)
+        return x
+
 
 def _layers(levels: Iterable[Any]) -> Iterator[Any]:
-    return chain.from_iterable(levels)
+    """What to call in turn: the layers of each level, since a call of the level would keep its input, at the finest one
+    the largest feature map, alive to its end; the level itself where hooks or its own forward want to see it."""
+    for level in levels:
+        yield from level if is_plain(level, Level) else (level,)
 
 
 class Middle(Part):

@@ -68,15 +68,11 @@ def kernels(tensor: torch.Tensor) -> Any:
 
     On a GPU they are launched on the current stream of the tensor's device and not waited for.
     """
-    from var_ext import _C
-
     return gpu_stream(tensor) if is_gpu(tensor) else _C
 
 
 def gpu_stream(tensor: torch.Tensor) -> _C.CudaStream:
     """The current stream of the device that `tensor` lies on."""
-    from var_ext import _C
-
     device = tensor.get_device()
     return _C.CudaStream(device, _torch.raw_stream(device))
 
