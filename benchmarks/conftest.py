@@ -80,7 +80,7 @@ def run_case(
         op = request.module.__name__.removeprefix("bench_")
         case = _case(request.module, shape)
         case.verify(competitor)
-        native = backend.use_native(op, "cpu") if op in backend.CATALOGUE else False
+        native = backend.use_native(op, "cpu")
         benchmark.group = f"{op} | {shape}"
         benchmark.extra_info.update(
             op=op,

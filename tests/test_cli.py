@@ -19,7 +19,7 @@ from PIL import Image, ImageDraw, ImageFont
 
 import var_ext
 from tests.tiny import SCALES, tiny
-from var_ext import backend, evaluation
+from var_ext import backend, evaluation, ops
 from var_ext.bench import measure
 from var_ext.checkpoints import load_tokenizer, save_model
 from var_ext.cli import main
@@ -524,8 +524,10 @@ def test_info_of_the_installation_is_that_of_the_module() -> None:
     output = run("info").output
     for word in (var_ext.__version__, torch.__version__, "build", "cpu", "gpu", backend.current(), "var-d36"):
         assert word in output
-    for row in backend.table():
-        assert [row["op"], row["cpu"], row["cuda"]] in [line.split() for line in output.splitlines()]
+    rows = [line.split() for line in output.splitlines()]
+    for op in ops.__all__:
+        on_cuda = "native" if backend.use_native(op, "cuda") else "reference"
+        assert [op, backend.current(), on_cuda] in rows
     module = subprocess.run([sys.executable, "-m", "var_ext"], capture_output=True, text=True, check=True)
 
     def steady(text: str) -> list[str]:  # the number of threads is a process's own

@@ -14,7 +14,7 @@ from typing import Any
 import pytest
 import torch
 
-from var_ext import backend
+from var_ext import ops
 
 pytestmark = pytest.mark.xdist_group("benchmarks")
 ROOT = Path(__file__).resolve().parent.parent
@@ -286,7 +286,7 @@ def test_every_op_has_its_turn_before_a_tool_runs_out_of_time() -> None:
     few = dict(VAR_EXT_GPU_TESTS="hardware", VAR_EXT_GPU_CASES="1")
     lines = said("tests/cuda", "-k", "hardware", "--collect-only", **few)
     files = [line.partition("::")[0] for line in lines if "::" in line]
-    assert len(set(files[: len(set(files))])) == len(set(files)) >= len(backend.CATALOGUE)
+    assert len(set(files[: len(set(files))])) == len(set(files)) >= len(ops.__all__)
     late = said("tests/cuda/test_ptx.py", VAR_EXT_GPU_TESTS="emulated", VAR_EXT_GPU_SECONDS="-1")
     assert late[-1].startswith("4 skipped")
 
@@ -309,9 +309,9 @@ def test_the_first_shape_of_every_op_comes_first_and_compilers_last() -> None:
         "a, shape 0, compiled", "c, shape 0, compiled", "a, shape 1, compiled", "c, shape 1, compiled",
         "a, shape 2, compiled",
     ]  # fmt: skip
-    ops = [job.op for job in gpu_plan.jobs({op: (m, m.GPU_SHAPES) for op, m in gpu_plan.files("").items()})]
-    assert set(ops[: len(backend.CATALOGUE)]) == set(backend.CATALOGUE)
-    assert ops[0] == "block_causal_attention"
+    planned = [job.op for job in gpu_plan.jobs({op: (m, m.GPU_SHAPES) for op, m in gpu_plan.files("").items()})]
+    assert set(planned[: len(ops.__all__)]) == set(ops.__all__)
+    assert planned[0] == "block_causal_attention"
 
 
 def race_of(monkeypatch: pytest.MonkeyPatch, seconds_each: float, out: Path, broken: str = "") -> bool:
@@ -442,7 +442,7 @@ def test_occupancy_stands_beside_the_plan() -> None:
 def test_the_plan_for_a_gpu() -> None:
     """Every op has shapes for a GPU, and their sizes are known without one."""
     lines = run("gpu_plan").stdout.splitlines()
-    assert {line.partition(",")[0] for line in lines} == set(backend.CATALOGUE)
+    assert {line.partition(",")[0] for line in lines} == set(ops.__all__)
     (line,) = (x for x in lines if "32 x 680 x 16 x 64, forward, bf16" in x)
     assert "178.3 MB, 37.5 GFLOP, 1 launches, 59.4 us at least on an H100" in line
     assert "FlexAttention" in line
@@ -470,7 +470,7 @@ def test_each_file_races_on_the_cpu(tmp_path: Path) -> None:
     done = run("time_ops_gpu", "--smoke", "--out", out)
     assert done.returncode == 0, done.stdout
     op_times = json.loads(out.read_text(encoding="utf-8"))
-    assert {row["op"] for row in op_times["rows"]} == set(backend.CATALOGUE)
+    assert {row["op"] for row in op_times["rows"]} == set(ops.__all__)
     for row in op_times["rows"]:
         assert {"var_ext", "reference"} <= set(row["competitors"])
         for figures in row["competitors"].values():

@@ -10,22 +10,6 @@ import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-CATALOGUE = (
-    "adaln",
-    "area_downsample",
-    "bias_gelu",
-    "bias_residual",
-    "bicubic_upsample",
-    "block_causal_attention",
-    "cached_attention",
-    "group_norm_silu",
-    "nearest_code",
-    "qk_norm",
-    "quantize_rows",
-    "residual_quantize",
-    "residual_step",
-    "sample_tokens",
-)
 CHOICES = ("native", "reference")
 DEVICES = ("cpu", "cuda")
 
@@ -83,10 +67,3 @@ def kernel_devices(op: str) -> tuple[str, ...]:
 def use_native(op: str, device_type: str) -> bool:
     """Whether `op` runs its native kernel on tensors of this device type now."""
     return _choice == "native" and device_type in _kernels.get(op, ())
-
-
-def table() -> list[dict[str, str]]:
-    """One row per op: its name and, for each device type, the backend that runs there."""
-    return [
-        {"op": op, **{d: "native" if use_native(op, d) else "reference" for d in DEVICES}} for op in CATALOGUE
-    ]

@@ -10,7 +10,7 @@ from typing import Any
 
 import torch
 
-from var_ext import __version__, backend
+from var_ext import __version__, backend, ops
 from var_ext.checkpoints import bundled_models, find_model
 from var_ext.checkpoints.released import MODELS
 
@@ -29,10 +29,9 @@ def describe_installation() -> str:
         "",
         f"{'op':<24}" + "".join(f"{device:<11}" for device in backend.DEVICES).rstrip(),
     ]
-    for row in backend.table():
-        lines.append(
-            f"{row['op']:<24}" + "".join(f"{row[device]:<11}" for device in backend.DEVICES).rstrip()
-        )
+    for op in ops.__all__:
+        runs = ("native" if backend.use_native(op, device) else "reference" for device in backend.DEVICES)
+        lines.append(f"{op:<24}" + "".join(f"{which:<11}" for which in runs).rstrip())
     return "\n".join(lines)
 
 

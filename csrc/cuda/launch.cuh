@@ -8,7 +8,7 @@
 #include <stdexcept>
 #include <string>
 
-#include "cuda/stream.h"
+#include "common/stream.h"
 
 namespace var_ext::cuda {
 

@@ -1,7 +1,7 @@
 // qk_norm as the first step of other kernels.
 #pragma once
 
-#include "cuda/stream.h"
+#include "common/stream.h"
 #include "ops/qk_norm.h"
 
 namespace var_ext::cuda {

@@ -3,8 +3,20 @@
 // is the transposed map, as a gather: each input gradient is summed by one thread in a fixed order.
 #pragma once
 
-#include "cuda/stream.h"
+#include "common/stream.h"
 #include "ops/resample.h"
+
+namespace var_ext {
+
+// Check the contract; throw std::invalid_argument.
+inline ResampleParams area_downsample_params(const TensorView& x, const TensorView& out) {
+    return resample_params("area_downsample", "x", x, "out", out);
+}
+inline ResampleParams area_downsample_backward_params(const TensorView& grad_out, const TensorView& grad_in) {
+    return resample_params("area_downsample_backward", "grad_out", grad_out, "grad_in", grad_in);
+}
+
+}  // namespace var_ext
 
 namespace var_ext::cpu {
 

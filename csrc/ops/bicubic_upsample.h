@@ -4,8 +4,21 @@
 // order.
 #pragma once
 
-#include "cuda/stream.h"
+#include "common/stream.h"
 #include "ops/resample.h"
+
+namespace var_ext {
+
+// Check the contract; throw std::invalid_argument.
+inline ResampleParams bicubic_upsample_params(const TensorView& x, const TensorView& out) {
+    return resample_params("bicubic_upsample", "x", x, "out", out);
+}
+inline ResampleParams bicubic_upsample_backward_params(const TensorView& grad_out,
+                                                       const TensorView& grad_in) {
+    return resample_params("bicubic_upsample_backward", "grad_out", grad_out, "grad_in", grad_in);
+}
+
+}  // namespace var_ext
 
 namespace var_ext::cpu {
 

@@ -7,7 +7,7 @@
 
 #include <vector>
 
-#include "cuda/stream.h"
+#include "common/stream.h"
 #include "ops/attention.h"
 
 namespace var_ext {

@@ -2,7 +2,7 @@
 // then softmax(scale q k^T) v of its queries over the first offset + l entries. Sums in fp32.
 #pragma once
 
-#include "cuda/stream.h"
+#include "common/stream.h"
 #include "ops/attention.h"
 #include "ops/qk_norm.h"
 

@@ -8,8 +8,8 @@
 
 #include <cstdint>
 
+#include "common/stream.h"
 #include "common/tensor_view.h"
-#include "cuda/stream.h"
 
 namespace var_ext {
 

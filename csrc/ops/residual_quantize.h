@@ -10,8 +10,8 @@
 #include <cstdint>
 #include <vector>
 
+#include "common/stream.h"
 #include "common/tensor_view.h"
-#include "cuda/stream.h"
 #include "ops/nearest_code.h"
 
 namespace var_ext {

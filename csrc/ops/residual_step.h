@@ -9,8 +9,8 @@
 
 #include <cstdint>
 
+#include "common/stream.h"
 #include "common/tensor_view.h"
-#include "cuda/stream.h"
 #include "ops/resample.h"
 
 namespace var_ext {

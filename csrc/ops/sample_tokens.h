@@ -22,8 +22,8 @@
 #include <optional>
 #include <variant>
 
+#include "common/stream.h"
 #include "common/tensor_view.h"
-#include "cuda/stream.h"
 
 namespace var_ext {
 

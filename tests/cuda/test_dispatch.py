@@ -12,7 +12,7 @@ from torch._subclasses import FakeTensorMode
 from tests.cuda.conftest import Gpu
 from tests.emulator import emulation
 from tests.emulator.emulation import emulator
-from var_ext import _C, ScaleSchedule, backend, ops
+from var_ext import _C, ScaleSchedule, ops
 from var_ext.ops import _native
 from var_ext.ops._native import maybe_view
 
@@ -26,7 +26,7 @@ def test_the_build_names_its_kernels() -> None:
     methods = {name for name in vars(_C.CudaStream) if not name.startswith("_")}
     assert methods == {name for name in vars(emulator().CudaStream) if not name.startswith("_")}
     on_cuda = {op for op, devices in _C.kernels().items() if "cuda" in devices}
-    assert on_cuda == {name for name in methods if name in backend.CATALOGUE}
+    assert on_cuda == {name for name in methods if name in ops.__all__}
 
 
 def test_kernels_are_launched_on_the_current_stream(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -158,7 +158,7 @@ def test_all_ops_launch_kernels(gpu: Gpu) -> None:
     call_all(example(gpu))
     methods = {name for name in vars(emulator().CudaStream) if not name.startswith("_")}
     assert emulation.Stream.called == methods
-    assert set(backend.CATALOGUE) <= methods
+    assert set(ops.__all__) <= methods
 
 
 def test_in_a_cuda_graph(gpu: Gpu) -> None:
