@@ -1,8 +1,7 @@
 // The Python face of the kernels. Tensors come as TensorView; contract errors leave as ValueError.
-#include "bindings.h"
-
 #include <string_view>
 
+#include "common/bindings.h"
 #include "common/cpu_features.h"
 #include "common/tensor_view.h"
 #include "ops/kernels.h"

@@ -309,7 +309,9 @@ def test_the_first_shape_of_every_op_comes_first_and_compilers_last() -> None:
         "a, shape 0, compiled", "c, shape 0, compiled", "a, shape 1, compiled", "c, shape 1, compiled",
         "a, shape 2, compiled",
     ]  # fmt: skip
-    planned = [job.op for job in gpu_plan.jobs({op: (m, m.GPU_SHAPES) for op, m in gpu_plan.files("").items()})]
+    planned = [
+        job.op for job in gpu_plan.jobs({op: (m, m.GPU_SHAPES) for op, m in gpu_plan.files("").items()})
+    ]
     assert set(planned[: len(ops.__all__)]) == set(ops.__all__)
     assert planned[0] == "block_causal_attention"
 

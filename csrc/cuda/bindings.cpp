@@ -1,6 +1,6 @@
 #include "cuda/bindings.h"
 
-#include "bindings.h"
+#include "common/bindings.h"
 #include "ops/kernels.h"
 
 namespace var_ext {
