@@ -47,25 +47,12 @@ def _native(
     return out
 
 
-def _fallback(
-    qkv: Tensor,
-    q_bias: Tensor,
-    v_bias: Tensor,
-    log_scale: Tensor | None,
-    k_cache: Tensor,
-    v_cache: Tensor,
-    offset: int,
-    scale: float,
-) -> Tensor:
-    return reference.cached_attention(qkv, q_bias, v_bias, log_scale, k_cache, v_cache, offset, scale=scale)
-
-
 implement(
     "cached_attention",
     "cached_attention(Tensor qkv, Tensor q_bias, Tensor v_bias, Tensor? log_scale, "
     "Tensor(a!) k_cache, Tensor(b!) v_cache, SymInt offset, float scale) -> Tensor",
     native=_native,
-    fallback=_fallback,
+    fallback=lambda *given: reference.cached_attention(*given[:-1], scale=given[-1]),
     fake=_fake,
     float64=False,
 )
