@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import Tensor
 
@@ -47,12 +49,16 @@ def _native(
     return out
 
 
+def _fallback(*given: Any) -> Tensor:
+    return reference.cached_attention(*given[:-1], scale=given[-1])
+
+
 implement(
     "cached_attention",
     "cached_attention(Tensor qkv, Tensor q_bias, Tensor v_bias, Tensor? log_scale, "
     "Tensor(a!) k_cache, Tensor(b!) v_cache, SymInt offset, float scale) -> Tensor",
     native=_native,
-    fallback=lambda *given: reference.cached_attention(*given[:-1], scale=given[-1]),
+    fallback=_fallback,
     fake=_fake,
     float64=False,
 )
