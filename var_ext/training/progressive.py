@@ -1,6 +1,6 @@
 """Progressive training as published: scales join one by one, and the learning rate follows another line.
 
-The published trainer counts steps of a stage as it goes; here all is a function of the step, so that a resumed run needs
+The published trainer counts steps of a stage as it goes; here all is a function of the step, so a resumed run needs
 no counter. For 512 px, where it saves time (published recipe; it has no section in the paper).
 """
 
