@@ -31,7 +31,7 @@ def test_chips(gpu: Gpu, length: int, chip: str, dim: int) -> None:
 
 
 @pytest.mark.parametrize(("schedule", "dim"), CASES, ids=str)
-@pytest.mark.parametrize("heads", [1, 3])
+@pytest.mark.parametrize("heads", [1, pytest.param(3, marks=pytest.mark.slow)])
 def test_against_float64(gpu: Gpu, schedule: ScaleSchedule, dim: int, heads: int) -> None:
     assert_gradients(gpu, schedule, heads, dim, 0.7 - heads % 3)
 

@@ -234,7 +234,7 @@ def test_no_bank_conflicts(traced: Gpu, dim: int, dtype: torch.dtype) -> None:
 
 
 @pytest.mark.parametrize("sides", [(1,) * 300, (64, 64, 64, 64), (2, 90, 90)], ids=["many", "equal", "large"])
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("dtype", [torch.float32, pytest.param(torch.bfloat16, marks=pytest.mark.slow)])
 def test_long_schedules(gpu: Gpu, sides: tuple[int, ...], dtype: torch.dtype) -> None:
     """Up to 16384 tokens and hundreds of scales: some tiles, against all their keys."""
     schedule = ScaleSchedule(sides)

@@ -15,7 +15,12 @@ from tests.build.tools import SEARCH
 from tests.cuda import compiled
 from tests.cuda.compiled import Budget, Kernel
 
-pytestmark = pytest.mark.xdist_group("nvcc")  # one process compiles for all
+# Each kernel for the chip that it is tuned for, and at length for the others.
+TARGETS = [
+    pytest.param(target, marks=[pytest.mark.slow] if target in compiled.tuned()[:-1] else [])
+    for target in compiled.targets()
+]
+each_target = pytest.mark.parametrize("target", TARGETS)
 with_nvcc = pytest.mark.skipif(
     not (shutil.which("nvcc", path=SEARCH) or Path("/usr/local/cuda/bin/nvcc").exists()),
     reason="there is no nvcc: install the CUDA toolkit",
@@ -41,22 +46,24 @@ def complaints(kernel: Kernel, budget: Budget | None, target: str) -> list[str]:
 
 
 @with_nvcc
-def test_budgets() -> None:
+@each_target
+def test_budgets(target: str) -> None:
     wrong, seen = [], set()
-    for result in compiled.compile_all():
+    for result in compiled.compile_all(target):
         for kernel in result.kernels:
             budget = compiled.budget_for(kernel)
             seen.add(budget)
-            wrong += complaints(kernel, budget, result.target)
+            wrong += complaints(kernel, budget, target)
     assert not wrong, "\n".join(wrong)
     unused = [b for budgets in compiled.budgets().values() for b in budgets if b not in seen]
     assert not unused, f"budgets of no kernel: {unused}"
 
 
 @with_nvcc
-def test_instructions() -> None:
+@each_target
+def test_instructions(target: str) -> None:
     wrong = []
-    for result in compiled.compile_all():
+    for result in compiled.compile_all(target):
         code = compiled.instructions(result.cubin)
         for kernel in result.kernels:
             there = code[kernel.symbol]
@@ -64,14 +71,14 @@ def test_instructions() -> None:
             budget = compiled.budget_for(kernel)
             wanted = budget.instructions(kernel.arguments) if budget else []
             wrong += [
-                f"{kernel} on sm_{result.target}: no {name}"
+                f"{kernel} on sm_{target}: no {name}"
                 for name in wanted
                 if not any(f".{name}." in f".{instruction}." for instruction in there)
             ]
-            if result.target.startswith("9") and "ACQBULK" not in there:  # griddepcontrol.wait
-                wrong.append(f"{kernel} on sm_{result.target}: does not wait for the kernel before it")
+            if target.startswith("9") and "ACQBULK" not in there:  # griddepcontrol.wait
+                wrong.append(f"{kernel} on sm_{target}: does not wait for the kernel before it")
             local = [name for name in there if name.split(".")[0] in ("LDL", "STL")]
-            wrong += [f"{kernel} on sm_{result.target}: {name}, local memory" for name in local]
+            wrong += [f"{kernel} on sm_{target}: {name}, local memory" for name in local]
     assert not wrong, "\n".join(wrong)
 
 
@@ -112,18 +119,22 @@ INSTRUCTIONS = [
 
 
 @with_nvcc
+@each_target
 @pytest.mark.parametrize(
     ("file", "name", "arguments", "count", "most"), INSTRUCTIONS, ids=[row[1] for row in INSTRUCTIONS]
 )
 def test_instructions_a_product(
-    file: str, name: str, arguments: str, count: Callable[[Path, str], tuple[int, int]], most: float
+    file: str,
+    name: str,
+    arguments: str,
+    count: Callable[[Path, str], tuple[int, int]],
+    most: float,
+    target: str,
 ) -> None:
-    results = [r for r in compiled.compile_all() if r.source.stem == file]
-    assert results
-    for result in results:
-        (kernel,) = (k for k in result.kernels if (k.name, k.arguments) == (name, arguments))
-        instructions, products = count(result.cubin, kernel.symbol)
-        assert instructions / products <= most, f"sm_{result.target}: {instructions} for {products}"
+    (result,) = (r for r in compiled.compile_all(target) if r.source.stem == file)
+    (kernel,) = (k for k in result.kernels if (k.name, k.arguments) == (name, arguments))
+    instructions, products = count(result.cubin, kernel.symbol)
+    assert instructions / products <= most, f"{instructions} for {products}"
 
 
 REPORT = """\

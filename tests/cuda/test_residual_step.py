@@ -187,7 +187,9 @@ def test_the_order_of_threads_changes_no_bit(gpu: Gpu) -> None:
     assert all(torch.equal(a, b) for a, b in zip(*runs, strict=True))
 
 
-@pytest.mark.parametrize(("batch", "channels"), [(1, 8), (1, 40), (66, 12), (67, 24)])
+@pytest.mark.parametrize(
+    ("batch", "channels"), [(1, 8), (1, 40), (66, 12), pytest.param(67, 24, marks=pytest.mark.slow)]
+)
 def test_no_bank_conflicts(traced: Gpu, batch: int, channels: int) -> None:
     """But for the windows of the next scale, which lie as they lie, and the weights of backward: see there."""
     given = inputs(batch, channels, (1, 8) if batch > 1 else (16, 16), (1, 8) if batch > 1 else (3, 3))
