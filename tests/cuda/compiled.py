@@ -275,10 +275,10 @@ def compile_file(source: Path, target: str) -> Compiled:
 
 
 @cache
-def compile_all(target: str) -> list[Compiled]:
-    """Every file for a target."""
+def compile_all(target: str, files: tuple[str, ...]) -> list[Compiled]:
+    """The files of these names for a target."""
     with ThreadPoolExecutor(2) as pool:
-        return list(pool.map(lambda source: compile_file(source, target), sources()))
+        return list(pool.map(lambda name: compile_file(SOURCES / f"{name}.cu", target), files))
 
 
 def nvdisasm() -> str:

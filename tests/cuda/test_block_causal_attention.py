@@ -44,7 +44,7 @@ def assert_right(
 
 @pytest.mark.parametrize("schedule", SCHEDULES, ids=lambda schedule: str(schedule.num_tokens))
 @pytest.mark.parametrize("dtype", oracle.LOW)
-@pytest.mark.parametrize("heads", [1, 3])
+@pytest.mark.parametrize("heads", [1, pytest.param(3, marks=pytest.mark.slow)])
 def test_against_float64(gpu: Gpu, schedule: ScaleSchedule, dtype: torch.dtype, heads: int) -> None:
     q, k, v = packed(2, schedule.num_tokens, heads, 64, dtype)
     result = attend(gpu, q, k, v, schedule, 0.7)

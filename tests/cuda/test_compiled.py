@@ -15,12 +15,16 @@ from tests.build.tools import SEARCH
 from tests.cuda import compiled
 from tests.cuda.compiled import Budget, Kernel
 
-# Each kernel for the chip that it is tuned for, and at length for the others.
-TARGETS = [
-    pytest.param(target, marks=[pytest.mark.slow] if target in compiled.tuned()[:-1] else [])
-    for target in compiled.targets()
-]
-each_target = pytest.mark.parametrize("target", TARGETS)
+# In short one chip, and files with products of the tensor cores, with norms, with integers; at length all.
+SHORT = ("adaln", "block_causal_attention", "quantize_rows")
+ALL = tuple(source.stem for source in compiled.sources())
+each_gate = pytest.mark.parametrize(
+    ("target", "files"),
+    [
+        pytest.param(compiled.targets()[-1], SHORT, id="short"),
+        *(pytest.param(target, ALL, id=target, marks=pytest.mark.slow) for target in compiled.targets()),
+    ],
+)
 with_nvcc = pytest.mark.skipif(
     not (shutil.which("nvcc", path=SEARCH) or Path("/usr/local/cuda/bin/nvcc").exists()),
     reason="there is no nvcc: install the CUDA toolkit",
@@ -46,24 +50,25 @@ def complaints(kernel: Kernel, budget: Budget | None, target: str) -> list[str]:
 
 
 @with_nvcc
-@each_target
-def test_budgets(target: str) -> None:
+@each_gate
+def test_budgets(target: str, files: tuple[str, ...]) -> None:
     wrong, seen = [], set()
-    for result in compiled.compile_all(target):
+    for result in compiled.compile_all(target, files):
         for kernel in result.kernels:
             budget = compiled.budget_for(kernel)
             seen.add(budget)
             wrong += complaints(kernel, budget, target)
     assert not wrong, "\n".join(wrong)
-    unused = [b for budgets in compiled.budgets().values() for b in budgets if b not in seen]
-    assert not unused, f"budgets of no kernel: {unused}"
+    if files == ALL:
+        unused = [b for budgets in compiled.budgets().values() for b in budgets if b not in seen]
+        assert not unused, f"budgets of no kernel: {unused}"
 
 
 @with_nvcc
-@each_target
-def test_instructions(target: str) -> None:
+@each_gate
+def test_instructions(target: str, files: tuple[str, ...]) -> None:
     wrong = []
-    for result in compiled.compile_all(target):
+    for result in compiled.compile_all(target, files):
         code = compiled.instructions(result.cubin)
         for kernel in result.kernels:
             there = code[kernel.symbol]
@@ -119,9 +124,14 @@ INSTRUCTIONS = [
 
 
 @with_nvcc
-@each_target
 @pytest.mark.parametrize(
-    ("file", "name", "arguments", "count", "most"), INSTRUCTIONS, ids=[row[1] for row in INSTRUCTIONS]
+    ("file", "name", "arguments", "count", "most", "target"),
+    [
+        pytest.param(*row, target, id=f"{row[1]}-{target}", marks=[] if short else [pytest.mark.slow])
+        for row in INSTRUCTIONS
+        for target in compiled.targets()
+        for short in [row[0] in SHORT and target == compiled.targets()[-1]]
+    ],
 )
 def test_instructions_a_product(
     file: str,
@@ -131,7 +141,7 @@ def test_instructions_a_product(
     most: float,
     target: str,
 ) -> None:
-    (result,) = (r for r in compiled.compile_all(target) if r.source.stem == file)
+    (result,) = compiled.compile_all(target, (file,))
     (kernel,) = (k for k in result.kernels if (k.name, k.arguments) == (name, arguments))
     instructions, products = count(result.cubin, kernel.symbol)
     assert instructions / products <= most, f"{instructions} for {products}"
