@@ -17,10 +17,13 @@ export PIP_CONSTRAINT := constraints.txt
 export PIP_BUILD_CONSTRAINT := constraints.txt
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
-# A process a core; tests that share a costly fixture stay together.
-PARALLEL := -n auto --dist loadgroup
+# A process a core; the tests of a file stay in one, where they share costly fixtures. OpenMP's threads sleep while they
+# wait: by default they spin, and take the cores from the other processes.
+PARALLEL := -n auto --dist loadfile
+FAST := -m "not slow"
+test test-all sanitize: export OMP_WAIT_POLICY := passive
 
-.PHONY: help demo test sanitize bench gpu gpu-versus lint format clean
+.PHONY: help demo test test-all sanitize bench gpu gpu-versus lint format clean
 
 help:  ## this list
 	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/make \1\t\2/p' $(firstword $(MAKEFILE_LIST)) | expand -t 18
@@ -29,13 +32,16 @@ demo: $(STAMP)  ## environment, build, and a picture drawn by the bundled model
 	$(BIN)/var-ext sample
 
 test: $(STAMP)  ## environment, build, tests
+	$(BIN)/python -m pytest -q $(PARALLEL) $(FAST) $(TESTS)
+
+test-all: $(STAMP)  ## the same and the slow tests: long repetitions of what the others cover in small
 	$(BIN)/python -m pytest -q $(PARALLEL) $(TESTS)
 
 # A tree and an interpreter of their own, with the packages of $(VENV) but not its build of var_ext. The interpreter
 # itself is not instrumented, so the runtimes are loaded first, and what it never frees is no leak of ours.
 SANITIZED := build/sanitized
 RUNTIMES = $(shell $(CXX) -print-file-name=libasan.so):$(shell $(CXX) -print-file-name=libubsan.so)
-sanitize: $(STAMP)  ## op tests under the address and undefined-behaviour sanitizers
+sanitize: $(STAMP)  ## fast op tests under the address and undefined-behaviour sanitizers
 	rm -rf $(SANITIZED)
 	$(BIN)/python -m pip install --quiet --no-deps --target $(SANITIZED) \
 	  -C cmake.define.VAR_EXT_SANITIZE=ON -C cmake.define.VAR_EXT_CUDA=OFF -C cmake.build-type=RelWithDebInfo .
@@ -44,7 +50,7 @@ sanitize: $(STAMP)  ## op tests under the address and undefined-behaviour saniti
 	$(BIN)/python -c 'import sysconfig; print(sysconfig.get_path("purelib"))' \
 	  > $$($(SANITIZED)/venv/bin/python -c 'import sysconfig; print(sysconfig.get_path("purelib"))')/shared.pth
 	cd $(SANITIZED) && LD_PRELOAD=$(RUNTIMES) ASAN_OPTIONS=detect_leaks=0 UBSAN_OPTIONS=print_stacktrace=1 \
-	  venv/bin/python -m pytest -q $(PARALLEL) tests/ops
+	  venv/bin/python -m pytest -q $(PARALLEL) $(FAST) tests/ops
 
 bench: $(STAMP)  ## all benchmarks; writes benchmarks/RESULTS.md
 	$(BIN)/python -m pytest -q benchmarks/bench_*.py --benchmark-only --benchmark-quiet --benchmark-json=benchmarks/latest.json

@@ -35,8 +35,10 @@ def test_every_bundled_model_loads_and_has_a_card():
         assert len(sizes) == 2 and sum(sizes) < 8_000_000
 
 
-@pytest.mark.parametrize("count", [1, 2])
-@pytest.mark.parametrize("batch", [1, 7, 64])
+@pytest.mark.parametrize(
+    ("batch", "count"),
+    [(1, 1), (7, 1), (7, 2), (64, 1), (64, 2), pytest.param(1, 2, marks=pytest.mark.slow)],
+)
 def test_an_image_is_its_own_whatever_the_batch(sampler, tokens, batch, count):
     order = torch.randperm(64, generator=torch.Generator().manual_seed(batch))
     with threads(count):

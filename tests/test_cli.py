@@ -130,8 +130,9 @@ def test_home_is_found(model: str, tmp_path: Path, monkeypatch: pytest.MonkeyPat
     assert {"a.png", "a.npz", "pngs", "b.png", "c.png", "tok", "converted"} <= set(os.listdir(tmp_path))
 
 
-def test_names_that_are_not_utf8(tmp_path: Path) -> None:
-    """As old archives have them: data, class, model and picture, in a process whose output is UTF-8 alone."""
+def test_names_that_are_not_utf8(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As old archives have them: data, class, model and picture, where output is UTF-8 alone."""
+    monkeypatch.chdir(tmp_path)
     odd = os.fsdecode(b"caf\xe9")
     data = image_folder(tmp_path / odd)
     (data / "train" / "dark").rename(data / "train" / odd)
@@ -152,19 +153,17 @@ def test_names_that_are_not_utf8(tmp_path: Path) -> None:
         ["sample", "--model", model, "--count=1", "--out", picture],
         ["sample", "--model", model, "--count=1", "--out", f"{odd}.npz"],
         ["edit", picture, "--model", model, "--box=0,0,1,0.5", "--out", f"{odd}-edited.png"],
-        ["info", model],
     ):
-        done = subprocess.run(
-            [sys.executable, "-m", "var_ext", *words],
-            cwd=tmp_path,
-            capture_output=True,
-            env={**os.environ, "PYTHONIOENCODING": "utf-8:strict"},
-        )
-        assert done.returncode == 0, (words, done.stderr)
+        run(*words)
+    done = subprocess.run(
+        [sys.executable, "-m", "var_ext", "info", model],
+        capture_output=True,
+        env={**os.environ, "PYTHONIOENCODING": "utf-8:strict"},
+    )
+    assert done.returncode == 0, done.stderr
     assert rb"bright, caf\xe9" in done.stdout
     failed = subprocess.run(
         [sys.executable, "-m", "var_ext", "edit", f"{odd}-none.png", "--box=0,0,1,1"],
-        cwd=tmp_path,
         capture_output=True,
     )
     assert failed.returncode == 1 and rb"wanted a readable image, got caf\udce9-none.png" in failed.stderr

@@ -123,7 +123,9 @@ def test_the_build_has_these_variants() -> None:
     assert re.findall(r"\badd_variant\((\w+) \"", text) == VARIANTS
 
 
-@pytest.mark.parametrize("variant", VARIANTS[1:])
+@pytest.mark.parametrize(
+    "variant", [*(pytest.param(name, marks=pytest.mark.slow) for name in VARIANTS[1:-1]), VARIANTS[-1]]
+)
 def test_variants_share_no_code(variant: str, tmp_path: Path) -> None:
     """A function that the linker may merge with that of another file would carry AVX onto every processor."""
     if _C.cpu_info()["isa"] == ["portable"]:

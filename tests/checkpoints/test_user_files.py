@@ -6,8 +6,6 @@ from __future__ import annotations
 import argparse
 import re
 import shlex
-import subprocess
-import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -15,12 +13,14 @@ from typing import Any
 import huggingface_hub
 import pytest
 import torch
+from click.testing import CliRunner
 from torch import Tensor, nn
 
 import var_ext
 from tests.tiny import SCALES, answer, tiny
 from var_ext import Sampler, checkpoints
 from var_ext.checkpoints import CheckpointError, load_published, load_tensors, load_tokenizer, save_tensors
+from var_ext.cli import main
 from var_ext.info import describe_model
 from var_ext.models import VARHF, VQVAEHF
 from var_ext.training.checkpoint import save_checkpoint
@@ -117,13 +117,17 @@ def test_two_entries_of_one_name(tmp_path: Path) -> None:
         load_published(file)
 
 
-def run(command: str, folder: Path) -> None:
-    python, *rest = shlex.split(command)
-    assert python == "python"
-    subprocess.run([sys.executable, *rest], cwd=folder, check=True, timeout=120)
+def run(command: str) -> None:
+    """A `python -c CODE` that a message names, in this process."""
+    python, option, code = shlex.split(command)
+    assert (python, option) == ("python", "-c")
+    exec(code, {"__name__": "__main__"})
 
 
-def test_two_sets_of_entries_are_a_choice(tmp_path: Path, expected: list[list[int]]) -> None:
+def test_two_sets_of_entries_are_a_choice(
+    tmp_path: Path, expected: list[list[int]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
     vae, var = tiny()
     state = var.state_dict()
     zeros = {name: torch.zeros_like(tensor) for name, tensor in state.items()}
@@ -131,7 +135,7 @@ def test_two_sets_of_entries_are_a_choice(tmp_path: Path, expected: list[list[in
     file = saved(tmp_path / "it's both.pth", {"model": zeros, "ema": state})
     with pytest.raises(CheckpointError, match="must hold one set of entries, got model and ema") as refused:
         load_published(vae_file, file)
-    run(str(refused.value).splitlines()[-1], tmp_path)
+    run(str(refused.value).splitlines()[-1])
     assert answer(Sampler(*load_published(vae_file, tmp_path / "ema.pth"))) == expected
 
 
@@ -147,8 +151,9 @@ FOREIGN = {
 
 @pytest.mark.parametrize("kind", FOREIGN)
 def test_foreign_objects_are_refused_with_a_command(
-    kind: str, tmp_path: Path, expected: list[list[int]]
+    kind: str, tmp_path: Path, expected: list[list[int]], monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.chdir(tmp_path)
     vae, var = (model.state_dict() for model in tiny())
     vae_file = saved(tmp_path / "vae.pth", vae)
     file = saved(tmp_path / "it's mine.pth", FOREIGN[kind](vae, var))
@@ -157,7 +162,7 @@ def test_foreign_objects_are_refused_with_a_command(
     ) as refused:
         load_published(vae_file, file)
     assert "nothing in it was run. If you trust its origin" in str(refused.value)
-    run(str(refused.value).splitlines()[-1], tmp_path)
+    run(str(refused.value).splitlines()[-1])
     assert answer(Sampler(*load_published(vae_file, tmp_path / "it's mine-entries.pth"))) == expected
 
 
@@ -212,7 +217,8 @@ def test_transformer_of_a_mixin_folder_names_the_command_that_takes_it(
     (command,) = re.findall("`var-ext (convert .*) --out FOLDER`", str(refused.value))
     args = command.replace("TOKENIZER", str(vae_folder / "model.safetensors")).split()
     out = folder.parent / "out"
-    subprocess.run([sys.executable, "-m", "var_ext", *args, "--out", str(out)], check=True, timeout=120)
+    done = CliRunner().invoke(main, [*args, "--out", str(out)])
+    assert done.exit_code == 0, done.output
     again = var_ext.load(out, precision="fp32")
     assert again.var.num_heads == 4 and again.vae.config["quant_resi"] == 0.25  # told by the configs alone
     assert answer(again) == answer(Sampler(var.vae_proxy[0], var, precision="fp32"))

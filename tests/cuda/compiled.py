@@ -25,7 +25,7 @@ import subprocess
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from functools import cache
+from functools import cache, lru_cache
 from importlib import metadata
 from pathlib import Path
 
@@ -275,11 +275,10 @@ def compile_file(source: Path, target: str) -> Compiled:
 
 
 @cache
-def compile_all() -> list[Compiled]:
-    """Every file for every target."""
-    jobs = [(source, target) for source in sources() for target in targets()]
+def compile_all(target: str, files: tuple[str, ...]) -> list[Compiled]:
+    """The files of these names for a target."""
     with ThreadPoolExecutor(2) as pool:
-        return list(pool.map(lambda job: compile_file(*job), jobs))
+        return list(pool.map(lambda name: compile_file(SOURCES / f"{name}.cu", target), files))
 
 
 def nvdisasm() -> str:
@@ -288,9 +287,14 @@ def nvdisasm() -> str:
     return str(path.locate())
 
 
+@lru_cache(maxsize=1)  # a text is large, and asked for again at once
+def disassembly(cubin: Path) -> str:
+    return subprocess.run([nvdisasm(), "-c", str(cubin)], capture_output=True, text=True, check=True).stdout
+
+
 def instructions(cubin: Path) -> dict[str, set[str]]:
     """Symbol of each kernel -> the instructions in its code, with all their suffixes."""
-    text = subprocess.run([nvdisasm(), "-c", str(cubin)], capture_output=True, text=True, check=True).stdout
+    text = disassembly(cubin)
     found: dict[str, set[str]] = {}
     current: set[str] = set()
     for line in text.split("\n"):
@@ -305,8 +309,7 @@ def instructions(cubin: Path) -> dict[str, set[str]]:
 
 def _code(cubin: Path, symbol: str) -> Iterator[tuple[str, bool]]:
     """Labels and instructions (True) of a kernel, in their order."""
-    text = subprocess.run([nvdisasm(), "-c", str(cubin)], capture_output=True, text=True, check=True).stdout
-    parts = re.split(r"\.section\s+\.text\.", text)[1:]
+    parts = re.split(r"\.section\s+\.text\.", disassembly(cubin))[1:]
     (part,) = (part for part in parts if part.split(",")[0].split()[0] == symbol)
     for line in part.split("\n"):
         label = re.match(r"\s*(\.L_x_\d+):", line)

@@ -23,7 +23,7 @@ def assert_gradients(gpu: Gpu, schedule: ScaleSchedule, heads: int, dim: int, sc
 
 @pytest.mark.parametrize("dim", HEAD_SIZES)
 @pytest.mark.parametrize("chip", ["86", "90"])
-@pytest.mark.parametrize("length", [7, 151])
+@pytest.mark.parametrize("length", [7, pytest.param(151, marks=pytest.mark.slow)])
 def test_chips(gpu: Gpu, length: int, chip: str, dim: int) -> None:
     """Products are cut smaller where a block has 99 KB."""
     with gpu.of_chip(chip):
@@ -31,7 +31,7 @@ def test_chips(gpu: Gpu, length: int, chip: str, dim: int) -> None:
 
 
 @pytest.mark.parametrize(("schedule", "dim"), CASES, ids=str)
-@pytest.mark.parametrize("heads", [1, 3])
+@pytest.mark.parametrize("heads", [1, pytest.param(3, marks=pytest.mark.slow)])
 def test_against_float64(gpu: Gpu, schedule: ScaleSchedule, dim: int, heads: int) -> None:
     assert_gradients(gpu, schedule, heads, dim, 0.7 - heads % 3)
 
@@ -81,7 +81,9 @@ def test_offsets_beyond_32_bits(gpu: Gpu) -> None:
     assert all(torch.equal(result, want) for result, want in zip(results, near, strict=True))
 
 
-@pytest.mark.parametrize("dim", HEAD_SIZES)
+@pytest.mark.parametrize(
+    "dim", [HEAD_SIZES[0], *(pytest.param(d, marks=pytest.mark.slow) for d in HEAD_SIZES[1:])]
+)
 def test_the_order_of_threads_changes_no_bit(gpu: Gpu, dim: int) -> None:
     given, runs = packed(1, 151, 2, dim), []
     for seed in range(3):

@@ -26,7 +26,7 @@ def exact(given: list[Tensor], schedule: ScaleSchedule, scale: float) -> Tensor:
 
 
 @pytest.mark.parametrize(("schedule", "dim"), CASES, ids=str)
-@pytest.mark.parametrize("heads", [1, 3])
+@pytest.mark.parametrize("heads", [1, pytest.param(3, marks=pytest.mark.slow)])
 def test_against_float64(gpu: Gpu, schedule: ScaleSchedule, dim: int, heads: int) -> None:
     given, scale = packed(2, schedule.num_tokens, heads, dim), 0.7 - heads % 3
     result = attend(gpu, given, schedule, scale)

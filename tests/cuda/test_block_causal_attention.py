@@ -44,7 +44,7 @@ def assert_right(
 
 @pytest.mark.parametrize("schedule", SCHEDULES, ids=lambda schedule: str(schedule.num_tokens))
 @pytest.mark.parametrize("dtype", oracle.LOW)
-@pytest.mark.parametrize("heads", [1, 3])
+@pytest.mark.parametrize("heads", [1, pytest.param(3, marks=pytest.mark.slow)])
 def test_against_float64(gpu: Gpu, schedule: ScaleSchedule, dtype: torch.dtype, heads: int) -> None:
     q, k, v = packed(2, schedule.num_tokens, heads, 64, dtype)
     result = attend(gpu, q, k, v, schedule, 0.7)
@@ -234,7 +234,7 @@ def test_no_bank_conflicts(traced: Gpu, dim: int, dtype: torch.dtype) -> None:
 
 
 @pytest.mark.parametrize("sides", [(1,) * 300, (64, 64, 64, 64), (2, 90, 90)], ids=["many", "equal", "large"])
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("dtype", [torch.float32, pytest.param(torch.bfloat16, marks=pytest.mark.slow)])
 def test_long_schedules(gpu: Gpu, sides: tuple[int, ...], dtype: torch.dtype) -> None:
     """Up to 16384 tokens and hundreds of scales: some tiles, against all their keys."""
     schedule = ScaleSchedule(sides)

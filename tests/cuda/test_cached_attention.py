@@ -71,7 +71,15 @@ def test_each_head_size(gpu: Gpu, dim: int, dtype: torch.dtype, scale: float) ->
 @pytest.mark.parametrize("dim", HEAD_SIZES)
 @pytest.mark.parametrize(
     ("queries", "norm"),
-    [(1, True), (63, False), (64, True), (65, False), (100, True), (128, True), (129, False)],
+    [
+        (1, True),
+        pytest.param(63, False, marks=pytest.mark.slow),
+        (64, True),
+        (65, False),
+        pytest.param(100, True, marks=pytest.mark.slow),
+        pytest.param(128, True, marks=pytest.mark.slow),
+        (129, False),
+    ],
 )
 @pytest.mark.parametrize("dtype", oracle.LOW)
 def test_in_one_call_as_in_two(gpu: Gpu, queries: int, dim: int, dtype: torch.dtype, norm: bool) -> None:

@@ -15,7 +15,16 @@ from tests.build.tools import SEARCH
 from tests.cuda import compiled
 from tests.cuda.compiled import Budget, Kernel
 
-pytestmark = pytest.mark.xdist_group("nvcc")  # one process compiles for all
+# In short one chip, and files with products of the tensor cores, with norms, with integers; at length all.
+SHORT = ("adaln", "block_causal_attention", "quantize_rows")
+ALL = tuple(source.stem for source in compiled.sources())
+each_gate = pytest.mark.parametrize(
+    ("target", "files"),
+    [
+        pytest.param(compiled.targets()[-1], SHORT, id="short"),
+        *(pytest.param(target, ALL, id=target, marks=pytest.mark.slow) for target in compiled.targets()),
+    ],
+)
 with_nvcc = pytest.mark.skipif(
     not (shutil.which("nvcc", path=SEARCH) or Path("/usr/local/cuda/bin/nvcc").exists()),
     reason="there is no nvcc: install the CUDA toolkit",
@@ -41,22 +50,25 @@ def complaints(kernel: Kernel, budget: Budget | None, target: str) -> list[str]:
 
 
 @with_nvcc
-def test_budgets() -> None:
+@each_gate
+def test_budgets(target: str, files: tuple[str, ...]) -> None:
     wrong, seen = [], set()
-    for result in compiled.compile_all():
+    for result in compiled.compile_all(target, files):
         for kernel in result.kernels:
             budget = compiled.budget_for(kernel)
             seen.add(budget)
-            wrong += complaints(kernel, budget, result.target)
+            wrong += complaints(kernel, budget, target)
     assert not wrong, "\n".join(wrong)
-    unused = [b for budgets in compiled.budgets().values() for b in budgets if b not in seen]
-    assert not unused, f"budgets of no kernel: {unused}"
+    if files == ALL:
+        unused = [b for budgets in compiled.budgets().values() for b in budgets if b not in seen]
+        assert not unused, f"budgets of no kernel: {unused}"
 
 
 @with_nvcc
-def test_instructions() -> None:
+@each_gate
+def test_instructions(target: str, files: tuple[str, ...]) -> None:
     wrong = []
-    for result in compiled.compile_all():
+    for result in compiled.compile_all(target, files):
         code = compiled.instructions(result.cubin)
         for kernel in result.kernels:
             there = code[kernel.symbol]
@@ -64,14 +76,14 @@ def test_instructions() -> None:
             budget = compiled.budget_for(kernel)
             wanted = budget.instructions(kernel.arguments) if budget else []
             wrong += [
-                f"{kernel} on sm_{result.target}: no {name}"
+                f"{kernel} on sm_{target}: no {name}"
                 for name in wanted
                 if not any(f".{name}." in f".{instruction}." for instruction in there)
             ]
-            if result.target.startswith("9") and "ACQBULK" not in there:  # griddepcontrol.wait
-                wrong.append(f"{kernel} on sm_{result.target}: does not wait for the kernel before it")
+            if target.startswith("9") and "ACQBULK" not in there:  # griddepcontrol.wait
+                wrong.append(f"{kernel} on sm_{target}: does not wait for the kernel before it")
             local = [name for name in there if name.split(".")[0] in ("LDL", "STL")]
-            wrong += [f"{kernel} on sm_{result.target}: {name}, local memory" for name in local]
+            wrong += [f"{kernel} on sm_{target}: {name}, local memory" for name in local]
     assert not wrong, "\n".join(wrong)
 
 
@@ -113,17 +125,26 @@ INSTRUCTIONS = [
 
 @with_nvcc
 @pytest.mark.parametrize(
-    ("file", "name", "arguments", "count", "most"), INSTRUCTIONS, ids=[row[1] for row in INSTRUCTIONS]
+    ("file", "name", "arguments", "count", "most", "target"),
+    [
+        pytest.param(*row, target, id=f"{row[1]}-{target}", marks=[] if short else [pytest.mark.slow])
+        for row in INSTRUCTIONS
+        for target in compiled.targets()
+        for short in [row[0] in SHORT and target == compiled.targets()[-1]]
+    ],
 )
 def test_instructions_a_product(
-    file: str, name: str, arguments: str, count: Callable[[Path, str], tuple[int, int]], most: float
+    file: str,
+    name: str,
+    arguments: str,
+    count: Callable[[Path, str], tuple[int, int]],
+    most: float,
+    target: str,
 ) -> None:
-    results = [r for r in compiled.compile_all() if r.source.stem == file]
-    assert results
-    for result in results:
-        (kernel,) = (k for k in result.kernels if (k.name, k.arguments) == (name, arguments))
-        instructions, products = count(result.cubin, kernel.symbol)
-        assert instructions / products <= most, f"sm_{result.target}: {instructions} for {products}"
+    (result,) = compiled.compile_all(target, (file,))
+    (kernel,) = (k for k in result.kernels if (k.name, k.arguments) == (name, arguments))
+    instructions, products = count(result.cubin, kernel.symbol)
+    assert instructions / products <= most, f"{instructions} for {products}"
 
 
 REPORT = """\

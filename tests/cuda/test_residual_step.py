@@ -28,7 +28,7 @@ CASES = [
     (1, 4, (33, 17), (8, 9), None),
     (70, 12, (3, 2), (2, 2), 2),
     (132, 12, (2, 3), (1, 2), 2),
-    (132, 20, (1, 2), (1, 1), 1),
+    pytest.param(132, 20, (1, 2), (1, 1), 1, marks=pytest.mark.slow),
 ]
 GRADIENTS = [
     (2, 4, (16, 16), (1, 1), 2),
@@ -187,7 +187,9 @@ def test_the_order_of_threads_changes_no_bit(gpu: Gpu) -> None:
     assert all(torch.equal(a, b) for a, b in zip(*runs, strict=True))
 
 
-@pytest.mark.parametrize(("batch", "channels"), [(1, 8), (1, 40), (66, 12), (67, 24)])
+@pytest.mark.parametrize(
+    ("batch", "channels"), [(1, 8), (1, 40), (66, 12), pytest.param(67, 24, marks=pytest.mark.slow)]
+)
 def test_no_bank_conflicts(traced: Gpu, batch: int, channels: int) -> None:
     """But for the windows of the next scale, which lie as they lie, and the weights of backward: see there."""
     given = inputs(batch, channels, (1, 8) if batch > 1 else (16, 16), (1, 8) if batch > 1 else (3, 3))

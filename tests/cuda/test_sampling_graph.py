@@ -36,7 +36,7 @@ def rerun(run, _generators):
     return replay, outputs
 
 
-@pytest.mark.parametrize("mode", ["fp32", "bf16", "fp16"])
+@pytest.mark.parametrize("mode", ["fp32", "bf16", pytest.param("fp16", marks=pytest.mark.slow)])
 def test_a_sampling_draws_the_tokens_of_the_cpu(gpu: Gpu, mode: str, monkeypatch: pytest.MonkeyPatch) -> None:
     labels, seeds = torch.tensor([0, 3, 1]), torch.tensor([5, -6, 2**40])
     vae, var = small_pair()
@@ -74,7 +74,7 @@ def test_a_sampling_draws_the_tokens_of_the_cpu(gpu: Gpu, mode: str, monkeypatch
     emulation.Stream.called.update(before)
 
 
-@pytest.mark.parametrize("published", [False, True])
+@pytest.mark.parametrize("published", [False, pytest.param(True, marks=pytest.mark.slow)])
 def test_weights_of_nan_leave_the_device_alive(gpu: Gpu, published: bool) -> None:
     """They end as on a CPU, in an error after the call; a device assert would end all use of the GPU."""
     vae, var = small_pair()

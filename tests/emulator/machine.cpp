@@ -2,6 +2,7 @@
 #include <sys/mman.h>
 #include <ucontext.h>
 #include <cstdlib>
+#include <cstring>
 
 #include <algorithm>
 #include <map>
@@ -79,7 +80,7 @@ std::string standing(const Fiber& fiber) {
 
 bool same_place(const Fiber& a, const Fiber& b) {
     return a.wait == b.wait && a.site.line == b.site.line && a.name == b.name &&
-           std::string(a.site.file) == b.site.file;
+           (a.site.file == b.site.file || std::strcmp(a.site.file, b.site.file) == 0);
 }
 
 // Nothing can go on: says who waits for whom.

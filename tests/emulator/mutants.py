@@ -98,7 +98,7 @@ def instrumented(mutants: Sequence[Mutant]) -> Path:
 
 
 def run_tests(module: Path, number: int, tests: Sequence[str]) -> subprocess.CompletedProcess[str]:
-    """The tests with one mutant; none has the number -1."""
+    """The tests with one mutant, slow ones too; none has the number -1."""
     command = [
         sys.executable,
         "-m",

@@ -42,7 +42,7 @@ def same_weights(a: Path, b: Path, name: str) -> bool:
     return one.keys() == two.keys() and all(torch.equal(one[key], two[key]) for key in one)
 
 
-@pytest.mark.parametrize("kind", ["tokenizer", "var"])
+@pytest.mark.parametrize("kind", [pytest.param("tokenizer", marks=pytest.mark.slow), "var"])
 def test_a_killed_run_ends_with_the_same_weights(
     kind: str,
     images: Path,
