@@ -34,17 +34,18 @@ void set_sizes(Params& p, const TensorView& wide, const TensorView& codes, doubl
     p.ratio = static_cast<float>(ratio);
 }
 
-// torch's rule for the layout of results computed from this tensor.
+// torch's rule for the layout of results computed from the codes, except that the stride of a batch of one,
+// which means nothing, does not count: an image alone is computed as in a batch.
 bool channels_last(const ResidualStepParams& p) {
     const int64_t sizes[4] = {p.batch, p.channels, p.codes_height, p.codes_width};
     const int64_t* strides = p.codes_strides;
     if (strides[1] == 0) return false;
     int64_t least = 0;
-    for (int axis : {1, 3, 2, 0}) {
-        if (strides[axis] < least || (axis == 0 && least == strides[1])) return false;
+    for (int axis : {1, 3, 2}) {
+        if (strides[axis] < least) return false;
         least = strides[axis] * sizes[axis];
     }
-    return true;
+    return least != strides[1] && (p.batch == 1 || strides[0] >= least);
 }
 
 }  // namespace

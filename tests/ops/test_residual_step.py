@@ -145,6 +145,21 @@ def test_torchs_rounding(channels: int, layout: Any) -> None:
             torch.testing.assert_close(one, other, rtol=0 if fused else 1e-5, atol=0 if fused else 1e-5)
 
 
+@pytest.mark.parametrize("channels", [16, 32])
+@pytest.mark.parametrize("layout", [torch.Tensor.contiguous, channels_last])
+def test_a_batch_of_one_is_an_image_of_a_batch(each_isa: str, channels: int, layout: Any) -> None:
+    """The stride of the batch may be anything then: torch leaves 1, the true one or what a larger batch had."""
+    for size, codes in ((16, 16), (16, 13), (16, 1), (8, 3)):
+        given = inputs(2, channels, (size, size), (codes, codes))
+        given[1] = layout(given[1])
+        both = ops.residual_step(*given, next_size=4)
+        for stride in (1, channels * codes * codes, 10**6):
+            code = given[1][:1]
+            code = code.as_strided(code.shape, (stride, *code.stride()[1:]))
+            alone = ops.residual_step(given[0][:1], code, *given[2:], next_size=4)
+            assert all(torch.equal(one, many[:1]) for one, many in zip(alone, both, strict=True))
+
+
 def test_only_the_gradients_that_are_wanted(either_backend: str) -> None:
     full = [t.requires_grad_() for t in inputs(2, 3, (5, 4), (2, 2))]
     push = torch.randn(2, 3, 5, 4)
