@@ -36,3 +36,11 @@ def test_an_image_alone_is_the_image_in_a_batch(sampler: Sampler, each_isa: str)
         assert torch.equal(sampler.tokens(labels, seeds, batch_size=size), tokens), size
     for step, one in zip(steps, sampler.scales(labels[:1], seeds[:1]), strict=True):
         assert torch.equal(step[:1], one)
+
+
+def test_mixed_codes_alone_are_those_in_a_batch(sampler: Sampler) -> None:
+    """`more_smooth`: no token hides a difference in the last bit."""
+    labels, seeds = torch.arange(COUNT) % 5, torch.arange(COUNT)
+    images = sampler(labels, seeds, more_smooth=True)
+    for size in (1, 2):
+        assert torch.equal(sampler(labels, seeds, more_smooth=True, batch_size=size), images), size

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from var_ext import ops
+from var_ext.engine.layers import on_gpu
 from var_ext.engine.options import Options
 from var_ext.reference.sample_tokens import keep_top, philox4x32
 
@@ -41,10 +42,9 @@ def smooth_temperature(ratio: float) -> float:
     return max(0.27 * (1 - 0.95 * ratio), 0.005)
 
 
-def _mixture(logits: Tensor, gumbel: Tensor, ratio: float, codebook: Tensor) -> Tensor:
-    """Codes mixed by a Gumbel-softmax: (B, l, V) -> (B, l, Cvae)."""
-    weights = ((logits * (1 + ratio) + gumbel) / smooth_temperature(ratio)).softmax(dim=-1)
-    return weights @ codebook
+def _shares(logits: Tensor, gumbel: Tensor, ratio: float) -> Tensor:
+    """Shares of the codes in a mixture, a Gumbel-softmax: (B, l, V) -> (B, l, V)."""
+    return ((logits * (1 + ratio) + gumbel) / smooth_temperature(ratio)).softmax(dim=-1)
 
 
 class SeededDraw:
@@ -74,7 +74,11 @@ class SeededDraw:
             return look_up(self.codebook, self.tokens[-1])
         logits = keep_top(guided_logits(logits.float(), cfg), options.top_k[k], options.top_p[k])
         noise = gumbel_noise(self.seeds, k, *logits.shape[1:])
-        return _mixture(logits, noise, options.schedule.ratio(k), self.codebook)
+        shares = _shares(logits, noise, options.schedule.ratio(k))
+        if on_gpu(shares):
+            return shares @ self.codebook
+        # one matmul an image: with more rows it could sum in another order
+        return torch.stack([of_image @ self.codebook for of_image in shares])
 
 
 def guided_logits(logits: Tensor, cfg: Guidance) -> Tensor:
@@ -139,7 +143,7 @@ class PublishedDraw:
         if not options.more_smooth:
             return look_up(self.codebook, self.tokens[-1])
         gumbel = -torch.empty_like(logits).exponential_(generator=self.rng).log()
-        return _mixture(logits, gumbel, options.schedule.ratio(k), self.codebook)
+        return _shares(logits, gumbel, options.schedule.ratio(k)) @ self.codebook
 
 
 def draw_from(randomness: Randomness, options: Options, codebook: Tensor, table: Table | None = None) -> Draw:
