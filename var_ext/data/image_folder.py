@@ -109,49 +109,52 @@ def _indexed(folder: Path) -> Index:
 
 def _search(folder: Path) -> Found:
     found = _classes(folder)
-    files = [path for paths in found.values() for path in paths]
-    labels = [label for label, paths in enumerate(found.values()) for _ in paths]
-    spread = np.unique(np.linspace(0, len(files) - 1, STAMPED).astype(int))
-    stamps = [folder, *(folder / name for name in found), *(files[i] for i in spread)]
-    log.info("looking at %d pictures of %s", len(files), folder)
-    return Found(list(found), _looks(folder, files, labels), stamps)
+    names = [f"{name}/{file}" for name, files in found.items() for file in files]
+    labels = [label for label, files in enumerate(found.values()) for _ in files]
+    spread = np.unique(np.linspace(0, len(names) - 1, STAMPED).astype(int))
+    stamps = [folder, *(folder / name for name in found), *(folder / names[i] for i in spread)]
+    log.info("looking at %d pictures of %s", len(names), folder)
+    return Found(list(found), _looks(folder, names, labels), stamps)
 
 
-def _looks(folder: Path, files: list[Path], labels: list[int]) -> Iterator[Entry]:
-    def look(path: Path, label: int) -> Entry:
+def _looks(folder: Path, names: list[str], labels: list[int]) -> Iterator[Entry]:
+    def look(name: str, label: int) -> Entry:
+        path, time = folder / name, 0
         seen: Look | DataError
         try:
-            time, seen = path.stat().st_mtime_ns, check_picture(path)
+            seen = check_picture(path)
+            time = path.stat().st_mtime_ns
         except DataError as error:
-            time, seen = 0, error
-        return Entry(path.relative_to(folder).as_posix(), label, (time, 0), seen)
+            seen = error
+        return Entry(name, label, (time, 0), seen)
 
-    pairs = zip(files, labels, strict=True)
+    pairs = zip(names, labels, strict=True)
     with ThreadPoolExecutor(THREADS) as pool:
         while some := list(islice(pairs, 1000)):
             yield from pool.map(look, *zip(*some, strict=True))
 
 
-def _classes(folder: Path) -> dict[str, list[Path]]:
-    """Class name -> image files, both in sorted order."""
+def _classes(folder: Path) -> dict[str, list[str]]:
+    """Class name -> names of its image files, both in sorted order."""
     classes = [entry.name for entry in _entries(folder) if entry.is_dir()]
     _refuse_loose(folder, "the class folders" if classes else "no class folder")
     wanted = f"{WANTED}, got {folder}"
     if not classes:
         raise DataError(f"{wanted}, which has no class folder")
-    inside = {name: _entries(folder / name) for name in classes}
-    nested = [entry.path for entries in inside.values() for entry in entries if entry.is_dir()]
+    found: dict[str, list[str]] = {}
+    nested, ignored = [], []
+    for name in classes:
+        entries = _entries(folder / name)
+        found[name] = [entry.name for entry in entries if _is_image(entry)]
+        nested += [entry.path for entry in entries if entry.is_dir()]
+        ignored += [entry.name for entry in entries if not _is_image(entry)]
     if nested:
         raise DataError(f"{wanted} with {len(nested)} folders inside the class folders, such as {nested[0]}")
-    found = {
-        name: [Path(entry.path) for entry in entries if _is_image(entry)] for name, entries in inside.items()
-    }
     empty = [name for name, files in found.items() if not files]
     if empty:
         raise DataError(f"{wanted} where these classes have no image: {', '.join(empty)}")
-    ignored = [Path(entry.path) for entries in inside.values() for entry in entries if not _is_image(entry)]
     if ignored:
-        suffixes = ", ".join(sorted({file.suffix or file.name for file in ignored}))
+        suffixes = ", ".join(sorted({os.path.splitext(name)[1] or name for name in ignored}))
         log.warning("ignoring %d files in %s that are no %s: %s", len(ignored), folder, IMAGES, suffixes)
     return found
 

@@ -11,6 +11,7 @@ import logging
 import os
 import secrets
 import time
+from array import array
 from collections.abc import Callable, Iterable, Sequence
 from contextlib import ExitStack, suppress
 from dataclasses import dataclass
@@ -113,23 +114,29 @@ class Index:
     def of(cls, found: Found) -> "Index":
         """Looks at all pictures. Raises DataError if one is broken, naming up to 8."""
         began = time.time_ns()
-        entries: list[Entry] = []
+        names: list[str] = []
         broken: list[Entry] = []
+        numbers, digests = array("q"), bytearray()  # far smaller than a million objects
         for entry in found.entries:
-            (broken if isinstance(entry.look, DataError) else entries).append(entry)
+            if isinstance(entry.look, DataError):
+                broken.append(entry)
+            else:
+                names.append(entry.name)
+                numbers.extend((entry.label, entry.look.size, *entry.place, entry.look.plain))
+                digests += entry.look.digest
         if broken:
             others = [readable(entry.name) for entry in broken[1:SHOWN]] + ["..."] * (len(broken) > SHOWN)
             more = f"; {len(broken) - 1} more are broken: {', '.join(others)}" if others else ""
             raise DataError(f"{broken[0].look}{more}")
-        looks = [entry.look for entry in entries if isinstance(entry.look, Look)]
+        table = np.array(numbers, np.int64).reshape(-1, 5)
         return cls(
             classes=Names.of(found.classes),
-            names=Names.of(entry.name for entry in entries),
-            labels=np.array([entry.label for entry in entries], np.int64),
-            sizes=np.array([look.size for look in looks], np.int64),
-            digests=np.frombuffer(b"".join(look.digest for look in looks), np.uint8).reshape(-1, 16),
-            places=np.array([entry.place for entry in entries], np.int64).reshape(-1, 2),
-            plain=np.array([look.plain for look in looks], bool),
+            names=Names.of(names),
+            labels=table[:, 0].copy(),
+            sizes=table[:, 1].copy(),
+            digests=np.frombuffer(bytes(digests), np.uint8).reshape(-1, 16),
+            places=table[:, 2:4].copy(),
+            plain=table[:, 4].astype(bool),
             stamps=Names.of(map(str, found.stamps)),
             stamped=_stamped(found.stamps),
             made=np.array([began, time.time_ns()]),
