@@ -4,14 +4,16 @@ from __future__ import annotations
 
 import os
 import time
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
 import pytest
 from PIL import Image
 
-from var_ext.data import DataError, image_folder, load_dataset
+from var_ext.data import DataError, image_folder, index, load_dataset
 from var_ext.data.index import Entry, Found, Index, Names, open_index
 from var_ext.data.reading import Look
 
@@ -120,6 +122,22 @@ def test_one_of_many_makes_the_index(folder: Path, looks: list[Path]) -> None:
     with ThreadPoolExecutor(4) as pool:
         found = list(pool.map(lambda _: load_dataset(folder, "train", 8).fingerprint(), range(4)))
     assert len(looks) == 8 and len(set(found)) == 1
+
+
+def test_what_another_process_made_meanwhile_is_taken(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    entry = Entry("n", 0, (0, 0), Look(1, bytes(16), True))
+
+    @contextmanager
+    def waited(lock: str) -> Iterator[None]:
+        Index.of(Found(["theirs"], [entry], [tmp_path])).save(Path(lock.removesuffix(".lock")))
+        yield
+
+    monkeypatch.setattr(index, "FileLock", waited)
+    for moment in (1e9, time.time()):  # even where it could not be trusted later
+        os.utime(tmp_path, (moment, moment))
+        assert list(open_index(str(moment), pytest.fail).classes) == ["theirs"]
 
 
 def test_without_a_place_for_it_no_index_is_kept(

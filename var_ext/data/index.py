@@ -224,6 +224,7 @@ def open_index(key: str, search: Callable[[], Found]) -> Index:
     index = Index.load(path)
     if index is not None and index.fresh():
         return index
+    began = time.time_ns()
     with ExitStack() as stack:
         try:
             folder.mkdir(parents=True, exist_ok=True)
@@ -231,13 +232,12 @@ def open_index(key: str, search: Callable[[], Found]) -> Index:
         except (OSError, NotImplementedError) as error:
             log.warning("no index is kept, VAR_EXT_CACHE must name a folder for it: %s", error)
             return Index.of(search())
-        index = Index.load(path)  # another process may have made it meanwhile
-        if index is None or not index.fresh():
-            began = time.monotonic()
+        index = Index.load(path)
+        # one that another process made meanwhile is as good as an own
+        if index is None or not (index.fresh() or index.made[0] > began):
             index = Index.of(search())
-            log.info(
-                "looked at %d pictures in %.0f s; index: %s", len(index.names), time.monotonic() - began, path
-            )
+            seconds = (index.made[1] - index.made[0]) / 1e9
+            log.info("looked at %d pictures in %.0f s; index: %s", len(index.names), seconds, path)
             try:
                 index.save(path)
             except OSError as error:
