@@ -44,9 +44,8 @@ class FolderDataset(PictureDataset):
         super().__init__(str(root), split, image_size, **options)
         self.root = user_path(root)
         self.folder, index, rows, classes = _open(self.root, split)
-        numbers = np.array(
-            [classes.index(name) for name in index.classes]
-        )  # a split may lack classes of train
+        # a split may lack classes of train
+        numbers = np.array([classes.index(name) for name in index.classes])
         self.use(index, rows, classes, numbers[index.labels[rows]])
 
     @property
@@ -58,21 +57,15 @@ class FolderDataset(PictureDataset):
         path, index = self.folder / self.index.names[row], self.index
         try:
             stat = os.stat(path)
-            touched = (stat.st_size, stat.st_mtime_ns) != (index.sizes[row], index.places[row, 0])
-            if touched and not (
-                stat.st_size == index.sizes[row] and _head(path) == index.digests[row].tobytes()
-            ):
-                raise DataError(
-                    f"{path} has changed since it was indexed: touch {path.parent} and start again"
-                )
+            same = stat.st_size == index.sizes[row]
+            if same and stat.st_mtime_ns != index.places[row, 0]:  # touched, or written anew
+                with open(path, "rb") as handle:
+                    same = head_digest(handle) == index.digests[row].tobytes()
         except OSError as error:
             raise DataError(f"could not read {path}: {error.strerror or error}") from error
+        if not same:
+            raise DataError(f"{path} has changed since it was indexed: touch {path.parent} and start again")
         return path
-
-
-def _head(path: Path) -> bytes:
-    with open(path, "rb") as handle:
-        return head_digest(handle)
 
 
 def _open(root: Path, split: str) -> tuple[Path, Index, np.ndarray, list[str]]:
@@ -84,16 +77,13 @@ def _open(root: Path, split: str) -> tuple[Path, Index, np.ndarray, list[str]]:
         )
     if not (root / "train").is_dir():
         index = _indexed(root)
-        return (
-            root,
-            index,
-            index.split_rows(split, f"{root}, a folder of {_names(root)}"),
-            list(index.classes),
-        )
+        rows = index.split_rows(split, f"{root}, a folder of {_names(root)}")
+        return root, index, rows, list(index.classes)
     _refuse_loose(root, "the split folders")
     if not (root / split).is_dir():
         raise DataError(f"wanted the split folders train and {split} in {root}, got {_names(root)}")
-    train, index = _indexed(root / "train"), _indexed(root / split)
+    train = _indexed(root / "train")
+    index = train if split == "train" else _indexed(root / split)
     foreign = sorted(set(index.classes) - set(train.classes))
     if foreign:
         raise DataError(
