@@ -43,13 +43,13 @@ def age(folder: Path) -> None:
 @pytest.fixture
 def looks(monkeypatch: pytest.MonkeyPatch) -> list[Path]:
     """The files that were looked at."""
-    seen, look = [], image_folder.check_picture
+    seen, look = [], image_folder.look_at
 
-    def check(path: Path) -> Look:
+    def check(path: Path) -> Look | DataError:
         seen.append(path)
         return look(path)
 
-    monkeypatch.setattr(image_folder, "check_picture", check)
+    monkeypatch.setattr(image_folder, "look_at", check)
     return seen
 
 

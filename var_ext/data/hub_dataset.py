@@ -7,9 +7,9 @@ from typing import Any
 import numpy as np
 
 from var_ext.data.dataset import SPLIT_NAMES, DataError
-from var_ext.data.index import Entry, Found, open_index
+from var_ext.data.index import Entry, Found, Index, open_index
 from var_ext.data.picture_dataset import PictureDataset
-from var_ext.data.reading import Bytes, File, Look, check_picture
+from var_ext.data.reading import Bytes, File, look_at
 from var_ext.paths import user_path
 
 SAVED = ("dataset_dict.json", "state.json")  # in folders that `save_to_disk` wrote
@@ -41,10 +41,13 @@ class HubDataset(PictureDataset):
         self.table = _undecoded(table, self.column)
         stamps = [Path(each["filename"]).resolve() for each in table.cache_files]
         self.place = f"{self.spec} {found[0]}"
-        index = open_index(
-            "\n".join(map(str, [self.place, *stamps])),
-            lambda: Found(classes, self._looks(table[label]), stamps),
-        )
+
+        def search() -> Found:
+            return Found(classes, self._looks(table[label]), stamps)
+
+        # a table in memory has no files that could tell whether an index is up to date
+        key = "\n".join(map(str, [self.place, *stamps]))
+        index = open_index(key, search) if stamps else Index.of(search())
         rows = index.split_rows(split, self.spec) if whole else np.arange(len(index.names))
         names = list(index.classes) or [str(number) for number in range(int(index.labels.max()) + 1)]
         self.use(index, rows, names, index.labels[rows])
@@ -60,12 +63,7 @@ class HubDataset(PictureDataset):
                 raise DataError(
                     f"wanted a class label of every image of {self.place}, got {label} in row {row}"
                 )
-            seen: Look | DataError
-            try:
-                seen = check_picture(self.file(row))
-            except DataError as error:
-                seen = error
-            yield Entry(str(row), label, (row, 0), seen)
+            yield Entry(str(row), label, (row, 0), look_at(self.file(row)))
 
 
 def _tables(name: str) -> dict[str, Any]:

@@ -16,7 +16,7 @@ import numpy as np
 from var_ext.data.dataset import DataError
 from var_ext.data.index import Entry, Found, Index, open_index
 from var_ext.data.picture_dataset import PictureDataset
-from var_ext.data.reading import Look, check_picture, head_digest
+from var_ext.data.reading import Look, head_digest, look_at
 from var_ext.paths import user_path
 
 log = logging.getLogger(__name__)
@@ -109,14 +109,9 @@ def _search(folder: Path) -> Found:
 
 def _looks(folder: Path, names: list[str], labels: list[int]) -> Iterator[Entry]:
     def look(name: str, label: int) -> Entry:
-        path, time = folder / name, 0
-        seen: Look | DataError
-        try:
-            seen = check_picture(path)
-            time = path.stat().st_mtime_ns
-        except DataError as error:
-            seen = error
-        return Entry(name, label, (time, 0), seen)
+        path = folder / name
+        seen = look_at(path)
+        return Entry(name, label, (path.stat().st_mtime_ns if isinstance(seen, Look) else 0, 0), seen)
 
     pairs = zip(names, labels, strict=True)
     with ThreadPoolExecutor(THREADS) as pool:

@@ -118,6 +118,14 @@ def check_picture(file: File) -> Look:
         return Look(digest=head_digest(handle), size=handle.seek(0, io.SEEK_END), plain=plain)
 
 
+def look_at(file: File) -> Look | DataError:
+    """What `check_picture` tells or raises."""
+    try:
+        return check_picture(file)
+    except DataError as error:
+        return error
+
+
 def head_digest(handle: BinaryIO) -> bytes:
     """16 bytes, of the next `HEAD` bytes."""
     return hashlib.blake2b(handle.read(HEAD), digest_size=16).digest()

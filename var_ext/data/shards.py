@@ -14,7 +14,7 @@ from var_ext.data.dataset import SPLIT_NAMES, DataError, check_split
 from var_ext.data.image_folder import SUFFIXES
 from var_ext.data.index import Entry, Found, Index, open_index
 from var_ext.data.picture_dataset import PictureDataset
-from var_ext.data.reading import Bytes, Look, check_picture
+from var_ext.data.reading import Bytes, look_at
 from var_ext.paths import user_path
 
 SPLIT, CLASSES = "{split}", "classes.txt"
@@ -115,9 +115,5 @@ def _look(path: Path, number: int, shard: tarfile.TarFile, name: str, sample: Sa
     text = label.read().decode(errors="replace").strip()
     if not text.isdecimal():
         raise DataError(f"wanted a class number in {name}.cls of {path}, got {text!r}")
-    seen: Look | DataError
-    try:
-        seen = check_picture(Bytes(handle.read(), f"{path}: {image.name}"))
-    except DataError as error:
-        seen = error
+    seen = look_at(Bytes(handle.read(), f"{path}: {image.name}"))
     return Entry(f"{path.name}/{image.name}", int(text), (number, image.offset_data), seen)
