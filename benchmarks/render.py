@@ -22,6 +22,7 @@ from tables import duration, markdown
 COPY, PRODUCT = "copy of 256 MiB", "{} product of 2048 x 2048"
 PRODUCTS = tuple(PRODUCT.format(dtype) for dtype in ("fp32", "bf16"))
 END_TO_END = {
+    "input": "pictures of 110 KB read, resized and cut to 256 px",
     "sampling": "pictures of the bundled model drawn",
     "training": "pictures of the bundled model's recipes learned from",
 }

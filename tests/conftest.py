@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import tempfile
 from collections.abc import Iterator
 
 import pytest
@@ -19,7 +21,11 @@ def either_backend(request: pytest.FixtureRequest) -> Iterator[str]:
         yield request.param
 
 
+_cache = tempfile.TemporaryDirectory()  # indexes of folders: not among the user's, and gone at the end
+
+
 def pytest_configure() -> None:
+    os.environ["VAR_EXT_CACHE"] = _cache.name
     torch.set_num_threads(1)  # the tensors of tests are small: more threads would only wait for each other
 
 

@@ -65,6 +65,7 @@ SHARED = {
         "versus",
         "vs_dit",
         "vs_official",
+        "bench_input",
         "bench_limits",
         "bench_sampling",
         "bench_threads",

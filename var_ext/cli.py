@@ -218,9 +218,10 @@ def train() -> None:
     \b
     Example: var-ext train tokenizer digits --out runs/tokenizer
              var-ext train var digits --tokenizer runs/tokenizer --out runs/var
-    DATA is `digits` or a folder with one folder of images (png, jpg, webp, bmp, tif, ppm, pgm) for each class, or
-    with train/ and val/ of such folders. A run that was stopped goes on where it was when the same command is given
-    again.
+    DATA is `digits`; a folder with one folder of images (png, jpg, webp, bmp, tif, ppm, pgm) for each class, or
+    with train/ and val/ of such folders; `wds:PATTERN`, tar shards as WebDataset writes them, such as
+    wds:data/{split}-*.tar; or `hf:NAME`, a data set of the hub or a folder that save_to_disk wrote. A run that was
+    stopped goes on where it was when the same command is given again.
     """
 
 

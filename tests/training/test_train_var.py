@@ -14,6 +14,7 @@ from var_ext.checkpoints.tensors import load_tensors
 from var_ext.models import VAR
 from var_ext.training import TokenizerRecipe, VARRecipe, train_tokenizer, train_var
 from var_ext.training.loop import Moment, epoch_batches
+from var_ext.training.tokens import CachedTokens
 from var_ext.training.var import VARTask, progressive, token_losses, used
 
 
@@ -85,7 +86,7 @@ def test_validation_uses_the_true_labels_without_dropout(
     images: Path, tokenizer: Path, var_recipe: VARRecipe, tmp_path: Path
 ) -> None:
     task = make(images, tokenizer, var_recipe.with_options(cond_drop_rate=1.0, ema=0), tmp_path)
-    tokens, labels = task.val_tokens[0].long(), task.val_labels
+    ((tokens, labels),) = task.val_tokens.feed(0, [torch.arange(4)])
     assert labels.tolist() == [0, 0, 1, 1]
     task.var.eval()
     parts = [tokens[:, where] for where in task.schedule.slices]
@@ -199,20 +200,29 @@ def test_epochs_go_round_the_augmented_copies(
     rows = torch.tensor([[4, 5, 6]])
     (first, labels), (second, _), (third, _) = (next(iter(task.feed(epoch, rows))) for epoch in range(3))
     assert torch.equal(first, third)
-    copies = [0, 1, 0]  # (epoch + index) modulo 2
-    assert torch.equal(
-        first, torch.stack([task.tokens[c, i].long() for c, i in zip(copies, rows[0], strict=True)])
-    )
-    assert torch.equal(
-        second, torch.stack([task.tokens[1 - c, i].long() for c, i in zip(copies, rows[0], strict=True)])
-    )
-    assert torch.equal(labels, task.labels[rows[0]])
+    assert isinstance(task.tokens, CachedTokens)
+    copies = torch.tensor([0, 1, 0])  # (epoch + index) modulo 2
+    assert torch.equal(first, task.tokens.rows(rows[0], copies).long())
+    assert torch.equal(second, task.tokens.rows(rows[0], 1 - copies).long())
+    assert torch.equal(labels, task.train_data.labels[rows[0]])
 
 
 def test_without_augmentation_one_copy_is_enough(
     images: Path, tokenizer: Path, var_recipe: VARRecipe, tmp_path: Path
 ) -> None:
-    assert len(make(images, tokenizer, var_recipe.with_options(augment=0), tmp_path).tokens) == 1
+    task = make(images, tokenizer, var_recipe.with_options(augment=0), tmp_path)
+    assert isinstance(task.tokens, CachedTokens) and task.tokens.copies == 1
+
+
+def test_tokens_of_fresh_crops_come_with_each_epoch(
+    images: Path, tokenizer: Path, var_recipe: VARRecipe, tmp_path: Path
+) -> None:
+    task = make(images, tokenizer, var_recipe.with_options(tokens="online"), tmp_path)
+    rows = torch.arange(36).view(3, 12)
+    versions = [torch.cat([tokens for tokens, _ in task.feed(epoch, rows)]) for epoch in (0, 1, 2, 2)]
+    assert len(torch.stack(versions).unique(dim=0)) == 3 and torch.equal(versions[2], versions[3])
+    train_var(images, tokenizer, tmp_path / "out", task.recipe.with_options(epochs=1), progress=False)
+    assert [path.name[:10] for path in (tmp_path / "out").glob("tokens-*")] == ["tokens-val"]
 
 
 @pytest.mark.parametrize("autocast", ["fp32", "bf16"])

@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from typing_extensions import Self
 
 SPLITS = ("train", "val", "test")
+SPLIT_NAMES = {"train": ("train",), "val": ("val", "validation", "valid"), "test": ("test",)}  # elsewhere
 
 
 class DataError(ValueError):
@@ -30,7 +31,7 @@ class ImageDataset(ABC):
     """Images (3, S, S) float32 in [-1, 1] with labels 0..num_classes-1.
 
     Attributes:
-        spec: what `load_dataset` was asked for ("digits" or a folder).
+        spec: what `load_dataset` was asked for, such as "digits" or a folder.
         split: "train", "val" or "test".
         image_size: side S in pixels.
         augment: strength of the augmentation, 0 is none.
@@ -57,8 +58,8 @@ class ImageDataset(ABC):
     def __len__(self) -> int: ...
 
     @abstractmethod
-    def load(self, index: int) -> Tensor:
-        """Image `index` as (3, S, S) float32 in [-1, 1]."""
+    def load(self, index: int, epochs: Sequence[int]) -> Tensor:
+        """Image `index` as it is in each of `epochs`: (E, 3, S, S), float32 in [-1, 1] or uint8 (see `normalized`)."""
 
     @abstractmethod
     def describe(self) -> Iterable[str]:
@@ -67,12 +68,16 @@ class ImageDataset(ABC):
     def __getitem__(self, index: int) -> tuple[Tensor, int]:
         if not 0 <= index < len(self):
             raise IndexError(f"index must be in 0..{len(self) - 1}, got {index}")
-        return self.load(index), int(self.labels[index])
+        return normalized(self.load(index, [self.epoch])[0]), int(self.labels[index])
+
+    def read(self, indices: Sequence[int], epochs: Sequence[int]) -> Tensor:
+        """Images (B, E, 3, S, S) at `indices` in each of `epochs`, as `load` gives them."""
+        return torch.stack([self.load(i, epochs) for i in indices])
 
     def batch(self, indices: Sequence[int] | Tensor) -> tuple[Tensor, Tensor]:
         """Images (B, 3, S, S) float32 and labels (B,) int64 at `indices`."""
         picked = [int(i) for i in indices]
-        return torch.stack([self[i][0] for i in picked]), self.labels[picked]
+        return normalized(self.read(picked, [self.epoch])[:, 0]), self.labels[picked]
 
     def with_epoch(self, epoch: int) -> "Self":
         """A shallow copy with the augmentation of `epoch`."""
@@ -80,9 +85,9 @@ class ImageDataset(ABC):
         other.epoch = epoch
         return other
 
-    def rng(self, index: int) -> np.random.Generator:
+    def rng(self, index: int, epoch: int) -> np.random.Generator:
         """The random stream of one image in one epoch."""
-        return np.random.default_rng([self.seed, self.epoch, index])
+        return np.random.default_rng([self.seed, epoch, index])
 
     def fingerprint(self) -> str:
         """Hex digest that changes whenever the images of this split may have changed."""
@@ -97,6 +102,14 @@ class ImageDataset(ABC):
         for part in (*header, *self.describe()):
             digest.update(_bytes(part) + b"\0")
         return digest.hexdigest()
+
+
+def normalized(images: Tensor) -> Tensor:
+    """uint8 images in 0..255 as float32 in [-1, 1], on their device; float32 images as they are."""
+    if images.dtype != torch.uint8:
+        return images
+    # a divisor on the device: CUDA would multiply by the reciprocal of a number, which rounds differently
+    return images.float().div_(torch.full((), 127.5, device=images.device)).sub_(1)
 
 
 def check_split(split: str) -> None:

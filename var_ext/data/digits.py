@@ -85,21 +85,23 @@ class DigitsDataset(ImageDataset):
     def __len__(self) -> int:
         return len(self.indices)
 
-    def load(self, index: int) -> Tensor:
-        return self.batch([index])[0][0]
+    def load(self, index: int, epochs: Sequence[int]) -> Tensor:
+        return self.read([index], epochs)[0]
 
-    def batch(self, indices: Sequence[int] | Tensor) -> tuple[Tensor, Tensor]:
-        picked = [int(i) for i in indices]
-        theta = torch.cat([self._affine(i) for i in picked]) if self.augment > 0 else None  # (B, 2, 3)
-        return enlarge(self.originals[picked], self.image_size, theta), self.labels[picked]
+    def read(self, indices: Sequence[int], epochs: Sequence[int]) -> Tensor:
+        originals = self.originals[list(indices)].repeat_interleave(len(epochs), 0)  # (B E, 8, 8)
+        theta = None
+        if self.augment > 0:
+            theta = torch.cat([self._affine(i, epoch) for i in indices for epoch in epochs])  # (B E, 2, 3)
+        return enlarge(originals, self.image_size, theta).unflatten(0, (len(indices), len(epochs)))
 
     def describe(self) -> Iterable[str]:
         yield hashlib.sha256(self.originals.numpy().tobytes()).hexdigest()
         yield ",".join(map(str, self.indices))
 
-    def _affine(self, index: int) -> Tensor:
+    def _affine(self, index: int, epoch: int) -> Tensor:
         """A small rotation, scale and shift, (1, 2, 3)."""
-        turn, scale_x, scale_y, shift_x, shift_y = self.rng(index).uniform(-1, 1, 5) * self.augment
+        turn, scale_x, scale_y, shift_x, shift_y = self.rng(index, epoch).uniform(-1, 1, 5) * self.augment
         angle, shift = turn * MAX_ROTATION, 2 * MAX_SHIFT  # affine_grid's coordinates span [-1, 1]
         cos, sin = math.cos(angle), math.sin(angle)
         wide, high = 1 + MAX_SCALE * scale_x, 1 + MAX_SCALE * scale_y

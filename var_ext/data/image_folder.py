@@ -1,22 +1,22 @@
 """A folder of class folders of images: ROOT/{train,val[,test]}/CLASS/* or ROOT/CLASS/* with a hashed split.
 
-To accept another image format, add its suffix to `SUFFIXES`; to change the crop, change `FolderDataset.load`.
+To accept another image format, add its suffix to `SUFFIXES`.
 """
 
-import hashlib
 import logging
-from collections.abc import Iterable
-from functools import cached_property
+import os
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from itertools import islice
 from pathlib import Path
+from typing import Any
 
 import numpy as np
-import torch
-from PIL import Image
-from torch import Tensor
 
-from var_ext.data.dataset import DataError, ImageDataset, check_split, readable, stable_order
-from var_ext.data.pictures import resized
-from var_ext.data.reading import check_picture, read_rgb
+from var_ext.data.dataset import DataError
+from var_ext.data.index import Entry, Found, Index, open_index
+from var_ext.data.picture_dataset import PictureDataset
+from var_ext.data.reading import Look, head_digest, look_at
 from var_ext.paths import user_path
 
 log = logging.getLogger(__name__)
@@ -24,141 +24,142 @@ log = logging.getLogger(__name__)
 SUFFIXES = (".png", ".jpg", ".jpeg", ".jfif", ".webp", ".bmp", ".tif", ".tiff", ".ppm", ".pgm")
 IMAGES = f"images ({', '.join(SUFFIXES)})"
 WANTED = f"wanted a folder of class folders of {IMAGES}"
-HEAD = 4096  # bytes of each file in the fingerprint, besides its size
-VAL_SHARE = 0.1
-MARGIN = 1.125  # shorter side before the crop, in units of the image size (published recipe)
+STAMPED = 10_000  # files of a folder whose size and time are compared at each start, evenly spread
+THREADS = 8  # files looked at at once: on a network, most of the time is waiting
 
 
-class FolderDataset(ImageDataset):
-    """Images of a folder; shorter side to 1.125 x `image_size` (Lanczos), then a crop, no flip.
+class FolderDataset(PictureDataset):
+    """Images of a folder, see `PictureDataset`.
 
-    The crop is random where `augment` > 0 and central otherwise.
+    The first time, all files are looked at and an index is made (see `var_ext.data.index`). It is made again after
+    files came, went or were renamed, or one of the `STAMPED` files changed; any other that changed is refused when it
+    is read.
 
     Raises:
-        DataError: missing, empty, mixed or nested folder, a class without images; when the fingerprint is
-            taken: a file that is not an image, truncated or of unknown gray scale; when an image is read:
-            damaged pixel data.
+        DataError: missing, empty, mixed or nested folder, a class without images, a file that is not an image,
+            truncated or of unknown gray scale; when an image is read: damaged pixel data, or not the file of the index.
     """
 
-    def __init__(
-        self, root: str | Path, split: str, image_size: int, *, augment: float = 0.0, seed: int = 0
-    ) -> None:
-        check_split(split)
-        self.spec, self.split, self.image_size = str(root), split, image_size
-        self.augment, self.seed = float(augment), seed
+    def __init__(self, root: str | Path, split: str, image_size: int, **options: Any) -> None:
+        super().__init__(str(root), split, image_size, **options)
         self.root = user_path(root)
-        found = _find(self.root, split)
-        self.class_names = [readable(name) for name in found]
-        self.paths = [path for paths in found.values() for path in paths]
-        self.labels = torch.tensor(
-            [i for i, paths in enumerate(found.values()) for _ in paths], dtype=torch.int64
-        )
+        self.folder, index, rows, classes = _open(self.root, split)
+        # a split may lack classes of train
+        numbers = np.array([classes.index(name) for name in index.classes])
+        self.use(index, rows, classes, numbers[index.labels[rows]])
 
-    def __len__(self) -> int:
-        return len(self.paths)
+    @property
+    def paths(self) -> list[Path]:
+        """The file of every image."""
+        return [self.folder / self.index.names[row] for row in self.rows]
 
-    def load(self, index: int) -> Tensor:
-        path, size = self.paths[index], self.image_size
-        image = resized(read_rgb(path), round(MARGIN * size), Image.Resampling.LANCZOS)
-        width, height = image.size
-        if self.augment > 0:
-            rng = self.rng(index)
-            left, top = int(rng.integers(width - size + 1)), int(rng.integers(height - size + 1))
-        else:
-            left, top = (width - size) // 2, (height - size) // 2
-        pixels = np.asarray(image.crop((left, top, left + size, top + size)), dtype=np.float32)  # (S, S, 3)
-        return torch.from_numpy(pixels.transpose(2, 0, 1) / np.float32(127.5) - 1)
-
-    def describe(self) -> Iterable[str]:
-        return self._seen
-
-    @cached_property
-    def _seen(self) -> list[str]:
-        """Name, size and first bytes of every file: a copy of the folder elsewhere is the same data set, and
-        checking header and end of each finds most broken files before hours of work."""
-        lines = []
-        for path in self.paths:
-            check_picture(path)
-            with open(path, "rb") as file:
-                head = hashlib.sha256(file.read(HEAD)).hexdigest()
-            lines.append(f"{path.relative_to(self.root).as_posix()} {path.stat().st_size} {head}")
-        return lines
+    def file(self, row: int) -> Path:
+        path, index = self.folder / self.index.names[row], self.index
+        try:
+            stat = os.stat(path)
+            same = stat.st_size == index.sizes[row]
+            if same and stat.st_mtime_ns != index.places[row, 0]:  # touched, or written anew
+                with open(path, "rb") as handle:
+                    same = head_digest(handle) == index.digests[row].tobytes()
+        except OSError as error:
+            raise DataError(f"could not read {path}: {error.strerror or error}") from error
+        if not same:
+            raise DataError(f"{path} has changed since it was indexed: touch {path.parent} and start again")
+        return path
 
 
-def _find(root: Path, split: str) -> dict[str, list[Path]]:
-    """Class name -> image files of the split, both in sorted order."""
+def _open(root: Path, split: str) -> tuple[Path, Index, np.ndarray, list[str]]:
+    """The folder of class folders of a split, its index, the rows that belong to the split, and the classes of all."""
     if not root.is_dir():
         came = "is not a folder" if root.exists() else "does not exist"
-        raise DataError(f"data must be 'digits' or a folder of class folders, got {root}, which {came}")
+        raise DataError(
+            f"data must be 'digits', wds:PATTERN, hf:NAME or a folder of class folders, got {root}, which {came}"
+        )
     if not (root / "train").is_dir():
-        return _hashed_split(_classes(root), root, split)
+        index = _indexed(root)
+        rows = index.split_rows(split, f"{root}, a folder of {_names(root)}")
+        return root, index, rows, list(index.classes)
     _refuse_loose(root, "the split folders")
     if not (root / split).is_dir():
         raise DataError(f"wanted the split folders train and {split} in {root}, got {_names(root)}")
-    train = _classes(root / "train")
-    chosen = train if split == "train" else _classes(root / split)
-    foreign = sorted(set(chosen) - set(train))
+    train = _indexed(root / "train")
+    index = train if split == "train" else _indexed(root / split)
+    foreign = sorted(set(index.classes) - set(train.classes))
     if foreign:
         raise DataError(
             f"classes of {root / split} must be among those of train, got {', '.join(foreign)} besides"
         )
-    return {name: chosen.get(name, []) for name in train}
+    return root / split, index, np.arange(len(index.names)), list(train.classes)
 
 
-def _classes(folder: Path) -> dict[str, list[Path]]:
-    classes = [path for path in _entries(folder) if path.is_dir()]
+def _indexed(folder: Path) -> Index:
+    folder = folder.resolve()
+    return open_index(f"folder {folder}", lambda: _search(folder))
+
+
+def _search(folder: Path) -> Found:
+    found = _classes(folder)
+    names = [f"{name}/{file}" for name, files in found.items() for file in files]
+    labels = [label for label, files in enumerate(found.values()) for _ in files]
+    spread = np.unique(np.linspace(0, len(names) - 1, STAMPED).astype(int))
+    stamps = [folder, *(folder / name for name in found), *(folder / names[i] for i in spread)]
+    log.info("looking at %d pictures of %s", len(names), folder)
+    return Found(list(found), _looks(folder, names, labels), stamps)
+
+
+def _looks(folder: Path, names: list[str], labels: list[int]) -> Iterator[Entry]:
+    def look(name: str, label: int) -> Entry:
+        path = folder / name
+        seen = look_at(path)
+        return Entry(name, label, (path.stat().st_mtime_ns if isinstance(seen, Look) else 0, 0), seen)
+
+    pairs = zip(names, labels, strict=True)
+    with ThreadPoolExecutor(THREADS) as pool:
+        while some := list(islice(pairs, 1000)):
+            yield from pool.map(look, *zip(*some, strict=True))
+
+
+def _classes(folder: Path) -> dict[str, list[str]]:
+    """Class name -> names of its image files, both in sorted order."""
+    classes = [entry.name for entry in _entries(folder) if entry.is_dir()]
     _refuse_loose(folder, "the class folders" if classes else "no class folder")
     wanted = f"{WANTED}, got {folder}"
     if not classes:
         raise DataError(f"{wanted}, which has no class folder")
-    inside = {path.name: _entries(path) for path in classes}
-    nested = [path for files in inside.values() for path in files if path.is_dir()]
+    found: dict[str, list[str]] = {}
+    nested, ignored = [], []
+    for name in classes:
+        entries = _entries(folder / name)
+        found[name] = [entry.name for entry in entries if _is_image(entry)]
+        nested += [entry.path for entry in entries if entry.is_dir()]
+        ignored += [entry.name for entry in entries if not _is_image(entry)]
     if nested:
         raise DataError(f"{wanted} with {len(nested)} folders inside the class folders, such as {nested[0]}")
-    found = {name: [file for file in files if _is_image(file)] for name, files in inside.items()}
     empty = [name for name, files in found.items() if not files]
     if empty:
         raise DataError(f"{wanted} where these classes have no image: {', '.join(empty)}")
-    ignored = [file for files in inside.values() for file in files if not _is_image(file)]
     if ignored:
-        suffixes = ", ".join(sorted({file.suffix or file.name for file in ignored}))
+        suffixes = ", ".join(sorted({os.path.splitext(name)[1] or name for name in ignored}))
         log.warning("ignoring %d files in %s that are no %s: %s", len(ignored), folder, IMAGES, suffixes)
     return found
 
 
 def _refuse_loose(folder: Path, others: str) -> None:
-    loose = [path.name for path in _entries(folder) if _is_image(path)]
+    loose = [entry.name for entry in _entries(folder) if _is_image(entry)]
     if loose:
         raise DataError(
             f"{WANTED}, got {folder} with images beside {others}: {loose[0]} and {len(loose) - 1} more"
         )
 
 
-def _entries(folder: Path) -> list[Path]:
+def _entries(folder: Path) -> list[os.DirEntry[str]]:
     """The entries of a folder except hidden files, sorted."""
-    return sorted(path for path in folder.iterdir() if not path.name.startswith("."))
+    with os.scandir(folder) as entries:
+        return sorted((e for e in entries if not e.name.startswith(".")), key=lambda entry: entry.name)
 
 
-def _hashed_split(found: dict[str, list[Path]], root: Path, split: str) -> dict[str, list[Path]]:
-    """A tenth of each class is val, at least one image if it has two; the choice depends only on names."""
-    if split == "test":
-        raise DataError(
-            f"wanted the split folders train, val and test in {root}, got {_names(root)}: no test split"
-        )
-    parts: dict[str, list[Path]] = {}
-    for name, files in found.items():
-        order = stable_order([f"{name}/{file.name}" for file in files], "folder")
-        count = max(1, round(VAL_SHARE * len(files))) if len(files) > 1 else 0
-        parts[name] = sorted(files[i] for i in (order[:count] if split == "val" else order[count:]))
-    if not any(parts.values()):
-        raise DataError(
-            f"wanted at least one class with two images in {root}, so that one can validate; got none"
-        )
-    return parts
-
-
-def _is_image(path: Path) -> bool:
-    return path.suffix.lower() in SUFFIXES and path.is_file()
+def _is_image(entry: os.DirEntry[str]) -> bool:
+    return os.path.splitext(entry.name)[1].lower() in SUFFIXES and entry.is_file()
 
 
 def _names(folder: Path) -> str:

@@ -1,11 +1,14 @@
-"""Reads a picture file as a viewer shows it, whatever its metadata and bit depth.
+"""Reads a picture file as a viewer shows it, whatever its metadata and bit depth, or as the published code does.
 
 Bad metadata is never an error: an unreadable orientation is ignored, and chunks that do not affect pixels are dropped
-if Pillow fails on them.
+if Pillow fails on them. A file is a path, or an open binary handle with a `name` for messages.
 """
 
+import hashlib
 import io
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, nullcontext
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -30,65 +33,132 @@ TURNS = {
 PLAIN_MODES = frozenset(("1", "L", "LA", "P", "RGB", "RGBA", "CMYK", "YCbCr", "I;16"))
 ENDS = {"PNG": b"IEND\xaeB`\x82", "JPEG": b"\xff\xd9", "MPO": b"\xff\xd9"}
 TAIL = 32  # last bytes of a file, searched for its end marker
+HEAD = 4096  # first bytes of a file, which with its size tell it from others
 
 PNG_START, JPEG_START = b"\x89PNG\r\n\x1a\n", b"\xff\xd8"
 PNG_PIXELS = (b"IHDR", b"PLTE", b"tRNS", b"IDAT", b"IEND", b"eXIf")  # the last holds the orientation
 
 
-def read_picture(path: Path) -> Image.Image:
+File = Path | BinaryIO
+
+
+class Bytes(io.BytesIO):
+    """A file in memory, with the name that messages give it."""
+
+    def __init__(self, content: bytes, name: str) -> None:
+        super().__init__(content)
+        self.name = name
+
+
+@dataclass(frozen=True, slots=True)
+class Look:
+    """What a first look at a picture file tells.
+
+    Attributes:
+        size: in bytes.
+        digest: 16 bytes, of the first `HEAD` bytes.
+        plain: whether `read_rgb` and `read_published` give the same pixels.
+    """
+
+    size: int
+    digest: bytes
+    plain: bool
+
+
+def read_picture(file: File, least: int = 0) -> Image.Image:
     """An upright picture with 8 bits per channel: RGBA if it has transparency, else RGB.
 
-    Gray of 16 or 32 bits and floats are scaled, see `_eight_bits`.
+    Gray of 16 or 32 bits and floats are scaled, see `_eight_bits`. With `least`, a JPEG may be decoded at a half, a
+    quarter or an eighth of its size, as long as no side gets shorter than `least` pixels.
 
     Raises:
         DataError: not an image, broken, or gray values of unknown scale.
     """
-    return _opened(path, _upright)
+    with _reading(file) as handle:
+        return _used(handle, lambda image: _upright(image, least))
 
 
-def read_rgb(path: Path) -> Image.Image:
+def read_rgb(file: File, least: int = 0) -> Image.Image:
     """As `read_picture`, transparent parts on white."""
-    image = read_picture(path)
+    image = read_picture(file, least)
     if image.mode == "RGBA":
         image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image)
     return image.convert("RGB")
 
 
-def check_picture(path: Path) -> None:
-    """Raises the DataError that reading a picture later would raise.
+def read_published(file: File, least: int = 0) -> Image.Image:
+    """RGB as in the published code, `Image.open(file).convert("RGB")`: no turn, transparency dropped, deep gray cut.
+
+    `least` as in `read_picture`. Raises DataError for what is not an image or broken.
+    """
+
+    def converted(image: Image.Image) -> Image.Image:
+        _scaled(image, least)
+        return image.convert("RGB")
+
+    with _reading(file) as handle:
+        return _used(handle, converted)
+
+
+def check_picture(file: File) -> Look:
+    """Raises the DataError that reading a picture later would raise; else tells what was seen.
 
     Files with a plain header and an end marker are not decoded, so damage inside their pixel data is found only later.
     """
 
-    def looks_whole(image: Image.Image) -> bool:
-        return image.mode in PLAIN_MODES and _has_end(path, image.format)
+    with _reading(file) as handle:
 
-    if not _opened(path, looks_whole):
-        read_picture(path)
+        def seen(image: Image.Image) -> bool:
+            if image.mode not in PLAIN_MODES or not _has_end(handle, image.format):
+                _upright(image)
+            return image.mode[0] not in "IF" and not image.has_transparency_data and _turn(image) is None
+
+        plain = _used(handle, seen)
+        handle.seek(0)
+        return Look(digest=head_digest(handle), size=handle.seek(0, io.SEEK_END), plain=plain)
 
 
-def _opened(path: Path, use: Callable[[Image.Image], Any]) -> Any:
-    """The result of `use` on a file's image, of which only the header has been read."""
-    path = user_path(path)
+def look_at(file: File) -> Look | DataError:
+    """What `check_picture` tells or raises."""
     try:
-        with open(path, "rb") as handle:
-            try:
-                return _used(handle, use)
-            except Exception:
-                handle.seek(0)
-                bare = _without_metadata(handle.read())
-                if bare is None:
-                    raise
-                return _used(io.BytesIO(bare), use)
+        return check_picture(file)
+    except DataError as error:
+        return error
+
+
+def head_digest(handle: BinaryIO) -> bytes:
+    """16 bytes, of the next `HEAD` bytes."""
+    return hashlib.blake2b(handle.read(HEAD), digest_size=16).digest()
+
+
+@contextmanager
+def _reading(file: File) -> Iterator[BinaryIO]:
+    """The open file; whatever fails inside the block becomes a DataError that names it."""
+    name = user_path(file) if isinstance(file, Path) else file.name
+    try:
+        with open(name, "rb") if isinstance(file, Path) else nullcontext(file) as handle:
+            yield handle
     # Pillow raises many classes for broken files, from OSError to SyntaxError and struct.error.
     except Exception as error:
-        raise DataError(f"wanted a readable image, got {path}: {error}") from error
+        raise DataError(f"wanted a readable image, got {name}: {error}") from error
 
 
 def _used(handle: BinaryIO, use: Callable[[Image.Image], Any]) -> Any:
-    # never by name: Pillow 13 memory-maps uncompressed TIFFs and then garbles those it rotates
-    with Image.open(handle) as image:
-        return use(image)
+    """The result of `use` on a file's image, of which only the header has been read."""
+
+    def tried(handle: BinaryIO) -> Any:
+        # never by name: Pillow 13 memory-maps uncompressed TIFFs and then garbles those it rotates
+        with Image.open(handle) as image:
+            return use(image)
+
+    try:
+        return tried(handle)
+    except Exception:
+        handle.seek(0)
+        bare = _without_metadata(handle.read())
+        if bare is None:
+            raise
+        return tried(io.BytesIO(bare))
 
 
 def _without_metadata(data: bytes) -> bytes | None:
@@ -112,19 +182,27 @@ def _without_metadata(data: bytes) -> bytes | None:
     return None
 
 
-def _has_end(path: Path, format: str | None) -> bool:
-    """Whether the file has its end marker."""
-    with open(user_path(path), "rb") as handle:
-        start = handle.read(8)
-        size = handle.seek(0, io.SEEK_END)
-        handle.seek(max(0, size - TAIL))
-        tail = handle.read()
+def _has_end(handle: BinaryIO, format: str | None) -> bool:
+    """Whether the file has its end marker. The handle is left where it was."""
+    at = handle.tell()
+    handle.seek(0)
+    start = handle.read(8)
+    size = handle.seek(0, io.SEEK_END)
+    handle.seek(max(0, size - TAIL))
+    tail = handle.read()
+    handle.seek(at)
     if format == "WEBP":
         return 8 + int.from_bytes(start[4:], "little") <= size
     return format in ENDS and ENDS[format] in tail
 
 
-def _upright(file: Image.Image) -> Image.Image:
+def _scaled(image: Image.Image, least: int) -> None:
+    if least:
+        image.draft(None, (least, least))  # of JPEGs; other formats ignore it
+
+
+def _upright(file: Image.Image, least: int = 0) -> Image.Image:
+    _scaled(file, least)
     file.load()
     turn = _turn(file)
     image = _eight_bits(file)

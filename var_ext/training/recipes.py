@@ -8,6 +8,7 @@ marked `free`, and a run with other values does not resume from it.
 from dataclasses import MISSING, Field, dataclass, field, fields, replace
 from typing import TYPE_CHECKING, Any, get_args, get_origin
 
+from var_ext.data import DECODES, GEOMETRIES
 from var_ext.schedule import SCALES_256
 
 if TYPE_CHECKING:
@@ -48,6 +49,12 @@ class Recipe:
     batch_size: int = option(64, "images a step; the rest of an epoch that fills no batch is left out", COUNT)
     augment: float = option(
         0.0, "strength of the augmentation, 0 is none (folders: above 0 is a random crop)", NATURAL
+    )
+    geometry: str = option(
+        "published", "how picture files are read: 'published', or 'upright' as viewers show them", GEOMETRIES
+    )
+    decode: str = option(
+        "exact", "pixels of picture files: 'exact' as published, 'fast' near them in less time", DECODES
     )
     ema: float = option(0.0, "decay of the moving average of the weights that is kept, 0 is none", BELOW_ONE)
     select: str = option(
@@ -170,7 +177,12 @@ class VARRecipe(Recipe):
     weight_decay_end: float = option(0.05, "weight decay at the end; cosine in between", NATURAL)
     clip: float = option(2.0, "largest norm of the gradient", POSITIVE)
     label_smoothing: float = option(0.0, "label smoothing of the training loss", SHARE)
-    copies: int = option(1, "augmented versions of each training image whose tokens are kept", COUNT)
+    tokens: str = option(
+        "cached",
+        "'cached': of some copies, made once; 'online': of fresh crops in each epoch",
+        ("cached", "online"),
+    )
+    copies: int = option(1, "augmented versions of each training image whose tokens are cached", COUNT)
     pg: float = option(0.0, "share of the steps of progressive training, 0 is none", SHARE)
     pg0: int = option(4, "scale index that progressive training starts from", NATURAL)
     autocast: str = option("fp32", "precision of the forward pass: 'fp32' or 'bf16'", ("fp32", "bf16"))

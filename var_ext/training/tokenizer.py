@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from var_ext.checkpoints import save_model
-from var_ext.data import load_dataset
+from var_ext.data import ImageLoader, load_dataset
 from var_ext.models import VQVAE
 from var_ext.paths import user_path
 from var_ext.training import codebook
@@ -22,7 +22,6 @@ from var_ext.training.loop import Moment, Task, fit, in_float32, prepare
 from var_ext.training.losses import PatchDiscriminator, adaptive_weight, hinge_loss, reconstruction_loss
 from var_ext.training.optim import Ema, averaged, cosine_factor, in_place, param_groups, set_rates
 from var_ext.training.recipes import TokenizerRecipe
-from var_ext.training.tokens import batches as read_batches
 from var_ext.training.tokens import digests_of
 
 log = logging.getLogger(__name__)
@@ -93,10 +92,15 @@ class TokenizerTask(Task):
             recipe = replace(recipe, weight_perceptual=0.0)
         self.recipe: TokenizerRecipe = recipe
         self.perceptual, self.device = perceptual, torch.device(device)
+        read: dict[str, Any] = {"geometry": recipe.geometry, "decode": recipe.decode}
         self.train_data = load_dataset(
-            data, "train", recipe.image_size, augment=recipe.augment, seed=recipe.seed
+            data, "train", recipe.image_size, augment=recipe.augment, seed=recipe.seed, **read
         )
-        self.val_data = load_dataset(data, "val", recipe.image_size)
+        self.val_data = load_dataset(data, "val", recipe.image_size, **read)
+        self.loader, self.val_loader = (
+            ImageLoader(each, workers=recipe.workers, device=self.device)
+            for each in (self.train_data, self.val_data)
+        )
         self.num_items = len(self.train_data)
         digests = digests_of(self.train_data, self.val_data)
         self.pins = {"kind": "tokenizer", DIGESTS: digests, "perceptual": hook, "recipe": recipe.pinned()}
@@ -134,7 +138,7 @@ class TokenizerTask(Task):
                 self.ema = Ema(self.vae, self.recipe.ema)
 
     def feed(self, epoch: int, batches: Tensor) -> Iterable[Any]:
-        return read_batches(self.train_data.with_epoch(epoch), batches, self.recipe.workers)
+        return ((images[:, 0], labels) for images, labels in self.loader.batches(batches, [epoch]))
 
     def step(self, at: Moment, batch: tuple[Tensor, Tensor]) -> Mapping[str, Any]:
         recipe, images = self.recipe, batch[0].to(self.device)
@@ -224,8 +228,8 @@ class TokenizerTask(Task):
         """What `validate` returns, with the model's current weights."""
         sums = {"loss": 0.0, "l1": 0.0, "l2": 0.0}
         seen = torch.zeros(len(self.schedule), self.recipe.vocab_size, dtype=torch.bool)
-        for where in torch.arange(len(self.val_data)).split(self.recipe.batch_size):
-            images = self.val_data.batch(where)[0].to(self.device)
+        parts = torch.arange(len(self.val_data)).split(self.recipe.batch_size)
+        for images in (batch[0][:, 0] for batch in self.val_loader.batches(parts, [0])):
             output = self.vae(images)[0]
             values = (
                 self.distance(output, images),
@@ -233,7 +237,7 @@ class TokenizerTask(Task):
                 (output - images).square().mean(),
             )
             for name, value in zip(sums, values, strict=True):
-                sums[name] += float(value) * len(where) / len(self.val_data)
+                sums[name] += float(value) * len(images) / len(self.val_data)
             for k, tokens in enumerate(self.vae.img_to_idxBl(images)):
                 seen[k, tokens.flatten().cpu()] = True
         return {**sums, "usage": (100 * seen.float().mean(1)).tolist()}

@@ -1,24 +1,33 @@
-"""The tokens of a data set, computed once with a trained tokenizer and kept on disk.
+"""Where the tokens of a training come from: `CachedTokens`, made once, or `OnlineTokens`, of fresh crops each epoch.
 
-Each augmented copy has its own file, so a killed run keeps finished copies. The name is a digest of everything
-the tokens depend on (weights of the tokenizer, images, split, augmentation) and the copy, so a
-stale file is never read. Layout: `tokens` (N, L), int16 where the codes fit and int32 otherwise.
+The cache is a row of shards on disk, each with the tokens of some images in all their augmented copies. Ranks share the
+work a shard at a time, a killed run keeps the finished ones, and training maps them into memory, once for all ranks.
+The name of a shard is a digest of everything the tokens depend on (weights of the tokenizer, images, split,
+augmentation, copies), so a stale one is never read; its bytes do not depend on the number of ranks.
 """
 
 import hashlib
-from collections.abc import Iterator
+import time
+from abc import ABC, abstractmethod
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 from tqdm import tqdm
 
-from var_ext.checkpoints import CheckpointError, load_tensors, save_tensors
-from var_ext.data import DataError, ImageDataset
+from var_ext.checkpoints import CheckpointError, atomic_write
+from var_ext.data import ImageDataset, ImageLoader
+from var_ext.export import rank_and_world
 from var_ext.models import VQVAE
 
 BATCH = 64  # images encoded at once, unless the caller wants fewer
+SHARD = 16_384  # augmented images of a shard: 22 MB at 256 px
+PATIENCE = 3600.0  # seconds without a new shard of another rank
+LOOK_EVERY = 0.5  # seconds
+SOURCES = ("cached", "online")
 
 
 def digest_of(vae: VQVAE) -> str:
@@ -37,7 +46,159 @@ def digests_of(train: ImageDataset, val: ImageDataset) -> dict[str, str]:
     return {"training images": train.fingerprint(), "validation images": val.fingerprint()}
 
 
-def cached_tokens(
+class Tokens(ABC):
+    """Tokens of the images of a data set, for a training.
+
+    Attributes:
+        data: the images.
+    """
+
+    data: ImageDataset
+
+    def __len__(self) -> int:
+        return len(self.data)
+
+    @abstractmethod
+    def feed(self, epoch: int, batches: Iterable[Tensor]) -> Iterator[tuple[Tensor, Tensor]]:
+        """Iterate over tokens (B, L) int64 and labels (B,) int64, on the device of the tokenizer.
+
+        Args:
+            epoch: which augmented version of each image.
+            batches: indices (B,) int64 of each batch.
+
+        Raises:
+            DataError: an image is broken.
+        """
+
+
+class OnlineTokens(Tokens):
+    """Each batch is read and encoded when it is needed: a fresh crop of an image in each epoch, as published.
+
+    Args:
+        vae: trained tokenizer in eval mode; its device does the work.
+        data: the images; the version of epoch e is `data.with_epoch(e)`.
+        batch_size: images encoded at once.
+        workers: processes that read images.
+    """
+
+    def __init__(self, vae: VQVAE, data: ImageDataset, *, batch_size: int = BATCH, workers: int = 0) -> None:
+        self.vae, self.data, self.batch_size = vae, data, batch_size
+        self.device = next(vae.parameters()).device
+        self.loader = ImageLoader(data, workers=workers, device=self.device)
+
+    def feed(self, epoch: int, batches: Iterable[Tensor]) -> Iterator[tuple[Tensor, Tensor]]:
+        for images, labels in self.loader.batches(batches, [epoch]):
+            yield encode(self.vae, images[:, 0], self.batch_size), labels
+
+
+class CachedTokens(Tokens):
+    """Tokens of `copies` augmented versions of every image, from the shards in a folder, made where they are missing.
+
+    With ranks (`rank_and_world`), each makes its share of the missing shards and waits for the others'. Epoch e takes
+    version (i + e) modulo `copies` of image i.
+
+    Args:
+        vae: trained tokenizer in eval mode; its device does the work.
+        data: the images; version c is `data.with_epoch(c)`.
+        folder: of the shards, written atomically and shared by the ranks.
+        copies: versions of each image.
+        batch_size: images encoded at once.
+        workers: processes that read images.
+        progress: show a progress bar, on rank 0.
+        patience: seconds to wait for the next shard of another rank.
+
+    Raises:
+        DataError: an image is broken.
+        CheckpointError: a shard is broken (delete the file named in the message) or cannot be written, or a rank gave
+            up.
+    """
+
+    def __init__(
+        self,
+        vae: VQVAE,
+        data: ImageDataset,
+        folder: Path,
+        *,
+        copies: int = 1,
+        batch_size: int = BATCH,
+        workers: int = 0,
+        progress: bool = True,
+        patience: float = PATIENCE,
+    ) -> None:
+        self.data, self.copies, self.device = data, copies, next(vae.parameters()).device
+        self.per_shard = max(1, SHARD // copies)
+        self.dtype = np.dtype(np.int16 if vae.vocab_size <= 2**15 else np.int32)
+        key = hashlib.sha256(
+            f"{digest_of(vae)} {data.fingerprint()} {copies} {self.per_shard}".encode()
+        ).hexdigest()
+        parts = torch.arange(len(data)).split(self.per_shard)
+        paths = [folder / f"tokens-{data.split}-{key[:16]}-{i:05d}.npy" for i in range(len(parts))]
+        rank, world = rank_and_world()
+        missing = [i for i in range(rank, len(parts), world) if not paths[i].exists()]
+        with tqdm(
+            total=copies * sum(len(parts[i]) for i in missing),
+            disable=not progress or rank > 0, unit="img", desc=f"tokens of {data.split}",
+        ) as bar:  # fmt: skip
+            # one loader for all shards, whose workers read ahead into the next
+            rows = max(1, batch_size // copies)
+            loader = ImageLoader(data, workers=workers if missing else 0, device=self.device)
+            batches = loader.batches([each for i in missing for each in parts[i].split(rows)], range(copies))
+            for i in missing:
+                self._write(paths[i], len(parts[i]), vae, batches, batch_size, bar)
+        _wait(paths, world, patience)
+        shapes = [(len(part), copies, vae.schedule.num_tokens) for part in parts]
+        self.shards = [self._read(path, shape) for path, shape in zip(paths, shapes, strict=True)]
+
+    def rows(self, indices: Tensor, versions: Tensor | int) -> Tensor:
+        """Tokens (B, L) of one version of each image, int16 or int32, on the CPU."""
+        places = zip(indices.tolist(), torch.as_tensor(versions).expand(len(indices)).tolist(), strict=True)
+        size = self.per_shard
+        return torch.from_numpy(
+            np.stack([self.shards[i // size][i % size, version] for i, version in places])
+        )
+
+    def feed(self, epoch: int, batches: Iterable[Tensor]) -> Iterator[tuple[Tensor, Tensor]]:
+        for indices in batches:
+            tokens = self.rows(indices, (indices + epoch) % self.copies)
+            yield tokens.to(self.device).long(), self.data.labels[indices].to(self.device)
+
+    def _write(
+        self, path: Path, count: int, vae: VQVAE, batches: Iterator[Any], batch_size: int, bar: Any
+    ) -> None:
+        """A shard, batch by batch: a rank holds no more than one batch of it."""
+        shape = (count, self.copies, vae.schedule.num_tokens)
+        header = {"descr": np.lib.format.dtype_to_descr(self.dtype), "fortran_order": False, "shape": shape}
+        with atomic_write(path) as handle:
+            np.lib.format.write_array_header_1_0(handle, header)
+            while count:
+                images = next(batches)[0]  # (B, copies, 3, S, S)
+                tokens = encode(vae, images.flatten(0, 1), batch_size).cpu().numpy().astype(self.dtype)
+                handle.write(tokens.tobytes())
+                count -= len(images)
+                bar.update(len(tokens))
+
+    def _read(self, path: Path, shape: tuple[int, int, int]) -> np.ndarray:
+        try:
+            # a plain array over the map: a memmap of its own for each row would cost more than the row
+            tokens = np.asarray(np.load(path, mmap_mode="r"))
+        except (OSError, ValueError, EOFError) as error:
+            raise CheckpointError(
+                f"{path} must be a shard of tokens, but: {error}; delete the file"
+            ) from error
+        if tokens.shape != shape or tokens.dtype != self.dtype:
+            wanted, came = f"{self.dtype} {shape}", f"{tokens.dtype} {tokens.shape}"
+            raise CheckpointError(f"wanted tokens {wanted} in {path}, got {came}; delete the file")
+        return tokens
+
+
+@torch.no_grad()
+def encode(vae: VQVAE, images: Tensor, batch_size: int = BATCH) -> Tensor:
+    """Tokens of images, `batch_size` at once: (B, 3, S, S) in [-1, 1] -> (B, L) int64."""
+    return torch.cat([torch.cat(vae.img_to_idxBl(part), dim=1) for part in images.split(batch_size)])
+
+
+def open_tokens(
+    source: str,
     vae: VQVAE,
     data: ImageDataset,
     folder: Path,
@@ -46,78 +207,33 @@ def cached_tokens(
     batch_size: int = BATCH,
     workers: int = 0,
     progress: bool = True,
-) -> tuple[Tensor, Tensor]:
-    """Tokens of `copies` augmented versions of every image, from the cache in `folder` where present.
-
-    Args:
-        vae: trained tokenizer in eval mode; its device does the work.
-        data: the images; version c is `data.with_epoch(c)`.
-        folder: of the cache files, written atomically.
-        batch_size: images encoded at once.
-
-    Returns:
-        tokens (copies, N, L) int16 or int32 and labels (N,) int64, on the CPU.
+) -> Tokens:
+    """`CachedTokens` for "cached", `OnlineTokens` for "online", which has no use for `folder`, `copies` and `progress`.
 
     Raises:
-        DataError: an image is broken.
-        CheckpointError: the cache is broken (delete the file named in the message) or cannot be written.
+        ValueError: another source.
+        DataError, CheckpointError: see `CachedTokens`.
     """
-    key = hashlib.sha256(f"{digest_of(vae)} {data.fingerprint()}".encode()).hexdigest()
-    bar = tqdm(total=copies * len(data), disable=not progress, unit="img", desc=f"tokens of {data.split}")
-    found = []
-    with bar:
-        for copy in range(copies):
-            path = folder / f"tokens-{data.split}-{key[:16]}-{copy}.safetensors"
-            if not path.exists():
-                version = data.with_epoch(copy)
-                save_tensors(path, {"tokens": _encode(vae, version, batch_size, workers, bar)})
-            found.append(_read(path, (len(data), vae.schedule.num_tokens)))
-    return torch.stack(found), data.labels
+    if source not in SOURCES:
+        raise ValueError(f"tokens must be {' or '.join(map(repr, SOURCES))}, got {source!r}")
+    if source == "online":
+        return OnlineTokens(vae, data, batch_size=batch_size, workers=workers)
+    return CachedTokens(
+        vae, data, folder, copies=copies, batch_size=batch_size, workers=workers, progress=progress
+    )
 
 
-@torch.no_grad()
-def _encode(vae: VQVAE, data: ImageDataset, batch_size: int, workers: int, bar: Any) -> Tensor:
-    dtype = torch.int16 if vae.vocab_size <= 2**15 else torch.int32
-    device = next(vae.parameters()).device
-    parts = []
-    for images, _ in batches(data, torch.arange(len(data)).split(batch_size), workers):
-        parts.append(torch.cat(vae.img_to_idxBl(images.to(device)), dim=1).to("cpu", dtype))  # (B, L)
-        bar.update(len(images))
-    return torch.cat(parts)
-
-
-def _read(path: Path, shape: tuple[int, int]) -> Tensor:
-    content = load_tensors(path)
-    tokens = content.get("tokens")
-    if tokens is None or tuple(tokens.shape) != shape:
-        came = {name: tuple(tensor.shape) for name, tensor in content.items()}
-        raise CheckpointError(f"wanted tokens of shape {shape} in {path}, got {came}; delete the file")
-    return tokens
-
-
-class _Batches(torch.utils.data.Dataset[tuple[Tensor, Tensor] | DataError]):
-    """Whole batches as the items of a torch data set, so that workers collate them too."""
-
-    def __init__(self, data: ImageDataset, chunks: Any) -> None:
-        self.data, self.chunks = data, list(chunks)
-
-    def __len__(self) -> int:
-        return len(self.chunks)
-
-    def __getitem__(self, i: int) -> tuple[Tensor, Tensor] | DataError:
-        try:
-            return self.data.batch(self.chunks[i])
-        except DataError as error:
-            return error  # raised in a worker, it would reach the user as traceback text
-
-
-def batches(data: ImageDataset, chunks: Any, workers: int) -> Iterator[tuple[Tensor, Tensor]]:
-    """Iterate over images (B, 3, S, S) and labels (B,) of the index tensors `chunks`, read by `workers`.
-
-    Raises:
-        DataError: an image is broken.
-    """
-    for batch in torch.utils.data.DataLoader(_Batches(data, chunks), batch_size=None, num_workers=workers):
-        if isinstance(batch, DataError):
-            raise batch
-        yield batch
+def _wait(paths: list[Path], world: int, patience: float) -> None:
+    """Returns when all shards are there."""
+    left, quiet = list(enumerate(paths)), 0.0
+    while still := [(i, path) for i, path in left if not path.exists()]:
+        quiet = 0.0 if len(still) < len(left) else quiet
+        if quiet >= patience:
+            ranks = ", ".join(map(str, sorted({i % world for i, _ in still})[:8]))
+            raise CheckpointError(
+                f"{still[0][1].parent} lacks {len(still)} of {len(paths)} shards, of rank {ranks} of {world}, "
+                f"and none came in {quiet:.0f} s; the same command again makes them, with any number of ranks"
+            )
+        left = still
+        time.sleep(LOOK_EVERY)
+        quiet += LOOK_EVERY

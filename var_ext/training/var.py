@@ -13,7 +13,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from var_ext.checkpoints import load_tokenizer, save_model
-from var_ext.data import ImageDataset, load_dataset
+from var_ext.data import load_dataset
 from var_ext.models import VAR, VQVAE
 from var_ext.paths import user_path
 from var_ext.schedule import ScaleSchedule
@@ -21,7 +21,7 @@ from var_ext.training.checkpoint import DIGESTS
 from var_ext.training.loop import Moment, Task, fit, in_float32, prepare
 from var_ext.training.optim import Ema, averaged, cosine, in_place, linear_factor, param_groups, set_rates
 from var_ext.training.recipes import VARRecipe
-from var_ext.training.tokens import BATCH, cached_tokens, digest_of, digests_of
+from var_ext.training.tokens import BATCH, digest_of, digests_of, open_tokens
 
 BETAS = (0.9, 0.95)
 NEW_SCALE_WARMUP = 1 / 300  # share of the steps over which a new scale's loss weight rises to 1
@@ -90,8 +90,9 @@ class VARTask(Task):
         self.vae = vae.to(self.device).eval()
         self.schedule: ScaleSchedule = vae.schedule
         size = self.schedule.side * vae.downsample
-        self.train_data = load_dataset(data, "train", size, augment=recipe.augment, seed=recipe.seed)
-        self.val_data = load_dataset(data, "val", size)
+        read: dict[str, Any] = {"geometry": recipe.geometry, "decode": recipe.decode}
+        self.train_data = load_dataset(data, "train", size, augment=recipe.augment, seed=recipe.seed, **read)
+        self.val_data = load_dataset(data, "val", size, **read)
         self.num_items, self.class_names = len(self.train_data), self.train_data.class_names
         self.cache, self.progress = cache, progress
         digests = digests_of(self.train_data, self.val_data) | {"tokenizer": digest_of(vae)}
@@ -116,23 +117,20 @@ class VARTask(Task):
         self.ema = Ema(self.var, recipe.ema) if recipe.ema > 0 else None
 
     def load_data(self) -> None:
-        """Tokens of the training images (copies, N, L) and of the validation images (1, N, L)."""
+        """Open the tokens of the training and the validation images, the latter always cached."""
         recipe = self.recipe
-
-        def tokens(data: ImageDataset, copies: int) -> tuple[Tensor, Tensor]:
-            return cached_tokens(
-                self.vae, data, self.cache, copies=copies, batch_size=min(BATCH, recipe.batch_size),
-                workers=recipe.workers, progress=self.progress,
-            )  # fmt: skip
-
-        self.val_tokens, self.val_labels = tokens(self.val_data, 1)
-        self.tokens, self.labels = tokens(self.train_data, recipe.copies if recipe.augment > 0 else 1)
+        options: dict[str, Any] = {
+            "batch_size": min(BATCH, recipe.batch_size), "workers": recipe.workers, "progress": self.progress,
+        }  # fmt: skip
+        copies = recipe.copies if recipe.augment > 0 else 1
+        self.val_tokens = open_tokens("cached", self.vae, self.val_data, self.cache, **options)
+        self.tokens = open_tokens(
+            recipe.tokens, self.vae, self.train_data, self.cache, copies=copies, **options
+        )
 
     def feed(self, epoch: int, batches: Tensor) -> Iterable[tuple[Tensor, Tensor]]:
         """Tokens (B, L) int64 and labels (B,); each epoch uses another augmented version of an image."""
-        for rows in batches:
-            copy = (rows + epoch) % len(self.tokens)
-            yield self.tokens[copy, rows].long().to(self.device), self.labels[rows].to(self.device)
+        return self.tokens.feed(epoch, batches)
 
     def step(self, at: Moment, batch: tuple[Tensor, Tensor]) -> Mapping[str, Any]:
         recipe, (tokens, labels) = self.recipe, batch
@@ -182,11 +180,9 @@ class VARTask(Task):
         self.var.eval()
         losses, hits, found = [], [], []
         with in_place(self.var, self.ema):
-            for where in torch.arange(len(self.val_labels)).split(self.recipe.batch_size):
-                tokens, labels = self.val_tokens[0, where].long(), self.val_labels[where]
-                logits, targets = self.forward(
-                    tokens.to(self.device), labels.to(self.device), len(self.schedule) - 1
-                )
+            parts = torch.arange(len(self.val_data)).split(self.recipe.batch_size)
+            for tokens, labels in self.val_tokens.feed(0, parts):
+                logits, targets = self.forward(tokens, labels, len(self.schedule) - 1)
                 losses.append(token_losses(logits, targets, 0.0))
                 found.append(logits.argmax(-1))
                 hits.append((found[-1] == targets).float())
