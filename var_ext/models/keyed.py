@@ -1,7 +1,7 @@
 """Random numbers of a training pass as a pure function of keys, one a row of the batch, and of the place that draws.
 
-However a batch is split over processes and micro-batches, each row then sees the same dropout, dropped paths and dropped
-label. A model without keys draws from torch's generators, as published. The words are those of SplitMix64 (Steele, Lea,
+However a batch is split over processes and micro-batches, each row then sees the same dropout, dropped paths and
+dropped label. A model without keys draws from torch's generators, as published. The words are those of SplitMix64 (Steele, Lea,
 Flood 2014), a counter hashed, in integer arithmetic that is the same on every device and inside `torch.compile`.
 """
 
@@ -32,7 +32,9 @@ def _mixed(x: Tensor) -> Tensor:
 
 def row_keys(seed: int, rows: slice, device: torch.device | str = "cpu") -> Tensor:
     """Keys of the rows `start..stop` of a batch: (n,) int64."""
-    return _mixed(torch.arange(rows.start + 1, rows.stop + 1, device=device) * _signed(GOLDEN) + _signed(seed))
+    return _mixed(
+        torch.arange(rows.start + 1, rows.stop + 1, device=device) * _signed(GOLDEN) + _signed(seed)
+    )
 
 
 class Rows:

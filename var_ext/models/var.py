@@ -250,7 +250,9 @@ class VAR(Part, PublishedVAR):
     sample_published: ClassVar[Callable[..., tuple[Tensor, Tensor]]]
     kept_engine: Any
     draws: Draws | None = None
-    activation_checkpointing = False  # in training keep the inputs of blocks alone, and run each again for its gradient
+    activation_checkpointing = (
+        False  # in training keep the inputs of blocks alone, and run each again for its gradient
+    )
 
     def __init__(
         self,
@@ -441,12 +443,12 @@ class VAR(Part, PublishedVAR):
         with torch.autocast(device, enabled=False):
             return self.head(self.before_head(stream, head)).float()
 
-    def key_rows(self) -> Rows:
+    def key_rows(self, device: torch.device) -> Rows:
         """From now on what is dropped in training depends on the keys of the rows alone: the caller sets `Rows.keys`
         before each pass."""
         for block in self.blocks:
             block.drop_path.keyed = True
-        return key_rows(self, self.pos_1LC.device)
+        return key_rows(self, device)
 
     def dropped_labels(self, labels: Tensor) -> Tensor:
         """Which labels (B,) training replaces by "no class": (B,) bool."""
@@ -458,10 +460,14 @@ class VAR(Part, PublishedVAR):
         """Stochastic depth of all blocks: the gates with those of dropped branches zeroed, the others scaled."""
         rates = torch.tensor([block.drop_path.rate for block in self.blocks], device=draws.first.device)
         # a row's first number is its label's
-        kept = draws.uniform(1 + 2 * len(rates))[:, 1:].unflatten(1, (-1, 2)) >= rates[:, None]  # (B, depth, 2)
+        kept = (
+            draws.uniform(1 + 2 * len(rates))[:, 1:].unflatten(1, (-1, 2)) >= rates[:, None]
+        )  # (B, depth, 2)
         scale = (kept / (1 - rates[:, None])).to(modulations[0][0].dtype)
         return [
-            (gamma1 * scale[:, n, :1], gamma2 * scale[:, n, 1:], *rest) if self.blocks[n].drop_path.rate else both
+            (gamma1 * scale[:, n, :1], gamma2 * scale[:, n, 1:], *rest)
+            if self.blocks[n].drop_path.rate
+            else both
             for n, both in enumerate(modulations)
             for gamma1, gamma2, *rest in [both]
         ]
