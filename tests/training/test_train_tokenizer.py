@@ -203,7 +203,7 @@ def test_moved_codes_move_in_the_average_too(images: Path, tokenizer_recipe: Tok
     batch = task.train_data.batch(range(12))[0]
     task.step(Moment(0, 100, 0, True), (batch, batch))
     task.vae.quantize.ema_vocab_hit_SV.fill_(1.0)[:, 3] = 0.0
-    assert task.restart(batch) == 1
+    assert task.restart([batch]) == 1
     assert task.ema is not None
     assert torch.equal(task.weights()["quantize.embedding.weight"][3], task.vae.quantize.embedding.weight[3])
 

@@ -12,9 +12,10 @@ import var_ext
 from var_ext.checkpoints import CheckpointError, load_tokenizer
 from var_ext.checkpoints.tensors import load_tensors
 from var_ext.models import VAR
+from var_ext.models.keyed import row_keys
 from var_ext.schedule import ScaleSchedule
 from var_ext.training import TokenizerRecipe, VARRecipe, train_tokenizer, train_var
-from var_ext.training.loop import Moment, epoch_batches
+from var_ext.training.loop import Moment, epoch_batches, step_seed
 from var_ext.training.ranks import ALONE
 from var_ext.training.var import Tally, VARTask, progressive, token_losses
 
@@ -115,6 +116,7 @@ def test_a_step_by_hand(images: Path, tokenizer: Path, var_recipe: VARRecipe, tm
 
     # the second of three scales joined at a share of 0.5 of the steps; its weight rises within 1/300 of them
     weights = torch.tensor([1.0] + 4 * [(502 / 1001 - 0.5) * 300])
+    twin.key_rows(task.device).keys = row_keys(step_seed(recipe.seed, 502), slice(0, 12))
     logits = twin(labels, task.vae.quantize.idxBl_to_var_input([tokens[:, :1], tokens[:, 1:5]]))
     logs = logits.log_softmax(-1)
     picked = logs.gather(-1, tokens[:, :5, None])[..., 0]

@@ -1,8 +1,8 @@
 """Random numbers of a training pass as a pure function of keys, one a row of the batch, and of the place that draws.
 
 However a batch is split over processes and micro-batches, each row then sees the same dropout, dropped paths and
-dropped label. A model without keys draws from torch's generators, as published. The words are those of SplitMix64 (Steele, Lea,
-Flood 2014), a counter hashed, in integer arithmetic that is the same on every device and inside `torch.compile`.
+dropped label. A model without keys draws from torch's generators, as published. The words are those of SplitMix64
+(Steele, Lea, Flood 2014), a counter hashed, in integer arithmetic that is the same on every device and compiled.
 """
 
 from __future__ import annotations

@@ -12,8 +12,10 @@ from pathlib import Path
 from typing import Any
 
 import torch
-import torch.distributed.checkpoint as dcp
 from torch import Tensor
+from torch.distributed.checkpoint.hf_storage import HuggingFaceStorageReader, HuggingFaceStorageWriter
+from torch.distributed.checkpoint.state_dict_loader import load
+from torch.distributed.checkpoint.state_dict_saver import save
 from torch.distributed.tensor import DTensor
 
 from var_ext.checkpoints import CheckpointError, atomic_write, first_line
@@ -38,8 +40,8 @@ def save_checkpoint(
         with ranks.one_first():
             if ranks.rank == 0:
                 shutil.rmtree(folder, ignore_errors=True)  # of a run that was killed while it wrote it
-        writer = dcp.HuggingFaceStorageWriter(str(folder), save_distributed=True)
-        dcp.save(parts, storage_writer=writer, process_group=ranks.patient)
+        writer = HuggingFaceStorageWriter(str(folder), save_distributed=True)
+        save(parts, storage_writer=writer, process_group=ranks.patient)
     if ranks.rank == 0:
         name = folder.name if folder else None
         content = {"format": FORMAT, "pins": dict(pins), "step": step, "world": ranks.world, "folder": name}
@@ -113,7 +115,8 @@ def _split(state: Any, path: tuple[str, ...] = ()) -> tuple[Any, dict[str, DTens
         return SHARED_OUT, {"/".join(path): state}
     if not isinstance(state, Mapping):
         return state, {}
-    plain, parts = {}, {}
+    plain: dict[str, Any] = {}
+    parts: dict[str, DTensor] = {}
     for key, value in state.items():
         plain[key], below = _split(value, (*path, str(key)))
         parts |= below
@@ -138,9 +141,9 @@ def _read_parts(folder: Path, state: dict[str, Any], like: Mapping[str, Tensor],
             raise CheckpointError(f"{folder} has {name}, which is no parameter of this model")
         tensors[place] = torch.zeros_like(like[name].detach())
     try:
-        dcp.load(
+        load(
             tensors,
-            storage_reader=dcp.HuggingFaceStorageReader(str(folder)),
+            storage_reader=HuggingFaceStorageReader(str(folder)),
             process_group=ranks.patient,
             no_dist=ranks.world == 1,
         )

@@ -59,7 +59,8 @@ def distribute(
         )
         for unit in units:
             fully_shard(unit, mesh=mesh, mp_policy=gathered)
-        return fully_shard(module, mesh=mesh)
+        fully_shard(module, mesh=mesh)
+        return module
     # Buckets are never laid out anew where parameters may be unused: the order of sums, in which gloo's depend on the
     # place in a bucket, stays the same in a resumed run. Some are unused, such as word_embed at the first scale alone.
     return DistributedDataParallel(
