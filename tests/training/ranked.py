@@ -1,4 +1,4 @@
-"""Runs trainings on ranks: `ranked(world, cases)` from a test, or `python -m tests.training.ranked CASES` under torchrun.
+"""Runs trainings on ranks: `ranked(world, cases)` from a test, or `python -m tests.training.ranked` under torchrun.
 
 A case is (kind, arguments of the trainer, recipe). What each rank drops and reads, row by row, goes into
 OUT/rows-RANK.pt.

@@ -81,7 +81,19 @@ def test_a_job_that_loses_ranks_ends_with_the_same_weights(
     source = ["--tokenizer", str(tokenizer)] if kind == "var" else []
 
     def command(out: Path, world: int = 2) -> list[str]:
-        words = ["-m", "var_ext", "train", kind, str(images), *source, "--out", str(out), "--quiet"]
+        words = [
+            "-m",
+            "var_ext",
+            "train",
+            kind,
+            str(images),
+            *source,
+            "--out",
+            str(out),
+            "--quiet",
+            "--preset",
+            "digits",
+        ]
         return launch(world, *words, *options_of(recipe))
 
     whole, cut = tmp_path / "whole", tmp_path / "cut"

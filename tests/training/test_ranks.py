@@ -14,8 +14,8 @@ from var_ext.training import TokenizerRecipe, VARRecipe, train_var
 from var_ext.training.parallel import owners
 from var_ext.training.ranks import Ranks, join
 
-# Adam turns rounding into steps: after 20 of them no tensor is further apart than this. Of tokenizers, after 6, the vector
-# of all weights is compared: some biases have a gradient of zero but for rounding.
+# Adam turns rounding into steps: after 20 of them no tensor is further apart than this. Of tokenizers, after 6, the
+# vector of all weights is compared: some biases have a gradient of zero but for rounding.
 CLOSE = 1e-5
 
 # (micro batch, shard) of 12 images a step: all at once, halves, parts that differ; the second of two is the same again

@@ -120,7 +120,7 @@ def join(device: str | torch.device, timeout: float) -> Iterator[tuple[Ranks, to
     if world == 1:
         yield ALONE, device
         return
-    if device.index is not None:
+    if str(device) != device.type:
         raise ValueError(
             f"with {world} ranks the device must be cpu or cuda, got {device}: each takes the GPU of its LOCAL_RANK"
         )
