@@ -95,19 +95,11 @@ def test_blocks_computed_again_keep_a_quarter_at_most() -> None:
         recipe = VARRecipe.paper(16).with_options(activation_checkpointing=again)
         mode = fake_tensors()
         var = without_memory(recipe, VQVAE(ch=32), 1000, torch.float32, mode)
-        weights = {id(p) for p in var.parameters()}
         for images in (1, 2):
-            kept: dict[int, tuple[torch.Tensor, int]] = {}
-
-            def keep(tensor: torch.Tensor, kept: dict[int, tuple[torch.Tensor, int]] = kept) -> torch.Tensor:
-                if id(tensor) not in weights:
-                    storage = tensor.untyped_storage()
-                    kept[id(storage)] = tensor, storage.nbytes()
-                return tensor
-
-            with mode, torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
-                one_pass(var, images, recipe.autocast)
-            sizes.append(sum(size for _, size in kept.values()))
+            with mode, PeakMemory() as memory:
+                loss = one_pass(var, images, recipe.autocast)
+            sizes.append(memory.now)
+            del loss
     plain, again = sizes[1] - sizes[0], sizes[3] - sizes[2]  # without what is kept once, such as cast weights
     assert 400e6 < plain < 560e6 and again <= 478e6 / 4
 
@@ -146,7 +138,8 @@ def test_a_plan_that_does_not_fit_names_one_that_does(tokenizer: Path, var_recip
 
 def test_sharing_out_saves_memory(tokenizer: Path, var_recipe: VARRecipe) -> None:
     vae = load_tokenizer(tokenizer)
-    plans = [plan(var_recipe.with_options(shard=shard), vae, 2, 4) for shard in ("none", "optimizer", "full")]
+    recipe = var_recipe.with_options(depth=12)  # two blocks gathered are little then
+    plans = [plan(recipe.with_options(shard=shard), vae, 2, 4) for shard in ("none", "optimizer", "full")]
     assert plans[1].optimizer == plans[2].optimizer == pytest.approx(plans[0].optimizer / 4, abs=3)
     assert plans[2].gradients < plans[0].gradients == plans[1].gradients
 

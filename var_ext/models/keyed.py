@@ -49,12 +49,13 @@ class Draws:
 
     def __init__(self, rows: Rows, place: int) -> None:
         self.rows = rows
-        # a tensor, so that layers that differ in nothing else are compiled once
+        # tensors: layers that differ in nothing else are compiled once, and nothing folds what overflows on purpose
         self.first = torch.tensor(_signed(place * PLACE * GOLDEN % 2**64), device=rows.keys.device)
+        self.golden = torch.tensor(_signed(GOLDEN), device=rows.keys.device)
 
     def words(self, count: int) -> Tensor:
         """(B, count) int64, 64 random bits each."""
-        counter = torch.arange(1, count + 1, device=self.first.device) * _signed(GOLDEN)
+        counter = torch.arange(1, count + 1, device=self.first.device) * self.golden
         return _mixed(self.rows.keys[:, None] + self.first + counter)
 
     def uniform(self, count: int) -> Tensor:
@@ -64,7 +65,15 @@ class Draws:
     def halves(self, shape: torch.Size) -> Tensor:
         """int16 of a shape (B, ...), 16 random bits each."""
         count = shape.numel() // shape[0]
-        return self.words(-(-count // 4)).view(torch.int16)[:, :count].reshape(shape)
+        words = self.words(-(-count // 4))
+        if (
+            torch.compiler.is_compiling()
+        ):  # whose views of another dtype go wrong on a CPU: the same by arithmetic
+            shifts = torch.arange(0, 64, 16, device=words.device)
+            lanes = (words[..., None] >> shifts).to(torch.int16).flatten(1)
+        else:
+            lanes = words.view(torch.int16)
+        return lanes[:, :count].reshape(shape)
 
 
 def key_rows(model: nn.Module, device: torch.device | str) -> Rows:

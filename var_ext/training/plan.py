@@ -91,7 +91,8 @@ class Plan:
         sizes = "\n".join(f"  {name:12} {getattr(self, name) / GB:8.2f} GB" for name in parts)
         recipe = self.recipe
         return (
-            f"{self.parameters / 1e6:.1f}M parameters; a step: {recipe.batch_size} images, {self.flops / 1e12:.1f} TFLOP\n"
+            f"{self.parameters / 1e6:.1f}M parameters; {recipe.batch_size} images a step, "
+            f"{self.flops / 1e12:.1f} TFLOP\n"
             f"a rank of {self.world}, {self.images} images at once, {recipe.autocast}, shard {recipe.shard}, "
             f"activation checkpointing {'on' if recipe.activation_checkpointing else 'off'}:\n{sizes}"
         )
