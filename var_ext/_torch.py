@@ -162,3 +162,14 @@ def fake_tensors() -> Any:
             f"a dry run needs FakeTensorMode, which torch {torch.__version__} does not have"
         ) from error
     return FakeTensorMode()
+
+
+def dispatch_mode() -> Any:
+    """Class of contexts that see every op; without the name a dry run is refused."""
+    try:
+        from torch.utils._python_dispatch import TorchDispatchMode
+    except ImportError as error:
+        raise ValueError(
+            f"a dry run needs TorchDispatchMode, which torch {torch.__version__} does not have"
+        ) from error
+    return TorchDispatchMode

@@ -14,9 +14,8 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.utils._python_dispatch import TorchDispatchMode
 
-from var_ext._torch import fake_tensors
+from var_ext._torch import dispatch_mode, fake_tensors
 from var_ext.checkpoints import load_tokenizer
 from var_ext.data import load_dataset
 from var_ext.export import rank_and_world
@@ -28,7 +27,7 @@ from var_ext.training.recipes import VARRecipe
 GB = 2**30
 
 
-class PeakMemory(TorchDispatchMode):
+class PeakMemory(dispatch_mode()):  # type: ignore[misc]
     """Bytes of tensors that ops inside the block made and that live at once: `now`, and at most `peak`."""
 
     def __init__(self) -> None:
