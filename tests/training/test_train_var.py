@@ -17,7 +17,8 @@ from var_ext.schedule import ScaleSchedule
 from var_ext.training import TokenizerRecipe, VARRecipe, train_tokenizer, train_var
 from var_ext.training.loop import Moment, epoch_batches, step_seed
 from var_ext.training.ranks import ALONE
-from var_ext.training.var import Tally, VARTask, progressive, token_losses
+from var_ext.training.tally import Tally, token_losses
+from var_ext.training.var import VARTask, progressive
 
 
 @pytest.fixture(scope="session")

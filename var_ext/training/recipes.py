@@ -68,7 +68,7 @@ class Recipe:
     )
     tf32: bool = option(True, "on GPUs round inputs of float32 matmuls to TF32", free=True)
     rank_timeout: float = option(
-        45.0, "seconds of waiting in a step after which another rank counts as lost", POSITIVE, free=True
+        25.0, "seconds of waiting in a step after which another rank counts as lost", POSITIVE, free=True
     )
     half: bool = option(False, "store the finished weights as fp16 instead of fp32", free=True)
 

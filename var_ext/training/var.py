@@ -1,7 +1,7 @@
 """Training of the transformer: `train_var` on the tokens of a trained tokenizer, `VARTask` for the loop.
 
 A conditioning other than class labels would enter through `VARTask.step`; another loss through
-`token_losses`.
+`tally.token_losses`.
 """
 
 from collections.abc import Iterable, Mapping
@@ -10,7 +10,6 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.nn import functional as F
 
 from var_ext.checkpoints import load_tokenizer, save_model
 from var_ext.data import ImageDataset, load_dataset
@@ -33,6 +32,7 @@ from var_ext.training.parallel import (
 from var_ext.training.precision import DTYPES, LossScale, autocast
 from var_ext.training.ranks import ALONE, Part, Ranks, join
 from var_ext.training.recipes import VARRecipe
+from var_ext.training.tally import Tally, token_losses
 from var_ext.training.tokens import BATCH, cached_tokens, digest_of, digests_of
 
 BETAS = (0.9, 0.95)
@@ -261,46 +261,6 @@ class VARTask(Task):
         if self.ema:
             self.ema.load_state_dict(state["ema"])
         self.scale.load_state_dict(state["scale"])
-
-
-class Tally:
-    """Sums of losses and hits over rows, exact enough (float64) that their order does not show."""
-
-    def __init__(self, schedule: ScaleSchedule, last: int, vocab_size: int, device: torch.device) -> None:
-        self.slices = schedule.slices[: last + 1]
-        # losses and hits of each token, and in the first column the rows
-        self.sums = torch.zeros(2, 1 + self.slices[-1].stop, dtype=torch.float64, device=device)
-        self.seen = torch.zeros(last + 1, vocab_size, device=device)
-
-    def add(self, losses: Tensor, found: Tensor, targets: Tensor) -> None:
-        """Losses, likeliest and true codes of rows, (B, L') each."""
-        self.sums[:, 0] += len(targets)
-        self.sums[0, 1:] += losses.double().sum(0)
-        self.sums[1, 1:] += (found == targets).double().sum(0)
-        for k, where in enumerate(self.slices):
-            self.seen[k, found[:, where].unique()] = 1
-
-    def summary(self, ranks: Ranks) -> dict[str, Any]:
-        """Over all ranks, which call this together: loss (nats per token), accuracy (%) and codes in use (%)."""
-        sums, seen = ranks.sum(self.sums), ranks.sum(self.seen) > 0
-        loss, hit = sums[0, 1:] / sums[0, 0], 100 * sums[1, 1:] / sums[1, 0]  # (L',)
-        tail = self.slices[-1]
-        return {
-            "loss": float(loss.mean()),
-            "loss_last": float(loss[tail].mean()),
-            "accuracy": float(hit.mean()),
-            "accuracy_last": float(hit[tail].mean()),
-            "accuracy_scales": [float(hit[where].mean()) for where in self.slices],
-            "usage": (100 * seen.double().mean(1)).tolist(),
-        }
-
-
-def token_losses(logits: Tensor, targets: Tensor, smoothing: float) -> Tensor:
-    """Cross-entropy of every token: (B, L, V), (B, L) -> (B, L)."""
-    flat = F.cross_entropy(
-        logits.flatten(0, 1), targets.flatten(), reduction="none", label_smoothing=smoothing
-    )
-    return flat.view(targets.shape)
 
 
 def progressive(progress: float, scales: int, pg: float, pg0: int, warmup: float) -> tuple[int, float]:
