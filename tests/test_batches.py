@@ -1,11 +1,10 @@
-"""An image is the same bit for bit alone and in any batch, with the code channels and scales of the published models."""
+"""An image is the same bit for bit alone and in any batch, with the code channels and scales of published models."""
 
 from __future__ import annotations
 
 import pytest
 import torch
 
-from var_ext import ops
 from var_ext.models import VAR, VQVAE
 from var_ext.sampling import Sampler
 from var_ext.schedule import SCALES_256

@@ -151,3 +151,25 @@ def multiplies_int8() -> bool:
 def multiplies_fp16() -> bool:
     """Whether oneDNN has fp16 arithmetic on this CPU; without the name taken for no, so fp16 is refused there."""
     return _fp16_on_cpu is not None and _fp16_on_cpu()
+
+
+def fake_tensors() -> Any:
+    """Context in which tensors have shapes and devices but no memory; without the name a dry run is refused."""
+    try:
+        from torch._subclasses.fake_tensor import FakeTensorMode
+    except ImportError as error:
+        raise ValueError(
+            f"a dry run needs FakeTensorMode, which torch {torch.__version__} does not have"
+        ) from error
+    return FakeTensorMode()
+
+
+def dispatch_mode() -> Any:
+    """Class of contexts that see every op; without the name a dry run is refused."""
+    try:
+        from torch.utils._python_dispatch import TorchDispatchMode
+    except ImportError as error:
+        raise ValueError(
+            f"a dry run needs TorchDispatchMode, which torch {torch.__version__} does not have"
+        ) from error
+    return TorchDispatchMode

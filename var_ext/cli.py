@@ -249,12 +249,24 @@ def train_tokenizer_command(
 @train.command("var")
 @click.argument("data")
 @click.option("--tokenizer", required=True, help="Folder or name of the tokenizer.")
+@click.option(
+    "--dry-run", is_flag=True, help="Print what a rank will need, refuse what does not fit, and end."
+)
+@click.option("--ranks", type=click.IntRange(min=1), help="Of a dry run.  [default: those of the launcher]")
+@click.option(
+    "--memory",
+    type=click.FloatRange(min=0, min_open=True),
+    help="GB of a rank, of a dry run.  [default: the GPU's]",
+)
 @train_options
 @machine_options
 @recipe_options("VARRecipe")
 def train_var_command(
     data: str,
     tokenizer: str,
+    dry_run: bool,
+    ranks: int | None,
+    memory: float | None,
     out: Path,
     preset: str | None,
     resume: bool,
@@ -267,11 +279,22 @@ def train_var_command(
     \b
     Example: var-ext train var digits --tokenizer runs/tokenizer --out runs/var
     Example: var-ext train var photos/ --tokenizer var-d16 --out runs/var --depth 16
+    Example: torchrun --nproc-per-node 8 -m var_ext train var photos/ --tokenizer var-d16 --out runs/var --device cuda
+    Example: var-ext train var photos/ --tokenizer var-d16 --out runs/var --depth 30 --dry-run --ranks 8 --memory 80
     Afterwards: var-ext sample --model runs/var
     """
     from var_ext.training import VARRecipe, train_var
 
     recipe = build_recipe(VARRecipe, preset or preset_for(data), options)
+    if dry_run:
+        from var_ext.training.plan import describe
+
+        click.echo(describe(recipe, data, tokenizer, device, ranks, memory))
+        return
+    if ranks is not None or memory is not None:
+        raise click.UsageError(
+            "--ranks and --memory are of a --dry-run; torchrun --nproc-per-node N starts ranks"
+        )
     path = train_var(data, tokenizer, out, recipe, resume=resume, progress=not quiet, device=device)
     click.echo(f"model: {path}\ndraw from it: var-ext sample --model {path}")
 

@@ -24,8 +24,13 @@ def saved(tmp_path: Path) -> Path:
 
 
 def test_round_trip(saved: Path) -> None:
-    step, state = load_checkpoint(saved, PINS)
-    assert step == 7 and state["w"].tolist() == [0, 1, 2] and state["note"] == "x" and state["none"] is None
+    step, world, state = load_checkpoint(saved, PINS)
+    assert (
+        (step, world) == (7, 1)
+        and state["w"].tolist() == [0, 1, 2]
+        and state["note"] == "x"
+        and state["none"] is None
+    )
 
 
 def test_another_run_is_refused_with_every_difference(saved: Path) -> None:

@@ -56,7 +56,7 @@ def test_unused_codes_move_to_residuals_and_used_ones_stay(vae: VQVAE, batch: to
     before = weight.detach().clone()
     hits = vae.quantize.ema_vocab_hit_SV.fill_(10.0)
     hits[:, 5:9] = 0.0
-    moved = codebook.restart_codes(vae, batch, vae.schedule)
+    moved = codebook.restart_codes(vae, [batch], vae.schedule)
     assert moved.tolist() == [5, 6, 7, 8]
     stayed = [i for i in range(24) if i not in moved]
     assert torch.equal(weight[stayed], before[stayed])
@@ -66,7 +66,7 @@ def test_unused_codes_move_to_residuals_and_used_ones_stay(vae: VQVAE, batch: to
 def test_nothing_moves_where_all_codes_are_used(vae: VQVAE, batch: torch.Tensor) -> None:
     vae.quantize.ema_vocab_hit_SV.fill_(1.0)
     before = vae.quantize.embedding.weight.detach().clone()
-    assert len(codebook.restart_codes(vae, batch, vae.schedule)) == 0
+    assert len(codebook.restart_codes(vae, [batch], vae.schedule)) == 0
     assert torch.equal(vae.quantize.embedding.weight, before)
 
 
@@ -97,7 +97,7 @@ def test_a_scale_with_too_few_codes_gets_some_although_none_is_unused(
     hits[0] = 0.0
     hits[0, 4] = 50.0  # the coarsest scale, whose share is 3 codes, uses one
     hits[1:, 7] = 9.0  # used everywhere else, but least
-    moved = codebook.restart_codes(vae, batch, vae.schedule)
+    moved = codebook.restart_codes(vae, [batch], vae.schedule)
     assert moved.tolist() == [7]  # one at a time: 1/32 of 24 codes
     first = codebook.residuals(vae, vae.features(batch), vae.schedule)[0]
     assert (first - vae.quantize.embedding.weight[7]).norm(dim=1).min() < 1e-6

@@ -38,7 +38,7 @@ def test_published_sizes(depth: int, shared: bool, decay_end: float) -> None:
         ({"half": "maybe"}, "half must be a bool such as False, got 'maybe'"),
         ({"batch_size": 0}, "batch_size must be at least 1, got 0"),
         ({"select": "worst"}, "select must be 'last' or 'best', got 'worst'"),
-        ({"autocast": "fp8"}, "autocast must be 'fp32' or 'bf16', got 'fp8'"),
+        ({"autocast": "fp8"}, "autocast must be 'fp32' or 'bf16' or 'fp16', got 'fp8'"),
         ({"ema": 1.0}, r"ema must be in \[0, 1\), got 1.0"),
         ({"copies": 0}, "copies must be at least 1, got 0"),
         ({"seed": -1}, r"seed must be in \[0, 2e9\], got -1"),

@@ -15,7 +15,13 @@ from var_ext.data import DataError, load_dataset
 from var_ext.models import VQVAE
 from var_ext.training import TokenizerRecipe, train_tokenizer
 from var_ext.training.loop import Moment
-from var_ext.training.losses import PatchDiscriminator, adaptive_weight, hinge_loss, reconstruction_loss
+from var_ext.training.losses import (
+    PatchDiscriminator,
+    adaptive_weight,
+    hinge_loss,
+    last_gradients,
+    reconstruction_loss,
+)
 from var_ext.training.tokenizer import TokenizerTask
 
 
@@ -187,7 +193,7 @@ def test_losses_by_hand() -> None:
         0.5 * (0.5 + 0.5)
     )
     last = torch.ones(1, requires_grad=True)
-    assert adaptive_weight(6 * last, 2 * last, last).item() == pytest.approx(
+    assert adaptive_weight(last_gradients(6 * last, 2 * last, last)).item() == pytest.approx(
         3, rel=1e-3
     )  # 1e-4 in the denominator
 
@@ -197,7 +203,7 @@ def test_moved_codes_move_in_the_average_too(images: Path, tokenizer_recipe: Tok
     batch = task.train_data.batch(range(12))[0]
     task.step(Moment(0, 100, 0, True), (batch, batch))
     task.vae.quantize.ema_vocab_hit_SV.fill_(1.0)[:, 3] = 0.0
-    assert task.restart(batch) == 1
+    assert task.restart([batch]) == 1
     assert task.ema is not None
     assert torch.equal(task.weights()["quantize.embedding.weight"][3], task.vae.quantize.embedding.weight[3])
 

@@ -12,10 +12,14 @@ import var_ext
 from var_ext.checkpoints import CheckpointError, load_tokenizer
 from var_ext.checkpoints.tensors import load_tensors
 from var_ext.models import VAR
+from var_ext.models.keyed import row_keys
+from var_ext.schedule import ScaleSchedule
 from var_ext.training import TokenizerRecipe, VARRecipe, train_tokenizer, train_var
-from var_ext.training.loop import Moment, epoch_batches
+from var_ext.training.loop import Moment, epoch_batches, step_seed
+from var_ext.training.ranks import ALONE
+from var_ext.training.tally import Tally, token_losses
 from var_ext.training.tokens import CachedTokens
-from var_ext.training.var import VARTask, progressive, token_losses, used
+from var_ext.training.var import VARTask, progressive
 
 
 @pytest.fixture(scope="session")
@@ -110,12 +114,11 @@ def test_a_step_by_hand(images: Path, tokenizer: Path, var_recipe: VARRecipe, tm
     assert task.ema is not None
     tokens, labels = next(iter(task.feed(0, torch.arange(12).view(1, 12))))
     twin, average = copy.deepcopy(task.var).train(), {k: v.clone() for k, v in task.ema.average.items()}
-    torch.manual_seed(3)
     task.step(Moment(502, 1001, 0, False), (tokens, labels))
 
     # the second of three scales joined at a share of 0.5 of the steps; its weight rises within 1/300 of them
     weights = torch.tensor([1.0] + 4 * [(502 / 1001 - 0.5) * 300])
-    torch.manual_seed(3)
+    twin.key_rows(task.device).keys = row_keys(step_seed(recipe.seed, 502), slice(0, 12))
     logits = twin(labels, task.vae.quantize.idxBl_to_var_input([tokens[:, :1], tokens[:, 1:5]]))
     logs = logits.log_softmax(-1)
     picked = logs.gather(-1, tokens[:, :5, None])[..., 0]
@@ -261,7 +264,12 @@ def test_smoothing_and_usage_by_hand() -> None:
     torch.testing.assert_close(token_losses(logits, targets, 0.0), torch.tensor([[0.0, math.log(4)]]))
     # smoothing moves 0.4 * 3/4 of the mass to codes that the sure first token gives 30 nats
     torch.testing.assert_close(token_losses(logits, targets, 0.4)[0, 0], torch.tensor(9.0))
-    assert used(torch.tensor([[0, 1, 1, 2, 3], [0, 1, 1, 1, 1]]), (1, 2), 4) == [25.0, 75.0]
+    tally, found = (
+        Tally(ScaleSchedule((1, 2)), 1, 4, torch.device("cpu")),
+        torch.tensor([[0, 1, 1, 2, 3], [0, 1, 1, 1, 1]]),
+    )
+    tally.add(torch.zeros(2, 5), found, found)
+    assert tally.summary(ALONE)["usage"] == [25.0, 75.0]
 
 
 def test_another_tokenizer_does_not_take_the_checkpoint(

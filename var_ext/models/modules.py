@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from var_ext import _torch, ops
+from var_ext.models.keyed import Draws
 
 _NOTHING = object()
 
@@ -110,8 +111,12 @@ class Dropout(nn.Dropout):
     The rate is rounded to a multiple of 2^-16.
     """
 
+    draws: Draws | None = None  # where a trainer keys the rows
+
     def forward(self, x: Tensor) -> Tensor:
         kept = round((1 - self.p) * 2**16)  # of 2^16
+        if self.draws is not None and self.training and kept not in (0, 2**16):
+            return x * (self.draws.halves(x.shape) < kept - 2**15) * (2**16 / kept)
         traced = torch.compiler.is_compiling() or _torch.under_transforms()
         if not self.training or self.inplace or x.device.type != "cpu" or kept in (0, 2**16) or traced:
             return super().forward(x)
@@ -121,14 +126,19 @@ class Dropout(nn.Dropout):
 
 
 class DropPath(Part):
-    """Stochastic depth: drops the residual branch of whole samples by zeroing its gate (B, C)."""
+    """Stochastic depth: drops the residual branch of whole samples by zeroing its gate (B, C).
+
+    Where the rows are keyed, the model has done that for all blocks at once (`VAR.drop_paths`).
+    """
+
+    keyed = False
 
     def __init__(self, rate: float) -> None:
         super().__init__()
         self.rate = rate
 
     def forward(self, gate: Tensor) -> Tensor:
-        if self.rate == 0.0 or not self.training:
+        if self.keyed or self.rate == 0.0 or not self.training:
             return gate
         kept = gate.new_empty(gate.shape[0], 1).bernoulli_(1 - self.rate)
         return gate * kept / (1 - self.rate)

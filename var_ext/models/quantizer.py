@@ -96,6 +96,7 @@ class MultiScaleQuantizer(Part):
         self.embedding = nn.Embedding(vocab_size, Cvae)
         self.register_buffer("ema_vocab_hit_SV", torch.zeros(len(self.schedule), vocab_size))
         self.record_hit = 0  # updates of ema_vocab_hit_SV so far
+        self.collected: Tensor | None = None  # (K, V): where a trainer adds up the hits of micro-batches
 
     @property
     def v_patch_nums(self) -> tuple[int, ...]:
@@ -141,27 +142,34 @@ class MultiScaleQuantizer(Part):
         commitment = F.mse_loss(scales.detach(), features.expand_as(scales))
         codebook = F.mse_loss(scales, features.detach().expand_as(scales))
         if self.training:
-            self._count_hits(tokens)
-        usages = self._usages(features) if ret_usages else None
+            hits = self.hits(tokens)
+            if self.collected is not None:
+                self.collected += hits
+            else:
+                if dist.is_available() and dist.is_initialized():
+                    dist.all_reduce(hits)
+                self.record_hits(hits)
+        ranks = dist.get_world_size() if dist.is_available() and dist.is_initialized() else 1
+        usages = self.usages(ranks * features.numel() // features.shape[1]) if ret_usages else None
         return f_hat, usages, self.beta * commitment + codebook
 
     @torch.no_grad()
-    def _count_hits(self, tokens: Tensor) -> None:
-        hits = torch.stack(
-            [tokens[:, s].flatten().bincount(minlength=self.vocab_size) for s in self.schedule.slices]
-        )
-        hits = hits.float()  # (K, V)
-        if dist.is_available() and dist.is_initialized():
-            dist.all_reduce(hits)
+    def hits(self, tokens: Tensor) -> Tensor:
+        """How often each scale uses each code: (B, L) -> (K, V) float32."""
+        counts = [tokens[:, s].flatten().bincount(minlength=self.vocab_size) for s in self.schedule.slices]
+        return torch.stack(counts).float()
+
+    @torch.no_grad()
+    def record_hits(self, hits: Tensor) -> None:
+        """Average in the hits (K, V) of a step, of all ranks."""
         decay = 0.0 if self.record_hit == 0 else 0.9 if self.record_hit < 100 else 0.99
         self.ema_vocab_hit_SV.mul_(decay).add_(hits, alpha=1 - decay)
         self.record_hit += 1
 
-    def _usages(self, features: Tensor) -> list[float]:
-        ranks = dist.get_world_size() if dist.is_available() and dist.is_initialized() else 1
+    def usages(self, count: int) -> list[float]:
+        """Share (%) of the codes in use at each scale, where a step of all ranks has `count` feature vectors."""
         # as published, every scale uses the uniform share of the finest one
-        uniform = ranks * features.numel() / features.shape[1] / self.vocab_size
-        used = self.ema_vocab_hit_SV >= USED_SHARE * uniform
+        used = self.ema_vocab_hit_SV >= USED_SHARE * count / self.vocab_size
         return (100 * used.float().mean(dim=1)).tolist()
 
     def f_to_idxBl_or_fhat(

@@ -13,6 +13,7 @@ from typing import Any, ClassVar, NamedTuple, cast
 
 import torch
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 
 from var_ext import ops
 from var_ext.models.compatibility import PublishedAttention, PublishedBlock, PublishedVAR
@@ -20,6 +21,7 @@ from var_ext.models.compatibility import PublishedAttention, PublishedBlock, Pub
 # published scripts import these from here
 from var_ext.models.compatibility import gumbel_softmax_with_rng as gumbel_softmax_with_rng
 from var_ext.models.compatibility import sample_with_top_k_top_p_ as sample_with_top_k_top_p_
+from var_ext.models.keyed import Draws, Rows, key_rows
 from var_ext.models.modules import Dropout, DropPath, Part, dtype_of, linear_gelu
 from var_ext.models.vqvae import VQVAE
 from var_ext.reference.block_causal_attention import block_causal_mask
@@ -247,6 +249,10 @@ class VAR(Part, PublishedVAR):
     # The sampler of `autoregressive_infer_cfg`: set by `var_ext.engine`, which is one layer above.
     sample_published: ClassVar[Callable[..., tuple[Tensor, Tensor]]]
     kept_engine: Any
+    draws: Draws | None = None
+    activation_checkpointing = (
+        False  # in training keep the inputs of blocks alone, and run each again for its gradient
+    )
 
     def __init__(
         self,
@@ -373,8 +379,12 @@ class VAR(Part, PublishedVAR):
     def transform(self, x: Tensor, modulations: Sequence[Modulation], attends: Iterable[Attend]) -> Stream:
         """(B, L, C) through all blocks."""
         stream = Stream(x)
+        again = self.activation_checkpointing and self.training and torch.is_grad_enabled()
         for block, modulation, attend in zip(self.blocks, modulations, attends, strict=True):
-            stream = block(stream, modulation, attend)
+            if again:
+                stream = Stream(*checkpoint(block, stream, modulation, attend, use_reentrant=False))
+            else:
+                stream = block(stream, modulation, attend)
         return stream
 
     def before_head(self, stream: Stream, modulation: Modulation) -> Tensor:
@@ -414,8 +424,7 @@ class VAR(Part, PublishedVAR):
         """
         self._check_inputs(label_B, x_BLCv_wo_first_l)
         if self.training:
-            dropped = torch.rand(label_B.shape, device=label_B.device) < self.cond_drop_rate
-            label_B = label_B.masked_fill(dropped, self.num_classes)
+            label_B = label_B.masked_fill(self.dropped_labels(label_B), self.num_classes)
         cond = self.condition(label_B, **conditions)  # (B, C)
         x = cond[:, None] + self.pos_start  # (B, p_0^2, C)
         if x_BLCv_wo_first_l is not None:
@@ -426,11 +435,42 @@ class VAR(Part, PublishedVAR):
         device = x.device.type
         dtype = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else x.dtype
         modulations, head = self.modulations(cond, dtype)
+        if self.training and self.draws is not None:
+            modulations = self.drop_paths(modulations, self.draws)
         stream = self.transform(x.to(dtype), modulations, [Whole(schedule)] * len(self.blocks))
         if self.has_own_logits:
             return self.get_logits(stream.sum(), cond)
         with torch.autocast(device, enabled=False):
             return self.head(self.before_head(stream, head)).float()
+
+    def key_rows(self, device: torch.device) -> Rows:
+        """From now on what is dropped in training depends on the keys of the rows alone: the caller sets `Rows.keys`
+        before each pass."""
+        for block in self.blocks:
+            block.drop_path.keyed = True
+        return key_rows(self, device)
+
+    def dropped_labels(self, labels: Tensor) -> Tensor:
+        """Which labels (B,) training replaces by "no class": (B,) bool."""
+        if self.draws is not None:
+            return self.draws.uniform(1)[:, 0] < self.cond_drop_rate
+        return torch.rand(labels.shape, device=labels.device) < self.cond_drop_rate
+
+    def drop_paths(self, modulations: list[Modulation], draws: Draws) -> list[Modulation]:
+        """Stochastic depth of all blocks: the gates with those of dropped branches zeroed, the others scaled."""
+        rates = torch.tensor([block.drop_path.rate for block in self.blocks], device=draws.first.device)
+        # a row's first number is its label's
+        kept = (
+            draws.uniform(1 + 2 * len(rates))[:, 1:].unflatten(1, (-1, 2)) >= rates[:, None]
+        )  # (B, depth, 2)
+        scale = (kept / (1 - rates[:, None])).to(modulations[0][0].dtype)
+        return [
+            (gamma1 * scale[:, n, :1], gamma2 * scale[:, n, 1:], *rest)
+            if self.blocks[n].drop_path.rate
+            else both
+            for n, both in enumerate(modulations)
+            for gamma1, gamma2, *rest in [both]
+        ]
 
     def _check_inputs(self, labels: Tensor, x: Tensor | None) -> None:
         if labels.ndim != 1 or labels.dtype != torch.int64:

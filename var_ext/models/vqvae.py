@@ -13,7 +13,16 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from var_ext.models.modules import Part, dtype_of, is_plain, norm_silu, plus, upsampling_taps, without_bias
+from var_ext.models.modules import (
+    Dropout,
+    Part,
+    dtype_of,
+    is_plain,
+    norm_silu,
+    plus,
+    upsampling_taps,
+    without_bias,
+)
 from var_ext.models.quantizer import MultiScaleQuantizer
 from var_ext.schedule import SCALES_256
 
@@ -32,7 +41,7 @@ class ResnetBlock(Part):
         self.norm1 = _norm(in_channels)
         self.conv1 = nn.Conv2d(in_channels, out_channels, 3, padding=1)
         self.norm2 = _norm(out_channels)
-        self.dropout = nn.Dropout(dropout)
+        self.dropout = Dropout(dropout)
         self.conv2 = nn.Conv2d(out_channels, out_channels, 3, padding=1)
         same = in_channels == out_channels
         self.nin_shortcut = nn.Identity() if same else nn.Conv2d(in_channels, out_channels, 1)

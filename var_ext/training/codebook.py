@@ -5,7 +5,7 @@ easily end up with a handful of codes. Both remedies therefore allot codes by th
 token count. To try another, call it from `TokenizerTask.step` beside `restart_codes`.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from itertools import pairwise
 
 import torch
@@ -43,7 +43,12 @@ def seed_codebook(vae: VQVAE, images: Sequence[Tensor], schedule: ScaleSchedule)
 
 
 @torch.no_grad()
-def restart_codes(vae: VQVAE, images: Tensor, schedule: ScaleSchedule) -> Tensor:
+def restart_codes(
+    vae: VQVAE,
+    images: Sequence[Tensor],
+    schedule: ScaleSchedule,
+    gather: Callable[[Tensor], Tensor] = lambda rows: rows,
+) -> Tensor:
     """Move codes that nothing uses, and the least used ones where a scale has too few, to residuals of
     `images`.
 
@@ -51,7 +56,8 @@ def restart_codes(vae: VQVAE, images: Tensor, schedule: ScaleSchedule) -> Tensor
     no code is unused: the encoder settles on their few codes, and the fine scales take the others.
 
     Args:
-        images: (B, 3, S, S).
+        images: batches (B, 3, S, S), of which one at a time must fit into memory.
+        gather: what of all ranks, from the rows of this one.
 
     Returns:
         indices of the moved codes, (n,) int64.
@@ -67,7 +73,8 @@ def restart_codes(vae: VQVAE, images: Tensor, schedule: ScaleSchedule) -> Tensor
     count = max(dead, min(sum(lacking), round(MOVED_SHARE * len(weight))))
     moved = total.argsort(stable=True)[:count]
     if count:
-        pools = residuals(vae, vae.features(images).float(), schedule)
+        f = gather(torch.cat([vae.features(batch).float() for batch in images]))
+        pools = residuals(vae, f, schedule)
         need = torch.tensor(lacking if sum(lacking) else schedule.patch_nums, dtype=torch.float64)
         scale = torch.multinomial(need, count, replacement=True).to(moved.device)
         for k, pool in enumerate(pools):
@@ -78,7 +85,8 @@ def restart_codes(vae: VQVAE, images: Tensor, schedule: ScaleSchedule) -> Tensor
 
 def forget(optimizer: torch.optim.Optimizer, weight: Tensor, rows: Tensor) -> None:
     """Zero the optimizer's moments of rows whose codes were replaced."""
-    for name, value in optimizer.state.get(weight, {}).items():
+    inner = getattr(optimizer, "optim", optimizer)  # a ZeroRedundancyOptimizer has this rank's inside
+    for name, value in inner.state.get(weight, {}).items():
         if name in ("exp_avg", "exp_avg_sq"):
             value[rows] = 0
 

@@ -23,6 +23,9 @@ from tqdm import tqdm
 
 from var_ext.checkpoints import CheckpointError, atomic_write, write_json
 from var_ext.training.checkpoint import load_checkpoint, save_checkpoint
+from var_ext.training.parallel import as_like, whole
+from var_ext.training.precision import tf32
+from var_ext.training.ranks import ALONE, Ranks
 from var_ext.training.recipes import Recipe
 
 log = logging.getLogger(__name__)
@@ -53,12 +56,23 @@ class Task(ABC):
         num_items: images per epoch.
         device: where the weights are.
         pins: plain values that a checkpoint must have in common with this run.
+        ranks: the processes that train it together.
     """
 
     recipe: Recipe
     num_items: int
     device: torch.device
     pins: dict[str, Any]
+    ranks: Ranks = ALONE
+
+    @property
+    def global_batch(self) -> int:
+        """Images of a step, of all ranks."""
+        return min(self.recipe.batch_size, self.num_items)
+
+    def parameters(self) -> dict[str, Tensor]:
+        """What is trained, by name."""
+        return {}
 
     def start(self) -> None:  # noqa: B027  most tasks need none
         """Called once before step 0 of a new run, with seeded randomness."""
@@ -68,7 +82,8 @@ class Task(ABC):
 
     @abstractmethod
     def feed(self, epoch: int, batches: Tensor) -> Iterable[Any]:
-        """The input of `step` for each row of `batches` (n, B) int64, item indices of a part of `epoch`."""
+        """The input of `step` for each row of `batches` (n, b) int64: item indices of a part of `epoch`, those of this
+        rank."""
 
     @abstractmethod
     def step(self, at: Moment, batch: Any) -> Mapping[str, Any]:
@@ -113,19 +128,19 @@ def in_float32() -> Iterator[None]:
         torch.set_default_dtype(before)
 
 
-def prepare(out: Path) -> None:
+def prepare(out: Path, ranks: Ranks = ALONE) -> None:
     """Create a run's folder first, so that an unwritable one fails before hours of work.
 
     Raises:
         CheckpointError: nothing can be written there.
     """
-    if not (out / LOG).exists():
+    if ranks.rank == 0 and not (out / LOG).exists():
         with atomic_write(out / LOG):
             pass
 
 
 def fit(task: Task, out: Path, *, resume: bool = True, progress: bool = True) -> dict[str, Tensor]:
-    """Train `task` to the end and return the kept weights.
+    """Train `task` to the end and return the kept weights, on the CPU. All ranks of the task call this together.
 
     Args:
         task: what to train.
@@ -135,14 +150,20 @@ def fit(task: Task, out: Path, *, resume: bool = True, progress: bool = True) ->
 
     Raises:
         CheckpointError: the checkpoint is broken or from another run, or `out` cannot be written.
+        ValueError: a step has fewer images than there are ranks.
         RuntimeError: a metric such as loss or gradient is no longer finite; the last checkpoint is kept.
     """
-    recipe = task.recipe
+    recipe, ranks = task.recipe, task.ranks
+    mine = ranks.rows(task.global_batch)
+    if task.global_batch < ranks.world:
+        raise ValueError(
+            f"a step has {task.global_batch} images for {ranks.world} ranks: take a larger batch_size or fewer ranks"
+        )
     per_epoch = len(epoch_batches(recipe.seed, 0, task.num_items, recipe.batch_size))
     total = recipe.epochs * per_epoch
     path, done, best = out / CHECKPOINT, 0, None
     gpus = [task.device] if task.device.type == "cuda" else []
-    with torch.random.fork_rng(devices=gpus):
+    with torch.random.fork_rng(devices=gpus), tf32(recipe.tf32):
         if resume and path.exists():
             done, best = _restore(task, path)
             log.info("resuming %s at step %d of %d", path, done, total)
@@ -150,16 +171,19 @@ def fit(task: Task, out: Path, *, resume: bool = True, progress: bool = True) ->
             torch.manual_seed(step_seed(recipe.seed, total))
             task.start()
         task.load_data()
-        lines = _Log(out / LOG, done)
-        write_json(out / RECIPE, task.pins)
-        bar = tqdm(total=total, initial=done, disable=not progress, unit="step", dynamic_ncols=True)
+        lines = _Log(out / LOG, done, writes=ranks.rank == 0)
+        if ranks.rank == 0:
+            write_json(out / RECIPE, task.pins)
+        bar = tqdm(
+            total=total, initial=done, disable=not progress or ranks.rank > 0, unit="step", dynamic_ncols=True
+        )
         shown: dict[str, str] = {}
         with bar:
             for step in range(done, total):
                 epoch, place = divmod(step, per_epoch)
                 if place == 0 or step == done:
                     batches = epoch_batches(recipe.seed, epoch, task.num_items, recipe.batch_size)
-                    feed = iter(task.feed(epoch, batches[place:]))
+                    feed = iter(task.feed(epoch, batches[place:, mine]))
                 batch = next(feed)
                 torch.manual_seed(step_seed(recipe.seed, step))
                 last = step + 1 == total
@@ -179,20 +203,31 @@ def fit(task: Task, out: Path, *, resume: bool = True, progress: bool = True) ->
                 bar.set_postfix(shown, refresh=False)
                 bar.update()
                 if save:
-                    save_checkpoint(path, task.pins, step + 1, {"task": task.state_dict(), "best": best})
-        return best["weights"] if best else task.weights()
+                    state = {"task": task.state_dict(), "best": best}
+                    save_checkpoint(path, task.pins, step + 1, state, ranks)
+        kept = best["weights"] if best else task.weights()
+        return {name: whole(tensor) for name, tensor in kept.items()}
 
 
 SHOWN = ("loss", "accuracy", "usage")  # metrics of the progress bar
 
 
 def _restore(task: Task, path: Path) -> tuple[int, dict[str, Any] | None]:
-    done, state = load_checkpoint(path, task.pins)
+    like = task.parameters()
+    done, world, state = load_checkpoint(path, task.pins, like, task.ranks)
     try:
         task.load_state_dict(state["task"])
-        return done, state["best"]
+        best = state["best"]
+        if best:
+            best["weights"] = {n: as_like(t, like[n]) if n in like else t for n, t in best["weights"].items()}
     except (KeyError, ValueError, RuntimeError, TypeError) as error:
         raise CheckpointError(f"{path} does not fit the model of this recipe: {error}") from error
+    if world != task.ranks.world and task.ranks.rank == 0:
+        log.warning(
+            "%s is of %d ranks and goes on with %d: the same images and random numbers, sums in another order",
+            path, world, task.ranks.world,
+        )  # fmt: skip
+    return done, best
 
 
 def _short(value: Any) -> str:
@@ -202,13 +237,15 @@ def _short(value: Any) -> str:
 
 class _Log:
     """log.jsonl: one JSON object per line with step, phase and metrics. Lines after step `done` are dropped
-    first: a killed run wrote them, and the resumed run writes them again. Metrics must be finite."""
+    first: a killed run wrote them, and the resumed run writes them again. Metrics must be finite, on the ranks
+    that do not write too."""
 
-    def __init__(self, path: Path, done: int) -> None:
-        kept = [line for line in _lines(path) if line["step"] <= done]
-        with atomic_write(path) as handle:
-            handle.write("".join(json.dumps(line) + "\n" for line in kept).encode())
-        self.path, self.began = path, time.monotonic()
+    def __init__(self, path: Path, done: int, *, writes: bool) -> None:
+        kept = [line for line in _lines(path) if line["step"] <= done] if writes else []
+        if writes:
+            with atomic_write(path) as handle:
+                handle.write("".join(json.dumps(line) + "\n" for line in kept).encode())
+        self.path, self.writes, self.began = path, writes, time.monotonic()
         self.before = max((float(line.get("seconds", 0)) for line in kept), default=0.0)
 
     def write(self, step: int, phase: str, metrics: Mapping[str, Any]) -> None:
@@ -219,6 +256,8 @@ class _Log:
                 raise RuntimeError(
                     f"the {key} of {phase} must be finite, got {value} at step {step}: lower the learning rate"
                 )
+        if not self.writes:
+            return
         try:
             with open(self.path, "a", encoding="utf-8") as file:
                 file.write(json.dumps({"step": step, "phase": phase, "seconds": seconds, **values}) + "\n")

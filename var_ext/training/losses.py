@@ -53,8 +53,12 @@ def hinge_loss(real: Tensor, fake: Tensor) -> Tensor:
     return 0.5 * (F.relu(1 - real).mean() + F.relu(1 + fake).mean())
 
 
-def adaptive_weight(reconstruction: Tensor, adversarial: Tensor, last: Tensor) -> Tensor:
-    """Ratio of the two gradients at the last layer of the decoder, so that neither term dominates."""
-    grad_a = torch.autograd.grad(reconstruction, last, retain_graph=True)[0]
-    grad_b = torch.autograd.grad(adversarial, last, retain_graph=True)[0]
-    return (grad_a.norm() / (grad_b.norm() + 1e-4)).clamp(0, 1e4).detach()
+def last_gradients(reconstruction: Tensor, adversarial: Tensor, last: Tensor) -> Tensor:
+    """Gradients of the two terms at the last layer of the decoder: (2, *last.shape)."""
+    terms = reconstruction, adversarial
+    return torch.stack([torch.autograd.grad(term, last, retain_graph=True)[0] for term in terms])
+
+
+def adaptive_weight(gradients: Tensor) -> Tensor:
+    """Ratio of the norms of `last_gradients`, so that neither term dominates."""
+    return (gradients[0].norm() / (gradients[1].norm() + 1e-4)).clamp(0, 1e4).detach()

@@ -13,6 +13,9 @@ import torch
 from torch import Tensor, nn
 from torch.optim.swa_utils import get_ema_multi_avg_fn
 
+from var_ext.training.parallel import as_like, collected, local, owners
+from var_ext.training.ranks import ALONE, Ranks
+
 # Parts of published parameter names that are never decayed, besides biases and 1-d parameters.
 NO_DECAY = ("pos_1LC", "pos_start", "lvl_embed", "ada_gss", "scale_mul")
 WARMUP_START = 0.005
@@ -70,31 +73,51 @@ class Ema:
     """Moving average of the trainable parameters of a model.
 
     The decay warms up as (1 + step) / (10 + step), so a short run forgets its initial weights.
+
+    Args:
+        model: weights to begin with.
+        decay: of the average.
+        ranks, shared_out: each rank averages a share of the parameters, as large as that of the others.
     """
 
-    def __init__(self, model: nn.Module, decay: float) -> None:
-        self.decay = decay
-        self.average = {name: p.detach().clone() for name, p in _trainable(model)}
+    def __init__(
+        self, model: nn.Module, decay: float, ranks: Ranks = ALONE, *, shared_out: bool = False
+    ) -> None:
+        self.decay, self.ranks = decay, ranks
+        self.shared_out = shared_out and ranks.world > 1
+        owner = owners({name: p.numel() for name, p in _trainable(model)}, ranks.world)
+        self.average = {
+            name: p.detach().clone()
+            for name, p in _trainable(model)
+            if not self.shared_out or owner[name] == ranks.rank
+        }
 
     @torch.no_grad()
     def update(self, model: nn.Module, step: int) -> None:
         """Average in the parameters after `step` (counted from 0)."""
         decay = min(self.decay, (1 + step) / (10 + step))
-        current = [p.detach() for _, p in _trainable(model)]
-        get_ema_multi_avg_fn(decay)(list(self.average.values()), current, 0)
+        current = {name: local(p.detach()) for name, p in _trainable(model)}
+        average = {name: local(tensor) for name, tensor in self.average.items()}
+        get_ema_multi_avg_fn(decay)(list(average.values()), [current[name] for name in average], 0)
 
-    def state_dict(self) -> dict[str, Tensor]:
-        return self.average
+    def averages(self, model: nn.Module) -> Iterator[tuple[str, Tensor]]:
+        """Name and average of each parameter of `model`; ranks that share them out call this together."""
+        if not self.shared_out:
+            yield from self.average.items()
+        else:
+            yield from collected(
+                self.average, {name: p.detach() for name, p in _trainable(model)}, self.ranks
+            )
 
-    def load_state_dict(self, state: dict[str, Tensor]) -> None:
+    def load_state_dict(self, state: Mapping[str, Tensor]) -> None:
         """Load an average with the same names; KeyError if one is missing."""
         for name, tensor in self.average.items():
-            tensor.copy_(state[name])
+            tensor.copy_(as_like(state[name], tensor))
 
 
 def averaged(model: nn.Module, ema: Ema | None) -> dict[str, Tensor]:
     """Clones of all entries of the model, the averaged ones from `ema` if there is one."""
-    entries = {**model.state_dict(), **(ema.average if ema else {})}
+    entries = {**model.state_dict(), **(dict(ema.averages(model)) if ema else {})}
     return {name: tensor.detach().clone() for name, tensor in entries.items()}
 
 
@@ -105,15 +128,15 @@ def in_place(model: nn.Module, ema: Ema | None) -> Iterator[None]:
     parameters = dict(model.named_parameters())
 
     @torch.no_grad()
-    def put(values: Mapping[str, Tensor]) -> None:
-        for name, value in values.items():
-            parameters[name].copy_(value)
+    def put(values: Iterable[tuple[str, Tensor]]) -> None:
+        for name, value in values:
+            local(parameters[name]).copy_(local(value))
 
-    put(ema.average if ema else {})
+    put(ema.averages(model) if ema else ())
     try:
         yield
     finally:
-        put(own)
+        put(own.items())
 
 
 def _trainable(model: nn.Module) -> Iterable[tuple[str, nn.Parameter]]:

@@ -35,7 +35,7 @@ def option(
 ) -> Any:
     """A field with a help text and its allowed values (tuples: of each entry), None for any.
 
-    `free` fields do not change the weights and may differ when a run resumes.
+    `free` fields change the weights by rounding at most and may differ when a run resumes.
     """
     return field(default=default, metadata={"help": text, "allowed": allowed, "free": free})
 
@@ -64,6 +64,19 @@ class Recipe:
     checkpoint_every: int = option(200, "steps between two checkpoints", COUNT, free=True)
     log_every: int = option(10, "steps between two lines of log.jsonl", COUNT, free=True)
     workers: int = option(0, "processes that read images, 0 reads in the trainer itself", NATURAL, free=True)
+    micro_batch: int = option(
+        0, "most images that a rank computes at once, 0 is its whole share of a step", NATURAL, free=True
+    )
+    shard: str = option(
+        "none",
+        "what ranks share out: 'none', the 'optimizer' and moving average, or in 'full' the weights too",
+        ("none", "optimizer", "full"),
+        free=True,
+    )
+    tf32: bool = option(True, "on GPUs round inputs of float32 matmuls to TF32", free=True)
+    rank_timeout: float = option(
+        25.0, "seconds of waiting in a step after which another rank counts as lost", POSITIVE, free=True
+    )
     half: bool = option(False, "store the finished weights as fp16 instead of fp32", free=True)
 
     def __post_init__(self) -> None:
@@ -124,11 +137,21 @@ class TokenizerRecipe(Recipe):
     )
     adversarial_start: float = option(0.22, "share of the steps after which the discriminator begins", SHARE)
     adversarial_warmup: float = option(0.02, "share of the steps in which its weight rises", SHARE)
+    autocast: str = option(
+        "fp32", "precision of encoder, decoder and discriminator: 'fp32' or 'bf16'", ("fp32", "bf16")
+    )
     codebook_init: int = option(
         512, "images whose features become the first codes, 0 keeps the random codes", NATURAL
     )
     restart_every: int = option(100, "steps between restarts of unused codes, 0 is never", NATURAL)
     restart_until: float = option(0.7, "share of the steps after which no code is restarted", SHARE)
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.shard == "full":
+            raise ValueError(
+                "shard must be 'none' or 'optimizer' for a tokenizer, whose weights fit a GPU, got 'full'"
+            )
 
     @property
     def image_size(self) -> int:
@@ -185,7 +208,13 @@ class VARRecipe(Recipe):
     copies: int = option(1, "augmented versions of each training image whose tokens are cached", COUNT)
     pg: float = option(0.0, "share of the steps of progressive training, 0 is none", SHARE)
     pg0: int = option(4, "scale index that progressive training starts from", NATURAL)
-    autocast: str = option("fp32", "precision of the forward pass: 'fp32' or 'bf16'", ("fp32", "bf16"))
+    autocast: str = option(
+        "fp32", "precision of the forward pass: 'fp32', 'bf16' or 'fp16'", ("fp32", "bf16", "fp16")
+    )
+    activation_checkpointing: bool = option(
+        False, "keep the inputs of blocks alone and compute them again for gradients", free=True
+    )
+    compile: bool = option(False, "compile the blocks with torch.compile", free=True)
     cfg: float = option(1.5, "guidance that the finished model recommends", ANY, free=True)
     top_k: int = option(900, "top-k that the finished model recommends", NATURAL, free=True)
     top_p: float = option(0.96, "top-p that the finished model recommends", SHARE, free=True)

@@ -10,17 +10,34 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from var_ext.checkpoints import save_model
 from var_ext.data import ImageLoader, load_dataset
 from var_ext.models import VQVAE
+from var_ext.models.keyed import key_rows, row_keys
 from var_ext.paths import user_path
 from var_ext.training import codebook
 from var_ext.training.checkpoint import DIGESTS
-from var_ext.training.loop import Moment, Task, fit, in_float32, prepare
-from var_ext.training.losses import PatchDiscriminator, adaptive_weight, hinge_loss, reconstruction_loss
+from var_ext.training.loop import Moment, Task, fit, in_float32, prepare, step_seed
+from var_ext.training.losses import (
+    PatchDiscriminator,
+    adaptive_weight,
+    hinge_loss,
+    last_gradients,
+    reconstruction_loss,
+)
 from var_ext.training.optim import Ema, averaged, cosine_factor, in_place, param_groups, set_rates
+from var_ext.training.parallel import (
+    accumulating,
+    build_optimizer,
+    clip_gradients,
+    distribute,
+    load_optimizer_state,
+    optimizer_state,
+)
+from var_ext.training.precision import autocast
+from var_ext.training.ranks import ALONE, Part, Ranks, join
 from var_ext.training.recipes import TokenizerRecipe
 from var_ext.training.tokens import digests_of
 
@@ -50,7 +67,7 @@ def train_tokenizer(
         perceptual: called with (reconstruction, images), both (B, 3, S, S) float32 in [-1, 1], and returns a
             scalar or one value per image; its mean enters the loss with `weight_perceptual`. LPIPS is the
             usual choice; its weights are not part of this package.
-        device: where to train.
+        device: where to train: "cpu" or "cuda", which under torchrun is each rank's own.
         resume: resume from `out`/last.ckpt if it exists.
         progress: show progress bars.
 
@@ -62,13 +79,16 @@ def train_tokenizer(
         CheckpointError: `out` cannot be written, or its checkpoint is broken or from another run.
     """
     out = user_path(out)
-    prepare(out)
-    task = TokenizerTask(data, recipe, perceptual=perceptual, device=device)
-    weights = fit(task, out, resume=resume, progress=progress)
-    task.vae.load_state_dict(weights)
-    task.vae.eval()
-    dtype = torch.float16 if recipe.half else torch.float32
-    return save_model(out, task.vae.cpu(), dtype=dtype)
+    with join(device, recipe.rank_timeout) as (ranks, device):
+        prepare(out, ranks)
+        task = TokenizerTask(data, recipe, perceptual=perceptual, device=device, ranks=ranks)
+        weights = fit(task, out, resume=resume, progress=progress)
+        if ranks.rank == 0:
+            task.vae.load_state_dict(weights)
+            task.vae.eval()
+            save_model(out, task.vae.cpu(), dtype=torch.float16 if recipe.half else torch.float32)
+        ranks.wait()
+    return out
 
 
 class TokenizerTask(Task):
@@ -81,6 +101,7 @@ class TokenizerTask(Task):
         *,
         perceptual: Perceptual | None = None,
         device: str | torch.device = "cpu",
+        ranks: Ranks = ALONE,
     ) -> None:
         hook = None
         if perceptual is not None:
@@ -91,7 +112,7 @@ class TokenizerTask(Task):
             )
             recipe = replace(recipe, weight_perceptual=0.0)
         self.recipe: TokenizerRecipe = recipe
-        self.perceptual, self.device = perceptual, torch.device(device)
+        self.perceptual, self.device, self.ranks = perceptual, torch.device(device), ranks
         read: dict[str, Any] = {"geometry": recipe.geometry, "decode": recipe.decode}
         self.train_data = load_dataset(
             data, "train", recipe.image_size, augment=recipe.augment, seed=recipe.seed, **read
@@ -118,13 +139,25 @@ class TokenizerTask(Task):
                 else None
             )
         self.schedule = self.vae.schedule
-        self.optimizer = torch.optim.Adam(param_groups(self.vae), lr=recipe.lr, betas=BETAS, fused=True)
-        self.critic_optimizer = (
-            torch.optim.Adam(param_groups(self.critic), lr=recipe.lr, betas=BETAS, fused=True)
-            if self.critic
-            else None
+        self.rows = key_rows(self.vae, self.device)
+        self.parallel = distribute(self.vae, ranks, recipe.shard, self.device)
+        self.optimizer = self.adam(self.vae)
+        if self.critic is not None:
+            self.parallel_critic = distribute(self.critic, ranks, recipe.shard, self.device)
+            self.critic_optimizer = self.adam(self.critic)
+        self.ema = self.average() if recipe.ema > 0 else None
+
+    def adam(self, module: nn.Module) -> torch.optim.Optimizer:
+        recipe, groups = self.recipe, param_groups(module)
+        return build_optimizer(
+            torch.optim.Adam, groups, self.ranks, recipe.shard, lr=recipe.lr, betas=BETAS, fused=True
         )
-        self.ema = Ema(self.vae, recipe.ema) if recipe.ema > 0 else None
+
+    def average(self) -> Ema:
+        return Ema(self.vae, self.recipe.ema, self.ranks, shared_out=self.recipe.shard == "optimizer")
+
+    def parameters(self) -> dict[str, Tensor]:
+        return dict(self.vae.named_parameters())
 
     def start(self) -> None:
         """Initialise the codes with features of the data."""
@@ -132,41 +165,51 @@ class TokenizerTask(Task):
         if count:
             images, _ = self.train_data.batch(torch.randperm(self.num_items)[:count])
             self.vae.eval()
-            parts = images.to(self.device).split(self.recipe.batch_size)
-            codebook.seed_codebook(self.vae, parts, self.schedule)
+            parts = images.to(self.device).split(self.recipe.micro_batch or self.recipe.batch_size)
+            codebook.seed_codebook(self.vae, parts, self.schedule)  # every rank: the same codes
             if self.ema:
-                self.ema = Ema(self.vae, self.recipe.ema)
+                self.ema = self.average()
 
     def feed(self, epoch: int, batches: Tensor) -> Iterable[Any]:
         return ((images[:, 0], labels) for images, labels in self.loader.batches(batches, [epoch]))
 
     def step(self, at: Moment, batch: tuple[Tensor, Tensor]) -> Mapping[str, Any]:
-        recipe, images = self.recipe, batch[0].to(self.device)
+        recipe, images, quantizer = self.recipe, batch[0], self.vae.quantize
         self.vae.train()
         factor = cosine_factor(at.step, at.total, warmup=recipe.warmup, end=recipe.lr_end)
         set_rates(self.optimizer, recipe.lr * factor)
-        output, usages, vq_loss = self.vae(images, ret_usages=at.logged)
-        distance = self.distance(output, images)
-        loss = distance + recipe.weight_vq * vq_loss
-        metrics = {"loss": loss, "l1": (output - images).abs().mean(), "vq": vq_loss}
-        ramp = self.adversarial_ramp(at.progress)
-        if self.critic and ramp > 0:
-            adversarial = -self.critic(output).mean()
-            last = self.vae.decoder.conv_out.weight
-            loss = (
-                loss
-                + ramp
-                * recipe.weight_adversarial
-                * adaptive_weight(distance, adversarial, last)
-                * adversarial
-            )
-            metrics["adversarial"] = adversarial
+        seed, start = step_seed(recipe.seed, at.step), self.ranks.rows(self.global_batch).start
+        parts = self.ranks.parts(self.global_batch, recipe.micro_batch)
+        inputs = [images[p.rows.start - start : p.rows.stop - start].to(self.device) for p in parts]
+        ramp = self.adversarial_ramp(at.progress) if self.critic else 0.0
+        sums = torch.zeros(4, dtype=torch.float64, device=self.device)
+        outputs, balance = [], None
+        if ramp > 0 and len(parts) > 1:
+            balance = self.balance_ahead(parts, inputs, seed)
+        quantizer.collected = torch.zeros_like(quantizer.ema_vocab_hit_SV)
         self.optimizer.zero_grad(set_to_none=True)
-        loss.backward()
-        metrics["grad"] = torch.nn.utils.clip_grad_norm_(self.vae.parameters(), recipe.clip)
+        for part, x in zip(parts, inputs, strict=True):
+            self.rows.keys = row_keys(seed, part.rows, self.device)
+            with accumulating(self.parallel, part.last):
+                output, distance, vq = self.reconstruct(self.parallel, x)
+                loss = distance + recipe.weight_vq * vq
+                terms = [loss.detach(), (output - x).detach().abs().mean(), vq.detach()]
+                if ramp > 0:
+                    adversarial = self.opinion(output)
+                    if balance is None:
+                        balance = self.balance(part.share * self.last_gradients(distance, adversarial))
+                    loss = loss + ramp * recipe.weight_adversarial * balance * adversarial
+                    terms.append(adversarial.detach())
+                (loss * part.share).backward()
+            outputs.append(output.detach())
+            sums[: len(terms)] += part.share / self.ranks.world * torch.stack(terms).double()
+        grad = clip_gradients(self.vae, recipe.clip)
         self.optimizer.step()
-        if self.critic and ramp > 0:
-            metrics["critic"] = self.critic_step(images, output.detach(), recipe.lr * factor)
+        quantizer.record_hits(self.ranks.sum(quantizer.collected))
+        quantizer.collected = None
+        metrics: dict[str, Any] = {"grad": grad}
+        if ramp > 0:
+            metrics["critic"] = self.critic_step(parts, inputs, outputs, recipe.lr * factor)
         if self.ema:
             self.ema.update(self.vae, at.step)
         if (
@@ -174,12 +217,49 @@ class TokenizerTask(Task):
             and (at.step + 1) % recipe.restart_every == 0
             and at.progress < recipe.restart_until
         ):
-            metrics["restarted"] = self.restart(images)
-        return (
-            {**{k: float(torch.as_tensor(v).detach()) for k, v in metrics.items()}, "usage": usages}
-            if at.logged
-            else {}
-        )
+            metrics["restarted"] = self.restart(inputs)
+        if not at.logged:
+            return {}
+        names = ("loss", "l1", "vq", "adversarial")[: 4 if ramp > 0 else 3]
+        metrics |= zip(names, self.ranks.sum(sums).tolist(), strict=False)
+        usage = quantizer.usages(self.global_batch * self.schedule.side**2)
+        return {**{name: float(value) for name, value in metrics.items()}, "usage": usage}
+
+    def reconstruct(self, vae: nn.Module, images: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Reconstruction (b, 3, S, S) float32, its distance, and the quantizer's loss."""
+        with autocast(self.device, self.recipe.autocast):
+            output, _, vq = vae(images)
+        return output.float(), self.distance(output.float(), images), vq.float()
+
+    def opinion(self, output: Tensor) -> Tensor:
+        """The adversarial term of (b, 3, S, S); the discriminator learns nothing from it."""
+        assert self.critic is not None
+        self.critic.requires_grad_(False)
+        with autocast(self.device, self.recipe.autocast):
+            logits = self.critic(output)
+        self.critic.requires_grad_(True)
+        return -logits.float().mean()
+
+    def last_gradients(self, distance: Tensor, adversarial: Tensor) -> Tensor:
+        return last_gradients(distance, adversarial, self.vae.decoder.conv_out.weight)
+
+    def balance(self, gradients: Tensor) -> Tensor:
+        """The adaptive weight of the global batch, from this rank's sum of gradients at the last layer."""
+        return adaptive_weight(self.ranks.sum(gradients) / self.ranks.world)
+
+    def balance_ahead(self, parts: list[Part], inputs: list[Tensor], seed: int) -> Tensor:
+        """The same in a pass of its own, where the graphs of all micro-batches would not fit into memory."""
+        last = self.vae.decoder.conv_out.weight
+        self.vae.requires_grad_(False)
+        last.requires_grad_(True)
+        self.vae.quantize.collected = torch.zeros_like(self.vae.quantize.ema_vocab_hit_SV)  # counted later
+        gradients = torch.zeros(2, *last.shape, device=self.device)
+        for part, x in zip(parts, inputs, strict=True):
+            self.rows.keys = row_keys(seed, part.rows, self.device)
+            output, distance, _ = self.reconstruct(self.vae, x)
+            gradients += part.share * self.last_gradients(distance, self.opinion(output))
+        self.vae.requires_grad_(True)
+        return self.balance(gradients)
 
     def distance(self, output: Tensor, images: Tensor) -> Tensor:
         """Reconstruction and perceptual loss of (B, 3, S, S)."""
@@ -197,24 +277,33 @@ class TokenizerTask(Task):
             else float(since >= 0)
         )
 
-    def critic_step(self, images: Tensor, output: Tensor, lr: float) -> Tensor:
-        assert self.critic is not None and self.critic_optimizer is not None
+    def critic_step(self, parts: list[Part], images: list[Tensor], outputs: list[Tensor], lr: float) -> float:
+        assert self.critic is not None
         set_rates(self.critic_optimizer, lr)
-        loss = hinge_loss(self.critic(images), self.critic(output))
         self.critic_optimizer.zero_grad(set_to_none=True)
-        loss.backward()
-        torch.nn.utils.clip_grad_norm_(self.critic.parameters(), self.recipe.clip)
+        total = torch.zeros((), dtype=torch.float64, device=self.device)
+        for part, x, output in zip(parts, images, outputs, strict=True):
+            with accumulating(self.parallel_critic, part.last):
+                with autocast(self.device, self.recipe.autocast):
+                    real, fake = self.parallel_critic(x), self.parallel_critic(output)
+                loss = hinge_loss(real.float(), fake.float())
+                (loss * part.share).backward()
+            total += part.share / self.ranks.world * loss.detach()
+        clip_gradients(self.critic, self.recipe.clip)
         self.critic_optimizer.step()
-        return loss.detach()
+        return float(self.ranks.sum(total))
 
-    def restart(self, images: Tensor) -> int:
-        """Move unused codes, in the moving average too; returns how many."""
+    def restart(self, images: list[Tensor]) -> int:
+        """Move unused codes, in the moving average too, to residuals of the global batch; returns how many."""
         self.vae.eval()
-        moved = codebook.restart_codes(self.vae, images, self.schedule)
+        moved = codebook.restart_codes(
+            self.vae, images, self.schedule, lambda rows: self.ranks.together(rows, self.global_batch)
+        )
         weight = self.vae.quantize.embedding.weight
         codebook.forget(self.optimizer, weight, moved)
-        if self.ema:
-            self.ema.average["quantize.embedding.weight"][moved] = weight.detach()[moved]
+        average = self.ema.average.get("quantize.embedding.weight") if self.ema else None
+        if average is not None:
+            average[moved] = weight.detach()[moved]
         return len(moved)
 
     @torch.no_grad()
@@ -226,41 +315,45 @@ class TokenizerTask(Task):
 
     def measure(self) -> dict[str, Any]:
         """What `validate` returns, with the model's current weights."""
-        sums = {"loss": 0.0, "l1": 0.0, "l2": 0.0}
-        seen = torch.zeros(len(self.schedule), self.recipe.vocab_size, dtype=torch.bool)
-        parts = torch.arange(len(self.val_data)).split(self.recipe.batch_size)
+        sums = torch.zeros(3, dtype=torch.float64, device=self.device)
+        seen = torch.zeros(len(self.schedule), self.recipe.vocab_size, device=self.device)
+        most = self.recipe.micro_batch or -(-self.recipe.batch_size // self.ranks.world)
+        parts = [
+            torch.arange(part.rows.start, part.rows.stop)
+            for part in self.ranks.parts(len(self.val_data), most)
+        ]
         for images in (batch[0][:, 0] for batch in self.val_loader.batches(parts, [0])):
-            output = self.vae(images)[0]
-            values = (
-                self.distance(output, images),
-                (output - images).abs().mean(),
-                (output - images).square().mean(),
-            )
-            for name, value in zip(sums, values, strict=True):
-                sums[name] += float(value) * len(images) / len(self.val_data)
+            output, distance, _ = self.reconstruct(self.vae, images)
+            values = distance, (output - images).abs().mean(), (output - images).square().mean()
+            sums += len(images) / len(self.val_data) * torch.stack(values).double()
             for k, tokens in enumerate(self.vae.img_to_idxBl(images)):
-                seen[k, tokens.flatten().cpu()] = True
-        return {**sums, "usage": (100 * seen.float().mean(1)).tolist()}
+                seen[k, tokens.flatten()] = 1
+        names = ("loss", "l1", "l2")
+        used = self.ranks.sum(seen) > 0
+        found = dict(zip(names, self.ranks.sum(sums).tolist(), strict=True))
+        return {**found, "usage": (100 * used.double().mean(1)).tolist()}
 
     def weights(self) -> dict[str, Tensor]:
         return averaged(self.vae, self.ema)
 
     def state_dict(self) -> dict[str, Any]:
-        return {
+        state = {
             "vae": self.vae.state_dict(),
             "updates": self.vae.quantize.record_hit,
-            "optimizer": self.optimizer.state_dict(),
-            "ema": self.ema.state_dict() if self.ema else None,
-            "critic": self.critic.state_dict() if self.critic else None,
-            "critic_optimizer": self.critic_optimizer.state_dict() if self.critic_optimizer else None,
+            "optimizer": optimizer_state(self.optimizer, self.vae, self.ranks),
+            "ema": dict(self.ema.averages(self.vae)) if self.ema else None,
         }
+        if self.critic is not None:
+            state["critic"] = self.critic.state_dict()
+            state["critic_optimizer"] = optimizer_state(self.critic_optimizer, self.critic, self.ranks)
+        return state
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         self.vae.load_state_dict(state["vae"])
         self.vae.quantize.record_hit = state["updates"]
-        self.optimizer.load_state_dict(state["optimizer"])
+        load_optimizer_state(self.optimizer, self.vae, state["optimizer"])
         if self.ema:
             self.ema.load_state_dict(state["ema"])
-        if self.critic and self.critic_optimizer:
+        if self.critic is not None:
             self.critic.load_state_dict(state["critic"])
-            self.critic_optimizer.load_state_dict(state["critic_optimizer"])
+            load_optimizer_state(self.critic_optimizer, self.critic, state["critic_optimizer"])

@@ -1,7 +1,7 @@
 """Training of the transformer: `train_var` on the tokens of a trained tokenizer, `VARTask` for the loop.
 
 A conditioning other than class labels would enter through `VARTask.step`; another loss through
-`token_losses`.
+`tally.token_losses`.
 """
 
 from collections.abc import Iterable, Mapping
@@ -10,17 +10,29 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.nn import functional as F
 
 from var_ext.checkpoints import load_tokenizer, save_model
 from var_ext.data import load_dataset
 from var_ext.models import VAR, VQVAE
+from var_ext.models.keyed import row_keys
 from var_ext.paths import user_path
 from var_ext.schedule import ScaleSchedule
 from var_ext.training.checkpoint import DIGESTS
-from var_ext.training.loop import Moment, Task, fit, in_float32, prepare
+from var_ext.training.loop import Moment, Task, fit, in_float32, prepare, step_seed
 from var_ext.training.optim import Ema, averaged, cosine, in_place, linear_factor, param_groups, set_rates
+from var_ext.training.parallel import (
+    accumulating,
+    as_like,
+    build_optimizer,
+    clip_gradients,
+    distribute,
+    load_optimizer_state,
+    optimizer_state,
+)
+from var_ext.training.precision import DTYPES, LossScale, autocast
+from var_ext.training.ranks import ALONE, Part, Ranks, join
 from var_ext.training.recipes import VARRecipe
+from var_ext.training.tally import Tally, token_losses
 from var_ext.training.tokens import BATCH, digest_of, digests_of, open_tokens
 
 BETAS = (0.9, 0.95)
@@ -47,7 +59,7 @@ def train_var(
         out: folder of the result; it also keeps recipe.json, last.ckpt, log.jsonl and the cached tokens of
             the run.
         recipe: e.g. `VARRecipe.digits()`.
-        device: where to train.
+        device: where to train: "cpu" or "cuda", which under torchrun is each rank's own.
         resume: resume from `out`/last.ckpt if it exists.
         progress: show progress bars.
 
@@ -59,17 +71,22 @@ def train_var(
         CheckpointError: the tokenizer or the checkpoint cannot be used, or `out` cannot be written.
     """
     out = user_path(out)
-    prepare(out)
-    vae = load_tokenizer(tokenizer)
-    task = VARTask(data, vae, out, recipe, device=device, progress=progress)
-    weights = fit(task, out, resume=resume, progress=progress)
-    task.var.load_state_dict(weights)
-    task.var.eval()
-    sampling = {"cfg": recipe.cfg, "top_k": recipe.top_k, "top_p": recipe.top_p}
-    dtype = torch.float16 if recipe.half else torch.float32
-    return save_model(
-        out, vae.cpu(), task.var.cpu(), sampling=sampling, class_names=task.class_names, dtype=dtype
-    )
+    with join(device, recipe.rank_timeout) as (ranks, device):
+        prepare(out, ranks)
+        vae = load_tokenizer(tokenizer)
+        task = VARTask(data, vae, out, recipe, device=device, ranks=ranks, progress=progress)
+        weights = fit(task, out, resume=resume, progress=progress)
+        if ranks.rank == 0:
+            with torch.device("meta"):
+                var = VAR(vae, **task.var.config)
+            var.load_state_dict(weights, assign=True)
+            sampling = {"cfg": recipe.cfg, "top_k": recipe.top_k, "top_p": recipe.top_p}
+            dtype = torch.float16 if recipe.half else torch.float32
+            save_model(
+                out, vae.cpu(), var.eval(), sampling=sampling, class_names=task.class_names, dtype=dtype
+            )
+        ranks.wait()
+    return out
 
 
 class VARTask(Task):
@@ -83,9 +100,11 @@ class VARTask(Task):
         recipe: VARRecipe,
         *,
         device: str | torch.device = "cpu",
+        ranks: Ranks = ALONE,
         progress: bool = False,
     ) -> None:
         self.recipe: VARRecipe = recipe
+        self.ranks = ranks
         self.device = torch.device(device)
         self.vae = vae.to(self.device).eval()
         self.schedule: ScaleSchedule = vae.schedule
@@ -112,15 +131,34 @@ class VARTask(Task):
                 init_head=recipe.init_head,
                 init_std=-1,  # sqrt(1 / (3 C))
             )
-        self.var.to(self.device)
-        self.optimizer = torch.optim.AdamW(param_groups(self.var), lr=recipe.base_lr, betas=BETAS, fused=True)
-        self.ema = Ema(self.var, recipe.ema) if recipe.ema > 0 else None
+        self.var.activation_checkpointing = recipe.activation_checkpointing
+        if recipe.compile:
+            for block in self.var.blocks:
+                block.compile()
+        # AdaLN is called for all blocks before the first one, so it is gathered on its own
+        projections = [block.ada_lin for block in self.var.blocks if not recipe.shared_aln]
+        self.parallel = distribute(
+            self.var, ranks, recipe.shard, self.device,
+            units=[*projections, *self.var.blocks], dtype=DTYPES[recipe.autocast],
+        )  # fmt: skip
+        self.rows = self.var.key_rows(self.device)
+        groups = param_groups(self.var)
+        self.optimizer = build_optimizer(
+            torch.optim.AdamW, groups, ranks, recipe.shard, lr=recipe.base_lr, betas=BETAS, fused=True
+        )
+        shared_out = recipe.shard == "optimizer"
+        self.ema = Ema(self.var, recipe.ema, ranks, shared_out=shared_out) if recipe.ema > 0 else None
+        self.scale = LossScale(recipe.autocast == "fp16")
+
+    def parameters(self) -> dict[str, Tensor]:
+        return dict(self.var.named_parameters())
 
     def load_data(self) -> None:
         """Open the tokens of the training and the validation images, the latter always cached."""
         recipe = self.recipe
         options: dict[str, Any] = {
-            "batch_size": min(BATCH, recipe.batch_size), "workers": recipe.workers, "progress": self.progress,
+            "batch_size": min(BATCH, recipe.micro_batch or recipe.batch_size), "workers": recipe.workers,
+            "progress": self.progress,
         }  # fmt: skip
         copies = recipe.copies if recipe.augment > 0 else 1
         self.val_tokens = open_tokens("cached", self.vae, self.val_data, self.cache, **options)
@@ -134,41 +172,54 @@ class VARTask(Task):
 
     def step(self, at: Moment, batch: tuple[Tensor, Tensor]) -> Mapping[str, Any]:
         recipe, (tokens, labels) = self.recipe, batch
+        count, start = self.global_batch, self.ranks.rows(self.global_batch).start
         self.var.train()
         factor = linear_factor(at.step, at.total, warmup=recipe.warmup, end=recipe.lr_end)
         decay = cosine(at.step / max(1, at.total - 1), recipe.weight_decay, recipe.weight_decay_end)
-        set_rates(self.optimizer, recipe.base_lr * len(labels) / 256 * factor, decay)
+        set_rates(self.optimizer, recipe.base_lr * count / 256 * factor, decay)
         last, weight = progressive(at.progress, len(self.schedule), recipe.pg, recipe.pg0, recipe.warmup)
-        logits, targets = self.forward(tokens, labels, last)  # (B, L', V), (B, L')
-        losses = token_losses(logits, targets, recipe.label_smoothing)
-        weights = torch.ones(targets.shape[1], device=self.device)
+        weights = torch.ones(self.schedule.slices[last].stop, device=self.device)
         weights[self.schedule.slices[last]] = weight
-        loss = (losses * weights).sum(1).mean() / self.schedule.num_tokens
+        seed = step_seed(recipe.seed, at.step)
+        tally = Tally(self.schedule, last, self.vae.vocab_size, self.device)
         self.optimizer.zero_grad(set_to_none=True)
-        loss.backward()
-        norm = torch.nn.utils.clip_grad_norm_(self.var.parameters(), recipe.clip)
-        self.optimizer.step()
-        if self.ema:
-            self.ema.update(self.var, at.step)
+        for part in self.parts(count):
+            self.rows.keys = row_keys(seed, part.rows, self.device)
+            mine = slice(part.rows.start - start, part.rows.stop - start)
+            with accumulating(self.parallel, part.last):
+                logits, targets = self.forward(tokens[mine], labels[mine], last)  # (b, L', V), (b, L')
+                losses = token_losses(logits, targets, recipe.label_smoothing)
+                loss = (losses * weights).sum(1).mean() / self.schedule.num_tokens
+                (loss * (part.share * self.scale.scale)).backward()
+            if at.logged and part.share:
+                tally.add(losses.detach(), logits.detach().argmax(-1), targets)
+        self.scale.unscale(self.var)
+        norm = clip_gradients(self.var, recipe.clip)
+        stepped = self.scale.accepts(norm)
+        if stepped:
+            self.optimizer.step()
+            if self.ema:
+                self.ema.update(self.var, at.step)
         if not at.logged:
             return {}
-        found = logits.detach().argmax(-1)
-        accuracy = 100 * (found == targets).float().mean()
-        usage = used(found, self.schedule.patch_nums[: last + 1], logits.shape[-1])
-        return {
-            "loss": float(losses.detach().mean()),
-            "accuracy": float(accuracy),
-            "grad": float(norm),
-            "usage": usage,
-        }
+        found = tally.summary(self.ranks)
+        metrics = {name: found[name] for name in ("loss", "accuracy", "usage")}
+        if stepped:
+            metrics["grad"] = float(norm)
+        return {**metrics, "scale": self.scale.scale} if self.scale.enabled else metrics
+
+    def parts(self, count: int) -> list[Part]:
+        """This rank's rows of `count`; where weights are shared out, every forward pass communicates."""
+        return self.ranks.parts(count, self.recipe.micro_batch, even=self.recipe.shard == "full")
 
     def forward(self, tokens: Tensor, labels: Tensor, last: int) -> tuple[Tensor, Tensor]:
         """Logits of the scales 0..`last` and targets: tokens (B, L) -> (B, L', V) float32, (B, L') int64."""
         scales = self.schedule.slices[: last + 1]
         with torch.no_grad():
             known = self.vae.quantize.idxBl_to_var_input([tokens[:, where] for where in scales])
-        with torch.autocast(self.device.type, torch.bfloat16, enabled=self.recipe.autocast == "bf16"):
-            logits: Tensor = self.var(labels, known)
+        run = self.parallel if self.var.training else self.var
+        with autocast(self.device, self.recipe.autocast):
+            logits: Tensor = run(labels, known)
         return logits.float(), tokens[:, : scales[-1].stop]
 
     @torch.no_grad()
@@ -178,51 +229,36 @@ class VARTask(Task):
         With the weights to be kept, without label dropout or smoothing.
         """
         self.var.eval()
-        losses, hits, found = [], [], []
+        last = len(self.schedule) - 1
+        tally = Tally(self.schedule, last, self.vae.vocab_size, self.device)
+        most = self.recipe.micro_batch or -(-self.recipe.batch_size // self.ranks.world)
+        parts = self.ranks.parts(len(self.val_data), most, even=self.recipe.shard == "full")
         with in_place(self.var, self.ema):
-            parts = torch.arange(len(self.val_data)).split(self.recipe.batch_size)
-            for tokens, labels in self.val_tokens.feed(0, parts):
-                logits, targets = self.forward(tokens, labels, len(self.schedule) - 1)
-                losses.append(token_losses(logits, targets, 0.0))
-                found.append(logits.argmax(-1))
-                hits.append((found[-1] == targets).float())
-        loss, hit = torch.cat(losses).mean(0), 100 * torch.cat(hits).mean(0)  # (L,)
-        tail = self.schedule.slices[-1]
-        return {
-            "loss": float(loss.mean()),
-            "loss_last": float(loss[tail].mean()),
-            "accuracy": float(hit.mean()),
-            "accuracy_last": float(hit[tail].mean()),
-            "accuracy_scales": [float(hit[where].mean()) for where in self.schedule.slices],
-            "usage": used(torch.cat(found), self.schedule.patch_nums, self.vae.vocab_size),
-        }
+            rows = [torch.arange(part.rows.start, part.rows.stop) for part in parts]
+            for part, (tokens, labels) in zip(parts, self.val_tokens.feed(0, rows), strict=True):
+                logits, targets = self.forward(tokens, labels, last)
+                if part.share:
+                    tally.add(token_losses(logits, targets, 0.0), logits.argmax(-1), targets)
+        return tally.summary(self.ranks)
 
     def weights(self) -> dict[str, Tensor]:
         return averaged(self.var, self.ema)
 
     def state_dict(self) -> dict[str, Any]:
-        ema = self.ema.state_dict() if self.ema else None
-        return {"var": self.var.state_dict(), "optimizer": self.optimizer.state_dict(), "ema": ema}
+        return {
+            "var": self.var.state_dict(),
+            "optimizer": optimizer_state(self.optimizer, self.var, self.ranks),
+            "ema": dict(self.ema.averages(self.var)) if self.ema else None,
+            "scale": self.scale.state_dict(),
+        }
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        self.var.load_state_dict(state["var"])
-        self.optimizer.load_state_dict(state["optimizer"])
+        own = self.var.state_dict()
+        self.var.load_state_dict({n: as_like(t, own[n]) if n in own else t for n, t in state["var"].items()})
+        load_optimizer_state(self.optimizer, self.var, state["optimizer"])
         if self.ema:
             self.ema.load_state_dict(state["ema"])
-
-
-def token_losses(logits: Tensor, targets: Tensor, smoothing: float) -> Tensor:
-    """Cross-entropy of every token: (B, L, V), (B, L) -> (B, L)."""
-    flat = F.cross_entropy(
-        logits.flatten(0, 1), targets.flatten(), reduction="none", label_smoothing=smoothing
-    )
-    return flat.view(targets.shape)
-
-
-def used(tokens: Tensor, patch_nums: tuple[int, ...], vocab_size: int) -> list[float]:
-    """Share (%) of the codes that occur in `tokens` (B, L), for each scale."""
-    scales = ScaleSchedule(patch_nums).slices
-    return [100 * len(tokens[:, where].unique()) / vocab_size for where in scales]
+        self.scale.load_state_dict(state["scale"])
 
 
 def progressive(progress: float, scales: int, pg: float, pg0: int, warmup: float) -> tuple[int, float]:

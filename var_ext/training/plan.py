@@ -1,0 +1,245 @@
+"""What a training of the transformer will need, before it runs: bytes of a rank and FLOPs of a step.
+
+Nothing is computed: a step is played through with tensors that have shapes but no memory, and what lives at once is
+added up. What kernels and libraries use inside is not counted, nor memory that an allocator cannot hand out again.
+"""
+
+from __future__ import annotations
+
+import weakref
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from itertools import accumulate
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from var_ext._torch import dispatch_mode, fake_tensors
+from var_ext.checkpoints import load_tokenizer
+from var_ext.data import load_dataset
+from var_ext.export import rank_and_world
+from var_ext.models import VAR, VQVAE
+from var_ext.schedule import ScaleSchedule
+from var_ext.training.precision import DTYPES, autocast
+from var_ext.training.recipes import VARRecipe
+
+GB = 2**30
+
+
+class PeakMemory(dispatch_mode()):  # type: ignore[misc]
+    """Bytes of tensors that ops inside the block made and that live at once: `now`, and at most `peak`."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.now = self.peak = 0
+        self.known: weakref.WeakSet[Any] = weakref.WeakSet()
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        given = {id(leaf.untyped_storage()) for leaf in _tensors((args, kwargs))}
+        found = func(*args, **(kwargs or {}))
+        for tensor in _tensors(found):
+            storage = tensor.untyped_storage()
+            if id(storage) not in given and storage not in self.known:
+                self.known.add(storage)
+                self.now += storage.nbytes()
+                self.peak = max(self.peak, self.now)
+                weakref.finalize(storage, self._free, storage.nbytes())
+        return found
+
+    def _free(self, size: int) -> None:
+        self.now -= size
+
+
+def _tensors(value: Any) -> Iterator[Tensor]:
+    if isinstance(value, Tensor):
+        yield value
+    elif isinstance(value, list | tuple):
+        for entry in value:
+            yield from _tensors(entry)
+    elif isinstance(value, dict):
+        yield from _tensors(list(value.values()))
+
+
+@dataclass(frozen=True)
+class Plan:
+    """Of one rank, in bytes: weights, gradients, optimizer (with the moving average), activations; FLOPs of a step."""
+
+    recipe: VARRecipe
+    world: int
+    parameters: int
+    weights: int
+    gradients: int
+    optimizer: int
+    activations: int
+    flops: int
+
+    @property
+    def total(self) -> int:
+        """Peak of a rank in a step."""
+        return self.weights + self.gradients + self.optimizer + self.activations
+
+    @property
+    def images(self) -> int:
+        """That a rank computes at once."""
+        share = -(-self.recipe.batch_size // self.world)
+        return min(share, self.recipe.micro_batch or share)
+
+    def as_text(self) -> str:
+        parts = ("weights", "gradients", "optimizer", "activations", "total")
+        sizes = "\n".join(f"  {name:12} {getattr(self, name) / GB:8.2f} GB" for name in parts)
+        recipe = self.recipe
+        return (
+            f"{self.parameters / 1e6:.1f}M parameters; {recipe.batch_size} images a step, "
+            f"{self.flops / 1e12:.1f} TFLOP\n"
+            f"a rank of {self.world}, {self.images} images at once, {recipe.autocast}, shard {recipe.shard}, "
+            f"activation checkpointing {'on' if recipe.activation_checkpointing else 'off'}:\n{sizes}"
+        )
+
+
+def plan(recipe: VARRecipe, vae: VQVAE, num_classes: int, world: int = 1) -> Plan:
+    """What a training needs.
+
+    Raises:
+        ValueError: the sizes of the recipe do not fit each other.
+    """
+    sharing = recipe.shard if world > 1 else "none"
+    share = -(-recipe.batch_size // world)
+    images = min(share, recipe.micro_batch or share)
+    several = images < share
+    parameters, unit, rest, activations, simple = _played(recipe, vae, num_classes, images, sharing == "full")
+    whole, split = 4 * parameters, 4 * parameters // world
+    states = (2 + (recipe.ema > 0)) * (whole if sharing == "none" else split)
+    if sharing == "full":
+        width = DTYPES[recipe.autocast].itemsize
+        # what is gathered: the parts that are no block, and two blocks, the next one while one is computed
+        weights = split + 4 * rest + 2 * width * unit
+        gradients = whole if several else split + 2 * 4 * unit
+    else:
+        weights = whole
+        # buckets of all gradients; those of micro-batches are summed up beside them
+        gradients = whole * (1 + several) if world > 1 else whole if several else 0
+        activations = activations if gradients else simple
+    flops = recipe.batch_size * flops_of(recipe, vae.schedule, vae.vocab_size, vae.Cvae)
+    return Plan(recipe, world, parameters, weights, gradients, states, activations, flops)
+
+
+def describe(
+    recipe: VARRecipe, data: str, tokenizer: str, device: str, world: int | None, memory: float | None
+) -> str:
+    """Text of the plan of a command; see `fitting`.
+
+    Args:
+        world: ranks, None for those of the launcher.
+        memory: GB of a rank, None for the GPU's if the device is one, else without limit.
+    """
+    vae = load_tokenizer(tokenizer)
+    classes = load_dataset(data, "train", vae.schedule.side * vae.downsample).num_classes
+    if memory is None and torch.device(device).type == "cuda":
+        memory = torch.cuda.get_device_properties(device).total_memory / GB
+    world = world or rank_and_world()[1]
+    if world == 1 and recipe.shard != "none":
+        raise ValueError(f"shard = {recipe.shard} shares out over ranks, got one: add --ranks N")
+    found = fitting(recipe, vae, classes, world, float("inf") if memory is None else memory)
+    return found.as_text() + ("" if memory is None else f" of {memory:.0f} GB")
+
+
+def fitting(recipe: VARRecipe, vae: VQVAE, num_classes: int, world: int, memory: float) -> Plan:
+    """The plan of a recipe, if it fits `memory` (GB).
+
+    Raises:
+        ValueError: it does not; names settings that do, or says that none does.
+    """
+    asked = plan(recipe, vae, num_classes, world)
+    if asked.total <= memory * GB:
+        return asked
+    shards = [recipe.shard] if world == 1 else dict.fromkeys([recipe.shard, "optimizer", "full"])
+    micro = asked.images
+    wanted = f"a rank needs {asked.total / GB:.1f} GB, got {memory:g} GB"
+    for again in dict.fromkeys([recipe.activation_checkpointing, True]):
+        for shard in shards:
+            size = micro
+            while size:
+                tried = replace(recipe, shard=shard, activation_checkpointing=again, micro_batch=size)
+                if (found := plan(tried, vae, num_classes, world)).total <= memory * GB:
+                    flags = f"--micro-batch {size}" + (" --activation-checkpointing" if again else "")
+                    flags += f" --shard {shard}" if shard != "none" else ""
+                    raise ValueError(f"{wanted}; {flags} needs {found.total / GB:.1f} GB")
+                size //= 2
+    raise ValueError(
+        f"{wanted}, and one image at once with everything shared out does not fit: take more ranks"
+    )
+
+
+def without_memory(recipe: VARRecipe, vae: VQVAE, num_classes: int, cast: torch.dtype, mode: Any) -> VAR:
+    """The transformer of a recipe in training mode, to be called in `mode`, of `fake_tensors`.
+
+    `cast` is the dtype of its blocks.
+    """
+    with torch.device("meta"):
+        var = VAR(
+            vae, num_classes=num_classes, depth=recipe.depth, embed_dim=recipe.embed_dim,
+            num_heads=recipe.num_heads, mlp_ratio=recipe.mlp_ratio, drop_rate=recipe.drop_rate,
+            drop_path_rate=recipe.drop_path_rate, shared_aln=recipe.shared_aln,
+            attn_l2_norm=recipe.attn_l2_norm, patch_nums=vae.schedule.patch_nums,
+        ).train()  # fmt: skip
+    shapes = var.state_dict()
+    with mode:
+        empty = {
+            name: torch.empty(t.shape, dtype=cast if name.startswith("blocks.") else t.dtype)
+            for name, t in shapes.items()
+        }
+    var.load_state_dict(empty, assign=True)
+    var.checked_labels = lambda labels: labels  # type: ignore[method-assign]  # which have no values
+    var.activation_checkpointing = recipe.activation_checkpointing
+    return var
+
+
+def one_pass(var: VAR, images: int, autocast_to: str) -> Tensor:
+    """Loss of a pass over `images` without values."""
+    var.key_rows(torch.device("cpu")).keys = torch.zeros(images, dtype=torch.int64)
+    targets = torch.zeros(images, var.L, dtype=torch.int64)
+    with autocast(torch.device("cpu"), autocast_to):
+        logits = var(
+            torch.zeros(images, dtype=torch.int64), torch.zeros(images, var.L - var.first_l, var.Cvae)
+        )
+    losses = torch.nn.functional.cross_entropy(logits.flatten(0, 1), targets.flatten(), reduction="none")
+    return losses.view(targets.shape).sum(1).mean()
+
+
+def _played(
+    recipe: VARRecipe, vae: VQVAE, num_classes: int, images: int, gathered: bool
+) -> tuple[int, int, int, int, int]:
+    """Parameters of all, of a block, of the rest; peak of a pass without gradients, and with them."""
+    cast = DTYPES[recipe.autocast] if gathered else torch.float32
+    mode = fake_tensors()
+    var = without_memory(recipe, vae, num_classes, cast, mode)
+    parameters = sum(p.numel() for p in var.parameters())
+    blocks = sum(p.numel() for block in var.blocks for p in block.parameters())
+    peaks = []
+    for keep in (False, True):
+        hooks = [] if keep else [p.register_post_accumulate_grad_hook(_drop) for p in var.parameters()]
+        with mode, PeakMemory() as peak:
+            one_pass(var, images, recipe.autocast).backward()
+        peaks.append(peak.peak)
+        for hook in hooks:
+            hook.remove()
+    return parameters, blocks // recipe.depth, parameters - blocks, peaks[0], peaks[1]
+
+
+def _drop(parameter: Tensor) -> None:
+    parameter.grad = None
+
+
+def flops_of(recipe: VARRecipe, schedule: ScaleSchedule, codes: int, channels: int) -> int:
+    """FLOPs of an image in a training step, two for each multiply-add of a product: three times the forward pass, and
+    once more the blocks' if they are computed again."""
+    c, depth, lengths = recipe.embed_dim, recipe.depth, schedule.lengths
+    tokens, seen = schedule.num_tokens, list(accumulate(schedule.lengths))
+    blocks = 2 * round((4 + 2 * recipe.mlp_ratio) * c * c) * tokens * depth
+    blocks += 4 * c * depth * sum(n * m for n, m in zip(lengths, seen, strict=True))
+    once = (
+        2 * ((6 if recipe.shared_aln else 6 * depth) + 2) * c * c
+    )  # AdaLN, for an image and not for a token
+    ends = 2 * tokens * c * codes + 2 * (tokens - lengths[0]) * c * channels
+    return 3 * (blocks + once + ends) + recipe.activation_checkpointing * blocks
