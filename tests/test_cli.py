@@ -458,7 +458,10 @@ def test_preset_of_a_depth(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> N
     assert taken[3::4] == recipes
     message = "depth must be one of 16, 20, 24, 30, 36, got 17"
     assert message in run("train", "var", "photos", *shared, "--depth", 17, code=1).output
-    assert "'--tokenizer'" in run("train", "var", "photos", "--out", tmp_path, code=2).output
+    assert (
+        "--tokenizer or --init-from must name the tokenizer"
+        in run("train", "var", "photos", "--out", tmp_path, code=2).output
+    )
 
 
 # ---------------------------------------------------------------------- eval, convert, info, bench

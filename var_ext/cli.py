@@ -31,6 +31,7 @@ from var_ext.cli_options import (
     recipe_options,
     sampling_options,
     train_options,
+    tuning_recipe,
     writes_images,
 )
 
@@ -248,7 +249,11 @@ def train_tokenizer_command(
 
 @train.command("var")
 @click.argument("data")
-@click.option("--tokenizer", required=True, help="Folder or name of the tokenizer.")
+@click.option("--tokenizer", help="Folder or name of the tokenizer.  [default: that of --init-from]")
+@click.option(
+    "--init-from",
+    help="Folder or name of a model to begin with; sizes and recipe follow it.  [default: none]",
+)
 @click.option(
     "--dry-run", is_flag=True, help="Print what a rank will need, refuse what does not fit, and end."
 )
@@ -263,7 +268,8 @@ def train_tokenizer_command(
 @recipe_options("VARRecipe")
 def train_var_command(
     data: str,
-    tokenizer: str,
+    tokenizer: str | None,
+    init_from: str | None,
     dry_run: bool,
     ranks: int | None,
     memory: float | None,
@@ -281,11 +287,18 @@ def train_var_command(
     Example: var-ext train var photos/ --tokenizer var-d16 --out runs/var --depth 16
     Example: torchrun --nproc-per-node 8 -m var_ext train var photos/ --tokenizer var-d16 --out runs/var --device cuda
     Example: var-ext train var photos/ --tokenizer var-d16 --out runs/var --depth 30 --dry-run --ranks 8 --memory 80
+    Example: var-ext train var photos/ --init-from var-d16 --out runs/tuned --freeze "blocks.{0-7}.*"
     Afterwards: var-ext sample --model runs/var
     """
     from var_ext.training import VARRecipe, train_var
 
-    recipe = build_recipe(VARRecipe, preset or preset_for(data), options)
+    tokenizer = tokenizer or init_from
+    if tokenizer is None:
+        raise click.UsageError("--tokenizer or --init-from must name the tokenizer, got neither")
+    if init_from is None or preset:
+        recipe = build_recipe(VARRecipe, preset or preset_for(data), options)
+    else:
+        recipe = tuning_recipe(init_from, options)
     if dry_run:
         from var_ext.training.plan import describe
 
@@ -295,7 +308,9 @@ def train_var_command(
         raise click.UsageError(
             "--ranks and --memory are of a --dry-run; torchrun --nproc-per-node N starts ranks"
         )
-    path = train_var(data, tokenizer, out, recipe, resume=resume, progress=not quiet, device=device)
+    path = train_var(
+        data, tokenizer, out, recipe, init_from=init_from, resume=resume, progress=not quiet, device=device
+    )
     click.echo(f"model: {path}\ndraw from it: var-ext sample --model {path}")
 
 

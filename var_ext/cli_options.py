@@ -17,7 +17,7 @@ from var_ext.checkpoints import CheckpointError, check_writable
 from var_ext.paths import user_path
 
 if TYPE_CHECKING:
-    from var_ext.training.recipes import Recipe
+    from var_ext.training.recipes import Recipe, VARRecipe
 
 Command = Callable[..., Any]
 R = TypeVar("R", bound="Recipe")
@@ -276,6 +276,21 @@ def train_options(command: Command) -> Command:
 def preset_for(data: str) -> str:
     """The preset where none is asked for: a recipe for toy digits would make nothing of photos."""
     return "digits" if data == "digits" else "paper"
+
+
+def tuning_recipe(init_from: str, options: dict[str, Any]) -> VARRecipe:
+    """`VARRecipe.finetune` of a model, with the options that were given."""
+    from var_ext.checkpoints import find_model
+    from var_ext.training.recipes import VARRecipe
+
+    var = find_model(init_from).shapes()[1]
+    if var is None:
+        raise click.UsageError(
+            f"--init-from must be a model with a transformer, got the tokenizer {init_from}"
+        )
+    return VARRecipe.finetune(var.config).with_options(
+        **{name: value for name, value in options.items() if value is not None}
+    )
 
 
 def build_recipe(cls: type[R], preset: str, options: dict[str, Any]) -> R:

@@ -8,7 +8,7 @@ from torch import Tensor
 
 from tests.tiny import SCALES, tiny
 from var_ext.models import VAR, VQVAE
-from var_ext.training.init_from import freeze, init_from
+from var_ext.training.init_from import freeze, init_from, with_scales
 
 LONGER = (1, 2, 3, 4, 6)
 
@@ -51,8 +51,7 @@ def test_other_classes_are_new_and_none_is_kept() -> None:
 
 def test_other_scales_take_levels_by_index_and_resized_positions() -> None:
     _, source = tiny()
-    vae, _ = tiny(1, patch_nums=LONGER)
-    var = another(vae, patch_nums=LONGER)
+    var = another(with_scales(source.vae_proxy[0], LONGER), patch_nums=LONGER)
     (note,) = init_from(var, source)
     assert "scales 1, 2, 3, 4, 6 instead of 1, 2, 4" in note
     assert same(var.lvl_embed.weight, source.lvl_embed.weight[[0, 1, 2, 2, 2]])
@@ -91,6 +90,26 @@ def test_other_sizes_are_refused(changes: dict, message: str) -> None:
     vae, source = tiny()
     with pytest.raises(ValueError, match=f"must be of a transformer with {message}"):
         init_from(another(vae, **changes), source)
+
+
+def test_a_tokenizer_with_other_scales_has_the_same_weights() -> None:
+    vae, _ = tiny()
+    other = with_scales(vae, LONGER)
+    ours, theirs = other.state_dict(), vae.state_dict()
+    assert all(same(ours[name], theirs[name]) for name in theirs if name != "quantize.ema_vocab_hit_SV")
+    assert other.schedule.patch_nums == LONGER and with_scales(vae, SCALES) is vae
+    with pytest.raises(
+        ValueError, match="patch_nums must be 3 scales, for each of which this tokenizer has a phi, got 1, 2"
+    ):
+        with_scales(tiny(share=0)[0], (1, 2))
+
+
+def test_another_tokenizer_is_told() -> None:
+    _, source = tiny()
+    vae, _ = tiny(1)
+    assert init_from(another(vae), source) == [
+        "the tokenizer has other codes than the one that the weights were trained with"
+    ]
 
 
 def test_other_codes_are_refused() -> None:

@@ -22,7 +22,7 @@ class Toy(Task):
         self, stop: int | None = None, diverge: Mapping[str, int] | None = None, **options: Any
     ) -> None:
         self.recipe = Recipe(epochs=4, batch_size=3, checkpoint_every=2, log_every=1).with_options(**options)
-        self.num_items, self.device = 10, torch.device("cpu")
+        self.num_items, self.device = 9, torch.device("cpu")
         self.pins = {"recipe": self.recipe.pinned()}
         self.stop, self.value, self.steps = stop, torch.zeros(1), 0
         self.diverge = diverge or {}  # metric -> step from which on it is not finite
@@ -68,7 +68,8 @@ def lines(out: Path) -> list[dict[str, Any]]:
 
 def test_batches_cover_an_epoch_and_differ_by_epoch_and_seed() -> None:
     batches = epoch_batches(0, 0, 10, 3)
-    assert batches.shape == (3, 3) and len(set(batches.flatten().tolist())) == 9
+    assert batches.shape == (4, 3) and set(batches.flatten().tolist()) == set(range(10))
+    assert torch.equal(batches[-1, 1:], batches[0, :2])  # filled up from the beginning
     assert torch.equal(batches, epoch_batches(0, 0, 10, 3))
     assert not torch.equal(batches, epoch_batches(0, 1, 10, 3))
     assert not torch.equal(batches, epoch_batches(1, 0, 10, 3))

@@ -441,7 +441,8 @@ class VAR(Part, PublishedVAR):
         if self.has_own_logits:
             return self.get_logits(stream.sum(), cond)
         with torch.autocast(device, enabled=False):
-            return self.head(self.before_head(stream, head)).float()
+            hidden = self.before_head(stream, head)
+        return self.head(hidden).float()  # in the precision of autocast, as published
 
     def key_rows(self, device: torch.device) -> Rows:
         """From now on what is dropped in training depends on the keys of the rows alone: the caller sets `Rows.keys`

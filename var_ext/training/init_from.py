@@ -1,6 +1,5 @@
-"""Fine-tuning: a new transformer begins with the weights of a trained one, where both have the same sizes.
-
-Another number of classes and other scales are taken care of: see `init_from`.
+"""Fine-tuning: a new transformer begins with the weights of a trained one, a tokenizer gets other scales, parameters
+stay as they are.
 """
 
 from __future__ import annotations
@@ -13,7 +12,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from var_ext.models import VAR
+from var_ext.models import VAR, VQVAE
 
 # Arguments of VAR that decide the sizes and the meaning of the weights; all others may differ.
 FIXED = ("depth", "embed_dim", "num_heads", "mlp_ratio", "shared_aln", "attn_l2_norm")
@@ -51,6 +50,8 @@ def init_from(var: VAR, source: VAR) -> list[str]:
     if sizes:
         raise ValueError(f"weights to begin with must be of a transformer with {'; '.join(sizes)}")
     notes = []
+    if not torch.equal(_codebook(var), _codebook(source)):
+        notes.append("the tokenizer has other codes than the one that the weights were trained with")
     values = {name: value for name, value in source.state_dict().items() if name not in _OF_THE_SCHEDULE}
     if var.num_classes != source.num_classes:
         none = values.pop("class_emb.weight")[-1]
@@ -74,7 +75,32 @@ def init_from(var: VAR, source: VAR) -> list[str]:
     return notes
 
 
+def _codebook(var: VAR) -> Tensor:
+    weight: Tensor = var.vae_proxy[0].quantize.embedding.weight
+    return weight.detach().cpu()
+
+
 _OF_THE_SCHEDULE = {"lvl_1L", "attn_bias_for_masking"}  # buffers
+
+
+def with_scales(vae: VQVAE, patch_nums: Sequence[int]) -> VQVAE:
+    """A tokenizer with the same weights and other scales: published weights of 256 px serve 512 px so.
+
+    Raises:
+        ValueError: each scale has a convolution phi of its own, and their number differs.
+    """
+    if tuple(patch_nums) == vae.schedule.patch_nums:
+        return vae
+    if vae.config["share_quant_resi"] == 0 and len(patch_nums) != len(vae.schedule):
+        raise ValueError(
+            f"patch_nums must be {len(vae.schedule)} scales, for each of which this tokenizer has a phi, got "
+            f"{_list(patch_nums)}"
+        )
+    other = VQVAE(**{**vae.config, "v_patch_nums": tuple(patch_nums)})
+    entries = vae.state_dict()
+    del entries["quantize.ema_vocab_hit_SV"]  # (scales, V), a statistic of training
+    other.load_state_dict(entries, strict=False)
+    return other.eval()
 
 
 def _resized(positions: Tensor, side: int) -> Tensor:

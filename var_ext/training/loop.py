@@ -106,9 +106,10 @@ class Task(ABC):
 
 
 def epoch_batches(seed: int, epoch: int, num_items: int, batch_size: int) -> Tensor:
-    """The batches of an epoch, (steps, batch) int64; an incomplete last batch is dropped."""
+    """The batches of an epoch, (steps, batch) int64; the first items fill up the last batch, as published."""
     size = min(batch_size, num_items)
-    order = np.random.default_rng([seed, epoch]).permutation(num_items)[: num_items // size * size]
+    order = np.random.default_rng([seed, epoch]).permutation(num_items)
+    order = np.concatenate([order, order[: -num_items % size]])
     return torch.from_numpy(order.reshape(-1, size).astype(np.int64))
 
 

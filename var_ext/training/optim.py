@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from torch.optim.swa_utils import get_ema_multi_avg_fn
 
 from var_ext.training.parallel import as_like, collected, local, owners
+from var_ext.training.progressive import factor as progressive_factor
 from var_ext.training.ranks import ALONE, Ranks
 
 # Parts of published parameter names that are never decayed, besides biases and 1-d parameters.
@@ -38,12 +39,18 @@ def warmup_factor(step: int, total: int, warmup: float) -> float | None:
     return WARMUP_START + (1 - WARMUP_START) * step / steps if step < steps else None
 
 
-def linear_factor(step: int, total: int, *, warmup: float, end: float) -> float:
-    """Warm-up, 5 % of the remaining steps at full rate, then linear to `end` (the published VAR schedule)."""
+def linear_factor(step: int, total: int, *, warmup: float, end: float, progressive: float = 0.0) -> float:
+    """Warm-up, 5 % of the remaining steps at full rate, then linear to `end` (the published VAR schedule).
+
+    Args:
+        progressive: share of the steps of progressive training, which has a schedule of its own.
+    """
     rising = warmup_factor(step, total, warmup)
     if rising is not None:
         return rising
     passed = _passed(step, total, warmup)
+    if progressive:
+        return progressive_factor(passed, share=progressive, end=end)
     return 1.0 if passed < FULL_SHARE else end + (1 - end) * (1 - passed) / (1 - FULL_SHARE)
 
 

@@ -21,6 +21,7 @@ from var_ext.data import load_dataset
 from var_ext.export import rank_and_world
 from var_ext.models import VAR, VQVAE
 from var_ext.schedule import ScaleSchedule
+from var_ext.training.init_from import with_scales
 from var_ext.training.precision import DTYPES, autocast
 from var_ext.training.recipes import VARRecipe
 
@@ -134,6 +135,8 @@ def describe(
         memory: GB of a rank, None for the GPU's if the device is one, else without limit.
     """
     vae = load_tokenizer(tokenizer)
+    if recipe.patch_nums:
+        vae = with_scales(vae, recipe.patch_nums)
     classes = load_dataset(data, "train", vae.schedule.side * vae.downsample).num_classes
     if memory is None and torch.device(device).type == "cuda":
         memory = torch.cuda.get_device_properties(device).total_memory / GB

@@ -5,11 +5,12 @@ behaviour and read it in `tokenizer.py` or `var.py`; a checkpoint stores all fie
 marked `free`, and a run with other values does not resume from it.
 """
 
+from collections.abc import Mapping
 from dataclasses import MISSING, Field, dataclass, field, fields, replace
 from typing import TYPE_CHECKING, Any, get_args, get_origin
 
 from var_ext.data import DECODES, GEOMETRIES
-from var_ext.schedule import SCALES_256
+from var_ext.schedule import SCALES_256, SCALES_512
 
 if TYPE_CHECKING:
     from typing_extensions import Self
@@ -206,6 +207,12 @@ class VARRecipe(Recipe):
         ("cached", "online"),
     )
     copies: int = option(1, "augmented versions of each training image whose tokens are cached", COUNT)
+    patch_nums: tuple[int, ...] = option(
+        (), "side of the token map of each scale, if not those of the tokenizer", COUNT
+    )
+    freeze: tuple[str, ...] = option(
+        (), "parameters that are not trained: names such as blocks.{0-7}.*,*emb*", None
+    )
     pg: float = option(0.0, "share of the steps of progressive training, 0 is none", SHARE)
     pg0: int = option(4, "scale index that progressive training starts from", NATURAL)
     autocast: str = option(
@@ -235,9 +242,19 @@ class VARRecipe(Recipe):
             raise ValueError(f"depth must be one of {', '.join(map(str, PUBLISHED))}, got {depth}")
         batch, epochs, base_lr, decay_end, lr_end, gamma = PUBLISHED[depth]
         return cls(
-            epochs=epochs, batch_size=batch, augment=1.0, autocast="bf16", workers=8, copies=10, depth=depth,
+            epochs=epochs, batch_size=batch, augment=1.0, autocast="fp16", workers=8, tokens="online", depth=depth,
             embed_dim=64 * depth, num_heads=depth, drop_path_rate=0.1 * depth / 24, shared_aln=depth == 36,
-            base_lr=base_lr, weight_decay_end=decay_end, lr_end=lr_end, init_adaln_gamma=gamma,
+            base_lr=base_lr, weight_decay_end=decay_end, lr_end=lr_end, init_adaln_gamma=gamma, validate_every=10,
+            patch_nums=SCALES_512 if depth == 36 else (),
+        )  # fmt: skip
+
+    @classmethod
+    def finetune(cls, source: Mapping[str, Any]) -> "VARRecipe":
+        """Few images, from the weights of a trained transformer with these constructor arguments."""
+        sizes = {f.name: source[f.name] for f in fields(cls) if f.name in source and f.name != "patch_nums"}
+        return cls(
+            epochs=20, batch_size=64, augment=1.0, copies=10, select="best", base_lr=1e-3, warmup=0.05, ema=0.99,
+            **sizes,
         )  # fmt: skip
 
 
@@ -264,7 +281,7 @@ def _convert(spec: "Field[Any]", value: Any) -> Any:
     wanted: Any = spec.type
     try:
         if get_origin(wanted) is tuple:
-            parts = value.split(",") if isinstance(value, str) else value
+            parts = value.split(",") if isinstance(value, str) and value else value
             return tuple(get_args(wanted)[0](part) for part in parts)
         if wanted is bool and isinstance(value, str):
             return {"true": True, "1": True, "yes": True, "false": False, "0": False, "no": False}[

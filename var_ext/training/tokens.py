@@ -21,7 +21,7 @@ from tqdm import tqdm
 from var_ext.checkpoints import CheckpointError, atomic_write
 from var_ext.data import ImageDataset, ImageLoader
 from var_ext.export import rank_and_world
-from var_ext.models import VQVAE
+from var_ext.models import VAR, VQVAE
 
 BATCH = 64  # images encoded at once, unless the caller wants fewer
 SHARD = 16_384  # augmented images of a shard: 22 MB at 256 px
@@ -30,10 +30,10 @@ LOOK_EVERY = 0.5  # seconds
 SOURCES = ("cached", "online")
 
 
-def digest_of(vae: VQVAE) -> str:
+def digest_of(model: VQVAE | VAR) -> str:
     """Hex digest of constructor arguments and weights."""
-    digest = hashlib.sha256(repr(sorted(vae.config.items())).encode())
-    for name, tensor in sorted(vae.state_dict().items()):
+    digest = hashlib.sha256(repr(sorted(model.config.items())).encode())
+    for name, tensor in sorted(model.state_dict().items()):
         if name == "quantize.ema_vocab_hit_SV":
             continue  # a training statistic, does not affect tokens
         digest.update(name.encode())

@@ -4,6 +4,7 @@ A conditioning other than class labels would enter through `VARTask.step`; anoth
 `tally.token_losses`.
 """
 
+import logging
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
@@ -11,13 +12,14 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from var_ext.checkpoints import load_tokenizer, save_model
+from var_ext.checkpoints import find_model, load_tokenizer, save_model
 from var_ext.data import load_dataset
 from var_ext.models import VAR, VQVAE
 from var_ext.models.keyed import row_keys
 from var_ext.paths import user_path
 from var_ext.schedule import ScaleSchedule
 from var_ext.training.checkpoint import DIGESTS
+from var_ext.training.init_from import freeze, init_from, with_scales
 from var_ext.training.loop import Moment, Task, fit, in_float32, prepare, step_seed
 from var_ext.training.optim import Ema, averaged, cosine, in_place, linear_factor, param_groups, set_rates
 from var_ext.training.parallel import (
@@ -30,14 +32,15 @@ from var_ext.training.parallel import (
     optimizer_state,
 )
 from var_ext.training.precision import DTYPES, LossScale, autocast
+from var_ext.training.progressive import stage
 from var_ext.training.ranks import ALONE, Part, Ranks, join
 from var_ext.training.recipes import VARRecipe
 from var_ext.training.tally import Tally, token_losses
 from var_ext.training.tokens import BATCH, digest_of, digests_of, open_tokens
 
+log = logging.getLogger(__name__)
+
 BETAS = (0.9, 0.95)
-NEW_SCALE_WARMUP = 1 / 300  # share of the steps over which a new scale's loss weight rises to 1
-NEW_SCALE_START = 0.01
 
 
 @in_float32()
@@ -47,6 +50,7 @@ def train_var(
     out: str | Path,
     recipe: VARRecipe,
     *,
+    init_from: str | Path | None = None,
     device: str | torch.device = "cpu",
     resume: bool = True,
     progress: bool = True,
@@ -59,6 +63,8 @@ def train_var(
         out: folder of the result; it also keeps recipe.json, last.ckpt, log.jsonl and the cached tokens of
             the run.
         recipe: e.g. `VARRecipe.digits()`.
+        init_from: name or folder of a model whose transformer gives the first weights (`training.init_from`); its sizes
+            must be those of the recipe, classes and scales may differ.
         device: where to train: "cpu" or "cuda", which under torchrun is each rank's own.
         resume: resume from `out`/last.ckpt if it exists.
         progress: show progress bars.
@@ -69,12 +75,16 @@ def train_var(
     Raises:
         DataError: the data cannot be used.
         CheckpointError: the tokenizer or the checkpoint cannot be used, or `out` cannot be written.
+        ValueError: the scales or the weights to begin with do not fit, or `freeze` names no parameter.
     """
     out = user_path(out)
     with join(device, recipe.rank_timeout) as (ranks, device):
         prepare(out, ranks)
         vae = load_tokenizer(tokenizer)
-        task = VARTask(data, vae, out, recipe, device=device, ranks=ranks, progress=progress)
+        if recipe.patch_nums:
+            vae = with_scales(vae, recipe.patch_nums)
+        source = None if init_from is None else find_model(init_from).models()[1]
+        task = VARTask(data, vae, out, recipe, source=source, device=device, ranks=ranks, progress=progress)
         weights = fit(task, out, resume=resume, progress=progress)
         if ranks.rank == 0:
             with torch.device("meta"):
@@ -99,6 +109,7 @@ class VARTask(Task):
         cache: Path,
         recipe: VARRecipe,
         *,
+        source: VAR | None = None,
         device: str | torch.device = "cpu",
         ranks: Ranks = ALONE,
         progress: bool = False,
@@ -115,6 +126,8 @@ class VARTask(Task):
         self.num_items, self.class_names = len(self.train_data), self.train_data.class_names
         self.cache, self.progress = cache, progress
         digests = digests_of(self.train_data, self.val_data) | {"tokenizer": digest_of(vae)}
+        if source is not None:
+            digests["weights to begin with"] = digest_of(source)
         self.pins = {"kind": "var", DIGESTS: digests, "recipe": recipe.pinned()}
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(recipe.seed)
@@ -131,6 +144,11 @@ class VARTask(Task):
                 init_head=recipe.init_head,
                 init_std=-1,  # sqrt(1 / (3 C))
             )
+        if source is not None:
+            for note in init_from(self.var, source):
+                log.info("%s", note)
+        if recipe.freeze:
+            log.info("%d of the parameters are not trained", freeze(self.var, recipe.freeze))
         self.var.activation_checkpointing = recipe.activation_checkpointing
         if recipe.compile:
             for block in self.var.blocks:
@@ -174,10 +192,19 @@ class VARTask(Task):
         recipe, (tokens, labels) = self.recipe, batch
         count, start = self.global_batch, self.ranks.rows(self.global_batch).start
         self.var.train()
-        factor = linear_factor(at.step, at.total, warmup=recipe.warmup, end=recipe.lr_end)
+        factor = linear_factor(
+            at.step, at.total, warmup=recipe.warmup, end=recipe.lr_end, progressive=recipe.pg
+        )
         decay = cosine(at.step / max(1, at.total - 1), recipe.weight_decay, recipe.weight_decay_end)
         set_rates(self.optimizer, recipe.base_lr * count / 256 * factor, decay)
-        last, weight = progressive(at.progress, len(self.schedule), recipe.pg, recipe.pg0, recipe.warmup)
+        last, weight = stage(
+            at.step,
+            at.total,
+            scales=len(self.schedule),
+            share=recipe.pg,
+            first=recipe.pg0,
+            warmup=recipe.warmup,
+        )
         weights = torch.ones(self.schedule.slices[last].stop, device=self.device)
         weights[self.schedule.slices[last]] = weight
         seed = step_seed(recipe.seed, at.step)
@@ -259,18 +286,3 @@ class VARTask(Task):
         if self.ema:
             self.ema.load_state_dict(state["ema"])
         self.scale.load_state_dict(state["scale"])
-
-
-def progressive(progress: float, scales: int, pg: float, pg0: int, warmup: float) -> tuple[int, float]:
-    """Progressive training: the last scale trained now, and its loss weight.
-
-    Scales after `pg0` join one by one, until at a share `pg` of the steps all are trained.
-    """
-    first = min(pg0, scales - 1)
-    if pg <= 0 or progress >= pg + NEW_SCALE_WARMUP or first == scales - 1:
-        return scales - 1, 1.0
-    span = max(pg - warmup, 1e-9)
-    last = first + int(min(1.0, max(0.0, progress - warmup) / span) * (scales - 1 - first))
-    joined = warmup + span * (last - first) / (scales - 1 - first)
-    weight = 1.0 if last == first else (progress - joined) / NEW_SCALE_WARMUP
-    return last, min(1.0, max(NEW_SCALE_START, weight))
