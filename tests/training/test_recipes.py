@@ -80,3 +80,14 @@ def test_free_fields_are_not_pinned() -> None:
     pinned = VARRecipe.digits().pinned()
     assert "checkpoint_every" not in pinned and "cfg" not in pinned and "workers" not in pinned
     assert pinned["depth"] == VARRecipe.digits().depth and pinned["seed"] == 0
+
+
+@pytest.mark.parametrize(("width", "rate"), [(1920, 1e-4), (1024, 1e-4), (128, 4e-3)])
+def test_fine_tuning_takes_sizes_and_a_rate_from_the_model(width: int, rate: float) -> None:
+    source = {**VAR_ARGUMENTS, "embed_dim": width, "patch_nums": [1, 2], "norm_eps": 1e-6}
+    recipe = VARRecipe.finetune(source)
+    assert (recipe.depth, recipe.embed_dim, recipe.num_heads, recipe.patch_nums) == (7, width, 4, ())
+    assert recipe.base_lr == pytest.approx(rate, rel=0.02)
+
+
+VAR_ARGUMENTS = {"depth": 7, "num_heads": 4, "mlp_ratio": 2.0, "drop_path_rate": 0.1, "shared_aln": True}
