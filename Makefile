@@ -53,8 +53,7 @@ sanitize: $(STAMP)  ## fast op tests under the address and undefined-behaviour s
 	  venv/bin/python -m pytest -q $(PARALLEL) $(FAST) tests/ops
 
 bench: $(STAMP)  ## all benchmarks; writes benchmarks/RESULTS.md
-	$(BIN)/python -m pytest -q benchmarks/bench_*.py --benchmark-only --benchmark-quiet --benchmark-json=benchmarks/latest.json
-	$(BIN)/python benchmarks/render.py benchmarks/latest.json
+	$(BIN)/python benchmarks/time_ops.py
 
 # Whatever Python and torch the GPU's machine has: nothing is installed or fetched. RESULTS names another folder.
 GPU = $(if $(wildcard $(BIN)/python),$(BIN)/python,$(PYTHON)) benchmarks/gpu.py $(if $(DRY),--dry) $(if $(RESULTS),--results $(RESULTS))
@@ -77,7 +76,7 @@ format: $(STAMP)  ## rewrite the sources as lint wants them
 	$(BIN)/clang-format -i $(CXX_FILES)
 
 clean:  ## remove the environment, builds and caches
-	rm -rf $(VENV) build dist .mypy_cache .pytest_cache .ruff_cache .benchmarks
+	rm -rf $(VENV) build dist .mypy_cache .pytest_cache .ruff_cache
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
 
 $(STAMP): $(BUILD_INPUTS)

@@ -16,7 +16,7 @@ from functools import partial
 from typing import Any
 
 import torch
-from case import Case, agree, agree_by_largest, compiled, forward_backward, nbytes
+from harness.case import Case, agree, agree_by_largest, compiled, forward_backward, nbytes
 from torch import Tensor
 from torch.nn import functional as F
 
@@ -48,7 +48,6 @@ GPU_SHAPES = {
     if form in forms and (dtype == "bf16" or (length == 680 and "backward" in form))
 }
 SMOKE = dict(batch=2, length=5, channels=16, branch=True, training=True, dtype="float32")
-COMPETITORS = ("var_ext", "reference", "torch eager", "torch.compile")
 
 
 def eager(
@@ -86,7 +85,3 @@ def case(batch: int, length: int, channels: int, branch: bool, training: bool, d
         bytes=nbytes(x) * passes * (2 if branch else 1) + nbytes(scale, shift),
         check=agree_by_largest if training or kind != torch.float32 else agree,
     )
-
-
-def test_adaln(run_case) -> None:
-    run_case()

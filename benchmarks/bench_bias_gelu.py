@@ -9,7 +9,7 @@ from __future__ import annotations
 from typing import Any
 
 import torch
-from case import Case, agree, agree_in_16_bits, compiled, nbytes
+from harness.case import Case, agree, agree_in_16_bits, compiled, nbytes
 
 from var_ext import ops, reference
 
@@ -37,7 +37,6 @@ GPU_SHAPES = {
     if dtype == "bf16" or train
 }
 SMOKE = dict(batch=2, length=3, channels=5, dtype=torch.float32, train=True)
-COMPETITORS = ("var_ext", "reference", "torch.compile")
 
 
 def case(batch: int, length: int, channels: int, dtype: torch.dtype, train: bool) -> Case:
@@ -61,7 +60,3 @@ def case(batch: int, length: int, channels: int, dtype: torch.dtype, train: bool
         launches=3 if train else 1,  # backward: the rows, then the sums over them
         check=agree if dtype == torch.float32 else agree_in_16_bits,
     )
-
-
-def test_bias_gelu(run_case) -> None:
-    run_case()

@@ -7,7 +7,7 @@ x 16: 0.3 us, where the launch decides.
 from __future__ import annotations
 
 import torch
-from case import Case, agree, agree_in_16_bits, compiled, nbytes
+from harness.case import Case, agree, agree_in_16_bits, compiled, nbytes
 
 from var_ext import ops, reference
 
@@ -28,7 +28,6 @@ GPU_SHAPES = {
     if dtype == "bf16" or side == 256
 }
 SMOKE = dict(batch=1, channels=8, side=3, layout="channels last", dtype=torch.float32)
-COMPETITORS = ("var_ext", "reference", "two sums", "torch.compile")
 
 
 def case(batch: int, channels: int, side: int, layout: str, dtype: torch.dtype) -> Case:
@@ -47,7 +46,3 @@ def case(batch: int, channels: int, side: int, layout: str, dtype: torch.dtype) 
         launches=1,
         check=agree if dtype == torch.float32 else agree_in_16_bits,
     )
-
-
-def test_bias_residual(run_case) -> None:
-    run_case()

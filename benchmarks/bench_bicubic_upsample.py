@@ -9,7 +9,7 @@ from __future__ import annotations
 from functools import partial
 
 import torch
-from case import Case, backward, nbytes
+from harness.case import Case, backward, nbytes
 
 from var_ext import ops, reference
 from var_ext.schedule import SCALES_256
@@ -28,7 +28,6 @@ GPU_SHAPES = {
     for p in (1, 5, 13)
 }
 SMOKE = dict(batch=1, channels=2, source=3, target=5, backward_pass=True)
-COMPETITORS = ("var_ext", "reference")
 
 
 def case(batch: int, channels: int, source: int, target: int, backward_pass: bool) -> Case:
@@ -40,7 +39,3 @@ def case(batch: int, channels: int, source: int, target: int, backward_pass: boo
     else:
         calls = {name: partial(function, x, target) for name, function in functions.items()}
     return Case(calls, bytes=nbytes(x, y), launches=1)
-
-
-def test_bicubic_upsample(run_case) -> None:
-    run_case()

@@ -12,7 +12,7 @@ from collections.abc import Callable
 from functools import partial
 
 import torch
-from case import Case, agree, agree_in_16_bits, nbytes
+from harness.case import Case, agree, agree_in_16_bits, nbytes
 from torch import Tensor
 from torch.nn import functional as F
 
@@ -47,7 +47,6 @@ GPU_SHAPES = {
     for queries, length in TEN
 }
 SMOKE = dict(batch=1, heads=2, dim=16, steps=[(1, 1), (4, 5)], dtype=torch.float32)
-COMPETITORS = ("var_ext", "reference", "matmul + softmax", "torch.cat + SDPA")
 
 
 def eager_norm(qkv: Tensor, q_bias: Tensor, v_bias: Tensor, log_scale: Tensor) -> tuple[Tensor, ...]:
@@ -126,7 +125,3 @@ def case(batch: int, heads: int, dim: int, steps: Steps, dtype: torch.dtype) -> 
         launches=sum(launches(queries, dim, dtype) for queries, _ in steps),
         check=agree if dtype == torch.float32 else agree_in_16_bits,
     )
-
-
-def test_cached_attention(run_case) -> None:
-    run_case()

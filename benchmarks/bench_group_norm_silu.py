@@ -11,7 +11,7 @@ from __future__ import annotations
 from typing import Any
 
 import torch
-from case import Case, agree, agree_in_16_bits, compiled, nbytes
+from harness.case import Case, agree, agree_in_16_bits, compiled, nbytes
 
 from var_ext import ops, reference
 
@@ -40,7 +40,6 @@ GPU_SHAPES = {
     if dtype == "bf16" or side == 256
 }
 SMOKE = dict(batch=1, channels=32, side=3, layout="channels last", dtype=torch.float32, train=True)
-COMPETITORS = ("var_ext", "reference", "torch.compile")
 
 
 def case(batch: int, channels: int, side: int, layout: str, dtype: torch.dtype, train: bool) -> Case:
@@ -67,7 +66,3 @@ def case(batch: int, channels: int, side: int, layout: str, dtype: torch.dtype, 
         launches=launches + 4 * train,
         check=agree if dtype == torch.float32 else agree_in_16_bits,
     )
-
-
-def test_group_norm_silu(run_case) -> None:
-    run_case()

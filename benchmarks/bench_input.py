@@ -10,9 +10,8 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import numpy as np
-import pytest
 import torch
-from case import Case
+from harness.case import Case
 from PIL import Image
 from torch.utils.data import DataLoader, Dataset
 
@@ -25,15 +24,14 @@ SHAPES = {
     "fast, 2 workers": dict(decode="fast", workers=2),
 }
 SMOKE = dict(decode="fast", workers=0, pictures=4, batch=2, calls=2)
-COMPETITORS = ("var_ext", "reference")
 
 SIDE = 256
 _folder = tempfile.TemporaryDirectory()
-os.environ["VAR_EXT_CACHE"] = _folder.name
 
 
 def draw(pictures: int) -> Path:
     """A folder of JPEGs of 500 x 375 and similar, of 50 different contents with detail at all scales."""
+    os.environ["VAR_EXT_CACHE"] = _folder.name
     root = Path(_folder.name, str(pictures))
     rng, contents = np.random.default_rng(0), []
     for i in range(min(pictures, 50)):
@@ -107,8 +105,3 @@ def case(decode: str, workers: int, pictures: int = 2000, batch: int = 64, calls
         images=calls * batch,
         check=near,
     )
-
-
-@pytest.mark.benchmark(min_rounds=1, max_time=0.1, disable_gc=True)
-def test_input(run_case) -> None:
-    run_case()

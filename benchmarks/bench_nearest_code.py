@@ -14,7 +14,7 @@ from __future__ import annotations
 from functools import partial
 
 import torch
-from case import Case, compiled, nbytes
+from harness.case import Case, compiled, nbytes
 from torch import Tensor
 
 from var_ext import _C, ops, reference
@@ -38,7 +38,6 @@ GPU_SHAPES = {
     )
 }  # the first, the last and all scales of 8 and of 50 images
 SMOKE = dict(vectors=7, codes=33, channels=5, cosine=False)
-COMPETITORS = ("var_ext", "reference", "cdist", "torch.compile")
 
 
 def by_cdist(x: Tensor, codebook: Tensor, cosine: bool) -> Tensor:
@@ -78,7 +77,3 @@ def case(vectors: int, codes: int, channels: int, cosine: bool) -> Case:
         launches=4,
         check=partial(equally_near, x, codebook, cosine),
     )
-
-
-def test_nearest_code(run_case) -> None:
-    run_case()

@@ -11,7 +11,7 @@ from functools import partial
 from typing import Any
 
 import torch
-from case import Case, agree, agree_by_largest, compiled, forward_backward, nbytes
+from harness.case import Case, agree, agree_by_largest, compiled, forward_backward, nbytes
 from torch import Tensor
 from torch.nn import functional as F
 
@@ -37,7 +37,6 @@ GPU_SHAPES = {
     if dtype == "bf16" or heads == 16
 }
 SMOKE = dict(batch=1, length=3, heads=2, dim=8, training=False, dtype="float32")
-COMPETITORS = ("var_ext", "reference", "torch eager", "torch.compile")
 
 
 def eager(qkv: Tensor, q_bias: Tensor, v_bias: Tensor, log_scale: Tensor) -> tuple[Tensor, ...]:
@@ -69,7 +68,3 @@ def case(batch: int, length: int, heads: int, dim: int, training: bool, dtype: s
         launches=3 if training else 1,  # backward: the rows, then the sums of all blocks' partial sums
         check=agree_by_largest if training or kind != torch.float32 else agree,
     )
-
-
-def test_qk_norm(run_case) -> None:
-    run_case()

@@ -15,7 +15,7 @@ from functools import partial
 from typing import Any
 
 import torch
-from case import Case, agree, nbytes
+from harness.case import Case, agree, nbytes
 from torch import Tensor
 
 from var_ext import _C, ScaleSchedule, ops, reference
@@ -34,8 +34,6 @@ GPU_SHAPES = {
     for batch, backward_pass in ((1, False), (8, False), (50, False), (8, True), (50, True))
 }
 SMOKE = dict(batch=1, channels=4, codes=16, patch_nums=(1, 2, 3), backward_pass=True)
-COMPETITORS = ("var_ext", "reference")
-LAPS = 3  # slow enough to be steady
 
 
 def mostly_equal(result: tuple[Tensor, ...], expected: tuple[Tensor, ...]) -> None:
@@ -91,8 +89,5 @@ def case(batch: int, channels: int, codes: int, patch_nums: tuple[int, ...], bac
         tensor_flops=2 * filtered * (codes - 11) * channels,
         launches=2 + 4 * len(schedule) + (5 * len(schedule) + 2 * unused if backward_pass else 0),
         check=mostly_equal,
+        laps=3,  # slow enough to be steady
     )
-
-
-def test_residual_quantize(run_case) -> None:
-    run_case()

@@ -14,7 +14,7 @@ from functools import partial
 from typing import Any
 
 import torch
-from case import Case, compiled, nbytes
+from harness.case import Case, compiled, nbytes
 from torch import Tensor
 
 from var_ext import ops, reference
@@ -37,7 +37,6 @@ GPU_SHAPES = {
     for name, scale, following in (("scale 2 -> 3", 2, 3), ("scale 13 -> 16", 13, 16), ("last", 16, None))
 }
 SMOKE = dict(batch=1, channels=4, side=5, scale=2, following=3, backward_pass=True)
-COMPETITORS = ("var_ext", "reference", "torch.compile")
 
 
 def with_gradients(step: Callable[[], tuple[Tensor, Tensor]], given: list[Tensor]) -> tuple[Tensor, ...]:
@@ -68,7 +67,3 @@ def case(
         launches=(6 if following else 4) if backward_pass else 1,
         flops=passes * 2 * batch * side * side * channels * channels * 9,
     )
-
-
-def test_residual_step(run_case) -> None:
-    run_case()

@@ -21,7 +21,7 @@ from __future__ import annotations
 from functools import partial
 
 import torch
-from case import Case, nbytes, same
+from harness.case import Case, nbytes, same
 from torch import Tensor
 
 from var_ext import ops, reference
@@ -47,8 +47,6 @@ GPU_SHAPES = {
 SMOKE = dict(
     batch=2, length=64, vocabulary=33, cfg=1.5, top_k=8, top_p=0.96
 )  # draws enough that argmax shows
-COMPETITORS = ("var_ext", "reference", "topk + sort + multinomial")
-LAPS = 3  # slow enough to be steady
 
 
 def guided(logits: Tensor, cfg: float | None) -> Tensor:
@@ -99,9 +97,6 @@ def case(
         bytes=nbytes(logits) + batch * length * 8,
         launches=1,
         check=same,
+        laps=3,  # slow enough to be steady
         checks={"topk + sort + multinomial": partial(allowed, kept)},
     )
-
-
-def test_sample_tokens(run_case) -> None:
-    run_case()

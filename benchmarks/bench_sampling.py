@@ -4,8 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-import pytest
-from case import Case
+from harness.case import Case
 from torch import Tensor
 
 import var_ext
@@ -16,8 +15,6 @@ SHAPES = {
     "the demo: 80 images, 64 at once": dict(batch=80),
 }
 SMOKE = dict(batch=1)
-COMPETITORS = ("var_ext", "reference")
-LAPS = 3
 
 
 def case(batch: int) -> Case:
@@ -32,7 +29,11 @@ def case(batch: int) -> Case:
         return call
 
     return Case(
-        {"var_ext": drawn("native"), "reference": drawn("reference")}, check=same_pictures, images=batch
+        {"var_ext": drawn("native"), "reference": drawn("reference")},
+        check=same_pictures,
+        images=batch,
+        laps=3,
+        lap=1.0,
     )
 
 
@@ -40,8 +41,3 @@ def same_pictures(result: Tensor, expected: Tensor) -> None:
     """Both backends draw the same tokens, up to draws that fall on a rounding error: most pictures agree."""
     agree = (result - expected).abs().amax(dim=(1, 2, 3)) < 1e-2
     assert agree.double().mean() >= 0.9, f"only {int(agree.sum())} of {len(agree)} pictures agree"
-
-
-@pytest.mark.benchmark(min_rounds=1, max_time=1.0, disable_gc=True)
-def test_sampling(run_case) -> None:
-    run_case()

@@ -8,13 +8,12 @@ from __future__ import annotations
 from collections.abc import Callable
 
 import torch
-from case import Case
+from harness.case import Case
 
 from var_ext import ops
 
 SHAPES = {"adaln 2 x 256 x 1024 and a product of 512 x 512, 20 each": dict(length=256, size=512, rounds=20)}
 SMOKE = dict(length=2, size=8, rounds=2)
-COMPETITORS = ("in turns", "apart")
 
 
 def case(length: int, size: int, rounds: int) -> Case:
@@ -37,7 +36,3 @@ def case(length: int, size: int, rounds: int) -> Case:
             "apart": lambda: run([op] * rounds + [product] * rounds),
         }
     )
-
-
-def test_threads(run_case) -> None:
-    run_case()

@@ -8,31 +8,14 @@ Random weights, 256 px, guidance on, decoder included. The FLOPs are those of be
 
 from __future__ import annotations
 
-import argparse
-import functools
-from statistics import median
+from functools import partial
 from typing import Any
 
 import flops
-import torch
-from samplers import DTYPES, TINY, drawer, drawn, our_model
-from tables import duration
-from versus import about, add_file_options, numbers, release, time_in_turn, words, write
-
-
-def arguments() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument("--batch-sizes", type=numbers, default=[1, 2, 4, 8, 16, 32])
-    parser.add_argument("--depth", type=int, default=16, help="of the sweep over batches")
-    parser.add_argument("--depths", type=numbers, default=[2, 4, 8, 12, 16], help="at the first batch size")
-    parser.add_argument("--precisions", type=words, default=["bf16"])
-    parser.add_argument("--laps", type=int, default=2)
-    parser.add_argument("--device", type=torch.device, default=torch.device("cpu"))
-    parser.add_argument("--tiny", action="store_true", help="a toy tokenizer and four scales")
-    add_file_options(parser)
-    return parser.parse_args()
+from harness.clock import in_turn
+from harness.comparison import Comparison, chosen, numbers, parser_of
+from harness.report import facts
+from samplers import DTYPES, PRECISIONS, TINY, drawer, drawn, our_model
 
 
 def counted(depth: int, precision: str, tiny: bool) -> dict[str, int]:
@@ -53,32 +36,24 @@ def points(batches: list[int], depth: int, depths: list[int]) -> list[tuple[int,
 
 
 def main() -> None:
-    options = arguments()
-    device = options.device
-    rows: list[dict[str, Any]] = []
-    model = dict(depth=options.depth, tiny=options.tiny)
-    report = dict(about=about(device), model=model, laps=options.laps, rows=rows)
+    parser = parser_of(__doc__, laps=2, batch_sizes=[1, 2, 4, 8, 16, 32], memory=False)
+    parser.add_argument("--depths", type=numbers, default=[2, 4, 8, 12, 16], help="at the first batch size")
+    parser.set_defaults(precisions=["bf16"])
+    options = chosen(parser, PRECISIONS)
+    device, model = options.device, dict(depth=options.depth, tiny=options.tiny)
+    comparison = Comparison("cost", __file__, options, about=facts(device), model=model)
     for depth, batches in points(options.batch_sizes, options.depth, options.depths):
         var = our_model(depth, device, options.tiny)
         for precision in options.precisions:
-            draw = drawer(var, precision)
+            draw, cost = drawer(var, precision), counted(depth, precision, options.tiny)
             for batch in batches:
-                call = functools.partial(drawn, draw, batch, device)
-                result = time_in_turn({"var_ext": lambda _, call=call: call()}, options.laps, device)[
-                    "var_ext"
-                ]
-                cost = counted(depth, precision, options.tiny)
-                rows.append(
-                    dict(depth=depth, batch=batch, precision=precision, flops=cost, seconds=result.seconds)
-                    | dict(error=result.error)
-                )
-                shown = duration(median(result.seconds)) if result.seconds else result.error
-                print(f"depth {depth}, batch {batch}, {precision}: {shown}", flush=True)
-                write("cost", report, options, finished=False)
+                call = partial(drawn, draw, batch, device)
+                timed = in_turn({"var_ext": lambda _, call=call: call()}, options.laps, comparison.clock)
+                comparison.add(timed["var_ext"], depth=depth, batch=batch, precision=precision, flops=cost)
             del draw, call
         del var
-        release(device)
-    write("cost", report, options, finished=True)
+        comparison.clock.release()
+    comparison.save(finished=True)
 
 
 if __name__ == "__main__":

@@ -23,11 +23,9 @@ with zipp, regex, and requests with urllib3, idna, certifi and charset-normalize
 from __future__ import annotations
 
 import argparse
-import datetime
 import hashlib
 import json
 import os
-import platform
 import re
 import signal
 import sys
@@ -38,9 +36,9 @@ from typing import Any
 
 import gpu_steps as steps
 import torch
-from gpu_runner import ROOT, Budget, Result, Step, together
-from gpu_steps import PLACE, PYTHON, SHARES, VERSUS, output_of
-from result_files import save
+from gpu_runner import Budget, Result, Step, together
+from gpu_steps import PLACE, PYTHON, SHARES, VERSUS
+from harness.report import FOLDER, ROOT, commit_of, machine, output_of, save, slug
 
 SECONDS = 560.0  # for everything
 DRY = 3600.0
@@ -66,34 +64,25 @@ def digest() -> str:
 
 
 def facts() -> dict[str, Any]:
-    there = torch.cuda.is_available()
-    changes = output_of("git", "status", "--porcelain")
-    properties = torch.cuda.get_device_properties(0) if there else None
-    return dict(
-        chip=torch.cuda.get_device_name() if there else "no GPU",
-        devices=torch.cuda.device_count() if there else 0,
+    properties = torch.cuda.get_device_properties(0)
+    return machine(
+        torch.device("cuda"),
+        devices=torch.cuda.device_count(),
         architecture=f"sm_{architecture()}",
-        multiprocessors=properties.multi_processor_count if properties else 0,
-        memory=properties.total_memory if properties else 0,
+        multiprocessors=properties.multi_processor_count,
+        memory=properties.total_memory,
         driver=output_of("nvidia-smi", "--query-gpu=driver_version", "--format=csv,noheader"),
         cuda=torch.version.cuda,
         nvcc=next(iter(re.findall(r"release ([\d.]+)", output_of("nvcc", "--version") or "")), None),
-        torch=torch.__version__,
         triton=bool(find_spec("triton")),
         flash_attn=bool(find_spec("flash_attn")),
-        python=platform.python_version(),
-        commit=os.environ.get("VAR_EXT_COMMIT") or output_of("git", "rev-parse", "HEAD"),
-        dirty=None if changes is None else bool(changes),
         sources=digest(),
-        date=datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds"),
     )
 
 
 def name_of(about: Mapping[str, Any]) -> str:
     """The result file: h100-80gb-hbm3-sm_90a-0123456789ab.json."""
-    chip = re.sub(r"[^a-z0-9]+", "-", about["chip"].lower().removeprefix("nvidia ")).strip("-")
-    changed = "-dirty" if about["dirty"] else ""
-    return f"{chip}-{about['architecture']}-{(about['commit'] or 'unknown')[:12]}{changed}.json"
+    return f"{slug(about)}-{about['architecture']}-{commit_of(about)}.json"
 
 
 class Run:
@@ -150,7 +139,7 @@ def hardware(run: Run) -> int:
         others = dict(tests=steps.tests(), ptx=steps.ptx(), occupancy=steps.occupancy())
         run.do(**others, **sanitizers)
         run.do(sampling=steps.sampling(*run.timing("sampling")))
-        run.do(op_times=steps.op_times(*run.timing("op_times")))
+        run.do(op_times=steps.op_times("--device", "cuda", *run.timing("op_times")))
     return run.told(SHARES)
 
 
@@ -165,7 +154,7 @@ def dry(run: Run) -> int:
     """The same steps without a GPU: tests are only collected, and toys run on the CPU."""
     wanted = dict(SHARES)
     if run.built():
-        run.do(plan=Step([PYTHON, "benchmarks/gpu_plan.py"], 60.0))
+        run.do(plan=Step([PYTHON, "benchmarks/time_ops.py", "--plan"], 60.0))
         wanted["plan"] = 60.0
         collected = {name: steps.collected(name) for name in BESIDE if name != "occupancy"}
         run.do(**collected, occupancy=steps.occupancy("--list"))
@@ -178,8 +167,7 @@ def main() -> int:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    folder = ROOT / "benchmarks" / "results"
-    parser.add_argument("--results", type=Path, default=folder, help="folder of the result file")
+    parser.add_argument("--results", type=Path, default=FOLDER / "results", help="folder of the result file")
     parser.add_argument("--official", type=Path, help="the second command: a checkout of the published code")
     parser.add_argument("--dry", action="store_true", help="without a GPU: build, collect tests, run toys")
     options = parser.parse_args()
@@ -199,7 +187,6 @@ def main() -> int:
         return 1
     about = facts()
     print(json.dumps(about, indent=1))
-    options.results.mkdir(parents=True, exist_ok=True)
     if options.official:
         place = options.results / "versus"
         return versus(Run(Budget(SECONDS), None), options.official, place, "--device", "cuda")

@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from result_files import save
+from harness.report import save
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 

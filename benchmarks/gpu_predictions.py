@@ -5,12 +5,12 @@ The results page shows each next to the measurement, and marks those off by more
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import dataclass
 from statistics import median
-from typing import Any
 
-Report = Mapping[str, Any]
+from harness.report import Report
+
 MISSED = 1 / 3  # of the middle of what was predicted
 ATTENTION = "32 x 680 x 16 x 64"  # d16 in training: 512 heads
 

@@ -12,9 +12,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from result_files import load
+from harness.report import ROOT, load
 
-ROOT = Path(__file__).resolve().parent.parent
 SHOWN, OF_FAILURE = (
     3000,
     20_000,

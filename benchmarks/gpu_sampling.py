@@ -21,11 +21,11 @@ from typing import Any
 
 import flops
 import torch
-from result_files import save
+from harness.clock import Watch, clock_of, in_turn
+from harness.memory import forget_peak, resident
+from harness.report import duration, said, save
 from samplers import OPTIONS, labels_of, our_model
-from tables import duration
 from torch.profiler import ProfilerActivity, profile
-from versus import Watch, forget_peak, release, resident, synchronize, time_in_turn
 
 from var_ext.bench import Watched
 from var_ext.engine import Call, Draw, SeededDraw
@@ -53,6 +53,7 @@ class Bench:
 
     def __init__(self, device: torch.device, seconds: float, out: Path, *, tiny: bool) -> None:
         self.device, self.seconds, self.out, self.tiny = device, seconds, out, tiny
+        self.clock = clock_of(device)
         self.begin = time.monotonic()
         self.report: dict[str, Any] = dict(
             depth=2 if tiny else DEPTH,
@@ -70,7 +71,7 @@ class Bench:
         """Frees all graphs and their memory."""
         self.sampler = Sampler(self.var.vae_proxy[0], self.var, precision="bf16")
         self.sampler.engine.parts()
-        release(self.device)
+        self.clock.release()
 
     def figure(self, name: str, take: Callable[[], str]) -> None:
         """Adds a figure, if there is time left."""
@@ -127,7 +128,7 @@ class Bench:
         memory["graph"] = self.memory(self.graph, batch)
         calls: dict[str, Callable[[Watch], Any]] = {"graph": graph, "eager": lambda w: self.eager(batch, w)}
         cost = flops.sampling(self.report["depth"], mixed=True)
-        for who, timed in time_in_turn(calls, LAPS, self.device).items():
+        for who, timed in in_turn(calls, LAPS, self.clock).items():
             row = dict(who=who, batch=batch, **timed.as_dict(), memory=memory[who])
             if who == "graph" and timed.seconds:
                 row["host"] = median(hosts[1:])  # the first one warms up
@@ -138,10 +139,10 @@ class Bench:
 
     def memory(self, draw: Callable[[int], Any], batch: int) -> dict[str, int]:
         """Peak bytes allocated and reserved by torch since a first call began."""
-        release(self.device)
+        self.clock.release()
         forget_peak(self.device)
         draw(batch)
-        synchronize(self.device)
+        self.clock.wait()
         if self.device.type == "cpu":
             return dict(peak=resident("VmHWM"), reserved=resident("VmHWM"))
         allocated, reserved = torch.cuda.max_memory_allocated, torch.cuda.max_memory_reserved
@@ -150,12 +151,12 @@ class Bench:
     def profile(self, batch: int) -> str:
         """The kernels of a replayed graph, by total time."""
         self.graph(batch)
-        synchronize(self.device)
+        self.clock.wait()
         gpu = self.device.type == "cuda"
         with profile(activities=[ProfilerActivity.CUDA if gpu else ProfilerActivity.CPU]) as profiler:
             begin = time.perf_counter()
             self.graph(batch)
-            synchronize(self.device)
+            self.clock.wait()
             seconds = time.perf_counter() - begin
         spent = "self_device_time_total" if gpu else "self_cpu_time_total"
         kernels = [(e.key, e.count, getattr(e, spent) / 1e6) for e in profiler.key_averages()]
@@ -167,10 +168,6 @@ class Bench:
         self.report["profiles"].append({**row, "kernels": rows})
         lines = [f"  {duration(r['seconds'])}, {r['calls']} x {r['name'][:90]}" for r in rows[:8]]
         return f"{row['launches']} launches, {duration(busy)} in kernels\n" + "\n".join(lines)
-
-
-def said(error: Exception) -> str:
-    return f"{type(error).__name__}: {' '.join(str(error).split())}"[:300]
 
 
 def told(rows: list[dict[str, Any]]) -> str:

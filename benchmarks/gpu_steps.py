@@ -16,7 +16,8 @@ from collections import Counter
 from importlib.util import find_spec
 from pathlib import Path
 
-from gpu_runner import ROOT, Result, Step
+from gpu_runner import Result, Step
+from harness.report import ROOT, output_of
 
 PLACE = ROOT / "build" / "gpu"
 PYTHON = PLACE / "venv" / "bin" / "python"
@@ -32,14 +33,6 @@ ENDING = 25.0  # last seconds of a sanitizer's share, in which no test starts: t
 THREADS = {"OMP_NUM_THREADS": "1"}
 # The tools run without torch's caching allocator, so no graph can be captured.
 SMALL = "hardware and not graph and not registration and not large and not long and not 680 and not device"
-
-
-def output_of(*command: str) -> str | None:
-    """The output of a program; None if it is missing or fails."""
-    try:
-        return subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True).stdout.strip()
-    except (OSError, subprocess.CalledProcessError):
-        return None
 
 
 def environment() -> None:
@@ -178,7 +171,7 @@ def sampling(*options: object) -> Step:
 
 
 def op_times(*options: object) -> Step:
-    return _writing("op_times", "time_ops_gpu.py", PLACE / "op_times.json", *options)
+    return _writing("op_times", "time_ops.py", PLACE / "op_times.json", *options)
 
 
 # ---------------------------------------------------------------------- beside other programs

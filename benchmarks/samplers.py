@@ -12,15 +12,16 @@ from pathlib import Path
 from typing import Any, Protocol
 
 import torch
+from harness.clock import Watch
 from torch import Tensor, nn
-from versus import Watch, randomize
 
 import var_ext
-from var_ext.bench import Watched
+from var_ext.bench import Watched, psnr
 from var_ext.engine import Call, Draw, PublishedDraw, options_for
 from var_ext.models import build_vae_var
 from var_ext.sampling import Sampler
 
+PRECISIONS = {"cpu": ("fp32", "bf16", "int8"), "cuda": ("fp32", "bf16", "fp16")}
 DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16}
 TINY = dict(patch_nums=(1, 2, 3, 4), V=1024, Cvae=32, ch=32)  # a few seconds for everything
 OPTIONS = dict(cfg=1.5, top_k=900, top_p=0.96)  # of the published evaluation
@@ -56,6 +57,30 @@ def contained(folder: Path) -> Iterator[None]:
                 cls.reset_parameters = method
             elif "reset_parameters" in vars(cls):
                 del cls.reset_parameters
+
+
+@torch.no_grad()
+def randomize(vae: nn.Module, var: nn.Module, seed: int = 0) -> None:
+    """Non-trivial weights for either implementation: logits that prefer some codes, open gates, pixels with
+    contrast. `var` comes with its own initialisation, the tokenizer with any.
+    """
+    torch.manual_seed(seed)
+    for module in vae.modules():
+        if isinstance(module, nn.Conv2d | nn.GroupNorm | nn.Embedding):
+            module.reset_parameters()
+    nn.init.normal_(var.class_emb.weight)  # its initialisation would leave the gates almost closed
+    nn.init.normal_(var.head.weight, std=2 / var.head.in_features**0.5)
+    device, channels = var.head.weight.device, vae.quantize.embedding.weight.shape[1]
+    f_hat = 2 * torch.randn(1, channels, 16, 16).to(device)
+    last = vae.decoder.conv_out
+    contrast = vae.decoder(vae.post_quant_conv(f_hat)).std()
+    last.weight.mul_(0.5 / contrast)
+    last.bias.zero_()
+
+
+def finite_psnr(images: Tensor, expected: Tensor) -> float:
+    """`var_ext.bench.psnr`, at most 200: JSON has no infinity."""
+    return min(200.0, psnr(images.double(), expected.double()))
 
 
 def published_model(folder: Path, depth: int, device: torch.device, tiny: bool = False) -> nn.Module:
@@ -229,11 +254,6 @@ def make(who: str, var: nn.Module, precision: str) -> Competitor:
     if who in ("var_ext released", "var_ext shared"):
         return Fast(var, precision, who.split()[1])
     return {"published": Published, "var_ext": Fast, "var_ext graph": Graphed}[who](var, precision)
-
-
-def precisions_on(device: torch.device) -> tuple[str, ...]:
-    """What may be asked for on a device."""
-    return ("fp32", "bf16", "fp16") if device.type == "cuda" else ("fp32", "bf16", "int8")
 
 
 def drawer(var: nn.Module, precision: str) -> Callable[[Tensor, Tensor], Tensor]:

@@ -5,19 +5,13 @@ python benchmarks/versus_page.py                    # draws benchmarks/plots and
 
 from __future__ import annotations
 
-import json
-import sys
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from statistics import median
 from typing import Any
 
-HERE = Path(__file__).resolve().parent
-sys.path.insert(0, str(HERE))
-
-import gpu_page  # noqa: E402
-from tables import duration, markdown  # noqa: E402
-from versus_plots import PARTS, Report, batches, draw, plot_name  # noqa: E402
+from harness.report import FOLDER, Report, duration, listing, markdown, newest, provenance, rewrite
+from versus_plots import PARTS, batches, draw, plot_name
 
 TITLE = "# Beside other programs"
 NONE = """No result yet: `python benchmarks/vs_official.py --official DIR`, `vs_dit.py` and `cost.py` write them to
@@ -38,36 +32,25 @@ step, plus the decoder.""",
 TITLES = {"official": "The published code", "dit": "DiT-XL/2", "cost": "Cost over batch and depth"}
 
 
-def newest(folder: Path) -> list[Report]:
+def reports(folder: Path) -> list[Report]:
     """The last result of each kind on each chip, in the order of the kinds."""
-    reports = [json.loads(path.read_text(encoding="utf-8")) for path in sorted(folder.glob("*.json"))]
-    latest: dict[tuple[str, str], Report] = {}
-    for report in sorted(reports, key=lambda report: report["about"]["date"]):
-        latest[report["kind"], report["about"]["chip"]] = report
-    return [latest[key] for key in sorted(latest, key=lambda key: (list(TITLES).index(key[0]), key[1]))]
+    found = newest(folder, lambda report: (report["kind"], report["about"]["chip"]))
+    return [found[key] for key in sorted(found, key=lambda key: (list(TITLES).index(key[0]), key[1]))]
 
 
 def facts(report: Report) -> str:
     """What was measured, on what, with what."""
-    about, model = report["about"], report["model"]
-    changed = " with uncommitted changes" if about["dirty"] else ""
-    busy = " (**busy: do not trust these figures**)" if about["load"] > about["threads"] / 2 else ""
-    lines = {
-        "machine": f"{about['chip']}, {about['threads']} threads",
-        "date": about["date"][:10],
-        "versions": f"var_ext {about['var_ext']}, torch {about['torch']}, Python {about['python']}"
-        + (f", diffusers {about['diffusers']}" if "diffusers" in about else ""),
-        "commit": f"`{(about['commit'] or 'unknown')[:12]}`{changed}",
-        "model": f"VAR d{model['depth']}" + (", **a toy**" if model["tiny"] else ", 256 px"),
-        **({"published code": "with flash-attn"} if model.get("flash_attn") else {}),
-        "load": f"{about['load']:.1f} processes in the minute before{busy}",
-        "laps": str(report["laps"]),
-        **({"TF32": tf32(report["tf32"])} if report.get("tf32") else {}),
-        **(
-            {} if report.get("finished", True) else {"**stopped**": "before its end; what it had stands here"}
-        ),
-    }
-    return "\n".join(["| | |", "| --- | --- |", *(f"| {name} | {text} |" for name, text in lines.items())])
+    model = report["model"]
+    lines = provenance(report["about"])
+    lines["model"] = f"VAR d{model['depth']}" + (", **a toy**" if model["tiny"] else ", 256 px")
+    if model.get("flash_attn"):
+        lines["published code"] = "with flash-attn"
+    lines["laps"] = str(report["laps"])
+    if report.get("tf32"):
+        lines["TF32"] = tf32(report["tf32"])
+    if not report.get("finished", True):
+        lines["**stopped**"] = "before its end; what it had stands here"
+    return listing(lines)
 
 
 def tf32(allowed: Mapping[str, bool]) -> str:
@@ -199,13 +182,13 @@ TABLES: Mapping[str, Callable[[Report], list[str]]] = {"official": official, "di
 # ---------------------------------------------------------------------- the page
 
 
-def section(folder: Path = HERE / "results" / "versus", plots: Path = HERE / "plots") -> str:
+def section(folder: Path = FOLDER / "results" / "versus", plots: Path = FOLDER / "plots") -> str:
     """The whole part, including its title, with the plots that exist."""
-    reports = newest(folder)
-    if not reports:
+    found = reports(folder)
+    if not found:
         return f"{TITLE}\n\n{NONE}\n"
     parts, kind = [TITLE, HEAD], None
-    for report in reports:
+    for report in found:
         if report["kind"] != kind:
             kind = report["kind"]
             parts += [f"## {TITLES[kind]}", TEXTS[kind]]
@@ -216,20 +199,6 @@ def section(folder: Path = HERE / "results" / "versus", plots: Path = HERE / "pl
     return "\n\n".join(parts) + "\n"
 
 
-def put(page: str, text: str) -> str:
-    """The page with `text` as its comparison part, before the GPU part."""
-    before, _, _ = page.partition(f"\n{gpu_page.TITLE}\n")
-    after = page[len(before) :]
-    before = before.partition(f"\n{TITLE}\n")[0].rstrip("\n")
-    return f"{before}\n\n{text}{after}"
-
-
-def main() -> None:
-    page = HERE / "RESULTS.md"
-    draw(newest(HERE / "results" / "versus"), HERE / "plots")
-    page.write_text(put(page.read_text(encoding="utf-8"), section()), encoding="utf-8")
-    print(f"wrote {page}")
-
-
 if __name__ == "__main__":
-    main()
+    draw(reports(FOLDER / "results" / "versus"), FOLDER / "plots")
+    rewrite(section())

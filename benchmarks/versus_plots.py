@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable
 from pathlib import Path
 from statistics import median
 from typing import Any
 
-from tables import duration
+from harness.report import Report, duration, slug
 
 PARTS = ("transformer", "head and sampling", "quantizer", "decoder")
 COLORS = {
@@ -17,7 +17,6 @@ COLORS = {
     "quantizer": "#7a9a4a",
     "decoder": "#9a5a7a",
 }
-Report = Mapping[str, Any]
 
 
 def batches(report: Report) -> dict[int, list[Report]]:
@@ -29,8 +28,7 @@ def batches(report: Report) -> dict[int, list[Report]]:
 
 
 def plot_name(report: Report) -> str:
-    chip = "-".join("".join(c if c.isalnum() else " " for c in report["about"]["chip"].lower()).split())
-    return f"{report['kind']}-{chip}.svg"
+    return f"{report['kind']}-{slug(report['about'])}.svg"
 
 
 def plot(report: Report, path: Path) -> None:

@@ -11,30 +11,19 @@ that holds. var_ext draws complete images with the settings of the published eva
 
 from __future__ import annotations
 
-import argparse
-import functools
 import json
 import os
 from collections.abc import Callable
+from functools import partial
 from statistics import median
 from typing import Any
 
 import torch
+from harness.clock import Clock, Watch, in_turn
+from harness.comparison import Comparison, chosen, numbers, parser_of
+from harness.memory import memory_of
+from harness.report import facts
 from samplers import DTYPES, drawer, drawn, our_model
-from tables import duration
-from versus import (
-    Watch,
-    about,
-    add_file_options,
-    in_fresh_process,
-    memory_of,
-    numbers,
-    time_in_turn,
-    words,
-    write,
-)
-
-from var_ext.engine.memory import out_of_memory
 
 XL2 = dict(num_attention_heads=16, attention_head_dim=72, num_layers=28, sample_size=32)
 TINY = dict(num_attention_heads=2, attention_head_dim=16, num_layers=2, sample_size=8)
@@ -43,31 +32,8 @@ GUIDANCE = 4.0
 CHECKED = (4, 8)  # steps of the two runs that check whether steps add up
 
 
-def arguments() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument("--depth", type=int, default=16, help="of the VAR model beside it")
-    parser.add_argument("--steps", type=numbers, default=[250, 50, 20], help="sampling lengths to tell of")
-    parser.add_argument("--timed-steps", type=int, default=3, help="steps of a lap")
-    parser.add_argument("--batch-sizes", type=numbers, default=[1, 8])
-    parser.add_argument("--precisions", type=words, default=["bf16"], help="of fp32, bf16, fp16 (GPU)")
-    parser.add_argument("--laps", type=int, default=2)
-    parser.add_argument("--device", type=torch.device, default=torch.device("cpu"))
-    parser.add_argument("--tiny", action="store_true", help="toys of both; takes --depth 2")
-    parser.add_argument("--no-memory", action="store_true", help="start no processes to measure memory")
-    add_file_options(parser)
-    parser.add_argument("--memory-of", nargs=3, metavar=("WHO", "PRECISION", "BATCH"), help=argparse.SUPPRESS)
-    options = parser.parse_args()
-    if options.tiny:
-        options.depth = 2
-    if unknown := set(options.precisions) - {"fp32", *DTYPES}:
-        parser.error(f"--precisions may be fp32, {', '.join(DTYPES)}, got {', '.join(sorted(unknown))}")
-    return options
-
-
-def pipeline(precision: str, device: torch.device, tiny: bool) -> Any:
-    """diffusers' pipeline as published for 256 px, with random weights and nothing fetched."""
+def library() -> Any:
+    """diffusers, which fetches nothing."""
     os.environ.setdefault("HF_HUB_OFFLINE", "1")
     try:
         import diffusers
@@ -75,6 +41,12 @@ def pipeline(precision: str, device: torch.device, tiny: bool) -> Any:
         raise SystemExit(
             f"diffusers is needed beside var_ext: pip install 'var_ext[versus]' ({error})"
         ) from error
+    return diffusers
+
+
+def pipeline(precision: str, device: torch.device, tiny: bool) -> Any:
+    """diffusers' pipeline as published for 256 px, with random weights."""
+    diffusers = library()
     torch.manual_seed(0)
     widths = TINY_WIDTHS if tiny else WIDTHS
     transformer = diffusers.DiTTransformer2DModel(
@@ -131,88 +103,53 @@ def seconds_of(parts: dict[str, list[float]], steps: int) -> float:
     return sum(parts["start"]) + steps * median(parts["step"]) + sum(parts["decoder"])
 
 
-def linearity(pipe: Any, parts: dict[str, list[float]], device: torch.device) -> dict[str, float]:
+def linearity(pipe: Any, parts: dict[str, list[float]], clock: Clock) -> dict[str, float]:
     """Steps -> measured over predicted seconds."""
-    runs: dict[str, Callable[[Watch], Any]] = {
-        str(steps): functools.partial(draw, pipe, 1, steps) for steps in CHECKED
-    }
-    results = time_in_turn(runs, 1, device)
+    results = in_turn({str(steps): partial(draw, pipe, 1, steps) for steps in CHECKED}, 1, clock)
     return {steps: timed.seconds[0] / seconds_of(parts, int(steps)) for steps, timed in results.items()}
 
 
-def memory_worker(options: argparse.Namespace) -> None:
-    """Prints the memory of one of the two, alone in this process."""
-    who, precision, batch = options.memory_of
-    if who == "var_ext":
-        draw_ours = drawer(our_model(options.depth, options.device, options.tiny), precision)
-        call = functools.partial(drawn, draw_ours, int(batch), options.device)
-    else:
-        call = functools.partial(draw, pipeline(precision, options.device, options.tiny), int(batch), 2)
-    try:
-        print(json.dumps(memory_of(call, options.device)))
-    except RuntimeError as error:
-        if not out_of_memory(error):
-            raise
-        print(json.dumps(dict(error="out of memory")))
-
-
 def main() -> None:
-    options = arguments()
+    parser = parser_of(__doc__, laps=2, batch_sizes=[1, 8], memory=True)
+    parser.add_argument("--steps", type=numbers, default=[250, 50, 20], help="sampling lengths to tell of")
+    parser.add_argument("--timed-steps", type=int, default=3, help="steps of a lap")
+    parser.set_defaults(precisions=["bf16"])
+    options = chosen(parser, dict.fromkeys(("cpu", "cuda"), ("fp32", *DTYPES)))
+    device, tiny = options.device, options.tiny
     if options.memory_of:
-        memory_worker(options)
+        who, precision, batch = options.memory_of[0], options.memory_of[1], int(options.memory_of[2])
+        if who == "var_ext":
+            call = partial(drawn, drawer(our_model(options.depth, device, tiny), precision), batch, device)
+        else:
+            call = partial(draw, pipeline(precision, device, tiny), batch, 2)
+        print(json.dumps(memory_of(call, device)))
         return
-    device = options.device
-    rows: list[dict[str, Any]] = []
     checks: dict[str, dict[str, float]] = {}
-    report: dict[str, Any] = {}
-
-    def keep(finished: bool = False) -> None:
-        write("dit", report, options, finished=finished)
-
+    model = dict(depth=options.depth, tiny=tiny, timed_steps=options.timed_steps, guidance=GUIDANCE)
+    about = facts(device, diffusers=library().__version__)
+    comparison = Comparison("dit", __file__, options, about=about, model=model, linearity=checks)
     for precision in options.precisions:
-        pipe = pipeline(precision, device, options.tiny)
-        draw_ours = drawer(our_model(options.depth, device, options.tiny), precision)
-        report = report or begun(options, checks, rows)
+        pipe = pipeline(precision, device, tiny)
+        draw_ours = drawer(our_model(options.depth, device, tiny), precision)
         for batch in options.batch_sizes:
             calls: dict[str, Callable[[Watch], Any]] = {
-                "DiT": functools.partial(draw, pipe, batch, options.timed_steps),
+                "DiT": partial(draw, pipe, batch, options.timed_steps),
                 "var_ext": lambda _, batch=batch, ours=draw_ours: drawn(ours, batch, device),
             }
-            for who, result in time_in_turn(calls, options.laps, device).items():
-                row = dict(who=who, precision=precision, batch=batch, **result.as_dict())
+            for who, result in in_turn(calls, options.laps, comparison.clock).items():
+                more: dict[str, Any] = {}
                 if who == "DiT" and result.seconds:
-                    row["of_steps"] = {str(n): seconds_of(row["parts"], n) for n in options.steps}
+                    parts = result.parts()
+                    more["of_steps"] = {str(n): seconds_of(parts, n) for n in options.steps}
                     if precision not in checks:
-                        checks[precision] = linearity(pipe, row["parts"], device) if batch == 1 else {}
-                rows.append(row)
-                print(f"batch {batch}, {who} {precision}: {told(row)}", flush=True)
-            keep()
-        del pipe, draw_ours
-    passed = ["--depth", str(options.depth), "--device", str(device), *(["--tiny"] if options.tiny else [])]
-    for row in rows if not options.no_memory else []:
-        worker = ["--memory-of", row["who"], row["precision"], str(row["batch"])]
-        row["memory"] = in_fresh_process(__file__, [*passed, *worker])
-        keep()
-    keep(finished=True)
-
-
-def begun(
-    options: argparse.Namespace, checks: dict[str, dict[str, float]], rows: list[dict[str, Any]]
-) -> dict[str, Any]:
-    """The report, with checks and rows to be filled in."""
-    import diffusers
-
-    model = dict(depth=options.depth, tiny=options.tiny, timed_steps=options.timed_steps, guidance=GUIDANCE)
-    known = about(options.device, diffusers=diffusers.__version__)
-    return dict(about=known, model=model, laps=options.laps, linearity=checks, rows=rows)
-
-
-def told(row: dict[str, Any]) -> str:
-    if row["error"]:
-        return row["error"]
-    if row["who"] == "var_ext":
-        return duration(median(row["seconds"]))
-    return ", ".join(f"{steps} steps {duration(seconds)}" for steps, seconds in row["of_steps"].items())
+                        checks[precision] = linearity(pipe, parts, comparison.clock) if batch == 1 else {}
+                comparison.add(result, who=who, precision=precision, batch=batch, **more)
+        del pipe, draw_ours, calls
+        comparison.clock.release()
+    for row in comparison.rows if not options.no_memory else []:
+        row["memory"] = comparison.memory(row["who"], row)
+        comparison.save()
+    comparison.save(finished=True)
 
 
 if __name__ == "__main__":

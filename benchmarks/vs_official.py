@@ -14,68 +14,33 @@ convolutions. Peak memory is that of a fresh process for each competitor.
 
 from __future__ import annotations
 
-import argparse
 import contextlib
-import functools
 import json
 from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
-from statistics import median
 from typing import Any
 
 import torch
-from samplers import OPTIONS, Competitor, Graphed, Published, labels_of, make, precisions_on, published_model
-from tables import duration
-from versus import (
-    Timed,
-    Watch,
-    about,
-    add_file_options,
+from harness.clock import Clock, Timed, Watch, in_turn
+from harness.comparison import Comparison, chosen, parser_of
+from harness.memory import memory_of
+from harness.report import facts
+from samplers import (
+    OPTIONS,
+    PRECISIONS,
+    Competitor,
+    Graphed,
+    Published,
     finite_psnr,
-    in_fresh_process,
-    memory_of,
-    numbers,
-    release,
-    time_in_turn,
-    words,
-    write,
+    labels_of,
+    make,
+    published_model,
 )
-
-from var_ext.engine.memory import out_of_memory
 
 # The share of equal tokens and the PSNR of the images that a precision must reach to be timed.
 WANTED = {"fp32": (1.0, 60.0), "bf16": (0.9, 25.0), "fp16": (0.9, 30.0), "int8": (0.6, 25.0)}
 Key = tuple[str, str]  # ("published" or "var_ext", precision)
-
-
-def arguments() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument("--official", type=Path, required=True, help="folder of the published code")
-    parser.add_argument("--depth", type=int, default=16)
-    parser.add_argument(
-        "--batch-sizes", type=numbers, default=[1, 8], help="what does not fit is reported so"
-    )
-    parser.add_argument(
-        "--precisions", type=words, default=None, help="of fp32, bf16, fp16 (GPU), int8 (CPU)"
-    )
-    parser.add_argument("--laps", type=int, default=3)
-    parser.add_argument("--device", type=torch.device, default=torch.device("cpu"))
-    parser.add_argument(
-        "--tiny", action="store_true", help="a toy tokenizer and four scales; takes --depth 2"
-    )
-    parser.add_argument("--no-memory", action="store_true", help="start no processes to measure memory")
-    add_file_options(parser)
-    parser.add_argument("--memory-of", nargs=3, metavar=("WHO", "PRECISION", "BATCH"), help=argparse.SUPPRESS)
-    options = parser.parse_args()
-    if options.tiny:
-        options.depth = 2
-    possible = precisions_on(options.device)
-    options.precisions = options.precisions or list(possible)
-    if unknown := set(options.precisions) - set(possible):
-        parser.error(f"--precisions may be {', '.join(possible)} here, got {', '.join(sorted(unknown))}")
-    return options
 
 
 def names(precisions: list[str], device: torch.device) -> list[Key]:
@@ -154,48 +119,26 @@ def wrong(rows: list[dict[str, Any]]) -> list[str]:
 # ---------------------------------------------------------------------- time
 
 
-def timed(
-    competitors: dict[Key, Competitor], batch: int, laps: int, device: torch.device
-) -> dict[Key, Timed]:
-    labels = labels_of(batch, device)
+def timed(competitors: dict[Key, Competitor], batch: int, laps: int, clock: Clock) -> dict[Key, Timed]:
+    labels = labels_of(batch, clock.device)
 
     def run(competitor: Competitor) -> Callable[[Watch], Any]:
         return lambda watch: competitor.draw(labels, 0, watch=watch)
 
-    by_name = {" ".join(key): run(competitor) for key, competitor in competitors.items()}
-    results = time_in_turn(by_name, laps, device)
-    return {key: results[" ".join(key)] for key in competitors}
-
-
-def memory_worker(options: argparse.Namespace) -> None:
-    """Prints the memory of one competitor, alone in this process."""
-    who, precision, batch = options.memory_of
-    competitor = make(
-        who, published_model(options.official, options.depth, options.device, options.tiny), precision
-    )
-    labels = labels_of(int(batch), options.device)
-    try:
-        print(json.dumps(memory_of(functools.partial(competitor.draw, labels, 0), options.device)))
-    except RuntimeError as error:
-        if not out_of_memory(error):
-            raise
-        print(json.dumps(dict(error="out of memory")))
-
-
-def memory(options: argparse.Namespace, key: Key, batch: int) -> dict[str, Any]:
-    """The same from a fresh process."""
-    passed = ["--official", str(options.official.resolve()), "--depth", str(options.depth)]
-    passed += ["--device", str(options.device), *(["--tiny"] if options.tiny else [])]
-    return in_fresh_process(__file__, [*passed, "--memory-of", *key, str(batch)])
+    return in_turn({key: run(competitor) for key, competitor in competitors.items()}, laps, clock)
 
 
 def main() -> None:
-    options = arguments()
-    if options.memory_of:
-        memory_worker(options)
-        return
-    device = options.device
+    parser = parser_of(__doc__, laps=3, batch_sizes=[1, 8], memory=True)
+    parser.add_argument("--official", type=Path, required=True, help="folder of the published code")
+    options = chosen(parser, PRECISIONS)
+    device, official = options.device, str(options.official.resolve())
     var = published_model(options.official, options.depth, device, options.tiny)
+    if options.memory_of:
+        who, precision, batch = options.memory_of
+        draw = partial(make(who, var, precision).draw, labels_of(int(batch), device), 0)
+        print(json.dumps(memory_of(draw, device)))
+        return
     competitors = {key: make(key[0], var, key[1]) for key in names(options.precisions, device)}
     # a toy has few tokens
     answers = compare(competitors, Published(var, "fp32"), 8 if options.tiny else min(options.batch_sizes))
@@ -211,23 +154,27 @@ def main() -> None:
     parameters = sum(p.numel() for p in var.parameters())
     model = dict(depth=options.depth, parameters=parameters, tiny=options.tiny, flash_attn=flash)
     tf32 = dict(answers=False, time=torch.backends.cudnn.allow_tf32) if device.type == "cuda" else None
-    rows: list[dict[str, Any]] = []
-    report = dict(about=about(device), model=model, options=OPTIONS, laps=options.laps, tf32=tf32)
-    report |= dict(answers=answers, rows=rows)
+    comparison = Comparison(
+        "official",
+        __file__,
+        options,
+        about=facts(device),
+        model=model,
+        options=OPTIONS,
+        tf32=tf32,
+        answers=answers,
+    )
     for batch in options.batch_sizes:
-        for (who, precision), result in timed(competitors, batch, options.laps, device).items():
-            rows.append(dict(who=who, precision=precision, batch=batch, **result.as_dict()))
-            if result.seconds:
-                print(f"batch {batch}, {who} {precision}: {duration(median(result.seconds))}", flush=True)
-        write("official", report, options, finished=False)
+        for (who, precision), result in timed(competitors, batch, options.laps, comparison.clock).items():
+            comparison.add(result, who=who, precision=precision, batch=batch)
     del competitors, var
-    release(device)
-    for row in rows if not options.no_memory else []:
-        row["memory"] = memory(options, (row["who"], row["precision"]), row["batch"])
+    comparison.clock.release()
+    for row in comparison.rows if not options.no_memory else []:
+        row["memory"] = comparison.memory(row["who"], row, "--official", official)
         if row["who"] == "var_ext":
-            row["released"] = memory(options, ("var_ext released", row["precision"]), row["batch"])
-        write("official", report, options, finished=False)
-    write("official", report, options, finished=True)
+            row["released"] = comparison.memory("var_ext released", row, "--official", official)
+        comparison.save()
+    comparison.save(finished=True)
 
 
 if __name__ == "__main__":

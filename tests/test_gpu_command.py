@@ -16,7 +16,6 @@ import torch
 
 from var_ext import ops
 
-pytestmark = pytest.mark.xdist_group("benchmarks")
 ROOT = Path(__file__).resolve().parent.parent
 
 
@@ -152,19 +151,19 @@ def test_a_step_that_left_rubbish_fails_alone(tmp_path: Path) -> None:
 
 
 def test_a_report_is_whole_at_any_moment(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    import result_files
+    from harness import report
 
     path = tmp_path / "report.json"
-    assert result_files.load(path) == {}
-    result_files.save(path, {"a": 1})
-    monkeypatch.setattr(result_files.os, "replace", lambda *_: (_ for _ in ()).throw(OSError("power cut")))
+    assert report.load(path) == {}
+    report.save(path, {"a": 1})
+    monkeypatch.setattr(report.os, "replace", lambda *_: (_ for _ in ()).throw(OSError("power cut")))
     with pytest.raises(OSError, match="power cut"):
-        result_files.save(path, {"a": 2})
-    assert result_files.load(path) == {"a": 1} and os.listdir(tmp_path) == ["report.json"]
+        report.save(path, {"a": 2})
+    assert report.load(path) == {"a": 1} and os.listdir(tmp_path) == ["report.json"]
     with pytest.raises(TypeError):
-        result_files.save(path, {"a": object()})
-    assert result_files.load(path) == {"a": 1}
-    result_files.save(Path(os.devnull), {"a": 1})
+        report.save(path, {"a": object()})
+    assert report.load(path) == {"a": 1}
+    report.save(Path(os.devnull), {"a": 1})
 
 
 @pytest.mark.parametrize("works", [True, False])
@@ -295,50 +294,51 @@ def test_every_op_has_its_turn_before_a_tool_runs_out_of_time() -> None:
 
 
 def op_file(shapes: int, *competitors: str) -> Any:
+    from harness.case import Case
+
+    def case(n: int) -> Case:
+        return Case({name: lambda: torch.ones(2) for name in ("var_ext", "reference", *competitors)})
+
     given = {f"shape {n}": dict(n=n) for n in range(shapes)}
-    return SimpleNamespace(COMPETITORS=("var_ext", "reference", *competitors), GPU_SHAPES=given)
+    return SimpleNamespace(SMOKE=dict(n=-1), GPU_SHAPES=given, case=case)
+
+
+def ordered(files: dict[str, Any], apart: bool = True) -> list[Any]:
+    from harness.jobs import jobs
+
+    return jobs({op: (file, file.GPU_SHAPES) for op, file in files.items()}, apart=apart)
 
 
 def test_the_first_shape_of_every_op_comes_first_and_compilers_last() -> None:
-    import gpu_plan
-
     files = {"a": op_file(3, "torch.compile"), "b": op_file(1), "c": op_file(2, "FlexAttention")}
-    order = [str(job) for job in gpu_plan.jobs({op: (file, file.GPU_SHAPES) for op, file in files.items()})]
-    assert order == [
-        "a, shape 0", "b, shape 0", "c, shape 0", "a, shape 1", "c, shape 1", "a, shape 2",
-        "a, shape 0, compiled", "c, shape 0, compiled", "a, shape 1, compiled", "c, shape 1, compiled",
-        "a, shape 2, compiled",
+    plain = ["a, shape 0", "b, shape 0", "c, shape 0", "a, shape 1", "c, shape 1", "a, shape 2"]
+    assert [str(job) for job in ordered(files, apart=False)] == plain
+    assert [str(job) for job in ordered(files)] == [
+        *plain, *(f"{job}, compiled" for job in plain if not job.startswith("b")),
     ]  # fmt: skip
-    planned = [
-        job.op for job in gpu_plan.jobs({op: (m, m.GPU_SHAPES) for op, m in gpu_plan.files("").items()})
-    ]
-    assert set(planned[: len(ops.__all__)]) == set(ops.__all__)
-    assert planned[0] == "block_causal_attention"
 
 
 def race_of(monkeypatch: pytest.MonkeyPatch, seconds_each: float, out: Path, broken: str = "") -> bool:
     """`measured` on two ops, with a clock of its own: the budget is 10 s."""
-    import gpu_plan
-    import time_ops_gpu
-    from case import Case
+    import time_ops
+    from harness.clock import Rehearsal
 
     clock = [0.0]
-    monkeypatch.setattr(time_ops_gpu.time, "monotonic", lambda: clock[0])
+    monkeypatch.setattr(time_ops.time, "monotonic", lambda: clock[0])
+    file = op_file(2, "torch.compile")
+    built = file.case
 
-    def case(n: int) -> Case:
+    def case(n: int) -> Any:
         clock[0] += seconds_each
         if broken == f"shape {n}":
             raise RuntimeError("no such shape")
-        names = ("var_ext", "reference", "torch.compile")
-        return Case({name: lambda: torch.ones(2) for name in names}, bytes=1, flops=1)
+        return built(n)
 
-    file = op_file(2, "torch.compile")
     file.case = case
-    timer = time_ops_gpu.Timer(
-        time_ops_gpu.Cpu(), "cpu", dict.fromkeys(("copy", "bf16", "fp16", "fp32"), 1e9)
+    timer = time_ops.Timer(
+        Rehearsal(torch.device("cpu")), dict.fromkeys(("copy", "bf16", "fp16", "fp32"), 1e9)
     )
-    jobs = gpu_plan.jobs({op: (file, file.GPU_SHAPES) for op in ("adaln", "bias_gelu")})
-    return time_ops_gpu.measured(timer, jobs, 10.0, out)
+    return time_ops.measured(timer, ordered(dict.fromkeys(("adaln", "bias_gelu"), file)), 10.0, out)
 
 
 def test_what_there_is_no_time_for_is_listed_and_fails_nothing(
@@ -395,10 +395,12 @@ def test_samplings_of_a_toy(tmp_path: Path) -> None:
     assert not report["left_out"] and not report["failed"]
 
 
-def test_samplings_that_there_is_no_time_for(tmp_path: Path) -> None:
+def test_samplings_that_there_is_no_time_for(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    import gpu_sampling
+
     out = tmp_path / "sampling.json"
-    done = run("gpu_sampling", "--smoke", "--seconds", -1, "--out", out)
-    assert done.returncode == 1  # no figure at all
+    monkeypatch.setattr(sys, "argv", ["gpu_sampling.py", "--smoke", "--seconds", "-1", "--out", str(out)])
+    assert gpu_sampling.main() == 1  # no figure at all
     assert list(json.loads(out.read_text())["left_out"]) == ["batch 1", "batch 2", "kernels at batch 1"]
 
 
@@ -441,10 +443,15 @@ def test_occupancy_stands_beside_the_plan() -> None:
 # ---------------------------------------------------------------------- the programs
 
 
-def test_the_plan_for_a_gpu() -> None:
+def test_the_plan_for_a_gpu(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
     """Every op has shapes for a GPU, and their sizes are known without one."""
-    lines = run("gpu_plan").stdout.splitlines()
-    assert {line.partition(",")[0] for line in lines} == set(ops.__all__)
+    import time_ops
+
+    monkeypatch.setattr(sys, "argv", ["time_ops.py", "--plan"])
+    assert time_ops.main() == 0
+    lines = capsys.readouterr().out.splitlines()
+    planned = [line.partition(",")[0] for line in lines]
+    assert set(planned[: len(ops.__all__)]) == set(ops.__all__) and planned[0] == "block_causal_attention"
     (line,) = (x for x in lines if "32 x 680 x 16 x 64, forward, bf16" in x)
     assert "178.3 MB, 37.5 GFLOP, 1 launches, 59.4 us at least on an H100" in line
     assert "FlexAttention" in line
@@ -456,7 +463,7 @@ def test_the_plan_for_a_gpu() -> None:
     [
         ("gpu", ()),
         ("gpu", ("--official", ".")),
-        ("time_ops_gpu", ()),
+        ("time_ops", ("--device", "cuda")),
         ("gpu_sampling", ("--out", os.devnull)),
     ],
 )
@@ -464,16 +471,3 @@ def test_without_a_gpu_nothing_is_timed(program: str, arguments: tuple[str, ...]
     done = run(program, *arguments)
     assert done.returncode == 1
     assert "here is no GPU" in done.stderr
-
-
-def test_each_file_races_on_the_cpu(tmp_path: Path) -> None:
-    """The timing code itself, every competitor of a tiny shape: what a GPU adds is its clock."""
-    out = tmp_path / "op_times.json"
-    done = run("time_ops_gpu", "--smoke", "--out", out)
-    assert done.returncode == 0, done.stdout
-    op_times = json.loads(out.read_text(encoding="utf-8"))
-    assert {row["op"] for row in op_times["rows"]} == set(ops.__all__)
-    for row in op_times["rows"]:
-        assert {"var_ext", "reference"} <= set(row["competitors"])
-        for figures in row["competitors"].values():
-            assert set(figures) >= {"call_us", "graph_us", "tflops", "gbps", "of_ceiling", "spread"}, figures

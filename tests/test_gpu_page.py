@@ -8,7 +8,6 @@ from typing import Any
 
 import pytest
 
-pytestmark = pytest.mark.xdist_group("benchmarks")
 ROOT = Path(__file__).resolve().parent.parent
 
 
@@ -20,6 +19,7 @@ def _benchmarks(monkeypatch: pytest.MonkeyPatch) -> None:
 ABOUT = dict(
     chip="NVIDIA H100 80GB HBM3", architecture="sm_90a", commit="0123456789abcdef", dirty=False, driver="1.2",
     cuda="13.0", nvcc="13.0", torch="2.11", sources="fedcba", date="2026-01-02T03:04:05+00:00",
+    threads=16, load=1.5, python="3.11",
 )  # fmt: skip
 
 
@@ -103,7 +103,7 @@ def test_the_page_of_gpus(tmp_path: Path) -> None:
     for name, content in (("a", report), ("b", older)):
         (tmp_path / f"{name}.json").write_text(json.dumps(content), encoding="utf-8")
     text = page()
-    assert "| 2 x 3, bf16 | 10.0 µs | 30.0 µs * |  | 3.00 | 1500 | 20.5 | 4.00 µs | 50% |" in text
+    assert "| 2 x 3, bf16 | 10.0 µs | 30.0 µs * |  | 3.00 | 3.00 | 1500 | 20.5 | 4.00 µs | 50% |" in text
     assert "torch 2.11" in text and "torch old" not in text
     assert "3.00 TB/s copied, 700 TFLOP/s bf16" in text
     assert "passed in 1 s: 7 tests, 1 skipped" in text

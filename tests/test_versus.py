@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import json
 import os
 import subprocess
@@ -19,7 +20,6 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from var_ext.models import VQVAE
 
-pytestmark = pytest.mark.xdist_group("benchmarks")
 ROOT = Path(__file__).resolve().parent.parent
 CPU = torch.device("cpu")
 
@@ -96,6 +96,17 @@ def run(program: str, *arguments: object) -> subprocess.CompletedProcess[str]:
     )
 
 
+@pytest.fixture
+def main_of(monkeypatch: pytest.MonkeyPatch) -> Callable[..., None]:
+    """Calls a program in this process."""
+
+    def call(program: str, *arguments: object) -> None:
+        monkeypatch.setattr(sys, "argv", [f"{program}.py", *map(str, arguments)])
+        importlib.import_module(program).main()
+
+    return call
+
+
 # ---------------------------------------------------------------------- counts
 
 
@@ -135,7 +146,7 @@ def test_a_step_of_dit() -> None:
 
 def test_competitors_take_turns() -> None:
     """One lap to warm up; each lap begins with the next competitor; who runs out of memory leaves."""
-    import versus
+    from harness.clock import Clock, in_turn
 
     calls: list[str] = []
 
@@ -150,7 +161,7 @@ def test_competitors_take_turns() -> None:
 
         return call
 
-    results = versus.time_in_turn({name: competitor(name) for name in ("a", "b", "greedy")}, 3, CPU)
+    results = in_turn({name: competitor(name) for name in ("a", "b", "greedy")}, 3, Clock(CPU))
     assert " ".join(calls) == "a b greedy a b greedy b a a b"
     assert [len(results[name].seconds) for name in ("a", "b", "greedy")] == [3, 3, 0]
     assert results["greedy"].error == "out of memory" and results["greedy"].parts() == {}
@@ -161,19 +172,19 @@ def test_competitors_take_turns() -> None:
         raise RuntimeError("something else")
 
     with pytest.raises(RuntimeError, match="something else"):
-        versus.time_in_turn({"broken": broken}, 1, CPU)
+        in_turn({"broken": broken}, 1, Clock(CPU))
 
 
 def test_a_part_is_the_median_over_laps() -> None:
-    import versus
+    from harness.clock import Timed
 
     laps = [{"step": [seconds, 2.0]} for seconds in (1.0, 9.0, 3.0)]
-    assert versus.Timed([1.0] * 3, laps).parts() == {"step": [3.0, 2.0]}
+    assert Timed([1.0] * 3, laps).parts() == {"step": [3.0, 2.0]}
 
 
 @pytest.mark.skipif(not sys.platform.startswith("linux"), reason="reads /proc")
 def test_memory_is_that_of_the_draws() -> None:
-    import versus
+    from harness.memory import memory_of
 
     before = bytearray(64 << 20)  # a peak of the past
     del before
@@ -181,7 +192,7 @@ def test_memory_is_that_of_the_draws() -> None:
     def draw() -> None:
         bytearray(200 << 20)
 
-    memory = versus.memory_of(draw, CPU)
+    memory = memory_of(draw, CPU)
     assert 190 << 20 < memory["peak"] - memory["resting"] < 260 << 20
 
 
@@ -231,13 +242,28 @@ def test_vs_official(checkout: Path, tmp_path: Path) -> None:
     assert str(tmp_path) not in out.read_text(encoding="utf-8")
 
 
-def test_wrong_answers_are_not_timed(checkout: Path, tmp_path: Path) -> None:
+def test_wrong_answers_are_not_timed(checkout: Path, tmp_path: Path, main_of: Callable[..., None]) -> None:
     source = checkout / "models" / "__init__.py"
     source.write_text(source.read_text().replace("GUIDANCE = 1.0", "GUIDANCE = 0.5"))
     out = tmp_path / "official.json"
-    done = run("vs_official", "--official", checkout, "--tiny", "--precisions", "fp32", "--json", out)
-    assert done.returncode == 1 and not out.exists()
-    assert "not timed, for the answers of var_ext are wrong:\nvar_ext shared fp32: " in done.stderr
+    with pytest.raises(SystemExit, match="the answers of var_ext are wrong:\nvar_ext shared fp32: "):
+        main_of("vs_official", "--official", checkout, "--tiny", "--precisions", "fp32", "--json", out)
+    assert not out.exists()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "refused"),
+    [
+        (("--precisions", "fp16"), "may be fp32, bf16, int8 here, got fp16"),
+        (("--device", "meta"), "--device may be cpu or cuda, got meta"),
+    ],
+)
+def test_what_a_device_has_not_got_is_refused(
+    arguments: tuple[str, ...], refused: str, main_of: Callable[..., None], capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(SystemExit, match="2"):
+        main_of("cost", *arguments)
+    assert refused in capsys.readouterr().err
 
 
 def test_answers_are_compared_without_tf32(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -260,7 +286,7 @@ def test_answers_are_compared_without_tf32(monkeypatch: pytest.MonkeyPatch) -> N
 
 
 def test_a_run_that_is_stopped_leaves_what_it_had(
-    checkout: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    checkout: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, main_of: Callable[..., None]
 ) -> None:
     import vs_official
 
@@ -272,8 +298,6 @@ def test_a_run_that_is_stopped_leaves_what_it_had(
     timed = vs_official.timed
     monkeypatch.setattr(vs_official, "timed", stopped)
     arguments = [
-        "--official",
-        checkout,
         "--tiny",
         "--laps",
         1,
@@ -281,12 +305,12 @@ def test_a_run_that_is_stopped_leaves_what_it_had(
         "1,2",
         "--precisions",
         "fp32",
+        "--folder",
+        tmp_path / "new",
     ]
-    arguments += ["--folder", tmp_path / "results"]
-    monkeypatch.setattr(sys, "argv", ["vs_official.py", *map(str, arguments)])
     with pytest.raises(KeyboardInterrupt):
-        vs_official.main()
-    (file,) = (tmp_path / "results").iterdir()
+        main_of("vs_official", "--official", checkout, *arguments)
+    (file,) = (tmp_path / "new").iterdir()
     report = json.loads(file.read_text(encoding="utf-8"))
     assert file.name.startswith("official-") and not report["finished"]
     assert {row["batch"] for row in report["rows"]} == {1} and len(report["answers"]) == 3
@@ -336,42 +360,39 @@ class Pipe:
 
 
 def test_the_steps_of_dit_are_told_apart() -> None:
-    import versus
     import vs_dit
+    from harness.clock import Clock, Watch
 
-    pipe, watch = Pipe(), versus.Watch(CPU)
-
+    pipe, clock = Pipe(), Clock(CPU)
+    watch = Watch(clock)
     images = vs_dit.draw(pipe, 2, 5, watch)
     assert images.shape == (2, 3, 2, 2) and images.eq(1).all()
     assert {part: len(seconds) for part, seconds in watch.parts().items()} == dict(start=1, step=5, decoder=1)
     assert "decode" not in vars(pipe.vae) and not pipe.transformer._forward_pre_hooks
     parts = dict(start=[0.5], step=[2.0, 9.0, 3.0], decoder=[1.0])
     assert vs_dit.seconds_of(parts, 250) == 0.5 + 250 * 3 + 1
-    assert set(vs_dit.linearity(pipe, parts, CPU)) == {"4", "8"}
+    assert set(vs_dit.linearity(pipe, parts, clock)) == {"4", "8"}
 
 
-def test_without_diffusers_it_says_what_to_install() -> None:
-    program = (
-        "import sys; sys.path.insert(0, 'benchmarks'); sys.modules['diffusers'] = None; "
-        "import vs_dit; sys.argv = ['vs_dit.py', '--tiny']; vs_dit.main()"
-    )
-    done = subprocess.run(
-        [sys.executable, "-c", program], cwd=ROOT, capture_output=True, text=True, timeout=60, check=False
-    )
-    assert done.returncode == 1 and "pip install 'var_ext[versus]'" in done.stderr
+def test_without_diffusers_it_says_what_to_install(
+    main_of: Callable[..., None], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(sys.modules, "diffusers", None)
+    with pytest.raises(SystemExit, match=r"pip install 'var_ext\[versus\]'"):
+        main_of("vs_dit", "--tiny")
 
 
 # ---------------------------------------------------------------------- cost
 
 
-def test_cost(tmp_path: Path) -> None:
+def test_cost(tmp_path: Path, main_of: Callable[..., None]) -> None:
     out = tmp_path / "cost.json"
-    done = run(
-        "cost", "--tiny", "--laps", 1, "--depth", 2, "--depths", "1,2", "--batch-sizes", "1,3", "--json", out,
-        "--precisions", "fp32",
+    main_of(
+        "cost", "--tiny", "--laps", 1, "--depths", "1,2", "--batch-sizes", "1,3", "--json", out, "--precisions", "fp32"
     )  # fmt: skip
-    assert done.returncode == 0, done.stderr
-    rows = json.loads(out.read_text(encoding="utf-8"))["rows"]
+    report = json.loads(out.read_text(encoding="utf-8"))
+    rows = report["rows"]
+    assert report["finished"] and all(len(row["seconds"]) == 1 for row in rows)
     assert [(row["depth"], row["batch"]) for row in rows] == [(1, 1), (2, 1), (2, 3)]
     assert rows[0]["flops"]["decoder"] == rows[1]["flops"]["decoder"] > 0
     assert rows[0]["flops"]["transformer"] < rows[1]["flops"]["transformer"]

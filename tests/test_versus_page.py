@@ -79,7 +79,7 @@ def test_the_page_beside_other_programs(tmp_path: Path) -> None:
         older = {**report, "about": {**ABOUT, "date": "2025-01-01T00:00:00+00:00", "torch": "old"}}
         (tmp_path / f"{number}-old.json").write_text(json.dumps(older), encoding="utf-8")
     assert "![" not in versus_page.section(tmp_path, plots)
-    versus_page.draw(versus_page.newest(tmp_path), plots)
+    versus_page.draw(versus_page.reports(tmp_path), plots)
     text = versus_page.section(tmp_path, plots)
     assert "old" not in text
     # the median of 2 s, two images, 1 s of it the decoder; twice the published bf16, four times its fp32
@@ -107,7 +107,7 @@ def test_the_page_beside_other_programs(tmp_path: Path) -> None:
     for path in drawn:
         assert f"](plots/{path.name})" in text and path.stat().st_size < 100_000
     first = [path.read_bytes() for path in drawn]
-    versus_page.draw(versus_page.newest(tmp_path), plots)
+    versus_page.draw(versus_page.reports(tmp_path), plots)
     assert [path.read_bytes() for path in drawn] == first
 
 
@@ -119,22 +119,3 @@ def test_the_page_says_how_a_run_on_a_gpu_went() -> None:
     text = versus_page.facts({**report, "tf32": dict(answers=False, time=True), "finished": False})
     assert "| TF32 | answers compared without it; timed as torch does by itself, in convolutions |" in text
     assert "| **stopped** | before its end; what it had stands here |" in text
-
-
-def test_the_page_keeps_its_other_parts() -> None:
-    import gpu_page
-    import versus_page
-
-    ops, gpus = "# Benchmarks\n\nThe ops.\n", f"\n{gpu_page.TITLE}\n\nNone.\n"
-    once = versus_page.put(ops + gpus, f"{versus_page.TITLE}\n\nOne.\n")
-    assert once == f"{ops}\n{versus_page.TITLE}\n\nOne.\n{gpus}"
-    assert versus_page.put(once, f"{versus_page.TITLE}\n\nTwo.\n") == once.replace("One", "Two")
-    assert gpu_page.without(once) == f"{ops}\n{versus_page.TITLE}\n\nOne.\n"
-    assert versus_page.put(ops, f"{versus_page.TITLE}\n\nOne.\n") == f"{ops}\n{versus_page.TITLE}\n\nOne.\n"
-
-
-def test_the_page_of_the_repository_is_up_to_date() -> None:
-    import versus_page
-
-    page = (ROOT / "benchmarks" / "RESULTS.md").read_text(encoding="utf-8")
-    assert versus_page.put(page, versus_page.section()) == page, "python benchmarks/versus_page.py"

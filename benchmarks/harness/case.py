@@ -1,8 +1,7 @@
-"""A benchmark case: the competitors of one op on the same inputs."""
+"""What is timed: competitors on the same inputs, how their results are compared, and what the work comes to."""
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from functools import partial
@@ -10,11 +9,7 @@ from typing import Any
 
 import torch
 
-LAPS = 5  # the competitors of a shape alternate this often, so that a noisy minute hits all of them
-COMPILED = (
-    "torch.compile",
-    "FlexAttention",
-)  # competitors that compile at their first call
+COMPILED = ("torch.compile", "FlexAttention")  # competitors that compile at their first call
 compile_backend = "inductor"  # the smoke run takes "eager": the same calls without waiting for a compiler
 
 
@@ -37,8 +32,8 @@ def agree_by_largest(result: Any, expected: Any) -> None:
         )
 
 
-def same(result: torch.Tensor, expected: torch.Tensor) -> None:
-    """Equal in every element."""
+def same(result: Any, expected: Any) -> None:
+    """Nested tensors are equal in every element."""
     torch.testing.assert_close(result, expected, rtol=0, atol=0)
 
 
@@ -52,9 +47,11 @@ class Case:
         flops: the least it must compute.
         tensor_flops: of these, what var_ext computes in bfloat16 on a GPU, whatever the dtype.
         launches: kernels that var_ext launches on a GPU for one call; 0 if not counted.
-        images: pictures that one call draws (end to end only).
+        images: pictures that one call draws or learns from (end to end only).
         check: compares a competitor's result with the reference's; raises AssertionError.
         checks: the same for competitors that need another check.
+        laps: how often the competitors alternate, so that a noisy minute hits all of them.
+        lap: seconds of work of a competitor in a lap, at least one call; None: what the clock needs.
     """
 
     competitors: Mapping[str, Callable[[], Any]]
@@ -65,15 +62,14 @@ class Case:
     images: int = 0
     check: Callable[[Any, Any], None] = agree
     checks: Mapping[str, Callable[[Any, Any], None]] = field(default_factory=dict)
-    checked: set[str] = field(default_factory=set)
+    laps: int = 5
+    lap: float | None = None
 
     def verify(self, name: str) -> None:
-        """Compares a competitor's result with the reference's, once. This also warms it up."""
-        if name not in self.checked:
-            result = self.competitors[name]()
-            if name != "reference" and "reference" in self.competitors:
-                self.checks.get(name, self.check)(result, self.competitors["reference"]())
-            self.checked.add(name)
+        """Compares a competitor's result with the reference's. This also warms it up."""
+        result = self.competitors[name]()
+        if name != "reference" and "reference" in self.competitors:
+            self.checks.get(name, self.check)(result, self.competitors["reference"]())
 
 
 def compiled(function: Callable[..., Any], *args: Any, **kwargs: Any) -> Callable[[], Any]:
@@ -103,8 +99,3 @@ def forward_backward(
         return torch.autograd.grad(outputs if isinstance(outputs, tuple) else (outputs,), leaves, grads)
 
     return run
-
-
-def threads() -> int:
-    """Threads that every competitor may use: one for each core that this process may run on."""
-    return len(os.sched_getaffinity(0))

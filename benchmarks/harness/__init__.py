@@ -1,0 +1,1 @@
+"""One way to check, warm up, time in turns, and write down: what every benchmark of this folder is run with."""
