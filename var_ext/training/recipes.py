@@ -63,6 +63,18 @@ class Recipe:
     )
     validate_every: int = option(1, "epochs between two validations", COUNT)
     checkpoint_every: int = option(200, "steps between two checkpoints", COUNT, free=True)
+    checkpoint_minutes: float = option(
+        0.0,
+        "minutes between two checkpoints, besides those by steps; 0 is by steps alone",
+        NATURAL,
+        free=True,
+    )
+    on_divergence: str = option(
+        "stop",
+        "when the loss is no longer finite: 'stop', or 'halve' the rate at the last checkpoint, at most 3 times",
+        ("stop", "halve"),
+        free=True,
+    )
     log_every: int = option(10, "steps between two lines of log.jsonl", COUNT, free=True)
     workers: int = option(0, "processes that read images, 0 reads in the trainer itself", NATURAL, free=True)
     micro_batch: int = option(

@@ -176,8 +176,8 @@ class TokenizerTask(Task):
     def step(self, at: Moment, batch: tuple[Tensor, Tensor]) -> Mapping[str, Any]:
         recipe, images, quantizer = self.recipe, batch[0], self.vae.quantize
         self.vae.train()
-        factor = cosine_factor(at.step, at.total, warmup=recipe.warmup, end=recipe.lr_end)
-        set_rates(self.optimizer, recipe.lr * factor)
+        lr = recipe.lr * self.rate * cosine_factor(at.step, at.total, warmup=recipe.warmup, end=recipe.lr_end)
+        set_rates(self.optimizer, lr)
         seed, start = step_seed(recipe.seed, at.step), self.ranks.rows(self.global_batch).start
         parts = self.ranks.parts(self.global_batch, recipe.micro_batch)
         inputs = [images[p.rows.start - start : p.rows.stop - start].to(self.device) for p in parts]
@@ -209,7 +209,7 @@ class TokenizerTask(Task):
         quantizer.collected = None
         metrics: dict[str, Any] = {"grad": grad}
         if ramp > 0:
-            metrics["critic"] = self.critic_step(parts, inputs, outputs, recipe.lr * factor)
+            metrics["critic"] = self.critic_step(parts, inputs, outputs, lr)
         if self.ema:
             self.ema.update(self.vae, at.step)
         if (

@@ -196,7 +196,7 @@ class VARTask(Task):
             at.step, at.total, warmup=recipe.warmup, end=recipe.lr_end, progressive=recipe.pg
         )
         decay = cosine(at.step / max(1, at.total - 1), recipe.weight_decay, recipe.weight_decay_end)
-        set_rates(self.optimizer, recipe.base_lr * count / 256 * factor, decay)
+        set_rates(self.optimizer, recipe.base_lr * count / 256 * factor * self.rate, decay)
         last, weight = stage(
             at.step,
             at.total,
