@@ -61,10 +61,13 @@ class Toy(Task):
         self.value = state["value"]
 
 
+SPEED = {"seconds", "images_per_second", "data_wait", "peak_memory"}
+
+
 def lines(out: Path) -> list[dict[str, Any]]:
-    """The log without the one field that depends on the clock."""
+    """The log without what depends on the clock and the machine."""
     rows = [json.loads(line) for line in (out / "log.jsonl").read_text().splitlines()]
-    return [{key: value for key, value in row.items() if key != "seconds"} for row in rows]
+    return [{key: value for key, value in row.items() if key not in SPEED} for row in rows]
 
 
 def test_batches_cover_an_epoch_and_differ_by_epoch_and_seed() -> None:
@@ -150,7 +153,7 @@ def test_a_disk_that_fills_up_is_named_and_the_run_can_go_on(tmp_path: Path) -> 
     match = r"could not write .*log\.jsonl: File too large"
     with small_disk(), pytest.raises(CheckpointError, match=match):
         fit(Toy(epochs=40), tmp_path, progress=False)
-    assert torch.load(tmp_path / "last.ckpt", weights_only=True)["step"] > 20
+    assert torch.load(tmp_path / "last.ckpt", weights_only=True)["step"] > 10
 
 
 def test_data_is_loaded_in_every_run_but_not_for_a_foreign_checkpoint(

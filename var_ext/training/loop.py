@@ -27,6 +27,7 @@ from var_ext.training.parallel import as_like, whole
 from var_ext.training.precision import tf32
 from var_ext.training.ranks import ALONE, Ranks
 from var_ext.training.recipes import Recipe
+from var_ext.training.speed import Meter
 
 log = logging.getLogger(__name__)
 
@@ -80,6 +81,10 @@ class Task(ABC):
     def global_batch(self) -> int:
         """Images of a step, of all ranks."""
         return min(self.recipe.batch_size, self.num_items)
+
+    def meter(self) -> Meter:
+        """What measures the speed of its steps."""
+        return Meter(self.device, self.global_batch)
 
     def parameters(self) -> dict[str, Tensor]:
         """What is trained, by name."""
@@ -216,7 +221,7 @@ def _train(task: Task, path: Path, run: Run, lines: Log, interrupts: Interrupts,
     """The steps that are left."""
     recipe, ranks, total, per_epoch = task.recipe, task.ranks, task.total, task.steps_per_epoch
     mine = ranks.rows(task.global_batch)
-    shown: dict[str, str] = {}
+    meter, shown = task.meter(), dict[str, str]()
     hidden = not progress or ranks.rank > 0
     with tqdm(total=total, initial=run.done, disable=hidden, unit="step", dynamic_ncols=True) as bar:
         for step in range(run.done, total):
@@ -224,7 +229,8 @@ def _train(task: Task, path: Path, run: Run, lines: Log, interrupts: Interrupts,
             if place == 0 or step == run.done:
                 batches = epoch_batches(recipe.seed, epoch, task.num_items, recipe.batch_size)
                 feed = iter(task.feed(epoch, batches[place:, mine]))
-            batch = next(feed)
+            with meter.waiting():
+                batch = next(feed)
             torch.manual_seed(step_seed(recipe.seed, step))
             last = step + 1 == total
             asked, stop = interrupts.asked()
@@ -233,10 +239,12 @@ def _train(task: Task, path: Path, run: Run, lines: Log, interrupts: Interrupts,
             at = Moment(step, total, epoch, save or (step + 1) % recipe.log_every == 0)
             metrics = task.step(at, batch)
             if at.logged:
+                metrics = {**metrics, **meter.read()}
                 lines.write(step + 1, "train", metrics)
                 shown |= {key: _short(value) for key, value in metrics.items() if key in SHOWN}
             if last or (step + 1) % (recipe.validate_every * per_epoch) == 0:
-                metrics = task.validate()
+                with meter.pause():
+                    metrics = task.validate()
                 lines.write(step + 1, "val", metrics)
                 shown["val"] = _short(metrics["loss"])
                 if recipe.select == "best" and (run.best is None or metrics["loss"] < run.best["loss"]):
@@ -244,7 +252,8 @@ def _train(task: Task, path: Path, run: Run, lines: Log, interrupts: Interrupts,
             bar.set_postfix(shown, refresh=False)
             bar.update()
             if save:
-                _save(task, path, replace(run, done=step + 1))
+                with meter.pause():
+                    _save(task, path, replace(run, done=step + 1))
                 interrupts.saved()
             if stop and not last:
                 bar.close()
@@ -256,7 +265,7 @@ def _train(task: Task, path: Path, run: Run, lines: Log, interrupts: Interrupts,
                 raise SystemExit(STOPPED)
 
 
-SHOWN = ("loss", "accuracy", "usage")  # metrics of the progress bar
+SHOWN = ("loss", "accuracy", "usage", "lr", "images_per_second", "mfu")  # metrics of the progress bar
 HALVINGS = 3  # of the learning rate of a diverged run, at most
 
 

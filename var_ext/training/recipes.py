@@ -233,6 +233,12 @@ class VARRecipe(Recipe):
     activation_checkpointing: bool = option(
         False, "keep the inputs of blocks alone and compute them again for gradients", free=True
     )
+    peak_tflops: float = option(
+        0.0,
+        "peak TFLOP/s of a chip, of which the log tells the share in use; 0 is that of known GPUs",
+        NATURAL,
+        free=True,
+    )
     compile: bool = option(False, "compile the blocks with torch.compile", free=True)
     cfg: float = option(1.5, "guidance that the finished model recommends", ANY, free=True)
     top_k: int = option(900, "top-k that the finished model recommends", NATURAL, free=True)

@@ -207,7 +207,7 @@ class TokenizerTask(Task):
         self.optimizer.step()
         quantizer.record_hits(self.ranks.sum(quantizer.collected))
         quantizer.collected = None
-        metrics: dict[str, Any] = {"grad": grad}
+        metrics: dict[str, Any] = {"grad": grad, "lr": lr}
         if ramp > 0:
             metrics["critic"] = self.critic_step(parts, inputs, outputs, lr)
         if self.ema:
