@@ -77,6 +77,8 @@ def train_tokenizer(
     Raises:
         DataError: the data cannot be used.
         CheckpointError: `out` cannot be written, or its checkpoint is broken or from another run.
+        Diverged: the loss is no longer finite, see `recipe.on_divergence`.
+        SystemExit: status 75: SIGTERM came, and a checkpoint was written.
     """
     out = user_path(out)
     with join(device, recipe.rank_timeout) as (ranks, device):

@@ -78,6 +78,8 @@ def train_var(
         DataError: the data cannot be used.
         CheckpointError: the tokenizer or the checkpoint cannot be used, or `out` cannot be written.
         ValueError: the scales or the weights to begin with do not fit, or `freeze` names no parameter.
+        Diverged: the loss is no longer finite, see `recipe.on_divergence`.
+        SystemExit: status 75: SIGTERM came, and a checkpoint was written.
     """
     out = user_path(out)
     with join(device, recipe.rank_timeout) as (ranks, device):
