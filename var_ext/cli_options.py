@@ -30,9 +30,11 @@ class Group(click.Group):
         for stream in (sys.stdout, sys.stderr):  # names of files need not be UTF-8
             if isinstance(stream, io.TextIOWrapper):
                 stream.reconfigure(errors="backslashreplace")
+        from var_ext.training.log import Diverged
+
         try:
             return super().invoke(ctx)
-        except (ValueError, CheckpointError) as error:  # DataError is a ValueError
+        except (ValueError, CheckpointError, Diverged) as error:  # DataError is a ValueError
             raise click.ClickException(str(error)) from error
 
 

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from tests.disk import small_disk
 from var_ext.checkpoints import CheckpointError
+from var_ext.training.log import Diverged
 from var_ext.training.loop import Moment, Task, epoch_batches, fit, step_seed
 from var_ext.training.recipes import Recipe
 
@@ -60,10 +61,13 @@ class Toy(Task):
         self.value = state["value"]
 
 
+SPEED = {"seconds", "images_per_second", "data_wait", "peak_memory"}
+
+
 def lines(out: Path) -> list[dict[str, Any]]:
-    """The log without the one field that depends on the clock."""
+    """The log without what depends on the clock and the machine."""
     rows = [json.loads(line) for line in (out / "log.jsonl").read_text().splitlines()]
-    return [{key: value for key, value in row.items() if key != "seconds"} for row in rows]
+    return [{key: value for key, value in row.items() if key not in SPEED} for row in rows]
 
 
 def test_batches_cover_an_epoch_and_differ_by_epoch_and_seed() -> None:
@@ -123,20 +127,24 @@ def test_another_recipe_does_not_take_the_checkpoint(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("diverge", "message"),
     [
-        ({"loss": 0}, "the loss of train must be finite, got nan at step 1: lower the learning rate"),
+        (
+            {"loss": 0},
+            "the loss of train must be finite, got nan at step 1: lower --lr and start anew, or go on with ",
+        ),
         ({"grad": 0}, "the grad of train must be finite"),
         ({"val": 0}, "the loss of val must be finite, got nan at step 3"),
     ],
 )
 def test_a_diverged_run_stops(tmp_path: Path, diverge: dict[str, int], message: str) -> None:
-    with pytest.raises(RuntimeError, match=message):
+    with pytest.raises(Diverged, match=message):
         fit(Toy(diverge=diverge, checkpoint_every=3), tmp_path, progress=False)
     assert not (tmp_path / "last.ckpt").exists()
     assert "NaN" not in (tmp_path / "log.jsonl").read_text()
 
 
 def test_a_step_that_is_not_logged_cannot_spoil_the_checkpoint(tmp_path: Path) -> None:
-    with pytest.raises(RuntimeError, match="the grad of train must be finite, got nan at step 8"):
+    kept = r"got nan at step 8: .* --on-divergence halve; .*last\.ckpt is kept"
+    with pytest.raises(Diverged, match=kept):
         fit(Toy(diverge={"grad": 6}, log_every=100, validate_every=9), tmp_path, progress=False)
     assert torch.load(tmp_path / "last.ckpt", weights_only=True)["step"] == 6
 
@@ -145,7 +153,7 @@ def test_a_disk_that_fills_up_is_named_and_the_run_can_go_on(tmp_path: Path) -> 
     match = r"could not write .*log\.jsonl: File too large"
     with small_disk(), pytest.raises(CheckpointError, match=match):
         fit(Toy(epochs=40), tmp_path, progress=False)
-    assert torch.load(tmp_path / "last.ckpt", weights_only=True)["step"] > 20
+    assert torch.load(tmp_path / "last.ckpt", weights_only=True)["step"] > 10
 
 
 def test_data_is_loaded_in_every_run_but_not_for_a_foreign_checkpoint(
@@ -188,3 +196,51 @@ def test_progress_shows_loss_and_usage(tmp_path: Path, capsys: pytest.CaptureFix
     fit(Toy(), tmp_path)
     shown = capsys.readouterr().err
     assert "loss=" in shown and "usage=1/2" in shown and "val=" in shown
+
+
+class Explosive(Toy):
+    """Diverges at step 7 unless its rate was halved `need` times."""
+
+    def __init__(self, need: int, stop: int | None = None, **options: Any) -> None:
+        super().__init__(stop, **{"on_divergence": "halve", "checkpoint_every": 5, **options})
+        self.need = need
+
+    def step(self, at: Moment, batch: Tensor) -> Mapping[str, Any]:
+        found = super().step(at, batch)
+        return {**found, "loss": float("inf")} if at.step == 6 and self.rate > 0.5**self.need else found
+
+
+def test_a_diverged_run_goes_back_with_half_the_rate(tmp_path: Path) -> None:
+    whole = fit(Explosive(0), tmp_path / "whole", progress=False)
+    halved = Explosive(2)
+    found = fit(halved, tmp_path / "halved", progress=False)
+    assert halved.rate == 0.25
+    assert torch.equal(found["value"], whole["value"])  # the toy does not use its rate
+    written = lines(tmp_path / "halved")
+    assert [line for line in written if line["phase"] == "halve"] == [
+        {"step": 5, "phase": "halve", "rate": rate} for rate in (0.5, 0.25)
+    ]
+    assert [line for line in written if line["phase"] != "halve"] == lines(tmp_path / "whole")
+
+
+def test_the_halved_rate_is_kept_on_resume(tmp_path: Path) -> None:
+    with pytest.raises(KeyboardInterrupt):
+        fit(Explosive(1, stop=11), tmp_path, progress=False)
+    again = Explosive(1)
+    fit(again, tmp_path, progress=False)
+    assert again.rate == 0.5
+
+
+def test_a_run_is_halved_three_times_at_most(tmp_path: Path) -> None:
+    with pytest.raises(Diverged, match="got inf at step 7, with a learning rate halved 3 times: lower --lr;"):
+        fit(Explosive(9), tmp_path, progress=False)
+    assert torch.load(tmp_path / "last.ckpt", weights_only=True)["step"] == 5
+
+
+def test_a_run_that_diverges_before_its_first_checkpoint_goes_back_to_the_start(tmp_path: Path) -> None:
+    task = Explosive(1, checkpoint_every=100)
+    assert torch.equal(
+        fit(task, tmp_path / "a", progress=False)["value"],
+        fit(Toy(), tmp_path / "b", progress=False)["value"],
+    )
+    assert lines(tmp_path / "a")[0] == {"step": 0, "phase": "halve", "rate": 0.5}

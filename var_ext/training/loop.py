@@ -6,13 +6,11 @@ checkpoint gives bitwise the weights of an uninterrupted one: on the CPU, on the
 number of threads. On a GPU only up to rounding, since some sums there have no fixed order.
 """
 
-import json
 import logging
-import time
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -23,10 +21,13 @@ from tqdm import tqdm
 
 from var_ext.checkpoints import CheckpointError, atomic_write, write_json
 from var_ext.training.checkpoint import load_checkpoint, save_checkpoint
+from var_ext.training.interrupts import STOPPED, Interrupts
+from var_ext.training.log import Diverged, Log
 from var_ext.training.parallel import as_like, whole
 from var_ext.training.precision import tf32
 from var_ext.training.ranks import ALONE, Ranks
 from var_ext.training.recipes import Recipe
+from var_ext.training.speed import Meter
 
 log = logging.getLogger(__name__)
 
@@ -57,6 +58,7 @@ class Task(ABC):
         device: where the weights are.
         pins: plain values that a checkpoint must have in common with this run.
         ranks: the processes that train it together.
+        rate: factor on the learning rate, below 1 after the run diverged.
     """
 
     recipe: Recipe
@@ -64,11 +66,25 @@ class Task(ABC):
     device: torch.device
     pins: dict[str, Any]
     ranks: Ranks = ALONE
+    rate: float = 1.0
+
+    @property
+    def steps_per_epoch(self) -> int:
+        return -(-self.num_items // self.global_batch)
+
+    @property
+    def total(self) -> int:
+        """Steps of the run."""
+        return self.recipe.epochs * self.steps_per_epoch
 
     @property
     def global_batch(self) -> int:
         """Images of a step, of all ranks."""
         return min(self.recipe.batch_size, self.num_items)
+
+    def meter(self) -> Meter:
+        """What measures the speed of its steps."""
+        return Meter(self.device, self.global_batch)
 
     def parameters(self) -> dict[str, Tensor]:
         """What is trained, by name."""
@@ -140,8 +156,19 @@ def prepare(out: Path, ranks: Ranks = ALONE) -> None:
             pass
 
 
+@dataclass
+class Run:
+    """Where a run stands: steps `done`, the `best` weights so far, and how often its learning rate was halved."""
+
+    done: int = 0
+    best: dict[str, Any] | None = None
+    halvings: int = 0
+
+
 def fit(task: Task, out: Path, *, resume: bool = True, progress: bool = True) -> dict[str, Tensor]:
     """Train `task` to the end and return the kept weights, on the CPU. All ranks of the task call this together.
+
+    SIGUSR1 writes a checkpoint after the next whole step; SIGTERM too, and then ends the process with status 75.
 
     Args:
         task: what to train.
@@ -152,68 +179,102 @@ def fit(task: Task, out: Path, *, resume: bool = True, progress: bool = True) ->
     Raises:
         CheckpointError: the checkpoint is broken or from another run, or `out` cannot be written.
         ValueError: a step has fewer images than there are ranks.
-        RuntimeError: a metric such as loss or gradient is no longer finite; the last checkpoint is kept.
+        Diverged: a metric such as loss or gradient is no longer finite; the last checkpoint is kept.
+        SystemExit: status 75, SIGTERM came.
     """
-    recipe, ranks = task.recipe, task.ranks
-    mine = ranks.rows(task.global_batch)
+    recipe, ranks, path = task.recipe, task.ranks, out / CHECKPOINT
     if task.global_batch < ranks.world:
         raise ValueError(
             f"a step has {task.global_batch} images for {ranks.world} ranks: take a larger batch_size or fewer ranks"
         )
-    per_epoch = len(epoch_batches(recipe.seed, 0, task.num_items, recipe.batch_size))
-    total = recipe.epochs * per_epoch
-    path, done, best = out / CHECKPOINT, 0, None
     gpus = [task.device] if task.device.type == "cuda" else []
     with torch.random.fork_rng(devices=gpus), tf32(recipe.tf32):
         if resume and path.exists():
-            done, best = _restore(task, path)
-            log.info("resuming %s at step %d of %d", path, done, total)
+            run = _restore(task, path)
+            log.info("resuming %s at step %d of %d", path, run.done, task.total)
         else:
-            torch.manual_seed(step_seed(recipe.seed, total))
+            run = Run()
+            torch.manual_seed(step_seed(recipe.seed, task.total))
             task.start()
+            if recipe.on_divergence == "halve":
+                _save(task, path, run)  # to go back to
         task.load_data()
-        lines = _Log(out / LOG, done, writes=ranks.rank == 0)
         if ranks.rank == 0:
             write_json(out / RECIPE, task.pins)
-        bar = tqdm(
-            total=total, initial=done, disable=not progress or ranks.rank > 0, unit="step", dynamic_ncols=True
-        )
-        shown: dict[str, str] = {}
-        with bar:
-            for step in range(done, total):
-                epoch, place = divmod(step, per_epoch)
-                if place == 0 or step == done:
-                    batches = epoch_batches(recipe.seed, epoch, task.num_items, recipe.batch_size)
-                    feed = iter(task.feed(epoch, batches[place:, mine]))
-                batch = next(feed)
-                torch.manual_seed(step_seed(recipe.seed, step))
-                last = step + 1 == total
-                save = last or (step + 1) % recipe.checkpoint_every == 0
-                # log before saving: the log raises on a diverged run before it can replace a good checkpoint
-                at = Moment(step, total, epoch, save or (step + 1) % recipe.log_every == 0)
-                metrics = task.step(at, batch)
-                if at.logged:
-                    lines.write(step + 1, "train", metrics)
-                    shown |= {key: _short(value) for key, value in metrics.items() if key in SHOWN}
-                if last or (step + 1) % (recipe.validate_every * per_epoch) == 0:
-                    metrics = task.validate()
-                    lines.write(step + 1, "val", metrics)
-                    shown["val"] = _short(metrics["loss"])
-                    if recipe.select == "best" and (best is None or metrics["loss"] < best["loss"]):
-                        best = {"loss": float(metrics["loss"]), "step": step + 1, "weights": task.weights()}
-                bar.set_postfix(shown, refresh=False)
-                bar.update()
-                if save:
-                    state = {"task": task.state_dict(), "best": best}
-                    save_checkpoint(path, task.pins, step + 1, state, ranks)
-        kept = best["weights"] if best else task.weights()
+        lines = Log(out / LOG, run.done, writes=ranks.rank == 0)
+        with Interrupts(ranks, recipe.checkpoint_minutes) as interrupts:
+            while True:
+                try:
+                    _train(task, path, run, lines, interrupts, progress)
+                    break
+                except Diverged as error:
+                    message = str(error)
+                # outside the handler, whose traceback holds the batches of the broken step
+                run = _go_back(task, path, message, run.halvings)
+                lines = Log(out / LOG, run.done, writes=ranks.rank == 0)
+                lines.write(run.done, "halve", {"rate": task.rate})
+        kept = run.best["weights"] if run.best else task.weights()
         return {name: whole(tensor) for name, tensor in kept.items()}
 
 
-SHOWN = ("loss", "accuracy", "usage")  # metrics of the progress bar
+def _train(task: Task, path: Path, run: Run, lines: Log, interrupts: Interrupts, progress: bool) -> None:
+    """The steps that are left."""
+    recipe, ranks, total, per_epoch = task.recipe, task.ranks, task.total, task.steps_per_epoch
+    mine = ranks.rows(task.global_batch)
+    meter, shown = task.meter(), dict[str, str]()
+    hidden = not progress or ranks.rank > 0
+    with tqdm(total=total, initial=run.done, disable=hidden, unit="step", dynamic_ncols=True) as bar:
+        for step in range(run.done, total):
+            epoch, place = divmod(step, per_epoch)
+            if place == 0 or step == run.done:
+                batches = epoch_batches(recipe.seed, epoch, task.num_items, recipe.batch_size)
+                feed = iter(task.feed(epoch, batches[place:, mine]))
+            with meter.waiting():
+                batch = next(feed)
+            torch.manual_seed(step_seed(recipe.seed, step))
+            last = step + 1 == total
+            asked, stop = interrupts.asked()
+            save = asked or last or (step + 1) % recipe.checkpoint_every == 0
+            # log before saving: the log raises on a diverged run before it can replace a good checkpoint
+            at = Moment(step, total, epoch, save or (step + 1) % recipe.log_every == 0)
+            metrics = task.step(at, batch)
+            if at.logged:
+                metrics = {**metrics, **meter.read()}
+                lines.write(step + 1, "train", metrics)
+                shown |= {key: _short(value) for key, value in metrics.items() if key in SHOWN}
+            if last or (step + 1) % (recipe.validate_every * per_epoch) == 0:
+                with meter.pause():
+                    metrics = task.validate()
+                lines.write(step + 1, "val", metrics)
+                shown["val"] = _short(metrics["loss"])
+                if recipe.select == "best" and (run.best is None or metrics["loss"] < run.best["loss"]):
+                    run.best = {"loss": float(metrics["loss"]), "step": step + 1, "weights": task.weights()}
+            bar.set_postfix(shown, refresh=False)
+            bar.update()
+            if save:
+                with meter.pause():
+                    _save(task, path, replace(run, done=step + 1))
+                interrupts.saved()
+            if stop and not last:
+                bar.close()
+                if ranks.rank == 0:
+                    log.warning(
+                        "SIGTERM: stopped after step %d of %d, saved in %s; the same command goes on",
+                        step + 1, total, path,
+                    )  # fmt: skip
+                raise SystemExit(STOPPED)
 
 
-def _restore(task: Task, path: Path) -> tuple[int, dict[str, Any] | None]:
+SHOWN = ("loss", "accuracy", "usage", "lr", "images_per_second", "mfu")  # metrics of the progress bar
+HALVINGS = 3  # of the learning rate of a diverged run, at most
+
+
+def _save(task: Task, path: Path, run: Run) -> None:
+    state = {"task": task.state_dict(), "best": run.best, "halvings": run.halvings}
+    save_checkpoint(path, task.pins, run.done, state, task.ranks)
+
+
+def _restore(task: Task, path: Path) -> Run:
     like = task.parameters()
     done, world, state = load_checkpoint(path, task.pins, like, task.ranks)
     try:
@@ -221,6 +282,7 @@ def _restore(task: Task, path: Path) -> tuple[int, dict[str, Any] | None]:
         best = state["best"]
         if best:
             best["weights"] = {n: as_like(t, like[n]) if n in like else t for n, t in best["weights"].items()}
+        halvings = int(state.get("halvings", 0))
     except (KeyError, ValueError, RuntimeError, TypeError) as error:
         raise CheckpointError(f"{path} does not fit the model of this recipe: {error}") from error
     if world != task.ranks.world and task.ranks.rank == 0:
@@ -228,54 +290,25 @@ def _restore(task: Task, path: Path) -> tuple[int, dict[str, Any] | None]:
             "%s is of %d ranks and goes on with %d: the same images and random numbers, sums in another order",
             path, world, task.ranks.world,
         )  # fmt: skip
-    return done, best
+    task.rate = 0.5**halvings
+    return Run(done, best, halvings)
+
+
+def _go_back(task: Task, path: Path, message: str, halvings: int) -> Run:
+    """The run at its last checkpoint with half the learning rate; Diverged where that is not to be done (again)."""
+    kept = f"; {path} is kept" if path.exists() else ""
+    rate = "--base-lr" if hasattr(task.recipe, "base_lr") else "--lr"
+    if task.recipe.on_divergence == "stop":
+        raise Diverged(f"{message}: lower {rate} and start anew, or go on with --on-divergence halve{kept}")
+    if halvings == HALVINGS:
+        raise Diverged(f"{message}, with a learning rate halved {HALVINGS} times: lower {rate}{kept}")
+    run = replace(_restore(task, path), halvings=halvings + 1)
+    task.rate = 0.5**run.halvings
+    if task.ranks.rank == 0:
+        log.warning("%s: back to step %d with %g of the learning rate", message, run.done, task.rate)
+    return run
 
 
 def _short(value: Any) -> str:
     """A metric in short: numbers with 3 digits, lists joined by slashes."""
     return "/".join(f"{v:.0f}" for v in value) if isinstance(value, list) else f"{value:.3g}"
-
-
-class _Log:
-    """log.jsonl: one JSON object per line with step, phase and metrics. Lines after step `done` are dropped
-    first: a killed run wrote them, and the resumed run writes them again. Metrics must be finite, on the ranks
-    that do not write too."""
-
-    def __init__(self, path: Path, done: int, *, writes: bool) -> None:
-        kept = [line for line in _lines(path) if line["step"] <= done] if writes else []
-        if writes:
-            with atomic_write(path) as handle:
-                handle.write("".join(json.dumps(line) + "\n" for line in kept).encode())
-        self.path, self.writes, self.began = path, writes, time.monotonic()
-        self.before = max((float(line.get("seconds", 0)) for line in kept), default=0.0)
-
-    def write(self, step: int, phase: str, metrics: Mapping[str, Any]) -> None:
-        seconds = round(self.before + time.monotonic() - self.began, 2)
-        values = {key: _rounded(value) for key, value in metrics.items()}
-        for key, value in values.items():
-            if not np.isfinite(value).all():
-                raise RuntimeError(
-                    f"the {key} of {phase} must be finite, got {value} at step {step}: lower the learning rate"
-                )
-        if not self.writes:
-            return
-        try:
-            with open(self.path, "a", encoding="utf-8") as file:
-                file.write(json.dumps({"step": step, "phase": phase, "seconds": seconds, **values}) + "\n")
-        except OSError as error:
-            raise CheckpointError(f"could not write {self.path}: {error.strerror or error}") from error
-
-
-def _rounded(value: Any) -> Any:
-    return [_rounded(v) for v in value] if isinstance(value, list) else float(f"{float(value):.6g}")
-
-
-def _lines(path: Path) -> list[dict[str, Any]]:
-    """The complete lines of an earlier log; a line cut off by a kill is skipped."""
-    found = []
-    for line in path.read_text(encoding="utf-8").splitlines() if path.exists() else []:
-        try:
-            found.append(json.loads(line))
-        except ValueError:
-            log.warning("skipping a broken line in %s", path)
-    return [line for line in found if isinstance(line, dict) and "step" in line]

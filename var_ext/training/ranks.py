@@ -42,11 +42,13 @@ class Ranks:
     Attributes:
         rank, world: which one, of how many; 0 of 1 without a launcher.
         patient: process group for what may take long, None for one process.
+        prompt: process group of CPU tensors for what every step agrees on, None for one process.
     """
 
     rank: int = 0
     world: int = 1
     patient: Any = None
+    prompt: Any = None
 
     def rows(self, count: int) -> slice:
         """This rank's share of `count` rows: ranks take neighbouring rows, whose numbers differ by at most one."""
@@ -85,6 +87,13 @@ class Ranks:
         whole = mine.new_zeros(count, *mine.shape[1:])
         whole[self.rows(count)] = mine
         return self.sum(whole)
+
+    def any(self, *mine: bool) -> list[bool]:
+        """Each of `mine`, or true where it is on another rank."""
+        flags = torch.tensor(mine, dtype=torch.uint8)
+        if self.world > 1:
+            dist.all_reduce(flags, dist.ReduceOp.MAX, self.prompt)
+        return [bool(flag) for flag in flags.tolist()]
 
     def wait(self) -> None:
         """Until all ranks are here, for as long as it takes."""
@@ -129,7 +138,9 @@ def join(device: str | torch.device, timeout: float) -> Iterator[tuple[Ranks, to
         device = _start(device, world, timedelta(seconds=timeout))
     try:
         # the caller's own group may be one that cannot be waited in for long
-        yield Ranks(rank, world, dist.new_group(backend="gloo", timeout=PATIENCE)), device
+        patient = dist.new_group(backend="gloo", timeout=PATIENCE)
+        prompt = dist.new_group(backend="gloo", timeout=timedelta(seconds=timeout))
+        yield Ranks(rank, world, patient, prompt), device
     finally:
         if ours:
             dist.destroy_process_group()

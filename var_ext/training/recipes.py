@@ -63,6 +63,18 @@ class Recipe:
     )
     validate_every: int = option(1, "epochs between two validations", COUNT)
     checkpoint_every: int = option(200, "steps between two checkpoints", COUNT, free=True)
+    checkpoint_minutes: float = option(
+        0.0,
+        "minutes between two checkpoints, besides those by steps; 0 is by steps alone",
+        NATURAL,
+        free=True,
+    )
+    on_divergence: str = option(
+        "stop",
+        "when the loss is no longer finite: 'stop', or 'halve' the rate at the last checkpoint, at most 3 times",
+        ("stop", "halve"),
+        free=True,
+    )
     log_every: int = option(10, "steps between two lines of log.jsonl", COUNT, free=True)
     workers: int = option(0, "processes that read images, 0 reads in the trainer itself", NATURAL, free=True)
     micro_batch: int = option(
@@ -220,6 +232,12 @@ class VARRecipe(Recipe):
     )
     activation_checkpointing: bool = option(
         False, "keep the inputs of blocks alone and compute them again for gradients", free=True
+    )
+    peak_tflops: float = option(
+        0.0,
+        "peak TFLOP/s of a chip, of which the log tells the share in use; 0 is that of known GPUs",
+        NATURAL,
+        free=True,
     )
     compile: bool = option(False, "compile the blocks with torch.compile", free=True)
     cfg: float = option(1.5, "guidance that the finished model recommends", ANY, free=True)

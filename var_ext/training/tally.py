@@ -47,6 +47,7 @@ class Tally:
             "loss_last": float(loss[tail].mean()),
             "accuracy": float(hit.mean()),
             "accuracy_last": float(hit[tail].mean()),
+            "loss_scales": [float(loss[where].mean()) for where in self.slices],
             "accuracy_scales": [float(hit[where].mean()) for where in self.slices],
             "usage": (100 * seen.double().mean(1)).tolist(),
         }

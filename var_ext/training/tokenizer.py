@@ -77,6 +77,8 @@ def train_tokenizer(
     Raises:
         DataError: the data cannot be used.
         CheckpointError: `out` cannot be written, or its checkpoint is broken or from another run.
+        Diverged: the loss is no longer finite, see `recipe.on_divergence`.
+        SystemExit: status 75: SIGTERM came, and a checkpoint was written.
     """
     out = user_path(out)
     with join(device, recipe.rank_timeout) as (ranks, device):
@@ -176,8 +178,8 @@ class TokenizerTask(Task):
     def step(self, at: Moment, batch: tuple[Tensor, Tensor]) -> Mapping[str, Any]:
         recipe, images, quantizer = self.recipe, batch[0], self.vae.quantize
         self.vae.train()
-        factor = cosine_factor(at.step, at.total, warmup=recipe.warmup, end=recipe.lr_end)
-        set_rates(self.optimizer, recipe.lr * factor)
+        lr = recipe.lr * self.rate * cosine_factor(at.step, at.total, warmup=recipe.warmup, end=recipe.lr_end)
+        set_rates(self.optimizer, lr)
         seed, start = step_seed(recipe.seed, at.step), self.ranks.rows(self.global_batch).start
         parts = self.ranks.parts(self.global_batch, recipe.micro_batch)
         inputs = [images[p.rows.start - start : p.rows.stop - start].to(self.device) for p in parts]
@@ -207,9 +209,9 @@ class TokenizerTask(Task):
         self.optimizer.step()
         quantizer.record_hits(self.ranks.sum(quantizer.collected))
         quantizer.collected = None
-        metrics: dict[str, Any] = {"grad": grad}
+        metrics: dict[str, Any] = {"grad": grad, "lr": lr}
         if ramp > 0:
-            metrics["critic"] = self.critic_step(parts, inputs, outputs, recipe.lr * factor)
+            metrics["critic"] = self.critic_step(parts, inputs, outputs, lr)
         if self.ema:
             self.ema.update(self.vae, at.step)
         if (

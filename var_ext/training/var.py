@@ -31,10 +31,12 @@ from var_ext.training.parallel import (
     load_optimizer_state,
     optimizer_state,
 )
+from var_ext.training.plan import flops_of
 from var_ext.training.precision import DTYPES, LossScale, autocast
 from var_ext.training.progressive import stage
 from var_ext.training.ranks import ALONE, Part, Ranks, join
 from var_ext.training.recipes import VARRecipe
+from var_ext.training.speed import Meter, peak_tflops
 from var_ext.training.tally import Tally, token_losses
 from var_ext.training.tokens import BATCH, digest_of, digests_of, open_tokens
 
@@ -76,6 +78,8 @@ def train_var(
         DataError: the data cannot be used.
         CheckpointError: the tokenizer or the checkpoint cannot be used, or `out` cannot be written.
         ValueError: the scales or the weights to begin with do not fit, or `freeze` names no parameter.
+        Diverged: the loss is no longer finite, see `recipe.on_divergence`.
+        SystemExit: status 75: SIGTERM came, and a checkpoint was written.
     """
     out = user_path(out)
     with join(device, recipe.rank_timeout) as (ranks, device):
@@ -168,6 +172,17 @@ class VARTask(Task):
         self.ema = Ema(self.var, recipe.ema, ranks, shared_out=shared_out) if recipe.ema > 0 else None
         self.scale = LossScale(recipe.autocast == "fp16")
 
+    def meter(self) -> Meter:
+        """Of the transformer's FLOPs; making tokens online is not counted."""
+        recipe, peak = self.recipe, self.recipe.peak_tflops
+        if not peak and self.device.type == "cuda" and recipe.autocast != "fp32":
+            peak = peak_tflops(torch.cuda.get_device_name(self.device))
+        flops = flops_of(recipe, self.schedule, self.vae.vocab_size, self.vae.Cvae)
+        return Meter(
+            self.device, self.global_batch,
+            tokens=self.schedule.num_tokens, flops=flops, peak=1e12 * peak * self.ranks.world,
+        )  # fmt: skip
+
     def parameters(self) -> dict[str, Tensor]:
         return dict(self.var.named_parameters())
 
@@ -196,7 +211,7 @@ class VARTask(Task):
             at.step, at.total, warmup=recipe.warmup, end=recipe.lr_end, progressive=recipe.pg
         )
         decay = cosine(at.step / max(1, at.total - 1), recipe.weight_decay, recipe.weight_decay_end)
-        set_rates(self.optimizer, recipe.base_lr * count / 256 * factor, decay)
+        set_rates(self.optimizer, recipe.base_lr * count / 256 * factor * self.rate, decay)
         last, weight = stage(
             at.step,
             at.total,
@@ -230,7 +245,8 @@ class VARTask(Task):
         if not at.logged:
             return {}
         found = tally.summary(self.ranks)
-        metrics = {name: found[name] for name in ("loss", "accuracy", "usage")}
+        (rate,) = {group["lr"] for group in self.optimizer.param_groups}
+        metrics = {**found, "lr": float(rate), "weight_decay": decay}
         if stepped:
             metrics["grad"] = float(norm)
         return {**metrics, "scale": self.scale.scale} if self.scale.enabled else metrics

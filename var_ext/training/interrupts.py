@@ -1,0 +1,57 @@
+"""What signals and the clock ask of a run: a checkpoint now, or a checkpoint and the end."""
+
+from __future__ import annotations
+
+import signal
+import threading
+import time
+from types import FrameType
+from typing import Any
+
+from var_ext.training.ranks import Ranks
+
+STOPPED = 75  # exit status of a run that SIGTERM ended: EX_TEMPFAIL, "try again later"
+
+
+class Interrupts:
+    """SIGUSR1 and a clock ask for a checkpoint, SIGTERM for a checkpoint and the end.
+
+    A context in which the two signals are caught; in a thread other than the main one they keep their effect.
+
+    Args:
+        ranks: they agree, also where only one of them got a signal; the clock is that of rank 0.
+        minutes: between two checkpoints, 0 for no clock.
+    """
+
+    def __init__(self, ranks: Ranks, minutes: float) -> None:
+        self.ranks, self.seconds = ranks, 60 * minutes
+        self.save = self.stop = False
+        self.saved()
+
+    def __enter__(self) -> Interrupts:
+        self.before: dict[int, Any] = {}
+        if threading.current_thread() is threading.main_thread():
+            for number in (signal.SIGTERM, signal.SIGUSR1):
+                self.before[number] = signal.signal(number, self._catch)
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        for number, handler in self.before.items():
+            signal.signal(number, handler)
+
+    def _catch(self, number: int, _: FrameType | None) -> None:
+        if number == signal.SIGTERM:
+            self.stop = True
+        else:
+            self.save = True
+
+    def asked(self) -> tuple[bool, bool]:
+        """(whether to save, whether to stop) after the next step; ranks call this together before each step."""
+        due = bool(self.seconds) and self.ranks.rank == 0 and time.monotonic() - self.last >= self.seconds
+        save, self.save = self.save, False
+        save, stop = self.ranks.any(save or due, self.stop)
+        return save or stop, stop
+
+    def saved(self) -> None:
+        """A checkpoint was written: the clock starts again."""
+        self.last = time.monotonic()

@@ -1,0 +1,73 @@
+"""log.jsonl: what a run measured, one JSON object a line."""
+
+from __future__ import annotations
+
+import json
+import logging
+import time
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from var_ext.checkpoints import CheckpointError, atomic_write
+
+log = logging.getLogger(__name__)
+
+
+class Diverged(RuntimeError):
+    """A metric such as loss or gradient is no longer finite."""
+
+
+class Log:
+    """Lines with step, phase, seconds of the run and metrics.
+
+    Lines after step `done` are dropped first: a killed run wrote them, and the resumed run writes them again.
+
+    Args:
+        writes: False on the ranks that only check.
+    """
+
+    def __init__(self, path: Path, done: int, *, writes: bool = True) -> None:
+        kept = [line for line in _lines(path) if line["step"] <= done] if writes else []
+        if writes:
+            with atomic_write(path) as handle:
+                handle.write("".join(json.dumps(line) + "\n" for line in kept).encode())
+        self.path, self.writes, self.began = path, writes, time.monotonic()
+        self.before = max((float(line.get("seconds", 0)) for line in kept), default=0.0)
+
+    def write(self, step: int, phase: str, metrics: Mapping[str, Any]) -> None:
+        """Append the metrics of a phase: numbers, or lists of one a scale.
+
+        Raises:
+            Diverged: one of them is not finite, on all ranks alike.
+            CheckpointError: the line cannot be written.
+        """
+        seconds = round(self.before + time.monotonic() - self.began, 2)
+        values = {key: _rounded(value) for key, value in metrics.items()}
+        for key, value in values.items():
+            if not np.isfinite(value).all():
+                raise Diverged(f"the {key} of {phase} must be finite, got {value} at step {step}")
+        if not self.writes:
+            return
+        try:
+            with open(self.path, "a", encoding="utf-8") as file:
+                file.write(json.dumps({"step": step, "phase": phase, "seconds": seconds, **values}) + "\n")
+        except OSError as error:
+            raise CheckpointError(f"could not write {self.path}: {error.strerror or error}") from error
+
+
+def _rounded(value: Any) -> Any:
+    return [_rounded(v) for v in value] if isinstance(value, list) else float(f"{float(value):.6g}")
+
+
+def _lines(path: Path) -> list[dict[str, Any]]:
+    """The complete lines of an earlier log; a line cut off by a kill is skipped."""
+    found = []
+    for line in path.read_text(encoding="utf-8").splitlines() if path.exists() else []:
+        try:
+            found.append(json.loads(line))
+        except ValueError:
+            log.warning("skipping a broken line in %s", path)
+    return [line for line in found if isinstance(line, dict) and "step" in line]
