@@ -46,7 +46,8 @@ class Toy(Task):
         }
 
     def validate(self) -> Mapping[str, Any]:
-        return {"loss": self.metric("val", abs(self.steps - 6))}
+        # the last scale is best at step 9
+        return {"loss": self.metric("val", abs(self.steps - 6)), "loss_last": abs(self.steps - 9)}
 
     def metric(self, name: str, value: float) -> float:
         return float("nan") if self.steps > self.diverge.get(name, self.steps) else value
@@ -108,13 +109,14 @@ def test_no_resume_starts_anew(tmp_path: Path) -> None:
     assert len(lines(tmp_path)) == 12 + 4
 
 
-def test_the_best_weights_are_kept(tmp_path: Path) -> None:
-    best = fit(Toy(select="best"), tmp_path / "best", progress=False)
+@pytest.mark.parametrize(("select", "step"), [("best", 6), ("best_last_scale", 9)])
+def test_the_best_weights_are_kept(tmp_path: Path, select: str, step: int) -> None:
+    best = fit(Toy(select=select), tmp_path / "best", progress=False)
     with pytest.raises(KeyboardInterrupt):
-        fit(Toy(stop=6), tmp_path / "six", progress=False)
-    # validation, at steps 3, 6, 9 and 12, is best at step 6, which the stopped run has in its checkpoint
-    six = torch.load(tmp_path / "six" / "last.ckpt", weights_only=True)
-    assert six["step"] == 6 and torch.equal(best["value"], six["state"]["task"]["value"])
+        fit(Toy(stop=step, checkpoint_every=3), tmp_path / "stopped", progress=False)
+    # validation is at steps 3, 6, 9 and 12; the stopped run has the weights of the best one in its checkpoint
+    stopped = torch.load(tmp_path / "stopped" / "last.ckpt", weights_only=True)
+    assert stopped["step"] == step and torch.equal(best["value"], stopped["state"]["task"]["value"])
 
 
 def test_another_recipe_does_not_take_the_checkpoint(tmp_path: Path) -> None:

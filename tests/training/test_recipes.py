@@ -37,7 +37,7 @@ def test_published_sizes(depth: int, shared: bool, decay_end: float) -> None:
         ({"depth": "deep"}, "depth must be a int such as 16, got 'deep'"),
         ({"half": "maybe"}, "half must be a bool such as False, got 'maybe'"),
         ({"batch_size": 0}, "batch_size must be at least 1, got 0"),
-        ({"select": "worst"}, "select must be 'last' or 'best', got 'worst'"),
+        ({"select": "worst"}, "select must be 'last' or 'best' or 'best_last_scale', got 'worst'"),
         ({"autocast": "fp8"}, "autocast must be 'fp32' or 'bf16' or 'fp16', got 'fp8'"),
         ({"ema": 1.0}, r"ema must be in \[0, 1\), got 1.0"),
         ({"copies": 0}, "copies must be at least 1, got 0"),
@@ -91,3 +91,8 @@ def test_fine_tuning_takes_sizes_and_a_rate_from_the_model(width: int, rate: flo
 
 
 VAR_ARGUMENTS = {"depth": 7, "num_heads": 4, "mlp_ratio": 2.0, "drop_path_rate": 0.1, "shared_aln": True}
+
+
+def test_a_tokenizer_has_no_last_scale_to_select_by() -> None:
+    with pytest.raises(ValueError, match="select must be 'last' or 'best' for a tokenizer"):
+        TokenizerRecipe(select="best_last_scale")

@@ -247,8 +247,9 @@ def _train(task: Task, path: Path, run: Run, lines: Log, interrupts: Interrupts,
                     metrics = task.validate()
                 lines.write(step + 1, "val", metrics)
                 shown["val"] = _short(metrics["loss"])
-                if recipe.select == "best" and (run.best is None or metrics["loss"] < run.best["loss"]):
-                    run.best = {"loss": float(metrics["loss"]), "step": step + 1, "weights": task.weights()}
+                loss = metrics[SELECTED_BY[recipe.select]]
+                if recipe.select != "last" and (run.best is None or loss < run.best["loss"]):
+                    run.best = {"loss": float(loss), "step": step + 1, "weights": task.weights()}
             bar.set_postfix(shown, refresh=False)
             bar.update()
             if save:
@@ -265,6 +266,7 @@ def _train(task: Task, path: Path, run: Run, lines: Log, interrupts: Interrupts,
                 raise SystemExit(STOPPED)
 
 
+SELECTED_BY = {"last": "loss", "best": "loss", "best_last_scale": "loss_last"}  # metric of validation
 SHOWN = ("loss", "accuracy", "usage", "lr", "images_per_second", "mfu")  # metrics of the progress bar
 HALVINGS = 3  # of the learning rate of a diverged run, at most
 

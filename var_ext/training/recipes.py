@@ -59,7 +59,9 @@ class Recipe:
     )
     ema: float = option(0.0, "decay of the moving average of the weights that is kept, 0 is none", BELOW_ONE)
     select: str = option(
-        "last", "which weights are kept: 'last', or 'best' by validation loss", ("last", "best")
+        "last",
+        "which weights are kept: 'last', 'best' by validation loss, or 'best_last_scale' by that of the last scale",
+        ("last", "best", "best_last_scale"),
     )
     validate_every: int = option(1, "epochs between two validations", COUNT)
     checkpoint_every: int = option(200, "steps between two checkpoints", COUNT, free=True)
@@ -161,6 +163,10 @@ class TokenizerRecipe(Recipe):
 
     def __post_init__(self) -> None:
         super().__post_init__()
+        if self.select == "best_last_scale":
+            raise ValueError(
+                "select must be 'last' or 'best' for a tokenizer, whose loss has no scales, got 'best_last_scale'"
+            )
         if self.shard == "full":
             raise ValueError(
                 "shard must be 'none' or 'optimizer' for a tokenizer, whose weights fit a GPU, got 'full'"
