@@ -10,7 +10,8 @@ from statistics import median
 
 from gpu_predictions import PREDICTIONS
 from gpu_steps import SHARES
-from harness.report import FOLDER, Report, duration, listing, markdown, newest, provenance, rewrite
+from harness.report import FOLDER, Report, newest
+from harness.results_page import duration, listing, markdown, provenance, rewrite
 from ops_page import table
 
 TITLE = "# On GPUs"

@@ -23,7 +23,8 @@ import flops
 import torch
 from harness.clock import Watch, clock_of, in_turn
 from harness.memory import forget_peak, resident
-from harness.report import duration, said, save
+from harness.report import said, save
+from harness.results_page import duration
 from samplers import OPTIONS, labels_of, our_model
 from torch.profiler import ProfilerActivity, profile
 

@@ -10,7 +10,8 @@ from pathlib import Path
 from statistics import quantiles
 from typing import Any
 
-from harness.report import FOLDER, Report, duration, listing, load, markdown, provenance, rewrite
+from harness.report import FOLDER, Report, load
+from harness.results_page import duration, listing, markdown, provenance, rewrite
 
 TITLE = "# Benchmarks"
 END_TO_END = {

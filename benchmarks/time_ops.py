@@ -33,7 +33,8 @@ from harness import case as cases
 from harness.case import Case
 from harness.clock import Clock, Cuda, Rehearsal, Watch, clock_of, in_turn
 from harness.jobs import Job, build, counts, files, jobs, least, show_plan
-from harness.report import FOLDER, commit_of, facts, rewrite, said, save, slug
+from harness.report import FOLDER, commit_of, facts, said, save, slug
+from harness.results_page import rewrite
 
 from var_ext import _C, backend, ops
 

@@ -10,7 +10,8 @@ from pathlib import Path
 from statistics import median
 from typing import Any
 
-from harness.report import FOLDER, Report, duration, listing, markdown, newest, provenance, rewrite
+from harness.report import FOLDER, Report, newest
+from harness.results_page import duration, listing, markdown, provenance, rewrite
 from versus_plots import PARTS, batches, draw, plot_name
 
 TITLE = "# Beside other programs"

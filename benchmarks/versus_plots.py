@@ -8,7 +8,8 @@ from pathlib import Path
 from statistics import median
 from typing import Any
 
-from harness.report import Report, duration, slug
+from harness.report import Report, slug
+from harness.results_page import duration
 
 PARTS = ("transformer", "head and sampling", "quantizer", "decoder")
 COLORS = {

@@ -149,7 +149,7 @@ def test_an_op_stands_as_its_last_run_timed_it(tmp_path: Path) -> None:
 
 
 def test_a_part_of_the_page_takes_its_place() -> None:
-    from harness.report import put
+    from harness.results_page import put
 
     page = "# Ops\n\nThe ops.\n\n## One\n\n# Others\n\nSome.\n"
     assert put(page, "# Ops\n\nNew.\n") == "# Ops\n\nNew.\n\n# Others\n\nSome.\n"
@@ -161,7 +161,7 @@ def test_a_part_of_the_page_takes_its_place() -> None:
 def test_the_page_of_the_repository_is_up_to_date(writer: str) -> None:
     from importlib import import_module
 
-    from harness.report import put
+    from harness.results_page import put
 
     page = (ROOT / "benchmarks" / "RESULTS.md").read_text(encoding="utf-8")
     assert put(page, import_module(writer).section()) == page, f"python benchmarks/{writer}.py"

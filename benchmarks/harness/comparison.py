@@ -12,7 +12,8 @@ import torch
 
 from harness.clock import Timed, clock_of
 from harness.memory import in_fresh_process
-from harness.report import FOLDER, duration, save, slug
+from harness.report import FOLDER, save, slug
+from harness.results_page import duration
 
 
 def numbers(text: str) -> list[int]:
