@@ -44,7 +44,8 @@ RUNTIMES = $(shell $(CXX) -print-file-name=libasan.so):$(shell $(CXX) -print-fil
 sanitize: $(STAMP)  ## fast op tests under the address and undefined-behaviour sanitizers
 	rm -rf $(SANITIZED)
 	$(BIN)/python -m pip install --quiet --no-deps --target $(SANITIZED) \
-	  -C cmake.define.VAR_EXT_SANITIZE=ON -C cmake.define.VAR_EXT_CUDA=OFF -C cmake.build-type=RelWithDebInfo .
+	  --config-settings=cmake.define.VAR_EXT_SANITIZE=ON --config-settings=cmake.define.VAR_EXT_CUDA=OFF \
+	  --config-settings=cmake.build-type=RelWithDebInfo .
 	cp -r tests pyproject.toml $(SANITIZED)
 	$(BIN)/python -m venv --without-pip $(SANITIZED)/venv
 	$(BIN)/python -c 'import sysconfig; print(sysconfig.get_path("purelib"))' \
