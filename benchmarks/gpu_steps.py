@@ -60,8 +60,8 @@ def build(architecture: str) -> Step:
     }
     command = [PYTHON, "-m", "pip", "install", "--no-index", "--no-deps", "--no-build-isolation"]
     for key, value in settings.items():
-        command += ["-C", f"cmake.define.{key}={value}"]
-    command += ["-C", f"build-dir={PLACE / 'build'}", "--editable", ROOT]
+        command += [f"--config-settings=cmake.define.{key}={value}"]
+    command += [f"--config-settings=build-dir={PLACE / 'build'}", "--editable", ROOT]
     return Step(command, SHARES["build"])
 
 
