@@ -267,7 +267,10 @@ def test_initcheck_sees_all_kernels(tmp_path: Path, monkeypatch: pytest.MonkeyPa
     filters = {name: "--kernel-regex" in gpu_steps.sanitizer(name).command for name in gpu_steps.SANITIZERS}
     assert filters == {"memcheck": True, "racecheck": True, "initcheck": False}
     assert gpu_steps.ptx().environment["CUDA_FORCE_PTX_JIT"] == "1"
-    assert "--config-settings=cmake.define.CMAKE_CUDA_ARCHITECTURES=90a-real;90-virtual" in gpu_steps.build("90a").command
+    assert (
+        "--config-settings=cmake.define.CMAKE_CUDA_ARCHITECTURES=90a-real;90-virtual"
+        in gpu_steps.build("90a").command
+    )
 
 
 def test_every_op_has_its_turn_before_a_tool_runs_out_of_time() -> None:
