@@ -19,6 +19,9 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
 from var_ext.models import VQVAE
+from var_ext.schedule import SCALES_256, ScaleSchedule
+from var_ext.training import VARRecipe
+from var_ext.training.flops import flops_of
 
 ROOT = Path(__file__).resolve().parent.parent
 CPU = torch.device("cpu")
@@ -123,6 +126,15 @@ def test_the_counted_flops(depth: int, products: int, attention: int) -> None:
     assert round(flops.sampling(depth, merged=False).decoder / 1e9) == 394
     assert sum(flops.sampling(depth, mixed=True).head) * 2 == sum(cost.head)
     assert sum(flops.sampling(depth, guided=False).products) * 2 == sum(cost.products)
+
+
+@pytest.mark.parametrize("depth", [16, 30])
+def test_a_training_step_counts_a_forward_pass_as_sampling_does(depth: int) -> None:
+    """Three times all that is no decoder; the trainers' own count, which a wheel without benchmarks has."""
+    import flops
+
+    step = flops_of(VARRecipe.paper(depth), ScaleSchedule(SCALES_256), codes=4096, channels=32)
+    assert step == 3 * flops.sampling(depth, guided=False).transformer
 
 
 def test_the_decoders_flops_are_those_that_torch_counts() -> None:

@@ -252,7 +252,8 @@ def train_tokenizer_command(
 @click.option("--tokenizer", help="Folder or name of the tokenizer.  [default: that of --init-from]")
 @click.option(
     "--init-from",
-    help="Folder or name of a model to begin with; sizes and recipe follow it.  [default: none]",
+    help="Folder or name of a model to begin with. Options that are not given, and no --preset, are then its sizes and "
+    "a recipe for few images.  [default: none]",
 )
 @click.option(
     "--dry-run", is_flag=True, help="Print what a rank will need, refuse what does not fit, and end."

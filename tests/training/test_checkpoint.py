@@ -8,10 +8,13 @@ from pathlib import Path
 
 import pytest
 import torch
+from torch.distributed.checkpoint.api import CheckpointException
 
 from tests.disk import small_disk
 from var_ext.checkpoints import CheckpointError
+from var_ext.training import checkpoint
 from var_ext.training.checkpoint import DIGESTS, FORMAT, load_checkpoint, save_checkpoint
+from var_ext.training.ranks import ALONE
 
 PINS = {"kind": "var", "recipe": {"depth": 4, "seed": 0}}
 
@@ -101,3 +104,30 @@ def test_an_unwritable_folder_is_named(tmp_path: Path, monkeypatch: pytest.Monke
     monkeypatch.setattr(builtins, "open", deny)  # chmod does not stop a test that runs as root
     with pytest.raises(CheckpointError, match=r"could not write .*last\.ckpt: Permission denied"):
         save_checkpoint(tmp_path / "last.ckpt", PINS, 1, {})
+
+
+@pytest.mark.parametrize(
+    "error",
+    [CheckpointException("save", {1: (OSError(28, "No space left"), None)}), OSError(28, "No space left")],
+)
+def test_shared_out_tensors_that_cannot_be_written_keep_the_old_checkpoint(
+    saved: Path, monkeypatch: pytest.MonkeyPatch, error: BaseException
+) -> None:
+    """torch's own error is no Exception: it would pass by all handlers as a traceback."""
+    before = saved.read_bytes()
+
+    def fail(*_: object, **__: object) -> None:
+        raise error
+
+    monkeypatch.setattr(checkpoint, "_split", lambda state: ({}, {"w": state["w"]}))
+    monkeypatch.setattr(checkpoint, "save", fail)
+    with pytest.raises(
+        CheckpointError, match=r"could not write .*last\.ckpt-8: .*No space left; .*last\.ckpt is kept"
+    ):
+        save_checkpoint(saved, PINS, 8, {"w": torch.zeros(3)})
+    assert saved.read_bytes() == before
+    monkeypatch.setattr(checkpoint, "load", fail)
+    with pytest.raises(CheckpointError, match=r"wanted the tensors of a checkpoint in .*: .*No space left"):
+        checkpoint._read_parts(
+            saved.with_name("last.ckpt-8"), {"w": checkpoint.SHARED_OUT}, {"w": torch.zeros(3)}, ALONE
+        )

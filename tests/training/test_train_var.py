@@ -2,6 +2,7 @@
 
 import copy
 import json
+import logging
 import math
 from pathlib import Path
 
@@ -293,10 +294,18 @@ def other_images(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def test_fine_tuning_on_other_classes_and_scales(
-    trained: Path, other_images: Path, var_recipe: VARRecipe, tmp_path: Path
+    trained: Path,
+    other_images: Path,
+    var_recipe: VARRecipe,
+    tmp_path: Path,
+    caplog: pytest.LogCaptureFixture,
 ) -> None:
     recipe = var_recipe.with_options(epochs=1, patch_nums="1,3,4", freeze="blocks.{0-0}.*,head.*")
     out = train_var(other_images, trained, tmp_path, recipe, init_from=trained, progress=False)
+    said = [
+        record.message for record in caplog.records if record.levelno >= logging.WARNING
+    ]  # what users see
+    assert "class embeddings are new: 3 classes instead of 2" in said
     before, after = (load_tensors(folder / "var.safetensors") for folder in (trained, out))
     kept = {name for name in before if name.startswith(("blocks.0.", "head."))}
     assert all(torch.equal(before[name], after[name]) for name in kept)

@@ -18,7 +18,7 @@ class CheckpointError(RuntimeError):
     """A file cannot be read, written, fetched or used; the message says which and why."""
 
 
-def first_line(error: Exception) -> str:
+def first_line(error: BaseException) -> str:
     """A library's error message, without the advice that follows."""
     return (str(error).strip().splitlines() or [type(error).__name__])[0].rstrip(".")
 

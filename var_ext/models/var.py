@@ -461,17 +461,15 @@ class VAR(Part, PublishedVAR):
         """Stochastic depth of all blocks: the gates with those of dropped branches zeroed, the others scaled."""
         rates = torch.tensor([block.drop_path.rate for block in self.blocks], device=draws.first.device)
         # a row's first number is its label's
-        kept = (
-            draws.uniform(1 + 2 * len(rates))[:, 1:].unflatten(1, (-1, 2)) >= rates[:, None]
-        )  # (B, depth, 2)
-        scale = (kept / (1 - rates[:, None])).to(modulations[0][0].dtype)
-        return [
-            (gamma1 * scale[:, n, :1], gamma2 * scale[:, n, 1:], *rest)
-            if self.blocks[n].drop_path.rate
-            else both
-            for n, both in enumerate(modulations)
-            for gamma1, gamma2, *rest in [both]
-        ]
+        uniform = draws.uniform(1 + 2 * len(rates))[:, 1:].unflatten(1, (-1, 2))  # (B, depth, 2)
+        scales = ((uniform >= rates[:, None]) / (1 - rates[:, None])).to(modulations[0][0].dtype)
+        found = []
+        for block, scale, modulation in zip(self.blocks, scales.unbind(1), modulations, strict=True):
+            gamma1, gamma2, *rest = modulation
+            if block.drop_path.rate:
+                modulation = (gamma1 * scale[:, :1], gamma2 * scale[:, 1:], *rest)
+            found.append(modulation)
+        return found
 
     def _check_inputs(self, labels: Tensor, x: Tensor | None) -> None:
         if labels.ndim != 1 or labels.dtype != torch.int64:

@@ -13,6 +13,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.distributed.checkpoint.api import CheckpointException
 from torch.distributed.checkpoint.hf_storage import HuggingFaceStorageReader, HuggingFaceStorageWriter
 from torch.distributed.checkpoint.state_dict_loader import load
 from torch.distributed.checkpoint.state_dict_saver import save
@@ -41,7 +42,10 @@ def save_checkpoint(
             if ranks.rank == 0:
                 shutil.rmtree(folder, ignore_errors=True)  # of a run that was killed while it wrote it
         writer = HuggingFaceStorageWriter(str(folder), save_distributed=True)
-        save(parts, storage_writer=writer, process_group=ranks.patient)
+        try:
+            save(parts, storage_writer=writer, process_group=ranks.patient)
+        except (Exception, CheckpointException) as error:  # many classes, and that one is no Exception
+            raise CheckpointError(f"could not write {folder}: {_reason(error)}; {path} is kept") from error
     if ranks.rank == 0:
         name = folder.name if folder else None
         content = {"format": FORMAT, "pins": dict(pins), "step": step, "world": ranks.world, "folder": name}
@@ -50,6 +54,12 @@ def save_checkpoint(
             if old != folder:
                 shutil.rmtree(old, ignore_errors=True)
     ranks.wait()
+
+
+def _reason(error: BaseException) -> str:
+    """The first line of an error, of the first rank that failed."""
+    failures = error.failures if isinstance(error, CheckpointException) else {}
+    return first_line(next((failure for failure, _ in failures.values()), error))
 
 
 def _write(path: Path, content: Mapping[str, Any]) -> None:
@@ -147,10 +157,8 @@ def _read_parts(folder: Path, state: dict[str, Any], like: Mapping[str, Tensor],
             process_group=ranks.patient,
             no_dist=ranks.world == 1,
         )
-    except Exception as error:  # torch raises many classes here, as above
-        raise CheckpointError(
-            f"wanted the tensors of a checkpoint in {folder}: {first_line(error)}"
-        ) from error
+    except (Exception, CheckpointException) as error:  # as in saving
+        raise CheckpointError(f"wanted the tensors of a checkpoint in {folder}: {_reason(error)}") from error
     for place, (level, name) in places.items():
         level[name] = tensors[place]
 

@@ -9,7 +9,6 @@ from __future__ import annotations
 import weakref
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
-from itertools import accumulate
 from typing import Any
 
 import torch
@@ -20,8 +19,8 @@ from var_ext.checkpoints import load_tokenizer
 from var_ext.data import load_dataset
 from var_ext.export import rank_and_world
 from var_ext.models import VAR, VQVAE
-from var_ext.schedule import ScaleSchedule
-from var_ext.training.init_from import with_scales
+from var_ext.training.flops import flops_of
+from var_ext.training.init_from import freeze, with_scales
 from var_ext.training.precision import DTYPES, autocast
 from var_ext.training.recipes import VARRecipe
 
@@ -108,16 +107,17 @@ def plan(recipe: VARRecipe, vae: VQVAE, num_classes: int, world: int = 1) -> Pla
     share = -(-recipe.batch_size // world)
     images = min(share, recipe.micro_batch or share)
     several = images < share
-    parameters, unit, rest, activations, simple = _played(recipe, vae, num_classes, images, sharing == "full")
-    whole, split = 4 * parameters, 4 * parameters // world
+    found = _played(recipe, vae, num_classes, images, sharing == "full")
+    parameters, trained, unit, rest, activations, simple = found
+    whole, split = 4 * trained, 4 * trained // world  # of gradients, and of what the optimizer keeps
     states = (2 + (recipe.ema > 0)) * (whole if sharing == "none" else split)
     if sharing == "full":
         width = DTYPES[recipe.autocast].itemsize
         # what is gathered: the parts that are no block, and two blocks, the next one while one is computed
-        weights = split + 4 * rest + 2 * width * unit
+        weights = 4 * parameters // world + 4 * rest + 2 * width * unit
         gradients = whole if several else split + 2 * 4 * unit
     else:
-        weights = whole
+        weights = 4 * parameters
         # buckets of all gradients; those of micro-batches are summed up beside them
         gradients = whole * (1 + several) if world > 1 else whole if several else 0
         activations = activations if gradients else simple
@@ -193,6 +193,7 @@ def without_memory(recipe: VARRecipe, vae: VQVAE, num_classes: int, cast: torch.
             for name, t in shapes.items()
         }
     var.load_state_dict(empty, assign=True)
+    freeze(var, recipe.freeze)
     var.checked_labels = lambda labels: labels  # type: ignore[method-assign]  # which have no values
     var.activation_checkpointing = recipe.activation_checkpointing
     return var
@@ -212,37 +213,25 @@ def one_pass(var: VAR, images: int, autocast_to: str) -> Tensor:
 
 def _played(
     recipe: VARRecipe, vae: VQVAE, num_classes: int, images: int, gathered: bool
-) -> tuple[int, int, int, int, int]:
-    """Parameters of all, of a block, of the rest; peak of a pass without gradients, and with them."""
+) -> tuple[int, int, int, int, int, int]:
+    """Parameters, those that are trained, of a block, of the rest; peak of a pass without gradients, and with them."""
     cast = DTYPES[recipe.autocast] if gathered else torch.float32
     mode = fake_tensors()
     var = without_memory(recipe, vae, num_classes, cast, mode)
     parameters = sum(p.numel() for p in var.parameters())
+    trained = [p for p in var.parameters() if p.requires_grad]
     blocks = sum(p.numel() for block in var.blocks for p in block.parameters())
     peaks = []
     for keep in (False, True):
-        hooks = [] if keep else [p.register_post_accumulate_grad_hook(_drop) for p in var.parameters()]
+        hooks = [] if keep else [p.register_post_accumulate_grad_hook(_drop) for p in trained]
         with mode, PeakMemory() as peak:
             one_pass(var, images, recipe.autocast).backward()
         peaks.append(peak.peak)
         for hook in hooks:
             hook.remove()
-    return parameters, blocks // recipe.depth, parameters - blocks, peaks[0], peaks[1]
+    count = sum(p.numel() for p in trained)
+    return parameters, count, blocks // recipe.depth, parameters - blocks, peaks[0], peaks[1]
 
 
 def _drop(parameter: Tensor) -> None:
     parameter.grad = None
-
-
-def flops_of(recipe: VARRecipe, schedule: ScaleSchedule, codes: int, channels: int) -> int:
-    """FLOPs of an image in a training step, two for each multiply-add of a product: three times the forward pass, and
-    once more the blocks' if they are computed again."""
-    c, depth, lengths = recipe.embed_dim, recipe.depth, schedule.lengths
-    tokens, seen = schedule.num_tokens, list(accumulate(schedule.lengths))
-    blocks = 2 * round((4 + 2 * recipe.mlp_ratio) * c * c) * tokens * depth
-    blocks += 4 * c * depth * sum(n * m for n, m in zip(lengths, seen, strict=True))
-    once = (
-        2 * ((6 if recipe.shared_aln else 6 * depth) + 2) * c * c
-    )  # AdaLN, for an image and not for a token
-    ends = 2 * tokens * c * codes + 2 * (tokens - lengths[0]) * c * channels
-    return 3 * (blocks + once + ends) + recipe.activation_checkpointing * blocks

@@ -47,7 +47,7 @@ class Recipe:
 
     seed: int = option(0, "seed of weights, batches, augmentation and dropout", "[0, 2e9]")
     epochs: int = option(100, "passes over the training images", COUNT)
-    batch_size: int = option(64, "images a step; the rest of an epoch that fills no batch is left out", COUNT)
+    batch_size: int = option(64, "images a step; the first ones of an epoch fill up its last batch", COUNT)
     augment: float = option(
         0.0, "strength of the augmentation, 0 is none (folders: above 0 is a random crop)", NATURAL
     )

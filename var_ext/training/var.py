@@ -19,6 +19,7 @@ from var_ext.models.keyed import row_keys
 from var_ext.paths import user_path
 from var_ext.schedule import ScaleSchedule
 from var_ext.training.checkpoint import DIGESTS
+from var_ext.training.flops import flops_of
 from var_ext.training.init_from import freeze, init_from, with_scales
 from var_ext.training.loop import Moment, Task, fit, in_float32, prepare, step_seed
 from var_ext.training.optim import Ema, averaged, cosine, in_place, linear_factor, param_groups, set_rates
@@ -31,7 +32,6 @@ from var_ext.training.parallel import (
     load_optimizer_state,
     optimizer_state,
 )
-from var_ext.training.plan import flops_of
 from var_ext.training.precision import DTYPES, LossScale, autocast
 from var_ext.training.progressive import stage
 from var_ext.training.ranks import ALONE, Part, Ranks, join
@@ -87,8 +87,11 @@ def train_var(
         vae = load_tokenizer(tokenizer)
         if recipe.patch_nums:
             vae = with_scales(vae, recipe.patch_nums)
-        source = None if init_from is None else find_model(init_from).models()[1]
-        task = VARTask(data, vae, out, recipe, source=source, device=device, ranks=ranks, progress=progress)
+        task = VARTask(
+            data, vae, out, recipe, device=device, ranks=ranks, progress=progress,
+            # no name for it here: a second copy of the weights would live as long as the training
+            source=None if init_from is None else find_model(init_from).models()[1],
+        )  # fmt: skip
         weights = fit(task, out, resume=resume, progress=progress)
         if ranks.rank == 0:
             with torch.device("meta"):
@@ -150,9 +153,10 @@ class VARTask(Task):
             )
         if source is not None:
             for note in init_from(self.var, source):
-                log.info("%s", note)
+                if ranks.rank == 0:
+                    log.warning("%s", note)
         if recipe.freeze:
-            log.info("%d of the parameters are not trained", freeze(self.var, recipe.freeze))
+            freeze(self.var, recipe.freeze)
         self.var.activation_checkpointing = recipe.activation_checkpointing
         if recipe.compile:
             for block in self.var.blocks:
