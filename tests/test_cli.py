@@ -441,6 +441,15 @@ def test_bad_input_to_train(tmp_path: Path, args: list[str], code: int, message:
     assert message in run("train", "tokenizer", *args, "--quiet", code=code).output
 
 
+def test_ranks_say_once_what_they_made(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setattr("var_ext.training.train_var", lambda *_, **__: tmp_path)
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    for rank, said in (("0", f"model: {tmp_path}"), ("1", "")):
+        monkeypatch.setenv("RANK", rank)
+        output = run("train", "var", "digits", "--tokenizer", "tok", "--out", tmp_path).output
+        assert output.startswith(said) and bool(output) == bool(said)
+
+
 def test_preset_of_a_depth(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     taken: list[Any] = []
 

@@ -30,6 +30,7 @@ from var_ext.cli_options import (
     preset_for,
     recipe_options,
     sampling_options,
+    say,
     train_options,
     tuning_recipe,
     writes_images,
@@ -88,7 +89,7 @@ def sample(
     Ranks are those of torchrun, srun or mpirun; the first waits for the others and says for which.
     """
     from var_ext import load
-    from var_ext.export import evaluation_plan, export_images, local_device, rank_and_world
+    from var_ext.export import evaluation_plan, export_images, local_device
     from var_ext.grid import labelled_grid, save_picture
 
     sampler = load(model, device=local_device(device), precision=precision)
@@ -99,9 +100,7 @@ def sample(
             classes, count, seed, batch_size=batch_size or 32, **{**sampler.defaults, **given}
         )
         path = export_images(sampler, plan, out, progress=not quiet)
-        if rank_and_world()[0] == 0:
-            last = seed + len(plan) - 1
-            click.echo(f"{len(plan)} images of {model}, seeds {seed}-{last}: {path.resolve()}")
+        say(f"{len(plan)} images of {model}, seeds {seed}-{seed + len(plan) - 1}: {path.resolve()}")
         return
     if labels is None:
         count_all = sampler.num_classes
@@ -244,7 +243,7 @@ def train_tokenizer_command(
 
     recipe = build_recipe(TokenizerRecipe, preset or preset_for(data), options)
     path = train_tokenizer(data, out, recipe, resume=resume, progress=not quiet, device=device)
-    click.echo(f"tokenizer: {path}")
+    say(f"tokenizer: {path}")
 
 
 @train.command("var")
@@ -303,7 +302,7 @@ def train_var_command(
     if dry_run:
         from var_ext.training.plan import describe
 
-        click.echo(describe(recipe, data, tokenizer, device, ranks, memory))
+        say(describe(recipe, data, tokenizer, device, ranks, memory))
         return
     if ranks is not None or memory is not None:
         raise click.UsageError(
@@ -312,7 +311,7 @@ def train_var_command(
     path = train_var(
         data, tokenizer, out, recipe, init_from=init_from, resume=resume, progress=not quiet, device=device
     )
-    click.echo(f"model: {path}\ndraw from it: var-ext sample --model {path}")
+    say(f"model: {path}\ndraw from it: var-ext sample --model {path}")
 
 
 @main.group(cls=Group, name="eval")

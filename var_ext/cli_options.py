@@ -280,6 +280,14 @@ def preset_for(data: str) -> str:
     return "digits" if data == "digits" else "paper"
 
 
+def say(text: str) -> None:
+    """Print what all ranks of a launcher have to say once."""
+    from var_ext.export import rank_and_world
+
+    if rank_and_world()[0] == 0:
+        click.echo(text)
+
+
 def tuning_recipe(init_from: str, options: dict[str, Any]) -> VARRecipe:
     """`VARRecipe.finetune` of a model, with the options that were given."""
     from var_ext.checkpoints import find_model
