@@ -33,7 +33,7 @@ from harness import case as cases
 from harness.case import Case
 from harness.clock import Clock, Cuda, Rehearsal, Watch, clock_of, in_turn
 from harness.jobs import Job, build, counts, files, jobs, least, show_plan
-from harness.report import FOLDER, commit_of, facts, said, save, slug
+from harness.report import FOLDER, Report, commit_of, facts, said, save, slug
 from harness.results_page import rewrite
 
 from var_ext import _C, backend, ops
@@ -230,6 +230,13 @@ def line(row: dict[str, Any]) -> str:
     return f"{', '.join(f'{name} {text}' for name, text in shown.items())} us{of}"
 
 
+def kept_in(about: Report, only: str) -> Path:
+    """The file of a run: of its own for some of the ops, so that a run of others does not replace it."""
+    return (
+        FOLDER / "results" / "ops" / ("-".join(filter(None, (slug(about), commit_of(about), only))) + ".json")
+    )
+
+
 def main() -> int:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
@@ -268,7 +275,7 @@ def main() -> int:
     with clock.stream():
         timer = Timer(clock, ceilings(clock, size, side))
     todo = jobs(shapes, apart=gpu or options.smoke)
-    out = options.out or FOLDER / "results" / "ops" / f"{slug(about)}-{commit_of(about)}.json"
+    out = options.out or kept_in(about, options.only)
     good = measured(timer, todo, options.seconds, out, about=about, build=_C.build_info())
     if not (options.out or options.smoke):
         rewrite(ops_page.section())

@@ -148,6 +148,15 @@ def test_an_op_stands_as_its_last_run_timed_it(tmp_path: Path) -> None:
     assert "| timed | qk_norm |" in page and "| timed | adaln |" in page
 
 
+def test_runs_of_single_ops_keep_each_others_figures() -> None:
+    """Of one chip and commit: without their names the second would replace the file of the first."""
+    from time_ops import kept_in
+
+    about = {"chip": "AMD EPYC, 2 cores", "commit": "0123456789abcdef", "dirty": False}
+    names = [kept_in(about, only).name for only in ("", "adaln", "qk_norm")]
+    assert names == [f"amd-epyc-2-cores-0123456789ab{end}.json" for end in ("", "-adaln", "-qk_norm")]
+
+
 def test_a_part_of_the_page_takes_its_place() -> None:
     from harness.results_page import put
 
