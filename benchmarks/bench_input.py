@@ -6,7 +6,7 @@ import io
 import itertools
 import os
 import tempfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -75,20 +75,28 @@ class Plain(Dataset[tuple[torch.Tensor, int]]):
         return torch.from_numpy(2 * pixels.transpose(2, 0, 1) - 1), 0
 
 
-def case(decode: str, workers: int, pictures: int = 2000, batch: int = 64, calls: int = 4) -> Case:
-    """One call reads `calls` batches, the next ones of the folder."""
+def case(decode: str, workers: int, pictures: int = 2000, batch: int = 64, calls: int = 8) -> Case:
+    """One call reads `calls` batches, the next ones of the folder, and no worker reads on while the other is timed."""
     data = load_dataset(draw(pictures), "train", SIDE, decode=decode)
+    rows = [part for part in torch.arange(len(data)).split(batch) if len(part) == batch]
+    groups = [rows[i : i + calls] for i in range(0, len(rows) - calls + 1, calls)]
     ours = ImageLoader(data, workers=workers)
-    plain = DataLoader(Plain(data.paths), batch, num_workers=workers, persistent_workers=workers > 0)  # type: ignore[attr-defined]
+    wanted: list[torch.Tensor] = []
+    files = Plain(data.paths)  # type: ignore[attr-defined]
+    plain = DataLoader(files, batch_sampler=wanted, num_workers=workers, persistent_workers=workers > 0)
 
-    def endless(once: Callable[[], Iterator[list[torch.Tensor]]]) -> Callable[[], torch.Tensor]:
-        batches = itertools.chain.from_iterable(once() for _ in itertools.count())
+    def turns(
+        read: Callable[[list[torch.Tensor]], Iterable[Sequence[torch.Tensor]]],
+    ) -> Callable[[], torch.Tensor]:
+        """Each call reads the next group."""
+        following = itertools.cycle(groups)
 
         def call() -> torch.Tensor:
             before = torch.get_num_threads()
             torch.set_num_threads(1)  # a core a process
             try:
-                first, *_ = [next(batches)[0] for _ in range(calls)]
+                wanted[:] = next(following)
+                first, *_ = [images for images, _ in read(wanted)]
                 return first.view(-1, 3, SIDE, SIDE)[0]
             finally:
                 torch.set_num_threads(before)
@@ -99,9 +107,8 @@ def case(decode: str, workers: int, pictures: int = 2000, batch: int = 64, calls
         """Equal, or within what the docstring of `var_ext.data.framing` says of 255 levels."""
         torch.testing.assert_close(result, expected, rtol=0, atol=0 if decode == "exact" else 19 / 127.5)
 
-    rows = torch.arange(len(data)).split(batch)
     return Case(
-        {"var_ext": endless(lambda: ours.batches(rows, [0])), "reference": endless(lambda: iter(plain))},
+        {"var_ext": turns(lambda rows: ours.batches(rows, [0])), "reference": turns(lambda _: plain)},
         images=calls * batch,
         check=near,
     )
