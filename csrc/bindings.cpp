@@ -63,9 +63,12 @@ py::dict kernels() {
     py::dict table;  // a fresh one: callers may change theirs
 #define KERNEL(name, names, doc) \
     if (!ends_with(#name, "_backward")) table[#name] = devices;
+#define CPU_KERNEL(name, names, doc) \
+    if (!ends_with(#name, "_backward")) table[#name] = std::vector<std::string>{"cpu"};
 #define FUNCTION(name, names, doc)
-    VAR_EXT_KERNELS(KERNEL, FUNCTION)
+    VAR_EXT_KERNELS(KERNEL, CPU_KERNEL, FUNCTION)
 #undef KERNEL
+#undef CPU_KERNEL
 #undef FUNCTION
     return table;
 }
@@ -93,9 +96,11 @@ PYBIND11_MODULE(_C, m) {
         .def_readonly("dtype", &TensorView::dtype);
 
 #define KERNEL(name, names, doc) def(m, #name, names, doc, name##_params, cpu::name);
+#define CPU_KERNEL KERNEL
 #define FUNCTION(name, names, doc) def(m, #name, names, doc, name);
-    VAR_EXT_KERNELS(KERNEL, FUNCTION)
+    VAR_EXT_KERNELS(KERNEL, CPU_KERNEL, FUNCTION)
 #undef KERNEL
+#undef CPU_KERNEL
 #undef FUNCTION
 #if defined(VAR_EXT_CUDA_VERSION)
     def_cuda_kernels(m);
@@ -108,5 +113,7 @@ PYBIND11_MODULE(_C, m) {
         "cuda_devices", cuda_devices, py::call_guard<py::gil_scoped_release>(),
         "GPUs that this process can see, e.g. \"NVIDIA H100 (sm_90)\"; empty without any or in a CPU build.");
     m.def("isa", [] { return isa_name(current_isa()); }, "The selected variant.");
+    m.def("multiplies_faster", multiplies_faster, py::arg("bf16"),
+          "Whether linear is faster here than torch's products, with factors of bfloat16 or float32.");
     m.def("set_isa", force_isa, py::arg("name"), "Force a variant; ValueError if it is not supported here.");
 }

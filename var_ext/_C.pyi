@@ -65,6 +65,9 @@ def isa() -> str:
 def set_isa(name: str) -> None:
     """Force a variant in this process. ValueError names the supported ones."""
 
+def multiplies_faster(bf16: bool) -> bool:
+    """Whether `linear` is faster here than torch's products, with factors of bfloat16 or float32."""
+
 class CudaStream:
     """A stream of a GPU, with the kernels as methods that launch there and do not wait. In builds with CUDA alone.
 

@@ -67,3 +67,12 @@ def kernel_devices(op: str) -> tuple[str, ...]:
 def use_native(op: str, device_type: str) -> bool:
     """Whether `op` runs its native kernel on tensors of this device type now."""
     return _choice == "native" and device_type in _kernels.get(op, ())
+
+
+def multiplies(device_type: str, *, bf16: bool) -> bool:
+    """Whether layers multiply with `ops.linear`, in bfloat16 or float32: where its kernel is faster than torch's."""
+    if not use_native("linear", device_type):
+        return False
+    from var_ext import _C
+
+    return _C.multiplies_faster(bf16)

@@ -63,6 +63,16 @@ Isa current_isa() {
     return selected().load(std::memory_order_relaxed);
 }
 
+bool multiplies_faster([[maybe_unused]] bool bf16) {
+#if defined(VAR_EXT_X86_VARIANTS)
+    __builtin_cpu_init();
+    const Isa isa = current_isa();
+    return __builtin_cpu_is("amd") && (isa == Isa::avx512_bf16 || (isa == Isa::avx512 && !bf16));
+#else
+    return false;
+#endif
+}
+
 void force_isa(const std::string& name) {
     std::string names;
     for (Isa isa : supported_isas()) {

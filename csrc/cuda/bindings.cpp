@@ -11,9 +11,11 @@ void def_cuda_kernels(py::module_& m) {
                                   "Launches kernels on a stream of a device; does not wait.");
     stream.def(py::init<int, uintptr_t>(), py::arg("device"), py::arg("handle"));
 #define KERNEL(name, names, doc) def(stream, #name, names, doc, name##_params, cuda::name);
+#define CPU_KERNEL(name, names, doc)
 #define FUNCTION(name, names, doc)
-    VAR_EXT_KERNELS(KERNEL, FUNCTION)
+    VAR_EXT_KERNELS(KERNEL, CPU_KERNEL, FUNCTION)
 #undef KERNEL
+#undef CPU_KERNEL
 #undef FUNCTION
 }
 

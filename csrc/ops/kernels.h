@@ -2,6 +2,7 @@
 //
 // KERNEL(name, its arguments in Python, what it computes): `name_params` takes the arguments and checks them,
 // `cpu::name` and `cuda::name` run. Gradients are called name_backward.
+// CPU_KERNEL: the same for a kernel of the CPU alone.
 // FUNCTION(name, its arguments in Python, what it returns): runs on the host.
 #pragma once
 
@@ -13,6 +14,7 @@
 #include "ops/block_causal_attention.h"
 #include "ops/cached_attention.h"
 #include "ops/group_norm_silu.h"
+#include "ops/linear.h"
 #include "ops/nearest_code.h"
 #include "ops/qk_norm.h"
 #include "ops/quantize_rows.h"
@@ -20,7 +22,7 @@
 #include "ops/residual_step.h"
 #include "ops/sample_tokens.h"
 
-#define VAR_EXT_KERNELS(KERNEL, FUNCTION)                                                                    \
+#define VAR_EXT_KERNELS(KERNEL, CPU_KERNEL, FUNCTION)                                                        \
     KERNEL(adaln, "x scale shift branch gate h y eps",                                                       \
            "y = LayerNorm(h) * (1 + scale) + shift, h = x + gate * branch or x: (B, L, C).")                 \
     KERNEL(                                                                                                  \
@@ -48,6 +50,8 @@
     KERNEL(group_norm_silu_backward,                                                                         \
            "grad x weight bias input_bias grad_x grad_weight grad_bias stats means scratch groups eps",      \
            "Gradients of group_norm_silu.")                                                                  \
+    CPU_KERNEL(linear, "x weight bias out bf16", "x weight^T + bias: (R, N), (M, N), (M,) -> (R, M).")       \
+    CPU_KERNEL(linear_backward, "grad x weight grad_x grad_weight grad_bias bf16", "Gradients of linear.")   \
     KERNEL(nearest_code, "x codebook out cosine scratch",                                                    \
            "Index of the nearest codebook entry: (N, C), (V, C) -> (N,).")                                   \
     FUNCTION(nearest_code_scratch, "n v c filter",                                                           \

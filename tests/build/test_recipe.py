@@ -53,7 +53,7 @@ def follow(page: str, to: Path) -> list[str]:
     ((name, include, kernel),) = LISTED.findall(page)
     kernels = (to / name).read_text(encoding="utf-8")
     kernels = re.sub(r'^#include "ops/.*\n', "", kernels, flags=re.MULTILINE)
-    kernels, _ = re.split(r"(?<=VAR_EXT_KERNELS\(KERNEL, FUNCTION\))", kernels)
+    kernels, _ = re.split(r"(?<=VAR_EXT_KERNELS\(KERNEL, CPU_KERNEL, FUNCTION\))", kernels)
     (to / name).write_text(f"{include}\n{kernels} \\\n{kernel}\n", encoding="utf-8")
     for room in ("ops", "reference"):
         (line,) = re.findall(rf"^from var_ext\.{room}\.{OP} import {OP}$", page, re.MULTILINE)

@@ -31,6 +31,7 @@ DIFFERENTIABLE: dict[str, tuple[Callable[..., Tensor], tuple[tuple[int, ...], ..
         ((2, 5, 2, 8),) * 3,
     ),
     "group_norm_silu": (lambda x, w, b: ops.group_norm_silu(x, w, b, groups=2), ((2, 4, 3, 3), (4,), (4,))),
+    "linear": (ops.linear, ((5, 8), (3, 8), (3,))),
     "qk_norm": (qk_norm, ((2, 5, 3, 2, 8), (2, 8))),
 }
 

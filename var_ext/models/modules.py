@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from var_ext import _torch, ops
+from var_ext import _torch, backend, ops
 from var_ext.models.keyed import Draws
 
 _NOTHING = object()
@@ -57,13 +57,49 @@ def _engines(layer: Any, name: str) -> Any:
     return None if isinstance(layer, nn.Module) else getattr(type(layer), name, None)
 
 
+ROWS = 128  # of fewer, laying out the weight costs more than a faster product gains
+
+
+def _precision_here(layer: Any, x: Tensor) -> torch.dtype | None:
+    """The precision in which `ops.linear` computes a layer of x, or None: then the layer is called.
+
+    It does for a plain layer on a CPU whose products it makes faster than torch, in training as in validation.
+    """
+    if not is_plain(layer, nn.Linear) or x.numel() < ROWS * x.shape[-1]:
+        return None
+    device, weight, precision = x.device.type, layer.weight, x.dtype
+    if torch.is_autocast_enabled(device):
+        precision = torch.get_autocast_dtype(device)
+    elif weight.dtype != precision:
+        return None
+    fits = {x.dtype, weight.dtype, precision} <= {torch.float32, torch.bfloat16}
+    if not fits or torch.compiler.is_compiling() or _torch.under_transforms():
+        return None
+    return precision if backend.multiplies(device, bf16=precision == torch.bfloat16) else None
+
+
+def linear(layer: Any, x: Tensor) -> Tensor:
+    """layer(x): (..., N) -> (..., M)."""
+    precision = _precision_here(layer, x)
+    return layer(x) if precision is None else ops.linear(x.to(precision), layer.weight, layer.bias)
+
+
+def linear_float32(layer: Any, x: Tensor) -> Tensor:
+    """layer(x).float(), but the sums are not rounded to 16 bits where that takes no further pass."""
+    precision = _precision_here(layer, x)
+    if precision is None:
+        return layer(x).float()
+    return ops.linear(x.float(), layer.weight, layer.bias, precision=precision)
+
+
 def linear_gelu(layer: Any, x: Tensor) -> Tensor:
     """GELU (tanh) of a linear layer (..., N) -> (..., M): the bias is added with the activation where possible."""
     gelu = _engines(layer, "gelu")
     if gelu is not None:
         return gelu(layer, x)
     if is_plain(layer, nn.Linear) and layer.bias is not None:
-        h = F.linear(x, layer.weight)
+        precision = _precision_here(layer, x)
+        h = F.linear(x, layer.weight) if precision is None else ops.linear(x.to(precision), layer.weight)
         return ops.bias_gelu(h, layer.bias.to(h.dtype))
     return F.gelu(layer(x), approximate="tanh")
 

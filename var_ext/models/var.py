@@ -22,7 +22,7 @@ from var_ext.models.compatibility import PublishedAttention, PublishedBlock, Pub
 from var_ext.models.compatibility import gumbel_softmax_with_rng as gumbel_softmax_with_rng
 from var_ext.models.compatibility import sample_with_top_k_top_p_ as sample_with_top_k_top_p_
 from var_ext.models.keyed import Draws, Rows, key_rows
-from var_ext.models.modules import Dropout, DropPath, Part, dtype_of, linear_gelu
+from var_ext.models.modules import Dropout, DropPath, Part, dtype_of, linear, linear_float32, linear_gelu
 from var_ext.models.vqvae import VQVAE
 from var_ext.reference.block_causal_attention import block_causal_mask
 from var_ext.schedule import SCALES_256, ScaleSchedule
@@ -129,11 +129,11 @@ class SelfAttention(Part, PublishedAttention):
         self.proj_drop = Dropout(proj_drop)
 
     def forward(self, x: Tensor, attend: Attend) -> Tensor:
-        qkv = self.mat_qkv(x).unflatten(-1, (3, self.num_heads, self.head_dim))  # (B, L, 3, H, D)
+        qkv = linear(self.mat_qkv, x).unflatten(-1, (3, self.num_heads, self.head_dim))  # (B, L, 3, H, D)
         q_bias, v_bias = (bias.to(qkv.dtype).view(self.num_heads, -1) for bias in (self.q_bias, self.v_bias))
         log_scale = self.scale_mul_1H11.to(qkv.dtype).flatten() if self.attn_l2_norm else None
         out = attend(qkv, q_bias, v_bias, log_scale, self.scale)  # (B, L, H, D)
-        return self.proj_drop(self.proj(out.flatten(2)))  # (B, L, C)
+        return self.proj_drop(linear(self.proj, out.flatten(2)))  # (B, L, C)
 
 
 def _last_weight(layers: nn.Sequential) -> Tensor:
@@ -152,7 +152,7 @@ class FFN(Part):
         self.drop = Dropout(drop)
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.drop(self.fc2(linear_gelu(self.fc1, x)))
+        return self.drop(linear(self.fc2, linear_gelu(self.fc1, x)))
 
 
 class AdaLNSelfAttn(Part, PublishedBlock):
@@ -398,7 +398,7 @@ class VAR(Part, PublishedVAR):
             h = h[1] + self.blocks[-1].drop_path(h[0])
         with torch.autocast(h.device.type, enabled=False):
             modulation = self.head_nm.modulation(cond_BD, dtype_of(self.head))
-            return self.head(self.before_head(Stream(h), modulation)).float()
+            return linear_float32(self.head, self.before_head(Stream(h), modulation))
 
     @property
     def has_own_logits(self) -> bool:
@@ -442,7 +442,7 @@ class VAR(Part, PublishedVAR):
             return self.get_logits(stream.sum(), cond)
         with torch.autocast(device, enabled=False):
             hidden = self.before_head(stream, head)
-        return self.head(hidden).float()  # in the precision of autocast, as published
+        return linear_float32(self.head, hidden)  # in the precision of autocast, as published
 
     def key_rows(self, device: torch.device) -> Rows:
         """From now on what is dropped in training depends on the keys of the rows alone: the caller sets `Rows.keys`

@@ -11,6 +11,7 @@ from var_ext.ops.bicubic_upsample import bicubic_upsample
 from var_ext.ops.block_causal_attention import block_causal_attention
 from var_ext.ops.cached_attention import cached_attention
 from var_ext.ops.group_norm_silu import group_norm_silu
+from var_ext.ops.linear import linear
 from var_ext.ops.nearest_code import nearest_code
 from var_ext.ops.qk_norm import qk_norm
 from var_ext.ops.quantize_rows import quantize_rows
@@ -27,6 +28,7 @@ __all__ = [
     "block_causal_attention",
     "cached_attention",
     "group_norm_silu",
+    "linear",
     "nearest_code",
     "qk_norm",
     "quantize_rows",

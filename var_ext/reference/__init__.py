@@ -11,6 +11,7 @@ from var_ext.reference.bicubic_upsample import bicubic_upsample
 from var_ext.reference.block_causal_attention import block_causal_attention
 from var_ext.reference.cached_attention import cached_attention
 from var_ext.reference.group_norm_silu import group_norm_silu
+from var_ext.reference.linear import linear
 from var_ext.reference.nearest_code import nearest_code
 from var_ext.reference.qk_norm import qk_norm
 from var_ext.reference.quantize_rows import quantize_rows
@@ -27,6 +28,7 @@ __all__ = [
     "block_causal_attention",
     "cached_attention",
     "group_norm_silu",
+    "linear",
     "nearest_code",
     "qk_norm",
     "quantize_rows",
