@@ -11,9 +11,11 @@ namespace var_ext::cpu {
 
 namespace {
 
-constexpr int64_t block_elements =
-    512;  // of 32 bits: a panel of 12 rows fits the first cache, one of 32 columns the second
-constexpr int64_t most_rows = 192;  // packed at a time: with a panel of columns they fit the second cache
+// Packed at a time: elements of 32 bits along the summed axis, and rows. The rows fit the second cache beside
+// a panel of columns. Longer blocks win over panels that fit the first cache, since there are fewer sums to
+// keep for later.
+constexpr int64_t block_elements = 1024;
+constexpr int64_t most_rows = 96;
 
 int64_t parts(int64_t whole, int64_t part) {
     return (whole + part - 1) / part;
@@ -84,7 +86,7 @@ void linear(const LinearParams& p) {
     product.bias_dtype = p.bias_dtype;
     product.out = p.out;
     product.dtype = p.dtype;
-    product.bf16 = p.bf16;
+    product.bf16 = product.rounds = p.bf16;
     product.rows = p.rows;
     product.columns = p.outputs;
     product.length = p.inputs;

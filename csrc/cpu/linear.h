@@ -26,7 +26,7 @@ struct LinearProduct {
     const void* bias;  // (columns,) or null
     void* out;         // (rows, columns), dense
     DType bias_dtype, dtype;
-    bool bf16;
+    bool bf16, rounds;              // whether factors are of bfloat16; whether out is
     int64_t rows, columns, length;  // length: of the summed axis
     int64_t blocks, block;          // of the summed axis, and numbers in all but the last
     float* packed;                  // `right`: (blocks, panels), right_panel floats each

@@ -1,5 +1,7 @@
 // The body of linear, compiled once for each variant: packed factors, and tiles of sums that stay in
 // registers.
+#include <type_traits>
+
 #include "cpu/linear_pack.h"
 
 namespace {
@@ -26,6 +28,11 @@ using Pairs = RoundedFloats;
 
 using Sums = F[tile_rows][tile_vectors];
 
+// Elements of a sum in registers, which is then added to those before it: long sums of float32 lose digits.
+// With factors of bfloat16 that does not show.
+template <class Kind>
+constexpr int64_t sum_length = std::is_same<Kind, Floats>::value ? 256 : 1024;
+
 template <class Kind>
 inline __attribute__((always_inline)) void multiply_panels(const float* left, const float* right,
                                                            int64_t elements, Sums& sums) {
@@ -35,16 +42,30 @@ inline __attribute__((always_inline)) void multiply_panels(const float* left, co
     for (int i = 0; i < tile_rows; ++i) {
         for (int j = 0; j < tile_vectors; ++j) sums[i][j] = F{};
     }
-    for (; elements > 0; --elements, a += tile_rows, b += tile_columns) {
-        Operand columns[tile_vectors];
-#pragma GCC unroll 2
-        for (int j = 0; j < tile_vectors; ++j) columns[j] = load<Operand>(b + j * lanes);
+    for (int64_t begin = 0; begin < elements; begin += sum_length<Kind>) {
+        Sums part;
 #pragma GCC unroll 12
         for (int i = 0; i < tile_rows; ++i) {
-            const Operand row = a[i] - Operand{};  // + would turn -0 into 0
 #pragma GCC unroll 2
-            for (int j = 0; j < tile_vectors; ++j)
-                sums[i][j] = Kind::multiply_add(sums[i][j], row, columns[j]);
+            for (int j = 0; j < tile_vectors; ++j) part[i][j] = F{};
+        }
+        int64_t count = elements - begin < sum_length<Kind> ? elements - begin : sum_length<Kind>;
+        for (; count > 0; --count, a += tile_rows, b += tile_columns) {
+            Operand columns[tile_vectors];
+#pragma GCC unroll 2
+            for (int j = 0; j < tile_vectors; ++j) columns[j] = load<Operand>(b + j * lanes);
+#pragma GCC unroll 12
+            for (int i = 0; i < tile_rows; ++i) {
+                const Operand row = a[i] - Operand{};  // + would turn -0 into 0
+#pragma GCC unroll 2
+                for (int j = 0; j < tile_vectors; ++j)
+                    part[i][j] = Kind::multiply_add(part[i][j], row, columns[j]);
+            }
+        }
+#pragma GCC unroll 12
+        for (int i = 0; i < tile_rows; ++i) {
+#pragma GCC unroll 2
+            for (int j = 0; j < tile_vectors; ++j) sums[i][j] += part[i][j];
         }
     }
 }
@@ -70,7 +91,8 @@ inline void put_sums(const LinearProduct& p, const Sums& sums, int64_t rows, int
             if constexpr (sizeof(T) == 4) kept = to;  // out itself, which may end anywhere
             if (block > 0) sum = load_numbers(kept, count) + sum;
             if (last) {
-                store_numbers(to, sum + bias, count);
+                sum += bias;
+                store_numbers(to, p.rounds ? to_bfloat16(sum) : sum, count);
             } else {
                 store_numbers(kept, sum, count);
             }
@@ -90,10 +112,16 @@ void multiply_rows(const LinearProduct& p, int64_t first_row, int64_t rows, int6
             const float* right = p.packed + (block * p.panels + first_panel + panel) * p.right_panel;
             const int64_t column = (first_panel + panel) * tile_columns;
             for (int64_t row = 0; row < rows; row += tile_rows) {
+                T* out = static_cast<T*>(p.out) + (first_row + row) * p.columns + column;
+                // what the tile will be written to is there by then
+                for (int64_t i = row; i < row + tile_rows && i < rows; ++i) {
+                    const char* to = reinterpret_cast<const char*>(out + (i - row) * p.columns);
+                    __builtin_prefetch(to, 1);
+                    __builtin_prefetch(to + sizeof(T) * tile_columns - 1, 1);
+                }
                 Sums sums;
                 multiply_panels<Kind>(left + row / tile_rows * p.left_panel, right, elements, sums);
-                put_sums(p, sums, rows - row < tile_rows ? rows - row : tile_rows, block, column,
-                         static_cast<T*>(p.out) + (first_row + row) * p.columns + column,
+                put_sums(p, sums, rows - row < tile_rows ? rows - row : tile_rows, block, column, out,
                          partial + row * stride + panel * tile_columns, stride);
             }
         }

@@ -13,6 +13,7 @@
 #include "ops/bicubic_upsample.h"
 #include "ops/block_causal_attention.h"
 #include "ops/cached_attention.h"
+#include "ops/cross_entropy.h"
 #include "ops/group_norm_silu.h"
 #include "ops/linear.h"
 #include "ops/nearest_code.h"
@@ -45,6 +46,9 @@
     KERNEL(cached_attention, "qkv q_bias v_bias log_scale k_cache v_cache out offset scale",                 \
            "qk_norm of (B, l, 3, H, D) into caches (B, Lmax, H, D) at `offset`, and attention to all "       \
            "before: (B, l, H, D).")                                                                          \
+    CPU_KERNEL(cross_entropy, "logits targets losses stats smoothing", "(..., V), (...) -> losses, (...).")  \
+    CPU_KERNEL(cross_entropy_backward, "grad logits targets stats grad_logits smoothing",                    \
+               "The gradient of the logits.")                                                                \
     KERNEL(group_norm_silu, "x weight bias input_bias out stats scratch groups eps",                         \
            "SiLU(GroupNorm(x + input_bias)): (B, C, H, W) -> (B, C, H, W); on CUDA statistics (B, G, 2).")   \
     KERNEL(group_norm_silu_backward,                                                                         \

@@ -18,7 +18,7 @@ struct LinearParams {
     void *grad_x, *grad_weight, *grad_bias;
     DType dtype, weight_dtype, bias_dtype;  // float32 or bfloat16 each; of x first
     int64_t rows, inputs, outputs;
-    bool bf16;  // whether factors are rounded to bfloat16; sums are float32
+    bool bf16;  // whether factors, and out, are rounded to bfloat16; sums and gradients are float32
 };
 
 // Check the contract; throw std::invalid_argument. x, out and grad may have more axes than two.

@@ -85,7 +85,7 @@ def linear(layer: Any, x: Tensor) -> Tensor:
 
 
 def linear_float32(layer: Any, x: Tensor) -> Tensor:
-    """layer(x).float(), but the sums are not rounded to 16 bits where that takes no further pass."""
+    """layer(x).float(), without a copy in the precision of autocast where that can be had."""
     precision = _precision_here(layer, x)
     if precision is None:
         return layer(x).float()

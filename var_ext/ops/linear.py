@@ -117,7 +117,8 @@ def linear(
         x: (..., N), float32, bfloat16 or float64.
         weight: (M, N), float32 or bfloat16, whichever x is; float64 where x is.
         bias: (M,), the same; added in float32.
-        precision: what factors are rounded to: float32 or bfloat16; None: the dtype of x. Sums are float32 at least.
+        precision: what factors and the result are rounded to: float32 or bfloat16; None: the dtype of x. Sums are
+            float32 at least, and so are gradients before they get their dtypes.
 
     Returns:
         (..., M), dtype of x, contiguous. No sum depends on the number of rows or of threads.

@@ -10,6 +10,7 @@ from var_ext.reference.bias_residual import bias_residual
 from var_ext.reference.bicubic_upsample import bicubic_upsample
 from var_ext.reference.block_causal_attention import block_causal_attention
 from var_ext.reference.cached_attention import cached_attention
+from var_ext.reference.cross_entropy import cross_entropy
 from var_ext.reference.group_norm_silu import group_norm_silu
 from var_ext.reference.linear import linear
 from var_ext.reference.nearest_code import nearest_code
@@ -27,6 +28,7 @@ __all__ = [
     "bicubic_upsample",
     "block_causal_attention",
     "cached_attention",
+    "cross_entropy",
     "group_norm_silu",
     "linear",
     "nearest_code",

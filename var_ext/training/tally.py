@@ -6,18 +6,15 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.nn import functional as F
 
+from var_ext import ops
 from var_ext.schedule import ScaleSchedule
 from var_ext.training.ranks import Ranks
 
 
 def token_losses(logits: Tensor, targets: Tensor, smoothing: float) -> Tensor:
     """Cross-entropy of every token: (B, L, V), (B, L) -> (B, L)."""
-    flat = F.cross_entropy(
-        logits.flatten(0, 1), targets.flatten(), reduction="none", label_smoothing=smoothing
-    )
-    return flat.view(targets.shape)
+    return ops.cross_entropy(logits, targets, smoothing=smoothing)
 
 
 class Tally:
