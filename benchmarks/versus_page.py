@@ -1,4 +1,4 @@
-"""The comparison part of RESULTS.md, from the files of vs_official.py, vs_dit.py and cost.py in results/versus.
+"""The comparison part of RESULTS.md, from the files of vs_official.py, vs_dit.py, cost.py and vs_training.py.
 
 python benchmarks/versus_page.py                    # draws benchmarks/plots and writes that part of RESULTS.md anew
 """
@@ -15,11 +15,11 @@ from harness.results_page import duration, listing, markdown, provenance, rewrit
 from versus_plots import PARTS, batches, draw, plot_name
 
 TITLE = "# Beside other programs"
-NONE = """No result yet: `python benchmarks/vs_official.py --official DIR`, `vs_dit.py` and `cost.py` write them to
-`benchmarks/results/versus/`."""
-HEAD = """Made by `python benchmarks/vs_official.py --official DIR`, `vs_dit.py` and `cost.py`, then
-`python benchmarks/versus_page.py`. All weights are random. Competitors run in one process on the same machine and
-alternate in laps after a warm-up lap; a figure is the median of the laps."""
+NONE = """No result yet: `python benchmarks/vs_official.py --official DIR`, `vs_dit.py`, `cost.py` and
+`vs_training.py` write them to `benchmarks/results/versus/`."""
+HEAD = """Made by `python benchmarks/vs_official.py --official DIR`, `vs_dit.py`, `cost.py` and
+`vs_training.py --official DIR`, then `python benchmarks/versus_page.py`. All weights are random. Competitors run in one
+process on the same machine and alternate in laps after a warm-up lap; a figure is the median of the laps."""
 TEXTS = {
     "official": """The published code, in fp32 and under autocast, and `var_ext` with the same weights and the same
 random stream. Results are compared first: fp32 samples freely; the other precisions get the tokens of the published
@@ -29,8 +29,15 @@ wrong results is not timed.""",
 `var_ext`, decoder and guidance included. Only a few steps of DiT were timed: an image of n steps is n times the median
 step, plus the decoder.""",
     "cost": "`var_ext` alone, decoder and guidance included, with the FLOPs that `benchmarks/flops.py` counts.",
+    "training": """Forward, loss and backward of the transformer at 256 px, without the optimizer, beside the published
+code: same weights, and bf16 under autocast for both. Loss and gradients are compared first.""",
 }
-TITLES = {"official": "The published code", "dit": "DiT-XL/2", "cost": "Cost over batch and depth"}
+TITLES = {
+    "official": "The published code",
+    "dit": "DiT-XL/2",
+    "cost": "Cost over batch and depth",
+    "training": "A training step",
+}
 
 
 def reports(folder: Path) -> list[Report]:
@@ -177,7 +184,41 @@ def cost(report: Report) -> list[str]:
     return [markdown(columns, lines)]
 
 
-TABLES: Mapping[str, Callable[[Report], list[str]]] = {"official": official, "dit": dit, "cost": cost}
+def training(report: Report) -> list[str]:
+    rows = {(r["depth"], r["batch"], r["precision"], r["who"]): r for r in report["rows"]}
+    lines = []
+    for (depth, batch, precision, who), row in rows.items():
+        name = [f"d{depth}, batch {batch}, {precision}", who]
+        published = rows[depth, batch, precision, "published"]["seconds"]
+        if not row["seconds"]:
+            lines.append([*name, row["error"], *[""] * 6])
+            continue
+        mine, least = median(row["seconds"]), min(row["seconds"])
+        ratios = (
+            [f"{median(published) / mine:.2f}", f"{min(published) / least:.2f}"] if published else ["", ""]
+        )
+        parts = [duration(sum(row["parts"][part])) for part in ("forward", "loss", "backward")]
+        lines.append([*name, duration(mine), *ratios, *parts, spread(row["seconds"])])
+    columns = [
+        "",
+        "",
+        "a step",
+        "x published",
+        "fastest laps",
+        "forward",
+        "loss",
+        "backward",
+        "laps differ by",
+    ]
+    return [markdown(columns, lines)]
+
+
+TABLES: Mapping[str, Callable[[Report], list[str]]] = {
+    "official": official,
+    "dit": dit,
+    "cost": cost,
+    "training": training,
+}
 
 
 # ---------------------------------------------------------------------- the page

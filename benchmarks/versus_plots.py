@@ -144,4 +144,5 @@ def _plot_cost(plt: Any, report: Report) -> Any:
 def draw(reports: Iterable[Report], plots: Path) -> None:
     plots.mkdir(exist_ok=True)
     for report in reports:
-        plot(report, plots / plot_name(report))
+        if report["kind"] != "training":  # a table says it all
+            plot(report, plots / plot_name(report))

@@ -30,6 +30,12 @@ def test_code_for(targets: str, capability: tuple[int, int], code: str | None) -
     assert info.code_for(targets, capability) == code
 
 
+def test_the_report_says_whose_products_train(monkeypatch: pytest.MonkeyPatch) -> None:
+    for faster, said in ((True, "this package's in fp32 and bf16"), (False, "torch's")):
+        monkeypatch.setattr(_C, "multiplies_faster", lambda bf16, faster=faster: faster)
+        assert f"training   linear layers on the CPU: {said}\n" in info.describe_installation()
+
+
 def test_the_report_names_targets_and_a_first_call_that_compiles(monkeypatch: pytest.MonkeyPatch) -> None:
     build = {**_C.build_info(), "cuda": "13.0", "cuda_targets": BUILT}
     monkeypatch.setattr(_C, "build_info", lambda: build)

@@ -65,6 +65,7 @@ SHARED = {
         "versus_plots",
         "vs_dit",
         "vs_official",
+        "vs_training",
         "bench_input",
         "bench_sampling",
         "bench_threads",

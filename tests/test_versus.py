@@ -394,6 +394,34 @@ def test_without_diffusers_it_says_what_to_install(
         main_of("vs_dit", "--tiny")
 
 
+# ---------------------------------------------------------------------- training
+
+
+def test_vs_training(checkout: Path, tmp_path: Path, main_of: Callable[..., None]) -> None:
+    out = tmp_path / "training.json"
+    toy = ("vs_training", "--official", checkout, "--tiny", "--laps", 1, "--depths", 1, "--json", out)
+    main_of(*toy)
+    report = json.loads(out.read_text(encoding="utf-8"))
+    names = [
+        (who, precision)
+        for precision in ("fp32", "bf16")
+        for who in ("published", "var_ext", "var_ext, torch's products")
+    ]
+    assert report["finished"] and [(row["who"], row["precision"]) for row in report["rows"]] == names
+    assert all(set(row["parts"]) == {"forward", "loss", "backward"} for row in report["rows"])
+
+
+def test_a_wrong_step_is_not_timed(
+    checkout: Path, tmp_path: Path, main_of: Callable[..., None], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import vs_training
+
+    right, out = vs_training.token_losses, tmp_path / "training.json"
+    monkeypatch.setattr(vs_training, "token_losses", lambda *given: 1.01 * right(*given))
+    with pytest.raises(SystemExit, match="var_ext is wrong:\nvar_ext fp32: wanted 1e-05 and 1e-03"):
+        main_of("vs_training", "--official", checkout, "--tiny", "--depths", 1, "--json", out)
+
+
 # ---------------------------------------------------------------------- cost
 
 

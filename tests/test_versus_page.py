@@ -66,7 +66,15 @@ def reports() -> list[dict[str, Any]]:
             for depth, batch in ((2, 1), (16, 1), (16, 2))
         ],
     )  # fmt: skip
-    return [official, dit, cost]
+    timed = dict(forward=[0.5], loss=[0.25], backward=[1.0])
+    training = dict(
+        kind="training", about=ABOUT, model=dict(depth=8, tiny=False), laps=3,
+        rows=[
+            dict(who=who, precision="fp32", batch=4, depth=8, seconds=seconds, parts=timed, error=None)
+            for who, seconds in (("published", [4.0, 3.0, 5.0]), ("var_ext", [2.0, 1.0, 2.5]))
+        ],
+    )  # fmt: skip
+    return [official, dit, cost, training]
 
 
 def test_the_page_beside_other_programs(tmp_path: Path) -> None:
@@ -89,6 +97,8 @@ def test_the_page_beside_other_programs(tmp_path: Path) -> None:
     )
     assert "| var_ext int8 | 1.60 s | 800 ms |  | 2.50 | 5.00 | killed |  | killed | 0% |" in text
     assert "| var_ext fp32 | out of memory |" in text
+    # twice by the medians, three times by the fastest laps
+    assert "| d8, batch 4, fp32 | var_ext | 2.00 s | 2.00 | 3.00 | 500 ms | 250 ms | 1.00 s | 75% |" in text
     assert "| transformer, all scales | 1.50 s | 1.50 s | 1.50 s |" in text
     assert (
         "| var_ext bf16 | 97.50% | 41 dB |" in text

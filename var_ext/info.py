@@ -24,6 +24,7 @@ def describe_installation() -> str:
         *_build_lines(),
         f"gpu        {_gpu()}{_first_call()}",
         f"backend    {backend.current()} (set VAR_EXT_BACKEND to {' or '.join(backend.CHOICES)})",
+        f"training   linear layers on the CPU: {_products()}",
         f"models     bundled: {', '.join(bundled_models()) or 'none'}",
         f"           published: {', '.join(MODELS)}",
         "",
@@ -33,6 +34,12 @@ def describe_installation() -> str:
         runs = ("native" if backend.use_native(op, device) else "reference" for device in backend.DEVICES)
         lines.append(f"{op:<24}" + "".join(f"{which:<11}" for which in runs).rstrip())
     return "\n".join(lines)
+
+
+def _products() -> str:
+    """Whose products the layers of a transformer are in training."""
+    own = [name for name, bf16 in (("fp32", False), ("bf16", True)) if backend.multiplies("cpu", bf16=bf16)]
+    return f"this package's in {' and '.join(own)}" if own else "torch's"
 
 
 def _build_lines() -> list[str]:
