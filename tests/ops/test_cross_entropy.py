@@ -10,7 +10,7 @@ from torch.nn import functional as F
 
 from tests.ops import oracle
 from tests.threads import threads
-from var_ext import _C, ops
+from var_ext import _C, backend, ops
 from var_ext.ops._native import view
 
 SHAPES = [(1, 1), (7, 2), (3, 5, 33), (4, 129), (2, 3, 1, 64), (0, 7), (2, 4096), (5, 4099)]
@@ -116,6 +116,14 @@ def test_registration(dtype: torch.dtype) -> None:
     torch.library.opcheck(torch.ops.var_ext.cross_entropy, (logits.clone().requires_grad_(), targets, 0.1))
     _, stats = torch.ops.var_ext.cross_entropy(logits, targets, 0.1)
     torch.library.opcheck(torch.ops.var_ext.cross_entropy_backward, (grad, logits, targets, stats, 0.1))
+
+
+def test_without_a_kernel_it_is_torchs(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The gradient too: that of the registered op's fallback would read the logits several times."""
+    monkeypatch.setattr(backend, "use_native", lambda op, device: False)
+    logits, targets, _ = given((2, 3, 5))
+    node: Any = ops.cross_entropy(logits.requires_grad_(), targets).grad_fn
+    assert "cross_entropy" not in node.name()
 
 
 GOOD: dict[str, Any] = dict(logits=torch.zeros(2, 4), targets=torch.tensor([0, 3]))

@@ -108,7 +108,7 @@ def cross_entropy(logits: Tensor, targets: Tensor, *, smoothing: float = 0.0) ->
         least, most = (int(t) for t in targets.aminmax())
         wanted = f"targets must be in 0..V-1 = 0..{logits.shape[-1] - 1}"
         require(least >= 0 and most < logits.shape[-1], op, wanted, f"{least}..{most}")
-    if backend.current() == "reference":
+    if not backend.use_native("cross_entropy", logits.device.type):  # torch's own, its gradient too
         return reference.cross_entropy(logits, targets, smoothing=smoothing)
     losses, _ = torch.ops.var_ext.cross_entropy.default(logits, targets, float(smoothing))
     return losses
