@@ -33,34 +33,41 @@ void multiply(LinearProduct p) {
     p.right_panel = block * kernel.tile_columns + linear_spill;
     p.left_panel = block * kernel.tile_rows + linear_spill;
 
-    const Buffer<float> packed = allocate<float>(p.blocks * p.panels * p.right_panel);
+    // Sums of float32 wait in out for the next block: then only one is packed at a time, and stays in the
+    // caches.
+    const bool apart = p.blocks > 1 && p.dtype == DType::bfloat16;
+    const int64_t at_once = apart ? p.blocks : 1;
+    const Buffer<float> packed = allocate<float>(at_once * p.panels * p.right_panel);
     p.packed = packed.get();
-    constexpr int64_t together = 4;  // panels: columns of several are read in one go
-    const int64_t groups = parts(p.panels, together);
-    parallel_for(thread_count(p.blocks * groups, together * p.right_panel), p.blocks * groups,
-                 [&](int64_t item, int) {
-                     const int64_t first = item % groups * together;
-                     kernel.pack(p, item / groups, first, std::min(together, p.panels - first));
-                 });
 
     // Rows are dealt out evenly, and with few of them the columns too: each part packs the rows anew.
     const int64_t strips = parts(p.rows, kernel.tile_rows);
-    const int threads = thread_count(strips * p.panels, kernel.tile_rows * p.right_panel * p.blocks / 4);
+    const int threads = thread_count(strips * p.panels, kernel.tile_rows * p.right_panel * at_once / 4);
     const int64_t cuts = std::min(strips, parts(parts(p.rows, most_rows), threads) * threads);
     const int64_t column_cuts = std::min(p.panels, parts(threads, cuts));
     const int64_t scratch_rows = parts(strips, cuts) * kernel.tile_rows;
-    const bool apart = p.blocks > 1 && p.dtype == DType::bfloat16;
     const int64_t widest = parts(p.panels, column_cuts) * kernel.tile_columns;
     const int64_t scratch_size = parts(strips, cuts) * p.left_panel + (apart ? scratch_rows * widest : 0);
     const Buffer<float> scratch = allocate<float>(threads * scratch_size);
-    parallel_for(threads, cuts * column_cuts, [&](int64_t item, int thread) {
-        const int64_t cut = item % cuts, column_cut = item / cuts;
-        const int64_t row = cut * strips / cuts * kernel.tile_rows;
-        const int64_t end = std::min(p.rows, (cut + 1) * strips / cuts * kernel.tile_rows);
-        const int64_t panel = column_cut * p.panels / column_cuts;
-        kernel.multiply(p, row, end - row, panel, (column_cut + 1) * p.panels / column_cuts - panel,
-                        scratch.get() + thread * scratch_size);
-    });
+
+    constexpr int64_t together = 4;  // panels: columns of several are read in one go
+    const int64_t groups = parts(p.panels, together);
+    for (p.begin = 0; p.begin < p.blocks; p.begin = p.end) {
+        p.end = p.begin + at_once;
+        parallel_for(thread_count(at_once * groups, together * p.right_panel), at_once * groups,
+                     [&](int64_t item, int) {
+                         const int64_t first = item % groups * together;
+                         kernel.pack(p, p.begin + item / groups, first, std::min(together, p.panels - first));
+                     });
+        parallel_for(threads, cuts * column_cuts, [&](int64_t item, int thread) {
+            const int64_t cut = item % cuts, column_cut = item / cuts;
+            const int64_t row = cut * strips / cuts * kernel.tile_rows;
+            const int64_t end = std::min(p.rows, (cut + 1) * strips / cuts * kernel.tile_rows);
+            const int64_t panel = column_cut * p.panels / column_cuts;
+            kernel.multiply(p, row, end - row, panel, (column_cut + 1) * p.panels / column_cuts - panel,
+                            scratch.get() + thread * scratch_size);
+        });
+    }
 }
 
 void sum_rows(const void* rows, DType dtype, int64_t count, int64_t columns, void* out, DType out_dtype) {

@@ -29,7 +29,8 @@ struct LinearProduct {
     bool bf16, rounds;              // whether factors are of bfloat16; whether out is
     int64_t rows, columns, length;  // length: of the summed axis
     int64_t blocks, block;          // of the summed axis, and numbers in all but the last
-    float* packed;                  // `right`: (blocks, panels), right_panel floats each
+    int64_t begin, end;             // the blocks that are packed and added up now
+    float* packed;                  // `right`: (end - begin, panels), right_panel floats each
     int64_t panels, right_panel, left_panel;
 };
 
@@ -37,8 +38,8 @@ struct LinearKernel {
     int64_t tile_rows, tile_columns;
     int64_t depth;  // numbers of bfloat16 in 32 bits of a panel: 2 where there are instructions for pairs
     void (*pack)(const LinearProduct& p, int64_t block, int64_t first_panel, int64_t panels);
-    // A block of out. Scratch: the rows as panels of `left`, then fp32 (rows, panels * tile_columns) if there
-    // are several blocks and out is bfloat16.
+    // A part of out. Scratch: the rows as panels of `left`, then fp32 (rows, panels * tile_columns) if there
+    // are several blocks and out is bfloat16: then all are added up at once.
     void (*multiply)(const LinearProduct& p, int64_t first_row, int64_t rows, int64_t first_panel,
                      int64_t panels, float* scratch);
     // sums, (padded,): the sums over rows [begin, end) of (rows, columns).

@@ -104,12 +104,13 @@ template <class Kind, class T>
 void multiply_rows(const LinearProduct& p, int64_t first_row, int64_t rows, int64_t first_panel,
                    int64_t panels, float* left, float* partial) {
     const int64_t stride = panels * tile_columns;
-    for (int64_t block = 0; block < p.blocks; ++block) {
+    for (int64_t block = p.begin; block < p.end; ++block) {
         pack_block<Kind, tile_rows>(p, p.left, first_row, rows, block, left, p.left_panel);
         const int64_t rest = p.length - block * p.block;
         const int64_t elements = elements_of<Kind>(rest < p.block ? rest : p.block);
         for (int64_t panel = 0; panel < panels; ++panel) {
-            const float* right = p.packed + (block * p.panels + first_panel + panel) * p.right_panel;
+            const float* right =
+                p.packed + ((block - p.begin) * p.panels + first_panel + panel) * p.right_panel;
             const int64_t column = (first_panel + panel) * tile_columns;
             for (int64_t row = 0; row < rows; row += tile_rows) {
                 T* out = static_cast<T*>(p.out) + (first_row + row) * p.columns + column;
@@ -140,7 +141,7 @@ void multiply(const LinearProduct& p, int64_t first_row, int64_t rows, int64_t f
 void pack(const LinearProduct& p, int64_t block, int64_t first_panel, int64_t panels) {
     const int64_t first = first_panel * tile_columns, left = p.columns - first;
     const int64_t count = left < panels * tile_columns ? left : panels * tile_columns;
-    float* to = p.packed + (block * p.panels + first_panel) * p.right_panel;
+    float* to = p.packed + ((block - p.begin) * p.panels + first_panel) * p.right_panel;
     const auto run = p.bf16 ? pack_block<Pairs, tile_columns> : pack_block<Floats, tile_columns>;
     run(p, p.right, first, count, block, to, p.right_panel);
 }
