@@ -363,7 +363,7 @@ def eval_digits(
 
 
 @main.command()
-@click.argument("files", nargs=-1, required=True, type=UserPath(exists=True, dir_okay=False))
+@click.argument("files", nargs=-1, required=True, type=UserPath(exists=True))
 @click.option("--out", required=True, type=UserPath(), help="Folder to write.")
 @click.option("--patch-nums", type=numbers, help="Sides of the scales, where the files do not tell.")
 @click.option("--num-heads", type=click.IntRange(min=1), help="Heads, where the files do not tell.")
@@ -371,12 +371,15 @@ def eval_digits(
 def convert(
     files: tuple[Path, ...], out: Path, patch_nums: list[int] | None, num_heads: int | None, half: bool
 ) -> None:
-    """Turn published .pth FILES into a model folder: the tokenizer's file, then the transformer's.
+    """Turn published .pth FILES (the tokenizer's, then the transformer's) or a training run into a model folder.
 
     \b
     Example: var-ext convert vae_ch160v4096z32.pth var_d16.pth --out models/var-d16
     Example: var-ext convert ar-ckpt-best.pth --out models/mine
-    The second form takes a checkpoint of the published trainer, which has both.
+    Example: var-ext convert runs/var --out models/now
+    Example: var-ext convert runs/var/step-2000.ckpt --out models/then
+    The second form takes a checkpoint of the published trainer, which has both; the third a run that is not done, or
+    any model folder, the last one a checkpoint that --keep kept.
     """
     import torch
 

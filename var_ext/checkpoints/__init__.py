@@ -6,6 +6,7 @@ pth.py          .pth files, read as tensors only
 sizes.py        the sizes of a model from the shapes of its entries
 released.py     the published models: names, files, sizes
 model_folder.py `ModelFolder`: the config, read once, the paths of the weights, and the models built from them
+training_run.py the weights in the checkpoint of a training run
 saving.py       `save_model`
 hub.py          fetching a file
 find.py         `find_model`: a name or path -> `ModelFolder`

@@ -4,7 +4,7 @@ A folder of this project: config.json, vae.safetensors, var.safetensors, and a R
 config.json holds {"format": "var_ext/1", "vae": arguments of VQVAE, "var": arguments of VAR, "sampling":
 {"cfg", "top_k", "top_p"}, "class_names": [...] or null}; a folder with only a tokenizer has neither "var"
 nor var.safetensors. Entries keep their published names; they may be stored in half precision and are loaded
-in fp32.
+in fp32. While a run trains the last of the two models, "training" names the checkpoint that has its weights.
 
 A folder of the hub's mixin, as `VQVAEHF` and `VARHF` save it: the constructor's arguments as config.json, and
 model.safetensors.
@@ -26,12 +26,13 @@ import torch
 from var_ext.checkpoints.atomic import CheckpointError, read_json
 from var_ext.checkpoints.pth import GO_ON
 from var_ext.checkpoints.tensors import Entries, load_entries
+from var_ext.checkpoints.training_run import LAST, LOG, kept_weights
 from var_ext.models import VAR, VQVAE
 
 FORMAT = "var_ext/1"
 CONFIG, VAE_WEIGHTS, VAR_WEIGHTS = "config.json", "vae.safetensors", "var.safetensors"
 MIXIN_WEIGHTS = "model.safetensors"
-RUN = {"last.ckpt", "log.jsonl"}  # what a training run writes to its folder
+RUN = {LAST, LOG}  # what a training run writes to its folder
 
 # What a constructor raises for unfit arguments: torch refuses a negative size with a RuntimeError, an empty list of
 # widths is an IndexError.
@@ -63,6 +64,7 @@ class ModelFolder:
         var_config, var_weights: of `VAR`; None if there is only a tokenizer.
         sampling: recommended cfg, top_k and top_p.
         class_names: a name per class, or None.
+        training: the checkpoint that has the weights of a run that is not done, or None.
     """
 
     source: str
@@ -73,6 +75,7 @@ class ModelFolder:
     var_weights: Weights | None = None
     sampling: Mapping[str, Any] = field(default_factory=dict)
     class_names: Sequence[str] | None = None
+    training: str | None = None
 
     def shapes(self) -> tuple[VQVAE, VAR | None]:
         """The models without storage (meta device). Raises CheckpointError."""
@@ -111,8 +114,11 @@ class ModelFolder:
         return vae, self.transformer(vae)
 
 
-def open_folder(path: Path) -> ModelFolder:
+def open_folder(path: Path, checkpoint: str | None = None) -> ModelFolder:
     """Reads config.json of a folder on this disk, and nothing else.
+
+    Args:
+        checkpoint: of a training run's folder, the file that has the weights; None takes those of the folder.
 
     Raises:
         CheckpointError: it is missing or describes no model; suggests a command for other files found there.
@@ -120,14 +126,19 @@ def open_folder(path: Path) -> ModelFolder:
     if not (path / CONFIG).exists():
         names = sorted(file.name for file in path.iterdir())
         if set(names) >= RUN:
-            raise CheckpointError(f"{path} holds no {CONFIG} but a training run that is not done: {GO_ON}")
+            raise CheckpointError(
+                f"{path} holds no {CONFIG} but a training run without a checkpoint yet, or of an older version: {GO_ON}"
+            )
         files = [name for name in names if name.endswith((".pth", ".pt", ".ckpt", ".safetensors"))]
         if files:
             raise CheckpointError(
                 f"{path} holds no {CONFIG} but {', '.join(files[:3])}{', ...' if files[3:] else ''}: "
                 "`var-ext convert TOKENIZER TRANSFORMER --out FOLDER` makes a model folder of such files"
             )
-    return parse(read_json(path / CONFIG), str(path), lambda file: path / file)
+    config = read_json(path / CONFIG)
+    if checkpoint is not None:
+        config["training"] = checkpoint
+    return parse(config, str(path), lambda file: path / file)
 
 
 def parse(config: Mapping[str, Any], source: str, locate: Callable[[str], Path]) -> ModelFolder:
@@ -153,23 +164,33 @@ def parse(config: Mapping[str, Any], source: str, locate: Callable[[str], Path])
         return ModelFolder(source, name, config, weights(MIXIN_WEIGHTS))
     _check(config, name)
     has_var = config.get("var") is not None
+    vae_weights, var_weights = weights(VAE_WEIGHTS), weights(VAR_WEIGHTS) if has_var else None
+    if config.get("training"):
+        trained = in_training(config["training"], source, locate)
+        vae_weights, var_weights = (vae_weights, trained) if has_var else (trained, None)
     return ModelFolder(
         source,
         name,
         vae_config=config["vae"],
-        vae_weights=weights(VAE_WEIGHTS),
+        vae_weights=vae_weights,
         var_config=config["var"] if has_var else None,
-        var_weights=weights(VAR_WEIGHTS) if has_var else None,
+        var_weights=var_weights,
         sampling=config.get("sampling") or {},
         class_names=config.get("class_names"),
+        training=config.get("training"),
     )
+
+
+def in_training(file: str, source: str, locate: Callable[[str], Path]) -> Weights:
+    """The weights in a checkpoint of a training run."""
+    return Weights(f"{source}/{file}", lambda: kept_weights(locate(file)))
 
 
 def _check(config: Mapping[str, Any], name: str) -> None:
     if config.get("format") != FORMAT:
         raise CheckpointError(f'{name} must have "format": "{FORMAT}", got {config.get("format", "none")!r}')
     _check_kinds(config, {"vae": dict}, name)
-    optional = {"var": dict, "sampling": dict, "class_names": list}
+    optional = {"var": dict, "sampling": dict, "class_names": list, "training": str}
     _check_kinds(config, {key: kind for key, kind in optional.items() if config.get(key) is not None}, name)
     for key, value in (config.get("sampling") or {}).items():
         whole = key == "top_k"

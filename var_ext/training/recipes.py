@@ -71,6 +71,16 @@ class Recipe:
         NATURAL,
         free=True,
     )
+    keep: int = option(
+        0, "older checkpoints that stay beside the last one, as step-STEP.ckpt", NATURAL, free=True
+    )
+    sample_every: int = option(
+        0,
+        "epochs between two pictures in samples/: drawn images, or reconstructions; 0 is none",
+        NATURAL,
+        free=True,
+    )
+    tensorboard: bool = option(False, "write the curves for TensorBoard too", free=True)
     on_divergence: str = option(
         "stop",
         "when the loss is no longer finite: 'stop', or 'halve' the rate at the last checkpoint, at most 3 times",

@@ -38,7 +38,8 @@ class Tally:
             self.seen[k, found[:, where].unique()] = 1
 
     def summary(self, ranks: Ranks) -> dict[str, Any]:
-        """Over all ranks, which call this together: loss (nats per token), accuracy (%) and codes in use (%)."""
+        """Over all ranks, which call this together: loss (nats per token), accuracy (%), and codes in use (%)
+        by scale and, as "codes", by any."""
         sums, seen = ranks.sum(self.sums), ranks.sum(self.seen) > 0
         loss, hit = sums[0, 1:] / sums[0, 0], 100 * sums[1, 1:] / sums[1, 0]  # (L',)
         tail = self.slices[-1]
@@ -50,4 +51,5 @@ class Tally:
             "loss_scales": [float(loss[where].mean()) for where in self.slices],
             "accuracy_scales": [float(hit[where].mean()) for where in self.slices],
             "usage": (100 * seen.double().mean(1)).tolist(),
+            "codes": float(100 * seen.any(0).double().mean()),
         }

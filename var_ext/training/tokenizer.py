@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from var_ext.checkpoints import save_model
 from var_ext.data import ImageLoader, load_dataset
+from var_ext.grid import tiles
 from var_ext.models import VQVAE
 from var_ext.models.keyed import key_rows, row_keys
 from var_ext.paths import user_path
@@ -157,6 +158,21 @@ class TokenizerTask(Task):
 
     def average(self) -> Ema:
         return Ema(self.vae, self.recipe.ema, self.ranks, shared_out=self.recipe.shard == "optimizer")
+
+    def publish(self, out: Path, checkpoint: str) -> None:
+        save_model(out, self.vae, training=checkpoint)
+
+    @torch.no_grad()
+    def picture(self) -> Tensor | None:
+        """Eight validation images above their reconstructions."""
+        images, _ = self.val_data.batch(torch.arange(min(8, len(self.val_data))))
+        images = images.to(self.device)
+        self.vae.eval()
+        with in_place(self.vae, self.ema):
+            output, _, _ = self.reconstruct(self.vae, images)
+        if self.ranks.rank:
+            return None
+        return tiles((torch.cat([images, output]).cpu() + 1) / 2, len(images))
 
     def parameters(self) -> dict[str, Tensor]:
         return dict(self.vae.named_parameters())
@@ -340,7 +356,7 @@ class TokenizerTask(Task):
 
     def state_dict(self) -> dict[str, Any]:
         state = {
-            "vae": self.vae.state_dict(),
+            "model": self.vae.state_dict(),
             "updates": self.vae.quantize.record_hit,
             "optimizer": optimizer_state(self.optimizer, self.vae, self.ranks),
             "ema": dict(self.ema.averages(self.vae)) if self.ema else None,
@@ -351,7 +367,7 @@ class TokenizerTask(Task):
         return state
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        self.vae.load_state_dict(state["vae"])
+        self.vae.load_state_dict(state["model"])
         self.vae.quantize.record_hit = state["updates"]
         load_optimizer_state(self.optimizer, self.vae, state["optimizer"])
         if self.ema:

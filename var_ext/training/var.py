@@ -14,9 +14,11 @@ from torch import Tensor
 
 from var_ext.checkpoints import find_model, load_tokenizer, save_model
 from var_ext.data import load_dataset
+from var_ext.grid import tiles
 from var_ext.models import VAR, VQVAE
 from var_ext.models.keyed import row_keys
 from var_ext.paths import user_path
+from var_ext.sampling import Sampler
 from var_ext.schedule import ScaleSchedule
 from var_ext.training.checkpoint import DIGESTS
 from var_ext.training.flops import flops_of
@@ -31,6 +33,7 @@ from var_ext.training.parallel import (
     distribute,
     load_optimizer_state,
     optimizer_state,
+    whole,
 )
 from var_ext.training.precision import DTYPES, LossScale, autocast
 from var_ext.training.progressive import stage
@@ -94,13 +97,14 @@ def train_var(
         )  # fmt: skip
         weights = fit(task, out, resume=resume, progress=progress)
         if ranks.rank == 0:
-            with torch.device("meta"):
-                var = VAR(vae, **task.var.config)
-            var.load_state_dict(weights, assign=True)
-            sampling = {"cfg": recipe.cfg, "top_k": recipe.top_k, "top_p": recipe.top_p}
             dtype = torch.float16 if recipe.half else torch.float32
             save_model(
-                out, vae.cpu(), var.eval(), sampling=sampling, class_names=task.class_names, dtype=dtype
+                out,
+                vae.cpu(),
+                task.model(weights),
+                sampling=task.sampling,
+                class_names=task.class_names,
+                dtype=dtype,
             )
         ranks.wait()
     return out
@@ -175,6 +179,7 @@ class VARTask(Task):
         shared_out = recipe.shard == "optimizer"
         self.ema = Ema(self.var, recipe.ema, ranks, shared_out=shared_out) if recipe.ema > 0 else None
         self.scale = LossScale(recipe.autocast == "fp16")
+        self.sampling = {"cfg": recipe.cfg, "top_k": recipe.top_k, "top_p": recipe.top_p}
 
     def meter(self) -> Meter:
         """Of the transformer's FLOPs; making tokens online is not counted."""
@@ -186,6 +191,39 @@ class VARTask(Task):
             self.device, self.global_batch,
             tokens=self.schedule.num_tokens, flops=flops, peak=1e12 * peak * self.ranks.world,
         )  # fmt: skip
+
+    def sides(self) -> list[int]:
+        return [side * self.vae.downsample for side in self.schedule.patch_nums]
+
+    def model(self, weights: Mapping[str, Tensor] | None = None) -> VAR:
+        """A transformer of its own with these weights, without storage where there are none."""
+        with torch.device("meta"):
+            var = VAR(self.vae, **self.var.config)
+        if weights is not None:
+            var.load_state_dict(weights, assign=True)
+        return var.eval()
+
+    def publish(self, out: Path, checkpoint: str) -> None:
+        save_model(
+            out,
+            self.vae,
+            self.model(),
+            sampling=self.sampling,
+            class_names=self.class_names,
+            training=checkpoint,
+        )
+
+    def picture(self) -> Tensor | None:
+        """Eight images each of eight classes."""
+        weights = {name: whole(tensor) for name, tensor in self.weights().items()}
+        if self.ranks.rank:
+            return None
+        sampler = Sampler(
+            self.vae, self.model(weights).to(self.device), defaults=self.sampling, precision="fp32"
+        )
+        count = min(8, sampler.num_classes)
+        labels = [i * sampler.num_classes // count for i in range(count) for _ in range(8)]
+        return tiles(sampler(labels, list(range(8)) * count).cpu(), 8)
 
     def parameters(self) -> dict[str, Tensor]:
         return dict(self.var.named_parameters())
@@ -251,6 +289,8 @@ class VARTask(Task):
         found = tally.summary(self.ranks)
         (rate,) = {group["lr"] for group in self.optimizer.param_groups}
         metrics = {**found, "lr": float(rate), "weight_decay": decay}
+        if recipe.pg:
+            metrics |= {"stage": last, "stage_weight": weight}
         if stepped:
             metrics["grad"] = float(norm)
         return {**metrics, "scale": self.scale.scale} if self.scale.enabled else metrics
@@ -293,7 +333,7 @@ class VARTask(Task):
 
     def state_dict(self) -> dict[str, Any]:
         return {
-            "var": self.var.state_dict(),
+            "model": self.var.state_dict(),
             "optimizer": optimizer_state(self.optimizer, self.var, self.ranks),
             "ema": dict(self.ema.averages(self.var)) if self.ema else None,
             "scale": self.scale.state_dict(),
@@ -301,7 +341,9 @@ class VARTask(Task):
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         own = self.var.state_dict()
-        self.var.load_state_dict({n: as_like(t, own[n]) if n in own else t for n, t in state["var"].items()})
+        self.var.load_state_dict(
+            {n: as_like(t, own[n]) if n in own else t for n, t in state["model"].items()}
+        )
         load_optimizer_state(self.optimizer, self.var, state["optimizer"])
         if self.ema:
             self.ema.load_state_dict(state["ema"])
