@@ -14,8 +14,8 @@ from var_ext.checkpoints import CheckpointError, load_tokenizer
 from var_ext.data import DataError, load_dataset
 from var_ext.models import VQVAE
 from var_ext.training import TokenizerRecipe, train_tokenizer
-from var_ext.training.loop import Moment
 from var_ext.training.critics import PatchDiscriminator
+from var_ext.training.loop import Moment
 from var_ext.training.tokenizer import TokenizerTask
 
 
