@@ -17,6 +17,7 @@ from var_ext.cli_options import (
     Group,
     UserPath,
     build_recipe,
+    check_plan_options,
     control_options,
     editing_options,
     file_option,
@@ -26,6 +27,7 @@ from var_ext.cli_options import (
     model_option,
     numbers,
     picture_option,
+    plan_options,
     precision_option,
     preset_for,
     recipe_options,
@@ -227,22 +229,61 @@ def train() -> None:
 
 @train.command("tokenizer")
 @click.argument("data")
-@train_options
+@click.option(
+    "--init-from",
+    help="Folder or name of a tokenizer to begin with. Options that are not given, and no --preset, are then its sizes "
+    "and a recipe that trains the decoder alone, so codes stay.  [default: none]",
+)
+@click.option(
+    "--image-size",
+    type=click.IntRange(min=1),
+    help="Side of the images: --ch-mult with as many levels as lead to the last of --patch-nums.",
+)
+@plan_options
+@train_options("TokenizerRecipe")
 @machine_options
 @recipe_options("TokenizerRecipe")
 def train_tokenizer_command(
-    data: str, out: Path, preset: str | None, resume: bool, quiet: bool, device: str, **options: Any
+    data: str,
+    init_from: str | None,
+    image_size: int | None,
+    dry_run: bool,
+    ranks: int | None,
+    memory: float | None,
+    out: Path,
+    preset: str | None,
+    resume: bool,
+    quiet: bool,
+    device: str,
+    **options: Any,
 ) -> None:
     """Train a tokenizer on the images of DATA.
 
     \b
     Example: var-ext train tokenizer digits --out runs/tokenizer --epochs 20
-    Example: var-ext train tokenizer photos/ --out runs/tokenizer --batch-size 16
+    Example: var-ext train tokenizer photos/ --out runs/tokenizer --preset small --image-size 64
+    Example: var-ext train tokenizer photos/ --out runs/tokenizer --lpips vgg.pth,vgg16.pth --discriminator dino.pth
+    Example: var-ext train tokenizer photos/ --out runs/tuned --init-from var-d16 --lpips stlpips
     """
     from var_ext.training import TokenizerRecipe, train_tokenizer
 
-    recipe = build_recipe(TokenizerRecipe, preset or preset_for(data), options)
-    path = train_tokenizer(data, out, recipe, resume=resume, progress=not quiet, device=device)
+    if init_from is None or preset:
+        recipe = build_recipe(TokenizerRecipe, preset or preset_for(data), options)
+    else:
+        recipe = tuning_recipe(TokenizerRecipe, init_from, options)
+    if image_size is not None:
+        if options["ch_mult"] is not None:
+            raise click.UsageError("--image-size sets --ch-mult, got both")
+        recipe = recipe.sized(image_size)
+    if dry_run:
+        from var_ext.training.tokenizer_plan import describe
+
+        say(describe(recipe, device, ranks, memory))
+        return
+    check_plan_options(ranks, memory)
+    path = train_tokenizer(
+        data, out, recipe, init_from=init_from, resume=resume, progress=not quiet, device=device
+    )
     say(f"tokenizer: {path}")
 
 
@@ -254,16 +295,8 @@ def train_tokenizer_command(
     help="Folder or name of a model to begin with. Options that are not given, and no --preset, are then its sizes and "
     "a recipe for few images.  [default: none]",
 )
-@click.option(
-    "--dry-run", is_flag=True, help="Print what a rank will need, refuse what does not fit, and end."
-)
-@click.option("--ranks", type=click.IntRange(min=1), help="Of a dry run.  [default: those of the launcher]")
-@click.option(
-    "--memory",
-    type=click.FloatRange(min=0, min_open=True),
-    help="GB of a rank, of a dry run.  [default: the GPU's]",
-)
-@train_options
+@plan_options
+@train_options("VARRecipe")
 @machine_options
 @recipe_options("VARRecipe")
 def train_var_command(
@@ -298,16 +331,13 @@ def train_var_command(
     if init_from is None or preset:
         recipe = build_recipe(VARRecipe, preset or preset_for(data), options)
     else:
-        recipe = tuning_recipe(init_from, options)
+        recipe = tuning_recipe(VARRecipe, init_from, options)
     if dry_run:
         from var_ext.training.plan import describe
 
         say(describe(recipe, data, tokenizer, device, ranks, memory))
         return
-    if ranks is not None or memory is not None:
-        raise click.UsageError(
-            "--ranks and --memory are of a --dry-run; torchrun --nproc-per-node N starts ranks"
-        )
+    check_plan_options(ranks, memory)
     path = train_var(
         data, tokenizer, out, recipe, init_from=init_from, resume=resume, progress=not quiet, device=device
     )

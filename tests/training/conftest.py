@@ -37,6 +37,7 @@ def tokenizer_recipe() -> TokenizerRecipe:
     return TokenizerRecipe(
         epochs=6, batch_size=12, augment=1.0, ema=0.9, vocab_size=16, z_channels=4, ch=32, ch_mult=(1, 1),
         patch_nums=(1, 2, 4), share_quant_resi=2, lr=1e-3, restart_every=4, checkpoint_every=2, log_every=1,
+        weight_perceptual=0.0,
     )  # fmt: skip
 
 

@@ -18,7 +18,7 @@ from var_ext.training.progressive import factor as progressive_factor
 from var_ext.training.ranks import ALONE, Ranks
 
 # Parts of published parameter names that are never decayed, besides biases and 1-d parameters.
-NO_DECAY = ("pos_1LC", "pos_start", "lvl_embed", "ada_gss", "scale_mul")
+NO_DECAY = ("pos_1LC", "pos_start", "lvl_embed", "ada_gss", "scale_mul", "embedding")
 WARMUP_START = 0.005
 FULL_SHARE = 0.05
 

@@ -1,4 +1,4 @@
-"""What a training of the transformer will need, before it runs: bytes of a rank and FLOPs of a step.
+"""What a training will need, before it runs: bytes of a rank and FLOPs of a step; here of the transformer.
 
 Nothing is computed: a step is played through with tensors that have shapes but no memory, and what lives at once is
 added up. What kernels and libraries use inside is not counted, nor memory that an allocator cannot hand out again.
@@ -7,9 +7,9 @@ added up. What kernels and libraries use inside is not counted, nor memory that 
 from __future__ import annotations
 
 import weakref
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor
@@ -22,9 +22,10 @@ from var_ext.models import VAR, VQVAE
 from var_ext.training.flops import flops_of
 from var_ext.training.init_from import freeze, with_scales
 from var_ext.training.precision import DTYPES, autocast
-from var_ext.training.recipes import VARRecipe
+from var_ext.training.recipes import TokenizerRecipe, VARRecipe
 
 GB = 2**30
+R = TypeVar("R", VARRecipe, TokenizerRecipe)
 
 
 class PeakMemory(dispatch_mode()):  # type: ignore[misc]
@@ -65,7 +66,7 @@ def _tensors(value: Any) -> Iterator[Tensor]:
 class Plan:
     """Of one rank, in bytes: weights, gradients, optimizer (with the moving average), activations; FLOPs of a step."""
 
-    recipe: VARRecipe
+    recipe: VARRecipe | TokenizerRecipe
     world: int
     parameters: int
     weights: int
@@ -138,12 +139,25 @@ def describe(
     if recipe.patch_nums:
         vae = with_scales(vae, recipe.patch_nums)
     classes = load_dataset(data, "train", vae.schedule.side * vae.downsample).num_classes
+    return described(
+        recipe, device, world, memory, lambda world, limit: fitting(recipe, vae, classes, world, limit)
+    )
+
+
+def described(
+    recipe: VARRecipe | TokenizerRecipe,
+    device: str,
+    world: int | None,
+    memory: float | None,
+    fits: Callable[[int, float], Plan],
+) -> str:
+    """Text of `fits(ranks, GB of a rank)`; what is None is asked of the launcher and the device."""
     if memory is None and torch.device(device).type == "cuda":
         memory = torch.cuda.get_device_properties(device).total_memory / GB
     world = world or rank_and_world()[1]
     if world == 1 and recipe.shard != "none":
         raise ValueError(f"shard = {recipe.shard} shares out over ranks, got one: add --ranks N")
-    found = fitting(recipe, vae, classes, world, float("inf") if memory is None else memory)
+    found = fits(world, float("inf") if memory is None else memory)
     return found.as_text() + ("" if memory is None else f" of {memory:.0f} GB")
 
 
@@ -153,18 +167,25 @@ def fitting(recipe: VARRecipe, vae: VQVAE, num_classes: int, world: int, memory:
     Raises:
         ValueError: it does not; names settings that do, or says that none does.
     """
-    asked = plan(recipe, vae, num_classes, world)
+    shards = ("optimizer", "full")
+    return first_that_fits(recipe, lambda tried: plan(tried, vae, num_classes, world), world, memory, shards)
+
+
+def first_that_fits(
+    recipe: R, plan_of: Callable[[R], Plan], world: int, memory: float, shards: Sequence[str]
+) -> Plan:
+    """The plan of a recipe, or `fitting`'s error with settings that do; `shards`: what may be shared out."""
+    asked = plan_of(recipe)
     if asked.total <= memory * GB:
         return asked
-    shards = [recipe.shard] if world == 1 else dict.fromkeys([recipe.shard, "optimizer", "full"])
     micro = asked.images
     wanted = f"a rank needs {asked.total / GB:.1f} GB, got {memory:g} GB"
     for again in dict.fromkeys([recipe.activation_checkpointing, True]):
-        for shard in shards:
+        for shard in [recipe.shard] if world == 1 else dict.fromkeys([recipe.shard, *shards]):
             size = micro
             while size:
                 tried = replace(recipe, shard=shard, activation_checkpointing=again, micro_batch=size)
-                if (found := plan(tried, vae, num_classes, world)).total <= memory * GB:
+                if (found := plan_of(tried)).total <= memory * GB:
                     flags = f"--micro-batch {size}" + (" --activation-checkpointing" if again else "")
                     flags += f" --shard {shard}" if shard != "none" else ""
                     raise ValueError(f"{wanted}; {flags} needs {found.total / GB:.1f} GB")
@@ -223,7 +244,7 @@ def _played(
     blocks = sum(p.numel() for block in var.blocks for p in block.parameters())
     peaks = []
     for keep in (False, True):
-        hooks = [] if keep else [p.register_post_accumulate_grad_hook(_drop) for p in trained]
+        hooks = [] if keep else [p.register_post_accumulate_grad_hook(drop_gradient) for p in trained]
         with mode, PeakMemory() as peak:
             one_pass(var, images, recipe.autocast).backward()
         peaks.append(peak.peak)
@@ -233,5 +254,5 @@ def _played(
     return parameters, count, blocks // recipe.depth, parameters - blocks, peaks[0], peaks[1]
 
 
-def _drop(parameter: Tensor) -> None:
+def drop_gradient(parameter: Tensor) -> None:
     parameter.grad = None

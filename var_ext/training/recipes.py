@@ -6,11 +6,13 @@ marked `free`, and a run with other values does not resume from it.
 """
 
 from collections.abc import Mapping
-from dataclasses import MISSING, Field, dataclass, field, fields, replace
+from dataclasses import MISSING, Field, dataclass, fields, replace
 from typing import TYPE_CHECKING, Any, get_args, get_origin
 
 from var_ext.data import DECODES, GEOMETRIES
 from var_ext.schedule import SCALES_256, SCALES_512
+from var_ext.training.recipe_losses import CriticFields, LossFields
+from var_ext.training.recipe_options import ANY, BELOW_ONE, COUNT, NATURAL, POSITIVE, SHARE, option
 
 if TYPE_CHECKING:
     from typing_extensions import Self
@@ -25,20 +27,8 @@ PUBLISHED = {
 }
 
 
-# Ranges of numbers; a tuple of strings means one of them.
-ANY, COUNT, NATURAL, POSITIVE, SHARE, BELOW_ONE = (
-    "(-inf, inf)", "[1, inf)", "[0, inf)", "(0, inf)", "[0, 1]", "[0, 1)"
-)  # fmt: skip
-
-
-def option(
-    default: Any, text: str, allowed: str | tuple[str, ...] | None = None, *, free: bool = False
-) -> Any:
-    """A field with a help text and its allowed values (tuples: of each entry), None for any.
-
-    `free` fields change the weights by rounding at most and may differ when a run resumes.
-    """
-    return field(default=default, metadata={"help": text, "allowed": allowed, "free": free})
+# Widths of levels, of one and more: those of the bundled and the published tokenizer, and what lies around them.
+MULTIPLIERS = ((1,), (1, 2), (1, 2, 2), (1, 2, 2, 4), (1, 1, 2, 2, 4), (1, 1, 2, 2, 4, 4))
 
 
 @dataclass(frozen=True)
@@ -132,10 +122,10 @@ class Recipe:
 
 
 @dataclass(frozen=True)
-class TokenizerRecipe(Recipe):
+class TokenizerRecipe(CriticFields, LossFields, Recipe):
     """Training of the multi-scale VQVAE. The defaults are those of 256 px images (paper, section 3.2).
 
-    Loss: l1 |x - y| + l2 (x - y)^2 + quantizer loss + perceptual hook + adversarial term.
+    Loss: l1 |x - y| + l2 (x - y)^2 + perceptual + semantic + quantizer loss + adversarial loss, see `recipe_losses`.
     """
 
     vocab_size: int = option(4096, "codes, V", COUNT)
@@ -153,15 +143,13 @@ class TokenizerRecipe(Recipe):
     lr_end: float = option(0.01, "last learning rate over the peak; cosine in between", SHARE)
     warmup: float = option(0.02, "share of the steps in which the learning rate rises", SHARE)
     clip: float = option(10.0, "largest norm of the gradient", POSITIVE)
-    weight_l1: float = option(0.2, "weight of |x - y|", NATURAL)
-    weight_l2: float = option(1.0, "weight of (x - y)^2", NATURAL)
-    weight_vq: float = option(1.0, "weight of the quantizer loss", NATURAL)
-    weight_perceptual: float = option(0.5, "weight of the perceptual hook, if one is given", NATURAL)
-    weight_adversarial: float = option(
-        0.0, "weight of the adversarial term, 0 builds no discriminator", NATURAL
+    weight_decay: float = option(0.0, "weight decay", NATURAL)
+    init_gain: float = option(
+        0.0, "gain of Xavier's normal initial weights of convolutions, 0 is torch's own", NATURAL
     )
-    adversarial_start: float = option(0.22, "share of the steps after which the discriminator begins", SHARE)
-    adversarial_warmup: float = option(0.02, "share of the steps in which its weight rises", SHARE)
+    freeze: tuple[str, ...] = option(
+        (), "parts that are not trained: encoder, quantizer, decoder, or names such as decoder.up.*", None
+    )
     autocast: str = option(
         "fp32", "precision of encoder, decoder and discriminator: 'fp32' or 'bf16'", ("fp32", "bf16")
     )
@@ -170,9 +158,17 @@ class TokenizerRecipe(Recipe):
     )
     restart_every: int = option(100, "steps between restarts of unused codes, 0 is never", NATURAL)
     restart_until: float = option(0.7, "share of the steps after which no code is restarted", SHARE)
+    activation_checkpointing: bool = option(
+        False, "keep the inputs of layers alone and compute them again for gradients", free=True
+    )
+    compile: bool = option(False, "compile encoder and decoder with torch.compile", free=True)
 
     def __post_init__(self) -> None:
         super().__post_init__()
+        if len(self.adaptive_clamp) != 2 or self.adaptive_clamp[0] > self.adaptive_clamp[1]:
+            raise ValueError(
+                f"adaptive_clamp must be least,most such as 0.015,10000, got {','.join(map(str, self.adaptive_clamp))}"
+            )
         if self.select == "best_last_scale":
             raise ValueError(
                 "select must be 'last' or 'best' for a tokenizer, whose loss has no scales, got 'best_last_scale'"
@@ -187,6 +183,20 @@ class TokenizerRecipe(Recipe):
         """Side of the images in pixels."""
         return self.patch_nums[-1] * 2 ** (len(self.ch_mult) - 1)
 
+    def sized(self, image_size: int) -> "TokenizerRecipe":
+        """For images of this side: with the multipliers for as many levels as lead to the last of `patch_nums`.
+
+        Raises:
+            ValueError: no number of levels does.
+        """
+        known = {self.patch_nums[-1] * 2 ** (len(mult) - 1): mult for mult in MULTIPLIERS}
+        if image_size not in known:
+            raise ValueError(
+                f"image_size must be one of {', '.join(map(str, known))} with a last map of {self.patch_nums[-1]} x "
+                f"{self.patch_nums[-1]} tokens (patch_nums), got {image_size}"
+            )
+        return replace(self, ch_mult=known[image_size])
+
     @classmethod
     def digits(cls) -> "TokenizerRecipe":
         """32 px handwritten digits on two CPU cores in minutes."""
@@ -197,9 +207,37 @@ class TokenizerRecipe(Recipe):
         )  # fmt: skip
 
     @classmethod
+    def small(cls) -> "TokenizerRecipe":
+        """Pictures of 64 px (32 to 128 by `sized`) on CPUs in hours, without anybody's weights."""
+        return cls(
+            epochs=40, batch_size=64, augment=1.0, ema=0.999, vocab_size=1024, z_channels=32, ch=32,
+            ch_mult=(1, 2, 2, 4), patch_nums=(1, 2, 3, 4, 6, 8), lr=1e-3, lr_end=0.05, restart_every=50,
+            perceptual="structural", validate_every=2,
+        )  # fmt: skip
+
+    @classmethod
     def paper(cls) -> "TokenizerRecipe":
-        """The 256 px tokenizer; LPIPS has to be passed to `train_tokenizer` as its perceptual hook."""
-        return cls(epochs=16, batch_size=768, augment=1.0, ema=0.9999, weight_adversarial=0.4, workers=8)
+        """The 256 px tokenizer, as its authors' later trainer (github.com/FoundationVision/vaex) does it.
+
+        Theirs has heads over a DINO ViT-S/16 (`discriminator`) and LPIPS of VGG16 (`lpips`); both files are a user's.
+        """
+        return cls(
+            epochs=250, batch_size=768, augment=1.0, ema=0.9999, dropout=0.05, init_gain=0.5, lr_end=0.3, warmup=0.01,
+            weight_decay=0.005, weight_adversarial=0.4, adversarial_start=0.2, workers=8,
+        )  # fmt: skip
+
+    @classmethod
+    def finetune(cls, source: Mapping[str, Any]) -> "TokenizerRecipe":
+        """The decoder alone on new images, from a trained tokenizer with these constructor arguments.
+
+        Codes and tokens stay as they are, so transformers trained on them stay in use.
+        """
+        sizes = {f.name: source[f.name] for f in fields(cls) if f.name in source}
+        sizes |= {"patch_nums": tuple(source["v_patch_nums"]), "ch_mult": tuple(source["ch_mult"])}
+        return cls(
+            epochs=20, batch_size=64, augment=1.0, ema=0.99, lr_end=0.1, perceptual="structural",
+            freeze=("encoder", "quantizer"), codebook_init=0, restart_every=0, **sizes,
+        )  # fmt: skip
 
 
 @dataclass(frozen=True)
