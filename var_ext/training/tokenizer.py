@@ -19,6 +19,7 @@ from var_ext.models.keyed import key_rows, row_keys
 from var_ext.paths import user_path
 from var_ext.training import codebook
 from var_ext.training.checkpoint import DIGESTS
+from var_ext.training.keeper import Keeper, restart
 from var_ext.training.loop import Moment, Task, fit, in_float32, prepare, step_seed
 from var_ext.training.losses import (
     PatchDiscriminator,
@@ -142,6 +143,7 @@ class TokenizerTask(Task):
             )
         self.schedule = self.vae.schedule
         self.rows = key_rows(self.vae, self.device)
+        self.keeper = Keeper(self.vae, recipe, ranks, self.rows, self.device)
         self.parallel = distribute(self.vae, ranks, recipe.shard, self.device)
         self.optimizer = self.adam(self.vae)
         if self.critic is not None:
@@ -186,6 +188,7 @@ class TokenizerTask(Task):
         ramp = self.adversarial_ramp(at.progress) if self.critic else 0.0
         sums = torch.zeros(4, dtype=torch.float64, device=self.device)
         outputs, balance = [], None
+        self.keeper.begin(seed, at.progress, self.global_batch, parts, inputs)
         if ramp > 0 and len(parts) > 1:
             balance = self.balance_ahead(parts, inputs, seed)
         quantizer.collected = torch.zeros_like(quantizer.ema_vocab_hit_SV)
@@ -210,6 +213,7 @@ class TokenizerTask(Task):
         quantizer.record_hits(self.ranks.sum(quantizer.collected))
         quantizer.collected = None
         metrics: dict[str, Any] = {"grad": grad, "lr": lr}
+        metrics |= self.keeper.finish(self.global_batch, self.optimizer, self.ema)
         if ramp > 0:
             metrics["critic"] = self.critic_step(parts, inputs, outputs, lr)
         if self.ema:
@@ -296,17 +300,8 @@ class TokenizerTask(Task):
         return float(self.ranks.sum(total))
 
     def restart(self, images: list[Tensor]) -> int:
-        """Move unused codes, in the moving average too, to residuals of the global batch; returns how many."""
-        self.vae.eval()
-        moved = codebook.restart_codes(
-            self.vae, images, self.schedule, lambda rows: self.ranks.together(rows, self.global_batch)
-        )
-        weight = self.vae.quantize.embedding.weight
-        codebook.forget(self.optimizer, weight, moved)
-        average = self.ema.average.get("quantize.embedding.weight") if self.ema else None
-        if average is not None:
-            average[moved] = weight.detach()[moved]
-        return len(moved)
+        """Move unused codes to residuals of the global batch; returns how many."""
+        return restart(self.vae, images, self.ranks, self.global_batch, self.optimizer, self.ema)
 
     @torch.no_grad()
     def validate(self) -> Mapping[str, Any]:
