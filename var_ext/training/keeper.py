@@ -15,6 +15,7 @@ from var_ext.training.optim import Ema
 from var_ext.training.precision import autocast
 from var_ext.training.ranks import Part, Ranks
 from var_ext.training.recipes import TokenizerRecipe
+from var_ext.training.usage import Alarm, figures
 
 NAME = "quantize.embedding.weight"
 
@@ -48,6 +49,7 @@ class Keeper:
     ) -> None:
         self.vae, self.recipe, self.ranks, self.rows, self.device = vae, recipe, ranks, rows, device
         self.remedies = vae.quantize.remedies = remedies_of(recipe)
+        self.alarm = Alarm(vae.schedule, recipe)
 
     def begin(self, seed: int, progress: float, count: int, parts: list[Part], inputs: list[Tensor]) -> None:
         """Before the passes of a step.
@@ -112,6 +114,11 @@ class Keeper:
             tensor[moved] = torch.lerp(tensor[moved], anchors, blend[:, None])
         codebook.forget(optimizer, weight, moved, blend)
         return {"anchored": blend.sum()}
+
+    def validated(self, hits: Tensor) -> dict[str, list[float]]:
+        """`usage.figures` of a validation's hits (K, V), of all ranks, and the alarm."""
+        self.alarm.check(hits, aloud=self.ranks.rank == 0)
+        return figures(hits)
 
 
 def restart(

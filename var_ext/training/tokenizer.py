@@ -41,6 +41,7 @@ from var_ext.training.precision import autocast
 from var_ext.training.ranks import ALONE, Part, Ranks, join
 from var_ext.training.recipes import TokenizerRecipe
 from var_ext.training.tokens import digests_of
+from var_ext.training.usage import perplexity
 
 log = logging.getLogger(__name__)
 
@@ -228,8 +229,11 @@ class TokenizerTask(Task):
             return {}
         names = ("loss", "l1", "vq", "adversarial")[: 4 if ramp > 0 else 3]
         metrics |= zip(names, self.ranks.sum(sums).tolist(), strict=False)
-        usage = quantizer.usages(self.global_batch * self.schedule.side**2)
-        return {**{name: float(value) for name, value in metrics.items()}, "usage": usage}
+        scales = {
+            "usage": quantizer.usages(self.global_batch * self.schedule.side**2),
+            "perplexity": perplexity(quantizer.ema_vocab_hit_SV).tolist(),
+        }
+        return {**{name: float(value) for name, value in metrics.items()}, **scales}
 
     def reconstruct(self, vae: nn.Module, images: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Reconstruction (b, 3, S, S) float32, its distance, and the quantizer's loss."""
@@ -305,7 +309,7 @@ class TokenizerTask(Task):
 
     @torch.no_grad()
     def validate(self) -> Mapping[str, Any]:
-        """Losses on validation images and codes in use per scale (%), with the weights to be kept."""
+        """Losses on validation images, and `usage.figures` of their tokens, with the weights to be kept."""
         self.vae.eval()
         with in_place(self.vae, self.ema):
             return self.measure()
@@ -313,7 +317,7 @@ class TokenizerTask(Task):
     def measure(self) -> dict[str, Any]:
         """What `validate` returns, with the model's current weights."""
         sums = torch.zeros(3, dtype=torch.float64, device=self.device)
-        seen = torch.zeros(len(self.schedule), self.recipe.vocab_size, device=self.device)
+        hits = torch.zeros_like(self.vae.quantize.ema_vocab_hit_SV)
         most = self.recipe.micro_batch or -(-self.recipe.batch_size // self.ranks.world)
         parts = [
             torch.arange(part.rows.start, part.rows.stop)
@@ -323,12 +327,10 @@ class TokenizerTask(Task):
             output, distance, _ = self.reconstruct(self.vae, images)
             values = distance, (output - images).abs().mean(), (output - images).square().mean()
             sums += len(images) / len(self.val_data) * torch.stack(values).double()
-            for k, tokens in enumerate(self.vae.img_to_idxBl(images)):
-                seen[k, tokens.flatten()] = 1
+            hits += self.vae.quantize.hits(torch.cat(self.vae.img_to_idxBl(images), 1))
         names = ("loss", "l1", "l2")
-        used = self.ranks.sum(seen) > 0
         found = dict(zip(names, self.ranks.sum(sums).tolist(), strict=True))
-        return {**found, "usage": (100 * used.double().mean(1)).tolist()}
+        return {**found, **self.keeper.validated(self.ranks.sum(hits))}
 
     def weights(self) -> dict[str, Tensor]:
         return averaged(self.vae, self.ema)
@@ -339,6 +341,7 @@ class TokenizerTask(Task):
             "updates": self.vae.quantize.record_hit,
             "optimizer": optimizer_state(self.optimizer, self.vae, self.ranks),
             "ema": dict(self.ema.averages(self.vae)) if self.ema else None,
+            "alarm": self.keeper.alarm.state_dict(),
         }
         if self.critic is not None:
             state["critic"] = self.critic.state_dict()
@@ -349,6 +352,7 @@ class TokenizerTask(Task):
         self.vae.load_state_dict(state["vae"])
         self.vae.quantize.record_hit = state["updates"]
         load_optimizer_state(self.optimizer, self.vae, state["optimizer"])
+        self.keeper.alarm.load_state_dict(state["alarm"])
         if self.ema:
             self.ema.load_state_dict(state["ema"])
         if self.critic is not None:
