@@ -23,6 +23,7 @@ from var_ext.checkpoints.atomic import (
 from var_ext.checkpoints.conversion import convert, load_published
 from var_ext.checkpoints.find import bundled_models, find_model, load_tokenizer
 from var_ext.checkpoints.model_folder import ModelFolder
+from var_ext.checkpoints.pth import read_entries
 from var_ext.checkpoints.released import published_config
 from var_ext.checkpoints.saving import save_model
 from var_ext.checkpoints.tensors import load_tensors, save_tensors
@@ -40,6 +41,7 @@ __all__ = [
     "load_tensors",
     "load_tokenizer",
     "published_config",
+    "read_entries",
     "read_json",
     "save_model",
     "save_tensors",
