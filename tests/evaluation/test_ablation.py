@@ -13,7 +13,7 @@ from tests.threads import threads
 
 pytest.importorskip("sklearn")
 PROGRAM = Path(__file__).resolve().parents[2] / "python" / "ablate_tokenizer.py"
-SIZES = "epochs=1 ch_mult=1,1 patch_nums=1,4,6 vocab_size=32 batch_size=400 codebook_init=64".split()
+SIZES = ["epochs=1", "ch_mult=1,1", "patch_nums=1,4,6", "vocab_size=32", "batch_size=400", "codebook_init=64"]
 TINY = [word for each in SIZES for word in ("--set", each)]
 
 
@@ -47,7 +47,7 @@ def test_two_variants_and_seeds(
     assert [row.split(" | ")[0] for row in rows] == ["| plain", "| cosine"]
     assert all(len(row.split("|")) == len(head.split("|")) for row in rows)
     assert "±" not in one and "±" in two
-    assert (tmp_path / "cosine-1" / "report" / "tokenizer.md").exists()
+    assert (tmp_path / "cosine-0" / "report" / "tokenizer.md").exists()
 
 
 @pytest.mark.parametrize(
