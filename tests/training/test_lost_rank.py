@@ -75,8 +75,8 @@ def test_a_job_that_loses_ranks_ends_with_the_same_weights(
     var_recipe: VARRecipe,
     tmp_path: Path,
 ) -> None:
-    """Where the optimizer is shared out, the run ends with another number of ranks: a tokenizer's soon, since Adam, codes
-    that change and critic make more of rounding at each step."""
+    """Where the optimizer is shared out, the run ends with another number of ranks: a tokenizer's soon, since Adam,
+    codes that change and critic make more of rounding at each step."""
     kills = KILLS or (2 if kind == "var" else 1)
     recipe: Recipe = (
         var_recipe
@@ -112,7 +112,7 @@ def test_a_job_that_loses_ranks_ends_with_the_same_weights(
         run(command(cut), cut, kill_after=9 * n + random_steps.randrange(4 if soon else 1, 9 - 2 * soon))
     if KILLS == 0 and shard == "optimizer":
         assert "is of 2 ranks and goes on with 3" in run(command(cut, 3), cut)
-        # of a tokenizer with a critic 2.5e-5 was seen after 7 steps: Adam makes whole steps of gradients that are rounding
+        # of a tokenizer with a critic 2.5e-5 was seen after 7 steps: Adam makes whole steps of gradients of rounding
         assert distance(weights(whole), weights(cut)) < (CLOSE if kind == "var" else 10 * CLOSE)
     else:
         run(command(cut), cut)

@@ -28,8 +28,10 @@ def test_a_short_training_learns_and_logs(tokenizer: Path, tokenizer_recipe: Tok
     train, val = rows(tokenizer, "train"), rows(tokenizer, "val")
     assert len(train) == 18 and len(val) == 6  # 36 images in batches of 12, 6 epochs
     assert val[-1]["l2"] < 0.7 * val[0]["l2"]  # type: ignore[operator]
-    assert {"loss", "l1", "vq", "grad", "usage", "restarted"} <= {key for row in train for key in row}
-    assert len(val[0]["usage"]) == 3  # type: ignore[arg-type]
+    assert {"loss", "l1", "vq", "grad", "usage", "perplexity", "restarted"} <= {
+        key for row in train for key in row
+    }
+    assert len(val[0]["usage"]) == len(val[0]["perplexity"]) == 3  # type: ignore[arg-type]
     recipe = json.loads((tokenizer / "recipe.json").read_text())
     assert recipe["kind"] == "tokenizer" and recipe["perceptual"] is None
     assert recipe["discriminator"] is None and recipe["recipe"] == tokenizer_recipe.pinned()

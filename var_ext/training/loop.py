@@ -316,7 +316,15 @@ def _train(task: Task, saver: Saver, run: Run, lines: Log, interrupts: Interrupt
 
 
 SELECTED_BY = {"last": "loss", "best": "loss", "best_last_scale": "loss_last"}  # metric of validation
-SHOWN = ("loss", "accuracy", "usage", "lr", "images_per_second", "mfu")  # metrics of the progress bar
+SHOWN = (
+    "loss",
+    "accuracy",
+    "usage",
+    "perplexity",
+    "lr",
+    "images_per_second",
+    "mfu",
+)  # metrics of the progress bar
 HALVINGS = 3  # of the learning rate of a diverged run, at most
 
 

@@ -10,6 +10,7 @@ from dataclasses import MISSING, Field, dataclass, fields, replace
 from typing import TYPE_CHECKING, Any, get_args, get_origin
 
 from var_ext.data import DECODES, GEOMETRIES
+from var_ext.models.remedies import GRADIENTS
 from var_ext.schedule import SCALES_256, SCALES_512
 from var_ext.training.recipe_losses import CriticFields, LossFields
 from var_ext.training.recipe_options import ANY, BELOW_ONE, COUNT, NATURAL, POSITIVE, SHARE, option
@@ -158,6 +159,22 @@ class TokenizerRecipe(CriticFields, LossFields, Recipe):
     )
     restart_every: int = option(100, "steps between restarts of unused codes, 0 is never", NATURAL)
     restart_until: float = option(0.7, "share of the steps after which no code is restarted", SHARE)
+    scale_dropout: float = option(0.0, "share of the images that leave out their finest scales", BELOW_ONE)
+    scale_dropout_start: int = option(3, "scales that no image leaves out", COUNT)
+    gradient: str = option(
+        "straight_through",
+        "how the quantizer passes gradients on: 'straight_through' or 'rotation'",
+        GRADIENTS,
+    )
+    anchors: bool = option(False, "in each step move rarely used codes towards features (CVQ)")
+    weight_entropy: float = option(0.0, "weight of the entropy loss of the codes", NATURAL)
+    entropy_temperature: float = option(0.01, "temperature of the entropy loss", POSITIVE)
+    perturb_rows: float = option(0.0, "share of the images whose codes the decoder sees perturbed", SHARE)
+    perturb_tokens: float = option(1.0, "share of their tokens that are replaced at first", SHARE)
+    perturb_codes: int = option(100, "nearest codes of which one replaces a token at first", COUNT)
+    perturb_start: float = option(0.2, "share of the steps after which perturbation weakens", SHARE)
+    perturb_stop: float = option(0.6, "share of the steps after which it stays as weak", SHARE)
+    perturb_last: float = option(0.5, "last strength of perturbation over the first", SHARE)
     activation_checkpointing: bool = option(
         False, "keep the inputs of layers alone and compute them again for gradients", free=True
     )
@@ -168,6 +185,15 @@ class TokenizerRecipe(CriticFields, LossFields, Recipe):
         if len(self.adaptive_clamp) != 2 or self.adaptive_clamp[0] > self.adaptive_clamp[1]:
             raise ValueError(
                 f"adaptive_clamp must be least,most such as 0.015,10000, got {','.join(map(str, self.adaptive_clamp))}"
+            )
+        if self.scale_dropout > 0 and self.scale_dropout_start > len(self.patch_nums):
+            raise ValueError(
+                f"scale_dropout_start must be at most {len(self.patch_nums)}, the scales of patch_nums, "
+                f"got {self.scale_dropout_start}"
+            )
+        if self.perturb_stop < self.perturb_start:
+            raise ValueError(
+                f"perturb_stop must be at least perturb_start = {self.perturb_start:g}, got {self.perturb_stop:g}"
             )
         if self.select == "best_last_scale":
             raise ValueError(

@@ -22,6 +22,7 @@ from var_ext.training import codebook
 from var_ext.training.build_tokenizer import build_tokenizer, last_layer, set_trainable, train_mode
 from var_ext.training.checkpoint import DIGESTS
 from var_ext.training.critics import Critic, build_discriminator
+from var_ext.training.keeper import Keeper, restart
 from var_ext.training.loop import Moment, Task, fit, in_float32, prepare, step_seed
 from var_ext.training.losses import Loss
 from var_ext.training.losses.adversarial import adaptive_weight, last_gradients
@@ -41,6 +42,7 @@ from var_ext.training.precision import autocast
 from var_ext.training.ranks import ALONE, Part, Ranks, join
 from var_ext.training.recipes import TokenizerRecipe
 from var_ext.training.tokens import digest_of, digests_of
+from var_ext.training.usage import perplexity
 
 log = logging.getLogger(__name__)
 
@@ -92,9 +94,7 @@ def train_tokenizer(
         task = TokenizerTask(data, recipe, perceptual=perceptual, source=source, device=device, ranks=ranks)
         weights = fit(task, out, resume=resume, progress=progress)
         if ranks.rank == 0:
-            task.vae.load_state_dict(weights)
-            task.vae.eval()
-            save_model(out, task.vae.cpu(), dtype=torch.float16 if recipe.half else torch.float32)
+            save_model(out, task.model(weights), dtype=torch.float16 if recipe.half else torch.float32)
         ranks.wait()
     return out
 
@@ -137,6 +137,7 @@ class TokenizerTask(Task):
         self.schedule = self.vae.schedule
         self.rows = key_rows(self.vae, self.device)
         self.trained = {name for name, p in self.vae.named_parameters() if p.requires_grad}
+        self.keeper = Keeper(self.vae, recipe, ranks, self.rows, self.device)
         self.parallel = distribute(self.vae, ranks, recipe.shard, self.device)
         groups = param_groups(self.vae)
         self.optimizer = build_optimizer(
@@ -159,7 +160,15 @@ class TokenizerTask(Task):
         return Ema(self.vae, self.recipe.ema, self.ranks, shared_out=self.recipe.shard == "optimizer")
 
     def publish(self, out: Path, checkpoint: str) -> None:
-        save_model(out, self.vae, training=checkpoint)
+        save_model(out, self.model(), training=checkpoint)
+
+    def model(self, weights: Mapping[str, Tensor] | None = None) -> VQVAE:
+        """A tokenizer of its own with these weights, without storage where there are none."""
+        with torch.device("meta"):
+            vae = VQVAE(**self.vae.config)
+        if weights is not None:
+            vae.load_state_dict(weights, assign=True)
+        return vae.eval()
 
     @torch.no_grad()
     def picture(self) -> Tensor | None:
@@ -168,7 +177,7 @@ class TokenizerTask(Task):
         images = images.to(self.device)
         self.vae.eval()
         with in_place(self.vae, self.ema):
-            output, _, _ = self.reconstruct(self.vae, images)
+            output, _ = self.reconstruct(self.vae, images)
         if self.ranks.rank:
             return None
         return tiles((torch.cat([images, output]).cpu() + 1) / 2, len(images))
@@ -199,6 +208,7 @@ class TokenizerTask(Task):
         parts = self.ranks.parts(self.global_batch, recipe.micro_batch)
         inputs = [images[p.rows.start - start : p.rows.stop - start].to(self.device) for p in parts]
         critic = self.critic if self.critic is not None and self.critic.weight(at.progress) > 0 else None
+        self.keeper.begin(seed, at.progress, self.global_batch, parts, inputs)
         means, outputs, balance = Means(self.ranks, self.device), [], None
         if critic and len(parts) > 1:
             balance = self.balance_ahead(critic, parts, inputs, seed, at.progress)
@@ -226,6 +236,7 @@ class TokenizerTask(Task):
         quantizer.record_hits(self.ranks.sum(quantizer.collected))
         quantizer.collected = None
         metrics: dict[str, Any] = {"grad": grad, "lr": lr}
+        metrics |= self.keeper.finish(self.global_batch, self.optimizer, self.ema)
         if critic:
             metrics |= critic.step(at.step, at.total, seed, parts, inputs, outputs, self.rate)
         if self.ema:
@@ -238,9 +249,12 @@ class TokenizerTask(Task):
             metrics["restarted"] = self.restart(inputs)
         if not at.logged:
             return {}
-        usage = quantizer.usages(self.global_batch * self.schedule.side**2)
         metrics |= means.read() | self.changing_weights(at.progress)
-        return {**{name: float(value) for name, value in metrics.items()}, "usage": usage}
+        scales = {
+            "usage": quantizer.usages(self.global_batch * self.schedule.side**2),
+            "perplexity": perplexity(quantizer.ema_vocab_hit_SV).tolist(),
+        }
+        return {**{name: float(value) for name, value in metrics.items()}, **scales}
 
     def changing_weights(self, progress: float) -> dict[str, float]:
         """Weights that depend on the step, for the log; all others stand in the recipe."""
@@ -280,21 +294,12 @@ class TokenizerTask(Task):
         return self.balance(gradients)
 
     def restart(self, images: list[Tensor]) -> int:
-        """Move unused codes, in the moving average too, to residuals of the global batch; returns how many."""
-        self.vae.eval()
-        moved = codebook.restart_codes(
-            self.vae, images, self.schedule, lambda rows: self.ranks.together(rows, self.global_batch)
-        )
-        weight = self.vae.quantize.embedding.weight
-        codebook.forget(self.optimizer, weight, moved)
-        average = self.ema.average.get("quantize.embedding.weight") if self.ema else None
-        if average is not None:
-            average[moved] = weight.detach()[moved]
-        return len(moved)
+        """Move unused codes to residuals of the global batch; returns how many."""
+        return restart(self.vae, images, self.ranks, self.global_batch, self.optimizer, self.ema)
 
     @torch.no_grad()
     def validate(self) -> Mapping[str, Any]:
-        """Losses on validation images and codes in use per scale (%), with the weights to be kept."""
+        """Losses on validation images, and `usage.figures` of their tokens, with the weights to be kept."""
         self.vae.eval()
         with in_place(self.vae, self.ema):
             return self.measure()
@@ -303,7 +308,7 @@ class TokenizerTask(Task):
         """What `validate` returns, with the model's current weights."""
         names = [each.name for each, _ in self.losses.parts if each.weight > 0]
         means = Means(self.ranks, self.device, ("loss", "l1", "l2", *names))
-        seen = torch.zeros(len(self.schedule), self.recipe.vocab_size, device=self.device)
+        hits = torch.zeros_like(self.vae.quantize.ema_vocab_hit_SV)
         most = self.recipe.micro_batch or -(-self.recipe.batch_size // self.ranks.world)
         parts = self.ranks.parts(len(self.val_data), most)
         rows = [torch.arange(part.rows.start, part.rows.stop) for part in parts]
@@ -314,10 +319,8 @@ class TokenizerTask(Task):
             error = output - x
             values |= {"loss": distance, "l1": error.abs().mean(), "l2": error.square().mean()}
             means.add(part.share, **values)
-            for k, tokens in enumerate(self.vae.img_to_idxBl(x)):
-                seen[k, tokens.flatten()] = 1
-        used = self.ranks.sum(seen) > 0
-        return {**means.read(), "usage": (100 * used.double().mean(1)).tolist()}
+            hits += self.vae.quantize.hits(torch.cat(self.vae.img_to_idxBl(x), 1))
+        return {**means.read(), **self.keeper.validated(self.ranks.sum(hits))}
 
     def weights(self) -> dict[str, Tensor]:
         return averaged(self.vae, self.ema)
@@ -328,6 +331,7 @@ class TokenizerTask(Task):
             "updates": self.vae.quantize.record_hit,
             "optimizer": optimizer_state(self.optimizer, self.vae, self.ranks),
             "ema": dict(self.ema.averages(self.vae)) if self.ema else None,
+            "alarm": self.keeper.alarm.state_dict(),
         }
         if self.critic is not None:
             state["critic"] = self.critic.state_dict()
@@ -337,6 +341,7 @@ class TokenizerTask(Task):
         self.vae.load_state_dict(state["model"])
         self.vae.quantize.record_hit = state["updates"]
         load_optimizer_state(self.optimizer, self.vae, state["optimizer"])
+        self.keeper.alarm.load_state_dict(state["alarm"])
         if self.ema:
             self.ema.load_state_dict(state["ema"])
         if self.critic is not None:
