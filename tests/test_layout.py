@@ -97,6 +97,7 @@ ROOMS = {
         "sizes",
         "released",
         "model_folder",
+        "adapter",
         "saving",
         "hub",
         "find",

@@ -137,8 +137,9 @@ def test_a_step_by_hand(images: Path, tokenizer: Path, var_recipe: VARRecipe, tm
     middle = (1 + 0.2 + 0.8 * (1 - 0.9)) / 2
     lr = 0.1 * 12 / 256 * (1 + (middle - 1) * passed / 0.9)
     decay = 0.1 + 0.2 * (0.5 + 0.5 * math.cos(math.pi * 302 / 1000))
-    assert isinstance(task.optimizer, torch.optim.AdamW)
-    for group in task.optimizer.param_groups:
+    (optimizer,) = task.optimizers
+    assert isinstance(optimizer, torch.optim.AdamW)
+    for group in optimizer.param_groups:
         assert group["lr"] == pytest.approx(lr) and group["betas"] == (0.9, 0.95)
         assert group["weight_decay"] == pytest.approx(decay if group["decay"] else 0)
     old = twin.state_dict()
@@ -161,7 +162,8 @@ def test_the_learning_rate_grows_with_the_images_of_a_step(
     task = make(images, tokenizer, var_recipe.with_options(batch_size=512, warmup=0), tmp_path)
     (batch,) = task.feed(0, epoch_batches(0, 0, task.num_items, 512))
     task.step(Moment(0, 10, 0, False), batch)
-    assert task.optimizer.param_groups[0]["lr"] == pytest.approx(0.1 * 36 / 256)  # all there are
+    (optimizer,) = task.optimizers
+    assert optimizer.param_groups[0]["lr"] == pytest.approx(0.1 * 36 / 256)  # all there are
 
 
 def test_the_recipe_reaches_the_model(

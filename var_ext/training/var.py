@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from var_ext.checkpoints import find_model, load_tokenizer, save_model
+from var_ext.checkpoints import find_model, load_tokenizer
 from var_ext.data import load_dataset
 from var_ext.models import VAR, VQVAE
 from var_ext.models.keyed import row_keys
@@ -20,13 +20,22 @@ from var_ext.paths import user_path
 from var_ext.schedule import ScaleSchedule
 from var_ext.training.checkpoint import DIGESTS
 from var_ext.training.flops import flops_of
-from var_ext.training.init_from import freeze, init_from, with_scales
+from var_ext.training.init_from import with_scales
 from var_ext.training.loop import Moment, Task, fit, in_float32, prepare, step_seed
-from var_ext.training.optim import Ema, averaged, cosine, in_place, linear_factor, param_groups, set_rates
+from var_ext.training.loss_weights import token_weights
+from var_ext.training.network import first_network, prepare_network, save_network
+from var_ext.training.optim import (
+    Ema,
+    averaged,
+    build_optimizers,
+    cosine,
+    in_place,
+    linear_factor,
+    set_rates,
+)
 from var_ext.training.parallel import (
     accumulating,
     as_like,
-    build_optimizer,
     clip_gradients,
     distribute,
     load_optimizer_state,
@@ -42,8 +51,6 @@ from var_ext.training.tokens import BATCH, digest_of, digests_of, open_tokens
 
 log = logging.getLogger(__name__)
 
-BETAS = (0.9, 0.95)
-
 
 @in_float32()
 def train_var(
@@ -57,7 +64,8 @@ def train_var(
     resume: bool = True,
     progress: bool = True,
 ) -> Path:
-    """Train a VAR transformer (paper, section 3.1) and write it with its tokenizer as a model folder.
+    """Train a VAR transformer (paper, section 3.1) and write it with its tokenizer as a model folder, or with
+    `recipe.lora_save` "adapter" the adapters alone.
 
     Args:
         data: "digits" or a folder of class folders of images.
@@ -77,7 +85,8 @@ def train_var(
     Raises:
         DataError: the data cannot be used.
         CheckpointError: the tokenizer or the checkpoint cannot be used, or `out` cannot be written.
-        ValueError: the scales or the weights to begin with do not fit, or `freeze` names no parameter.
+        ValueError: the scales or the weights to begin with do not fit, a pattern names nothing, or what the recipe asks
+            for does not work here.
         Diverged: the loss is no longer finite, see `recipe.on_divergence`.
         SystemExit: status 75: SIGTERM came, and a checkpoint was written.
     """
@@ -87,20 +96,16 @@ def train_var(
         vae = load_tokenizer(tokenizer)
         if recipe.patch_nums:
             vae = with_scales(vae, recipe.patch_nums)
+        # no name for the transformer here: a second copy of the weights would live as long as the training
         task = VARTask(
             data, vae, out, recipe, device=device, ranks=ranks, progress=progress,
-            # no name for it here: a second copy of the weights would live as long as the training
             source=None if init_from is None else find_model(init_from).models()[1],
         )  # fmt: skip
         weights = fit(task, out, resume=resume, progress=progress)
         if ranks.rank == 0:
-            with torch.device("meta"):
-                var = VAR(vae, **task.var.config)
-            var.load_state_dict(weights, assign=True)
-            sampling = {"cfg": recipe.cfg, "top_k": recipe.top_k, "top_p": recipe.top_p}
-            dtype = torch.float16 if recipe.half else torch.float32
-            save_model(
-                out, vae.cpu(), var.eval(), sampling=sampling, class_names=task.class_names, dtype=dtype
+            new_classes = task.var.class_emb.weight.requires_grad
+            save_network(
+                out, weights, recipe, vae.cpu(), task.class_names, source=init_from, new_classes=new_classes
             )
         ranks.wait()
     return out
@@ -136,28 +141,12 @@ class VARTask(Task):
         if source is not None:
             digests["weights to begin with"] = digest_of(source)
         self.pins = {"kind": "var", DIGESTS: digests, "recipe": recipe.pinned()}
-        with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(recipe.seed)
-            self.var = VAR(
-                self.vae, num_classes=self.train_data.num_classes, depth=recipe.depth, embed_dim=recipe.embed_dim,
-                num_heads=recipe.num_heads, mlp_ratio=recipe.mlp_ratio, drop_rate=recipe.drop_rate,
-                drop_path_rate=recipe.drop_path_rate, shared_aln=recipe.shared_aln,
-                cond_drop_rate=recipe.cond_drop_rate, attn_l2_norm=recipe.attn_l2_norm,
-                patch_nums=self.schedule.patch_nums,
-            )  # fmt: skip
-            self.var.init_weights(
-                init_adaln=recipe.init_adaln,
-                init_adaln_gamma=recipe.init_adaln_gamma,
-                init_head=recipe.init_head,
-                init_std=-1,  # sqrt(1 / (3 C))
-            )
-        if source is not None:
-            for note in init_from(self.var, source):
-                if ranks.rank == 0:
-                    log.warning("%s", note)
-        if recipe.freeze:
-            freeze(self.var, recipe.freeze)
-        self.var.activation_checkpointing = recipe.activation_checkpointing
+        self.var, notes = first_network(recipe, self.vae, self.train_data.num_classes, source)
+        notes += prepare_network(
+            self.var, recipe, self.device, classes_before=None if source is None else source.num_classes
+        )
+        for note in notes if ranks.rank == 0 else ():
+            log.warning("%s", note)
         if recipe.compile:
             for block in self.var.blocks:
                 block.compile()
@@ -168,13 +157,11 @@ class VARTask(Task):
             units=[*projections, *self.var.blocks], dtype=DTYPES[recipe.autocast],
         )  # fmt: skip
         self.rows = self.var.key_rows(self.device)
-        groups = param_groups(self.var)
-        self.optimizer = build_optimizer(
-            torch.optim.AdamW, groups, ranks, recipe.shard, lr=recipe.base_lr, betas=BETAS, fused=True
-        )
+        self.optimizers = build_optimizers(recipe.optimizer, self.var, ranks, recipe.shard, recipe.base_lr)
         shared_out = recipe.shard == "optimizer"
         self.ema = Ema(self.var, recipe.ema, ranks, shared_out=shared_out) if recipe.ema > 0 else None
         self.scale = LossScale(recipe.autocast == "fp16")
+        self.token_weights = token_weights(recipe.loss_weights, self.schedule).to(self.device)  # (L,)
 
     def meter(self) -> Meter:
         """Of the transformer's FLOPs; making tokens online is not counted."""
@@ -215,7 +202,10 @@ class VARTask(Task):
             at.step, at.total, warmup=recipe.warmup, end=recipe.lr_end, progressive=recipe.pg
         )
         decay = cosine(at.step / max(1, at.total - 1), recipe.weight_decay, recipe.weight_decay_end)
-        set_rates(self.optimizer, recipe.base_lr * count / 256 * factor * self.rate, decay)
+        rate = recipe.base_lr * count / 256 * factor * self.rate
+        for optimizer in self.optimizers:
+            set_rates(optimizer, rate, decay)
+            optimizer.zero_grad(set_to_none=True)
         last, weight = stage(
             at.step,
             at.total,
@@ -224,11 +214,10 @@ class VARTask(Task):
             first=recipe.pg0,
             warmup=recipe.warmup,
         )
-        weights = torch.ones(self.schedule.slices[last].stop, device=self.device)
-        weights[self.schedule.slices[last]] = weight
+        weights = self.token_weights[: self.schedule.slices[last].stop].clone()
+        weights[self.schedule.slices[last]] *= weight
         seed = step_seed(recipe.seed, at.step)
         tally = Tally(self.schedule, last, self.vae.vocab_size, self.device)
-        self.optimizer.zero_grad(set_to_none=True)
         for part in self.parts(count):
             self.rows.keys = row_keys(seed, part.rows, self.device)
             mine = slice(part.rows.start - start, part.rows.stop - start)
@@ -243,14 +232,14 @@ class VARTask(Task):
         norm = clip_gradients(self.var, recipe.clip)
         stepped = self.scale.accepts(norm)
         if stepped:
-            self.optimizer.step()
+            for optimizer in self.optimizers:
+                optimizer.step()
             if self.ema:
                 self.ema.update(self.var, at.step)
         if not at.logged:
             return {}
-        found = tally.summary(self.ranks)
-        (rate,) = {group["lr"] for group in self.optimizer.param_groups}
-        metrics = {**found, "lr": float(rate), "weight_decay": decay}
+        found = tally.summary(self.ranks, weights if recipe.loss_weights else None)
+        metrics = {**found, "lr": rate, "weight_decay": decay}
         if stepped:
             metrics["grad"] = float(norm)
         return {**metrics, "scale": self.scale.scale} if self.scale.enabled else metrics
@@ -294,7 +283,11 @@ class VARTask(Task):
     def state_dict(self) -> dict[str, Any]:
         return {
             "var": self.var.state_dict(),
-            "optimizer": optimizer_state(self.optimizer, self.var, self.ranks),
+            "optimizer": {
+                key: kept
+                for optimizer in self.optimizers
+                for key, kept in optimizer_state(optimizer, self.var, self.ranks).items()
+            },
             "ema": dict(self.ema.averages(self.var)) if self.ema else None,
             "scale": self.scale.state_dict(),
         }
@@ -302,7 +295,8 @@ class VARTask(Task):
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         own = self.var.state_dict()
         self.var.load_state_dict({n: as_like(t, own[n]) if n in own else t for n, t in state["var"].items()})
-        load_optimizer_state(self.optimizer, self.var, state["optimizer"])
+        for optimizer in self.optimizers:
+            load_optimizer_state(optimizer, self.var, state["optimizer"])
         if self.ema:
             self.ema.load_state_dict(state["ema"])
         self.scale.load_state_dict(state["scale"])
