@@ -6,10 +6,8 @@ import logging
 import math
 from pathlib import Path
 
-import numpy as np
 import pytest
 import torch
-from PIL import Image
 
 import var_ext
 from var_ext.checkpoints import CheckpointError, load_tokenizer
@@ -23,13 +21,6 @@ from var_ext.training.ranks import ALONE
 from var_ext.training.tally import Tally, token_losses
 from var_ext.training.tokens import CachedTokens
 from var_ext.training.var import VARTask
-
-
-@pytest.fixture(scope="session")
-def trained(
-    images: Path, tokenizer: Path, var_recipe: VARRecipe, tmp_path_factory: pytest.TempPathFactory
-) -> Path:
-    return train_var(images, tokenizer, tmp_path_factory.mktemp("var"), var_recipe, progress=False)
 
 
 def make(images: Path, tokenizer: Path, recipe: VARRecipe, cache: Path) -> VARTask:
@@ -280,19 +271,6 @@ def test_another_tokenizer_does_not_take_the_checkpoint(
 def test_a_missing_tokenizer_is_named(images: Path, var_recipe: VARRecipe, tmp_path: Path) -> None:
     with pytest.raises((ValueError, CheckpointError), match="nowhere"):
         train_var(images, tmp_path / "nowhere", tmp_path / "out", var_recipe, progress=False)
-
-
-@pytest.fixture(scope="session")
-def other_images(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Three classes of stripes, of other widths each."""
-    root = tmp_path_factory.mktemp("stripes")
-    for label in range(3):
-        (root / f"stripes{label}").mkdir()
-        for i in range(12):
-            bright = (np.arange(12) + i) // (label + 1) % 2
-            pixels = np.broadcast_to(np.uint8(200 * bright)[:, None, None], (12, 12, 3))
-            Image.fromarray(np.ascontiguousarray(pixels)).save(root / f"stripes{label}" / f"{i}.png")
-    return root
 
 
 def test_fine_tuning_on_other_classes_and_scales(

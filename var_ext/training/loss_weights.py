@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor
@@ -12,27 +13,27 @@ from var_ext.schedule import ScaleSchedule
 LOGNORMAL = "lognormal"
 
 
-def parse_weights(text: str) -> str | tuple[float, ...]:
-    """Text of the recipe: "" (all tokens alike), "lognormal", or one number a scale, the weight of each of its tokens.
+def parse_weights(given: Sequence[str]) -> tuple[float, ...] | None:
+    """Those of the recipe: numbers, the weight of each token of a scale; or "lognormal" alone or nothing: None.
 
     Raises:
         ValueError: it is none of them, a number is negative or not finite, or all are 0.
     """
-    if text in ("", LOGNORMAL):
-        return text
+    if tuple(given) in ((), (LOGNORMAL,)):
+        return None
     try:
-        numbers = tuple(float(part) for part in text.split(","))
+        numbers = tuple(map(float, given))
     except ValueError:
         numbers = ()
-    if not numbers or not all(0 <= x < math.inf for x in numbers) or not any(numbers):
+    if not all(0 <= x < math.inf for x in numbers) or not any(numbers):
         raise ValueError(
             f"loss_weights must be '{LOGNORMAL}' or numbers of at least 0, one a scale and not all 0, such as 1,1,2; "
-            f"got {text!r}"
+            f"got {','.join(given)!r}"
         )
     return numbers
 
 
-def token_weights(text: str, schedule: ScaleSchedule) -> Tensor:
+def token_weights(given: Sequence[str], schedule: ScaleSchedule) -> Tensor:
     """The weight of every token: (L,) float32, 1 on average.
 
     "lognormal" is the weighting of HMAR (arXiv 2506.04421; `loss_reweight_type: lognorm` of its code, NVlabs/HMAR
@@ -45,10 +46,10 @@ def token_weights(text: str, schedule: ScaleSchedule) -> Tensor:
         ValueError: the numbers are not as many as the scales, or "lognormal" has a single scale.
     """
     lengths = torch.tensor(schedule.lengths, dtype=torch.float64)
-    numbers = parse_weights(text)
-    if numbers == "":
+    numbers = parse_weights(given)
+    if not given:
         return torch.ones(schedule.num_tokens)
-    if numbers == LOGNORMAL:
+    if numbers is None:
         sides = torch.tensor(schedule.patch_nums, dtype=torch.float64)
         if len(sides) == 1:
             raise ValueError("loss_weights = lognormal needs two scales or more, got one")
@@ -59,7 +60,7 @@ def token_weights(text: str, schedule: ScaleSchedule) -> Tensor:
         weights = torch.tensor(numbers, dtype=torch.float64)
         if len(weights) != len(lengths):
             raise ValueError(
-                f"loss_weights must have {len(lengths)} numbers, one a scale, got {len(weights)}: {text}"
+                f"loss_weights must have {len(lengths)} numbers, one a scale, got {len(weights)}: {','.join(given)}"
             )
     return (
         (weights * schedule.num_tokens / (weights * lengths).sum()).repeat_interleave(lengths.long()).float()

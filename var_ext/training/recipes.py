@@ -254,8 +254,10 @@ class VARRecipe(Recipe):
     optimizer: str = option(
         "adamw", "'adamw', or 'muon' for the matrices of attention and MLP and AdamW for the rest", OPTIMIZERS
     )
-    loss_weights: str = option(
-        "", "weight of a token by its scale: one number a scale, or 'lognormal'; '' weighs all tokens alike"
+    loss_weights: tuple[str, ...] = option(
+        (),
+        "weight of a token by its scale: one number a scale, or 'lognormal'; none weighs all tokens alike",
+        None,
     )
     pg: float = option(0.0, "share of the steps of progressive training, 0 is none", SHARE)
     pg0: int = option(4, "scale index that progressive training starts from", NATURAL)
