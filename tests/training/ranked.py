@@ -1,7 +1,7 @@
 """Runs trainings on ranks: `ranked(world, cases)` from a test, or `python -m tests.training.ranked` under torchrun.
 
-A case is (kind, arguments of the trainer, recipe); "tune" is "var" that begins with the model of its tokenizer. What each rank drops and reads, row by row, goes into
-OUT/rows-RANK.pt.
+A case is (kind, arguments of the trainer, recipe); "tune" is "var" that begins with the model of its tokenizer. What
+each rank drops and reads, row by row, goes into OUT/rows-RANK.pt.
 """
 
 from __future__ import annotations

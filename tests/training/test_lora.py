@@ -18,8 +18,8 @@ from var_ext.checkpoints import load_tensors, load_tokenizer
 from var_ext.models import VAR
 from var_ext.models.keyed import row_keys
 from var_ext.training import VARRecipe, train_var
-from var_ext.training.lora import add_adapters, whole_model
 from var_ext.training.loop import Moment
+from var_ext.training.lora import add_adapters, whole_model
 from var_ext.training.plan import plan
 from var_ext.training.var import VARTask
 

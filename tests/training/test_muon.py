@@ -42,8 +42,8 @@ def test_what_muon_takes(shared_aln: bool) -> None:
 
 
 def test_a_step_by_hand(images: Path, tokenizer: Path, recipe: VARRecipe, tmp_path: Path) -> None:
-    """Two steps: matrices go as torch's Muon alone makes them, about as far as Adam's would (0.2 lr by root mean square,
-    where all of a gradient's directions are used); the rest goes as Adam's."""
+    """Two steps: matrices go as torch's Muon alone makes them, about as far as Adam's would (0.2 lr by root mean
+    square, where all of a gradient's directions are used); the rest goes as Adam's."""
     task = make(images, tokenizer, recipe.with_options(weight_decay=0.3, weight_decay_end=0.3), tmp_path)
     (batch,) = task.feed(0, torch.arange(12).view(1, 12))
     parameters = dict(task.var.named_parameters())
@@ -102,8 +102,8 @@ def test_a_resumed_run_ends_with_the_same_bits(
 
 
 def test_ranks_train_the_same(images: Path, tokenizer: Path, recipe: VARRecipe, tmp_path: Path) -> None:
-    """Newton-Schulz in bfloat16 turns rounding of a gradient into thousandths of an update: a matrix after 9 steps is as
-    near as that, and the same again bit for bit."""
+    """Newton-Schulz in bfloat16 turns rounding of a gradient into thousandths of an update: a matrix after 9 steps is
+    as near as that, and the same again bit for bit."""
     recipe = recipe.with_options(base_lr=0.01)
     train(("var", (images, tokenizer, tmp_path / "alone"), recipe))
     kinds = {"none": {}, "optimizer": {"shard": "optimizer", "micro_batch": 4}, "again": {}}
@@ -143,5 +143,7 @@ def test_nothing_left_for_muon(images: Path, tokenizer: Path, recipe: VARRecipe,
 
 
 def test_whole_matrices_are_needed(recipe: VARRecipe) -> None:
-    with pytest.raises(ValueError, match="optimizer = muon needs whole matrices, .*: take shard = optimizer"):
+    with pytest.raises(
+        ValueError, match=r"optimizer = muon needs whole matrices, .*: take shard = optimizer"
+    ):
         recipe.with_options(shard="full")

@@ -139,6 +139,8 @@ def open_adapter(path: Path, find: Callable[[str], ModelFolder]) -> ModelFolder:
             f"{path / ADAPTER_CONFIG} must name a model in base_model_name_or_path, and have the numbers r and "
             f"lora_alpha, got {name!r}, {rank!r} and {alpha!r}"
         )
+    if Path(name).resolve() == path.resolve():
+        raise CheckpointError(f"{path} holds adapters of another model, which is itself")
     scale = alpha / (rank**0.5 if config.get("use_rslora") else rank)
     try:
         base = find(name)

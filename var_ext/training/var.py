@@ -42,7 +42,7 @@ from var_ext.training.parallel import (
     optimizer_state,
 )
 from var_ext.training.precision import DTYPES, LossScale, autocast
-from var_ext.training.progressive import stage
+from var_ext.training.progressive import check_first, stage
 from var_ext.training.ranks import ALONE, Part, Ranks, join
 from var_ext.training.recipes import VARRecipe
 from var_ext.training.speed import Meter, peak_tflops
@@ -131,6 +131,9 @@ class VARTask(Task):
         self.device = torch.device(device)
         self.vae = vae.to(self.device).eval()
         self.schedule: ScaleSchedule = vae.schedule
+        self.token_weights = token_weights(recipe.loss_weights, self.schedule).to(self.device)  # (L,)
+        if recipe.pg:
+            check_first(recipe.pg0, len(self.schedule))
         size = self.schedule.side * vae.downsample
         read: dict[str, Any] = {"geometry": recipe.geometry, "decode": recipe.decode}
         self.train_data = load_dataset(data, "train", size, augment=recipe.augment, seed=recipe.seed, **read)
@@ -161,7 +164,6 @@ class VARTask(Task):
         shared_out = recipe.shard == "optimizer"
         self.ema = Ema(self.var, recipe.ema, ranks, shared_out=shared_out) if recipe.ema > 0 else None
         self.scale = LossScale(recipe.autocast == "fp16")
-        self.token_weights = token_weights(recipe.loss_weights, self.schedule).to(self.device)  # (L,)
 
     def meter(self) -> Meter:
         """Of the transformer's FLOPs; making tokens online is not counted."""
