@@ -67,6 +67,16 @@ def test_a_folder_of_peft_alone_takes_the_names_of_its_model(base: Path) -> None
     assert json.loads((folder / "adapter_config.json").read_text())["target_modules"] == ["a", "b"]
 
 
+def test_a_repository_of_adapters(base: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    folder = save(base, pair())
+    wanted = find_model(folder).models()[1].state_dict()
+    monkeypatch.setattr("var_ext.checkpoints.find.fetch", lambda name, file, hint="": folder / file)
+    found = find_model("somebody/letters")
+    assert found.class_names == list("vwxyz") and found.source.endswith("/somebody/letters")
+    entries = found.models()[1].state_dict()
+    assert all(torch.equal(entries[name], tensor) for name, tensor in wanted.items())
+
+
 def test_adapters_of_an_adapter(base: Path) -> None:
     first, second = save(base, pair()), base.parent / "second"
     description = {**FIELDS, "base_model_name_or_path": str(first)}

@@ -20,7 +20,8 @@ from var_ext.models.keyed import row_keys
 from var_ext.training import VARRecipe, train_var
 from var_ext.training.loop import Moment
 from var_ext.training.lora import add_adapters, whole_model
-from var_ext.training.plan import plan
+from var_ext.training.network import build_network
+from var_ext.training.plan import PeakMemory, plan
 from var_ext.training.var import VARTask
 
 MATRICES = ("attn.mat_qkv", "attn.proj", "ffn.fc1", "ffn.fc2")
@@ -247,6 +248,24 @@ def test_a_plan_counts_what_is_trained(tokenizer: Path, var_recipe: VARRecipe) -
     assert same.parameters == plain.parameters + same.trained and same.optimizer == 12 * same.trained
     assert same.total < plain.total and "0.00M of them trained" in same.as_text()
     assert same.flops == plain.flops * 2 // 3
+
+
+def test_a_plan_promises_what_a_step_takes(
+    trained: Path, images: Path, recipe: VARRecipe, tmp_path: Path
+) -> None:
+    recipe = recipe.with_options(embed_dim=128, drop_rate=0.0, lora_dropout=0.0)
+    vae = load_tokenizer(trained)
+    promised = plan(recipe, vae, 2, 1, 2)
+    with torch.no_grad():
+        source = build_network(recipe, vae, 2)
+    with PeakMemory() as peak:
+        task = VARTask(images, vae, tmp_path, recipe, source=source)
+        task.load_data()
+        for step in range(2):  # the state of the optimizer comes with the first
+            peak.peak = 0
+            (batch,) = task.feed(0, torch.arange(12).view(1, 12))
+            task.step(Moment(step, 10, 0, False), batch)
+    assert promised.total == pytest.approx(peak.peak, rel=0.1)
 
 
 def test_without_peft_the_command_is_named(

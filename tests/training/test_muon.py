@@ -72,7 +72,9 @@ class Killed(Exception):
     pass
 
 
-@pytest.mark.parametrize("options", [{}, {"autocast": "bf16", "micro_batch": 5}], ids=str)
+@pytest.mark.parametrize(
+    "options", [{}, {"autocast": "bf16", "micro_batch": 5}, {"autocast": "fp16"}], ids=str
+)
 def test_a_resumed_run_ends_with_the_same_bits(
     images: Path,
     tokenizer: Path,

@@ -112,20 +112,28 @@ def save_adapter(
     return folder
 
 
-def open_adapter(path: Path, find: Callable[[str], ModelFolder]) -> ModelFolder:
+def open_adapter(
+    source: str,
+    locate: Callable[[str], Path],
+    own: Mapping[str, Any],
+    find: Callable[[str], ModelFolder],
+) -> ModelFolder:
     """The base model of the adapters in a folder, with them merged into its weights when these are read.
 
     Args:
+        source: the folder's name in errors.
+        locate: returns the path of a file in it, fetched if need be.
+        own: its config.json, empty where it has none.
         find: returns the model of a name or path.
 
     Raises:
         CheckpointError: the config is broken or no plain LoRA, or the base model cannot be found or has no transformer.
     """
-    config = read_json(path / ADAPTER_CONFIG)
+    file, config = f"{source}/{ADAPTER_CONFIG}", read_json(locate(ADAPTER_CONFIG))
     for key, plain in _PLAIN.items():
         if config.get(key) not in plain:
             raise CheckpointError(
-                f"{path / ADAPTER_CONFIG} must have {key} = {plain[0]!r}, got {config.get(key)!r}: merge it with peft, "
+                f"{file} must have {key} = {plain[0]!r}, got {config.get(key)!r}: merge it with peft, "
                 "and save the model"
             )
     name, rank, alpha = (config.get(key) for key in ("base_model_name_or_path", "r", "lora_alpha"))
@@ -136,30 +144,34 @@ def open_adapter(path: Path, find: Callable[[str], ModelFolder]) -> ModelFolder:
         or rank < 1
     ):
         raise CheckpointError(
-            f"{path / ADAPTER_CONFIG} must name a model in base_model_name_or_path, and have the numbers r and "
-            f"lora_alpha, got {name!r}, {rank!r} and {alpha!r}"
+            f"{file} must name a model in base_model_name_or_path, and have the numbers r and lora_alpha, got "
+            f"{name!r}, {rank!r} and {alpha!r}"
         )
-    if Path(name).resolve() == path.resolve():
-        raise CheckpointError(f"{path} holds adapters of another model, which is itself")
-    scale = alpha / (rank**0.5 if config.get("use_rslora") else rank)
+    if Path(name).resolve() == Path(source).resolve():
+        raise CheckpointError(f"{source} holds adapters of another model, which is itself")
     try:
         base = find(name)
     except ValueError as error:
         raise CheckpointError(
-            f"{path} holds adapters of another model, which is not there: {error}"
+            f"{source} holds adapters of another model, which is not there: {error}"
         ) from error
     if base.var_config is None or base.var_weights is None:
         raise CheckpointError(
-            f"{path} holds adapters of {name}, which must have a transformer, got a tokenizer alone"
+            f"{source} holds adapters of {name}, which must have a transformer, got a tokenizer alone"
         )
-    source, below = str(path / ADAPTER_WEIGHTS), base.var_weights
+    scale = alpha / (rank**0.5 if config.get("use_rslora") else rank)
+    weights, below = f"{source}/{ADAPTER_WEIGHTS}", base.var_weights
 
     def read() -> Entries:
-        adapter = {n.removeprefix(PREFIX): t for n, t in load_tensors(path / ADAPTER_WEIGHTS).items()}
-        return merged(below.read(), adapter, scale, source)
+        adapter = {n.removeprefix(PREFIX): t for n, t in load_tensors(locate(ADAPTER_WEIGHTS)).items()}
+        return merged(below.read(), adapter, scale, weights)
 
-    own: dict[str, Any] = read_json(path / CONFIG) if (path / CONFIG).exists() else {}
     return replace(
-        base, source=str(path), var_config={**base.var_config, **own.get("var", {})}, var_weights=Weights(source, read),
+        base, source=source, var_config={**base.var_config, **own.get("var", {})}, var_weights=Weights(weights, read),
         sampling=own.get("sampling", base.sampling), class_names=own.get("class_names", base.class_names),
     )  # fmt: skip
+
+
+def is_of_adapters(config: Mapping[str, Any]) -> bool:
+    """Whether a config.json is that of a folder of adapters: it describes no tokenizer."""
+    return config.get("format") == FORMAT and "vae" not in config
