@@ -20,7 +20,7 @@ from var_ext.models.keyed import row_keys
 from var_ext.training import VARRecipe, train_var
 from var_ext.training.loop import Moment
 from var_ext.training.lora import add_adapters, whole_model
-from var_ext.training.network import build_network
+from var_ext.training.network import build_network, other_classes
 from var_ext.training.plan import PeakMemory, plan
 from var_ext.training.var import VARTask
 
@@ -97,7 +97,7 @@ def test_new_classes_are_trained_beside_adapters(
     trained: Path, other_images: Path, recipe: VARRecipe, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     out = tune(other_images, trained, tmp_path, recipe)
-    assert "trained, and the new class embeddings as a whole: " in caplog.text
+    assert "trained, and the embeddings of other classes as a whole: " in caplog.text
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(recipe.seed)
         vae = load_tokenizer(trained)
@@ -106,6 +106,24 @@ def test_new_classes_are_trained_beside_adapters(
     before, after = fresh.class_emb.weight[:3].detach(), entries(out)["class_emb.weight"]
     assert after.shape[0] == 4 and (after[:3] - before).abs().max() > 1e-4
     assert (after[3] != entries(trained)["class_emb.weight"][2]).any()  # "no class" learns too
+
+
+def test_as_many_classes_with_other_names_are_other_classes(
+    trained: Path, images: Path, recipe: VARRecipe, tmp_path: Path
+) -> None:
+    (tmp_path / "data").mkdir()
+    for folder, name in zip(sorted(images.iterdir()), ("above", "below"), strict=True):
+        (tmp_path / "data" / name).symlink_to(folder)
+    before = entries(trained)["class_emb.weight"]
+    assert not torch.equal(
+        entries(tune(tmp_path / "data", trained, tmp_path / "a", recipe))["class_emb.weight"], before
+    )
+    assert torch.equal(entries(tune(images, trained, tmp_path / "b", recipe))["class_emb.weight"], before)
+    assert (
+        other_classes("ab", 3, None)
+        and not other_classes("ab", 2, None)
+        and not other_classes("ab", 2, ["a", "b"])
+    )
 
 
 def test_an_adapter_alone_goes_back_on_its_model(
@@ -240,7 +258,11 @@ def test_dropout_of_adapters_belongs_to_the_row(var_recipe: VARRecipe) -> None:
 def test_a_plan_counts_what_is_trained(tokenizer: Path, var_recipe: VARRecipe) -> None:
     vae = load_tokenizer(tokenizer)
     recipe = var_recipe.with_options(lora=4)
-    plain, same, other = plan(var_recipe, vae, 3), plan(recipe, vae, 3, 1, 3), plan(recipe, vae, 3, 1, 2)
+    plain, same, other = (
+        plan(var_recipe, vae, 3),
+        plan(recipe, vae, 3, 1, False),
+        plan(recipe, vae, 3, 1, True),
+    )
     assert (
         same.trained == 2 * 4 * (32 + 96 + 32 + 32 + 2 * (32 + 128))
         and other.trained == same.trained + 4 * 32
@@ -255,7 +277,7 @@ def test_a_plan_promises_what_a_step_takes(
 ) -> None:
     recipe = recipe.with_options(embed_dim=128, drop_rate=0.0, lora_dropout=0.0)
     vae = load_tokenizer(trained)
-    promised = plan(recipe, vae, 2, 1, 2)
+    promised = plan(recipe, vae, 2, 1, False)
     with torch.no_grad():
         source = build_network(recipe, vae, 2)
     with PeakMemory() as peak:

@@ -24,11 +24,11 @@ CLASSES = "class_emb"  # the module that is trained as a whole where the classes
 
 def add_adapters(var: VAR, recipe: VARRecipe, *, new_classes: bool) -> str:
     """Put adapters beside the linear layers that `recipe.lora_targets` name; nothing else is trained any more, but the
-    class embeddings if they are new. B is zero: the model is the same as before.
+    class embeddings if the classes are other ones. B is zero: the model is the same as before.
 
     Args:
         var: with the weights of a trained model; changed in place.
-        new_classes: its class embeddings are not those of that model.
+        new_classes: the classes are not those of that model.
 
     Returns:
         A note of what is trained.
@@ -52,7 +52,7 @@ def add_adapters(var: VAR, recipe: VARRecipe, *, new_classes: bool) -> str:
         var.class_emb.requires_grad_(True)
     trained = sum(p.numel() for p in var.parameters() if p.requires_grad)
     count = sum(p.numel() for p in var.parameters())
-    beside = ", and the new class embeddings as a whole" if new_classes else ""
+    beside = ", and the embeddings of other classes as a whole" if new_classes else ""
     return (
         f"adapters of rank {recipe.lora} beside {len(config['target_modules'])} linear layers are trained{beside}: "
         f"{trained:,} of {count:,} parameters"

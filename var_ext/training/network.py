@@ -55,14 +55,20 @@ def first_network(
     return var, notes
 
 
+def other_classes(ours: Sequence[str], count: int, theirs: Sequence[str] | None) -> bool:
+    """Whether classes with the names `ours` are other ones than `count` with the names `theirs`, None if unknown."""
+    return len(ours) != count or (theirs is not None and list(ours) != list(theirs))
+
+
 def prepare_network(
-    var: VAR, recipe: VARRecipe, device: torch.device, *, classes_before: int | None = None
+    var: VAR, recipe: VARRecipe, device: torch.device, *, new_classes: bool | None = None
 ) -> list[str]:
     """What a recipe makes of a transformer that has its first weights: adapters, frozen parameters, 8-bit products.
 
     Args:
         device: where it will be trained.
-        classes_before: of the model that the weights are from, None where there is none.
+        new_classes: whether the classes are other ones than those of the model that the weights are from, None where
+            there is none.
 
     Returns:
         A sentence for each thing that the user has to know.
@@ -72,11 +78,11 @@ def prepare_network(
     """
     notes = []
     if recipe.lora:
-        if classes_before is None:
+        if new_classes is None:
             raise ValueError(
                 "lora trains adapters of a trained model, got none: name it with --init-from NAME"
             )
-        notes.append(add_adapters(var, recipe, new_classes=classes_before != var.num_classes))
+        notes.append(add_adapters(var, recipe, new_classes=new_classes))
     if recipe.freeze:
         freeze(var, recipe.freeze)
     if recipe.fp8 != "none":

@@ -22,7 +22,7 @@ from var_ext.models import VAR, VQVAE
 from var_ext.training.flops import flops_of
 from var_ext.training.init_from import with_scales
 from var_ext.training.loss_weights import token_weights
-from var_ext.training.network import build_network, prepare_network
+from var_ext.training.network import build_network, other_classes, prepare_network
 from var_ext.training.optim import of_muon
 from var_ext.training.precision import DTYPES, autocast
 from var_ext.training.ranks import check_share
@@ -104,12 +104,13 @@ class Plan:
 
 
 def plan(
-    recipe: VARRecipe, vae: VQVAE, num_classes: int, world: int = 1, classes_before: int | None = None
+    recipe: VARRecipe, vae: VQVAE, num_classes: int, world: int = 1, new_classes: bool | None = None
 ) -> Plan:
     """What a training needs.
 
     Args:
-        classes_before: of the model that it begins with, None where there is none.
+        new_classes: whether the classes are other ones than those of the model that it begins with, None where there
+            is none.
 
     Raises:
         ValueError: the sizes of the recipe do not fit each other.
@@ -118,7 +119,7 @@ def plan(
     share = -(-recipe.batch_size // world)
     images = min(share, recipe.micro_batch or share)
     several = images < share
-    found = _played(recipe, vae, num_classes, images, sharing == "full", classes_before)
+    found = _played(recipe, vae, num_classes, images, sharing == "full", new_classes)
     parameters, trained, matrices, unit, rest, activations, simple = found
     whole, split = 4 * trained, 4 * trained // world  # of gradients, and of what the optimizer keeps
     states = (2 + (recipe.ema > 0)) * whole - 4 * matrices
@@ -160,7 +161,11 @@ def describe(
     if recipe.patch_nums:
         vae = with_scales(vae, recipe.patch_nums)
     images = load_dataset(data, "train", vae.schedule.side * vae.downsample)
-    source = None if init_from is None else find_model(init_from).shapes()[1]
+    new = None
+    if init_from is not None:
+        folder = find_model(init_from)
+        source = folder.shapes()[1]
+        new = other_classes(images.class_names, source.num_classes if source else 0, folder.class_names)
     if memory is None and torch.device(device).type == "cuda":
         memory = torch.cuda.get_device_properties(device).total_memory / GB
     world = world or rank_and_world()[1]
@@ -168,10 +173,7 @@ def describe(
         raise ValueError(f"shard = {recipe.shard} shares out over ranks, got one: add --ranks N")
     check_share(min(recipe.batch_size, len(images)), world)
     token_weights(recipe.loss_weights, vae.schedule)
-    before = None if source is None else source.num_classes
-    found = fitting(
-        recipe, vae, images.num_classes, world, float("inf") if memory is None else memory, before
-    )
+    found = fitting(recipe, vae, images.num_classes, world, float("inf") if memory is None else memory, new)
     return found.as_text() + ("" if memory is None else f" of {memory:.0f} GB")
 
 
@@ -181,14 +183,14 @@ def fitting(
     num_classes: int,
     world: int,
     memory: float,
-    classes_before: int | None = None,
+    new_classes: bool | None = None,
 ) -> Plan:
     """The plan of a recipe, see `plan`, if it fits `memory` (GB).
 
     Raises:
         ValueError: it does not; names settings that do, or says that none does.
     """
-    asked = plan(recipe, vae, num_classes, world, classes_before)
+    asked = plan(recipe, vae, num_classes, world, new_classes)
     if asked.total <= memory * GB:
         return asked
     shards = [recipe.shard] if world == 1 else dict.fromkeys([recipe.shard, "optimizer", "full"])
@@ -199,7 +201,7 @@ def fitting(
             size = micro
             while size:
                 tried = replace(recipe, shard=shard, activation_checkpointing=again, micro_batch=size)
-                found = plan(tried, vae, num_classes, world, classes_before)
+                found = plan(tried, vae, num_classes, world, new_classes)
                 if found.total <= memory * GB:
                     flags = f"--micro-batch {size}" + (" --activation-checkpointing" if again else "")
                     flags += f" --shard {shard}" if shard != "none" else ""
@@ -216,7 +218,7 @@ def without_memory(
     num_classes: int,
     cast: torch.dtype,
     mode: Any,
-    classes_before: int | None = None,
+    new_classes: bool | None = None,
 ) -> VAR:
     """The transformer of a recipe in training mode, to be called in `mode`, of `fake_tensors`.
 
@@ -225,7 +227,7 @@ def without_memory(
     with torch.device("meta"):
         var = build_network(recipe, vae, num_classes).train()
         # products in 8 bits keep the same for gradients as without
-        prepare_network(var, replace(recipe, fp8="none"), torch.device("meta"), classes_before=classes_before)
+        prepare_network(var, replace(recipe, fp8="none"), torch.device("meta"), new_classes=new_classes)
     shapes = var.state_dict()
     with mode:
         empty = {
@@ -250,13 +252,13 @@ def one_pass(var: VAR, images: int, autocast_to: str) -> Tensor:
 
 
 def _played(
-    recipe: VARRecipe, vae: VQVAE, num_classes: int, images: int, gathered: bool, classes_before: int | None
+    recipe: VARRecipe, vae: VQVAE, num_classes: int, images: int, gathered: bool, new_classes: bool | None
 ) -> tuple[int, int, int, int, int, int, int]:
     """Parameters, those that are trained, by Muon, of a block, of the rest; peak of a pass without gradients, and with
     them."""
     cast = DTYPES[recipe.autocast] if gathered else torch.float32
     mode = fake_tensors()
-    var = without_memory(recipe, vae, num_classes, cast, mode, classes_before)
+    var = without_memory(recipe, vae, num_classes, cast, mode, new_classes)
     parameters = sum(p.numel() for p in var.parameters())
     trained = [p for p in var.parameters() if p.requires_grad]
     blocks = sum(p.numel() for block in var.blocks for p in block.parameters())

@@ -5,7 +5,7 @@ A conditioning other than class labels would enter through `VARTask.step`; anoth
 """
 
 import logging
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +23,7 @@ from var_ext.training.flops import flops_of
 from var_ext.training.init_from import with_scales
 from var_ext.training.loop import Moment, Task, fit, in_float32, prepare, step_seed
 from var_ext.training.loss_weights import token_weights
-from var_ext.training.network import first_network, prepare_network, save_network
+from var_ext.training.network import first_network, other_classes, prepare_network, save_network
 from var_ext.training.optim import (
     Ema,
     averaged,
@@ -100,6 +100,7 @@ def train_var(
         task = VARTask(
             data, vae, out, recipe, device=device, ranks=ranks, progress=progress,
             source=None if init_from is None else find_model(init_from).models()[1],
+            source_classes=None if init_from is None else find_model(init_from).class_names,
         )  # fmt: skip
         weights = fit(task, out, resume=resume, progress=progress)
         if ranks.rank == 0:
@@ -122,6 +123,7 @@ class VARTask(Task):
         recipe: VARRecipe,
         *,
         source: VAR | None = None,
+        source_classes: Sequence[str] | None = None,
         device: str | torch.device = "cpu",
         ranks: Ranks = ALONE,
         progress: bool = False,
@@ -144,10 +146,11 @@ class VARTask(Task):
         if source is not None:
             digests["weights to begin with"] = digest_of(source)
         self.pins = {"kind": "var", DIGESTS: digests, "recipe": recipe.pinned()}
+        new_classes = None
+        if source is not None:
+            new_classes = other_classes(self.class_names, source.num_classes, source_classes)
         self.var, notes = first_network(recipe, self.vae, self.train_data.num_classes, source)
-        notes += prepare_network(
-            self.var, recipe, self.device, classes_before=None if source is None else source.num_classes
-        )
+        notes += prepare_network(self.var, recipe, self.device, new_classes=new_classes)
         for note in notes if ranks.rank == 0 else ():
             log.warning("%s", note)
         if recipe.compile:
