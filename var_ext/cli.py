@@ -321,6 +321,7 @@ def train_var_command(
     Example: torchrun --nproc-per-node 8 -m var_ext train var photos/ --tokenizer var-d16 --out runs/var --device cuda
     Example: var-ext train var photos/ --tokenizer var-d16 --out runs/var --depth 30 --dry-run --ranks 8 --memory 80
     Example: var-ext train var photos/ --init-from var-d16 --out runs/tuned --freeze "blocks.{0-7}.*"
+    Example: var-ext train var photos/ --init-from var-d16 --out runs/adapter --lora 16 --lora-save adapter
     Afterwards: var-ext sample --model runs/var
     """
     from var_ext.training import VARRecipe, train_var
@@ -335,7 +336,7 @@ def train_var_command(
     if dry_run:
         from var_ext.training.plan import describe
 
-        say(describe(recipe, data, tokenizer, device, ranks, memory))
+        say(describe(recipe, data, tokenizer, device, ranks, memory, init_from))
         return
     check_plan_options(ranks, memory)
     path = train_var(

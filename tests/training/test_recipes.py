@@ -78,9 +78,20 @@ def test_bad_numbers_in_a_list() -> None:
         TokenizerRecipe().with_options(patch_nums="1,2,x")
 
 
-def test_an_unpublished_depth() -> None:
-    with pytest.raises(ValueError, match="depth must be one of 16, 20, 24, 30, 36, got 17"):
-        VARRecipe.paper(17)
+@pytest.mark.parametrize(
+    ("depth", "known"), [(1, 16), (4, 16), (17, 16), (23, 20), (29, 24), (35, 30), (40, 36)]
+)
+def test_an_unpublished_depth_has_its_sizes_and_the_policy_of_one_below(depth: int, known: int) -> None:
+    ours, theirs = VARRecipe.paper(depth), VARRecipe.paper(known)
+    assert (ours.depth, ours.embed_dim, ours.num_heads) == (depth, 64 * depth, depth)
+    assert ours.drop_path_rate == pytest.approx(0.1 * depth / 24)
+    sizes = {name: getattr(theirs, name) for name in ("depth", "embed_dim", "num_heads", "drop_path_rate")}
+    assert ours.with_options(**sizes) == theirs
+
+
+def test_no_depth_at_all() -> None:
+    with pytest.raises(ValueError, match="depth must be at least 1, got 0"):
+        VARRecipe.paper(0)
 
 
 def test_free_fields_are_not_pinned() -> None:

@@ -11,6 +11,7 @@ from typing import Any
 
 import torch
 
+from var_ext.checkpoints.adapter_entries import merged, scale_of, without_adapters
 from var_ext.checkpoints.atomic import CheckpointError, first_line
 from var_ext.checkpoints.tensors import Entries
 
@@ -66,7 +67,11 @@ def kept_weights(path: Path) -> Entries:
     if shared_out:
         parts = _read_parts(path.with_name(content["folder"]), list(shared_out.values()))
         entries |= {name: parts[place] for name, place in shared_out.items()}
-    return entries
+    base, adapter = without_adapters(entries)
+    if not adapter:
+        return entries
+    recipe = content["pins"]["recipe"]
+    return merged(base, adapter, scale_of(recipe["lora"], recipe["lora_alpha"]), str(path))
 
 
 def progress(folder: Path) -> str:

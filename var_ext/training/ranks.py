@@ -115,6 +115,14 @@ class Ranks:
 ALONE = Ranks()
 
 
+def check_share(images: int, world: int) -> None:
+    """ValueError if a step of so many images leaves a rank without any."""
+    if images < world:
+        raise ValueError(
+            f"a step has {images} images for {world} ranks: take a larger batch_size or fewer ranks"
+        )
+
+
 @contextmanager
 def join(device: str | torch.device, timeout: float) -> Iterator[tuple[Ranks, torch.device]]:
     """The ranks that torchrun started (or that the caller's process group has), and this one's device.

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any, get_args, get_origin
 from var_ext.data import DECODES, GEOMETRIES
 from var_ext.models.remedies import GRADIENTS
 from var_ext.schedule import SCALES_256, SCALES_512
+from var_ext.training.loss_weights import parse_weights
 from var_ext.training.recipe_losses import CriticFields, LossFields
 from var_ext.training.recipe_options import ANY, BELOW_ONE, COUNT, NATURAL, POSITIVE, SHARE, option
 
@@ -30,6 +31,8 @@ PUBLISHED = {
 
 # Widths of levels, of one and more: those of the bundled and the published tokenizer, and what lies around them.
 MULTIPLIERS = ((1,), (1, 2), (1, 2, 2), (1, 2, 2, 4), (1, 1, 2, 2, 4), (1, 1, 2, 2, 4, 4))
+OPTIMIZERS = ("adamw", "muon")
+LORA_TARGETS = ("blocks.*.attn.*", "blocks.*.ffn.*")  # where adapters are by default
 
 
 @dataclass(frozen=True)
@@ -305,10 +308,39 @@ class VARRecipe(Recipe):
     freeze: tuple[str, ...] = option(
         (), "parameters that are not trained: names such as blocks.{0-7}.*,*emb*", None
     )
+    lora: int = option(
+        0,
+        "rank of adapters (LoRA) that are trained in place of the weights of --init-from, 0 is none",
+        NATURAL,
+    )
+    lora_alpha: float = option(0.0, "adapters are scaled by this over their rank, 0 is the rank", NATURAL)
+    lora_targets: tuple[str, ...] = option(
+        LORA_TARGETS, "linear layers that get adapters, named as those of --freeze", None
+    )
+    lora_dropout: float = option(0.0, "dropout of what adapters read", BELOW_ONE)
+    lora_save: str = option(
+        "merged",
+        "the finished adapters: 'merged' into a whole model, or the 'adapter' alone in the format of peft",
+        ("merged", "adapter"),
+        free=True,
+    )
+    optimizer: str = option(
+        "adamw", "'adamw', or 'muon' for the matrices of attention and MLP and AdamW for the rest", OPTIMIZERS
+    )
+    loss_weights: tuple[str, ...] = option(
+        (),
+        "weight of a token by its scale: one number a scale, or 'lognormal'; none weighs all tokens alike",
+        None,
+    )
     pg: float = option(0.0, "share of the steps of progressive training, 0 is none", SHARE)
     pg0: int = option(4, "scale index that progressive training starts from", NATURAL)
     autocast: str = option(
         "fp32", "precision of the forward pass: 'fp32', 'bf16' or 'fp16'", ("fp32", "bf16", "fp16")
+    )
+    fp8: str = option(
+        "none",
+        "experiment: 8-bit products in the blocks, 'native' on GPUs of capability 8.9, or 'emulated' anywhere, slowly",
+        ("none", "native", "emulated"),
     )
     activation_checkpointing: bool = option(
         False, "keep the inputs of blocks alone and compute them again for gradients", free=True
@@ -324,6 +356,25 @@ class VARRecipe(Recipe):
     top_k: int = option(900, "top-k that the finished model recommends", NATURAL, free=True)
     top_p: float = option(0.96, "top-p that the finished model recommends", SHARE, free=True)
 
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        parse_weights(self.loss_weights)
+        others = {"freeze": self.freeze, "fp8": self.fp8 != "none", "optimizer": self.optimizer != "adamw"}
+        for name in others if self.lora else ():
+            if others[name]:
+                raise ValueError(
+                    f"{name} does not go with lora, which trains adapters alone, by AdamW: leave out one of them"
+                )
+        if not self.lora:
+            plain = {"lora_alpha": 0, "lora_dropout": 0, "lora_save": "merged", "lora_targets": LORA_TARGETS}
+            for name, value in plain.items():
+                if getattr(self, name) != value:
+                    raise ValueError(f"{name} is of adapters, of which there are none: add lora, their rank")
+        if self.optimizer == "muon" and self.shard == "full":
+            raise ValueError(
+                "optimizer = muon needs whole matrices, which shard = full takes apart: take shard = optimizer"
+            )
+
     @classmethod
     def digits(cls) -> "VARRecipe":
         """A small transformer for the digits on two CPU cores in minutes."""
@@ -335,15 +386,18 @@ class VARRecipe(Recipe):
 
     @classmethod
     def paper(cls, depth: int = 16) -> "VARRecipe":
-        """The published recipe of a depth: 16, 20, 24, 30 (256 px) or 36 (512 px)."""
-        if depth not in PUBLISHED:
-            raise ValueError(f"depth must be one of {', '.join(map(str, PUBLISHED))}, got {depth}")
-        batch, epochs, base_lr, decay_end, lr_end, gamma = PUBLISHED[depth]
+        """The published recipe of a depth: 16, 20, 24, 30 (256 px) or 36 (512 px, with a shared AdaLN).
+
+        Any other depth d has width 64 d, d heads and drop path 0.1 d / 24 too (paper, section 5.2), and takes the rest
+        from the next smaller published depth, below 16 from 16.
+        """
+        known = max((d for d in PUBLISHED if d <= depth), default=min(PUBLISHED))
+        batch, epochs, base_lr, decay_end, lr_end, gamma = PUBLISHED[known]
         return cls(
             epochs=epochs, batch_size=batch, augment=1.0, autocast="fp16", workers=8, tokens="online", depth=depth,
-            embed_dim=64 * depth, num_heads=depth, drop_path_rate=0.1 * depth / 24, shared_aln=depth == 36,
+            embed_dim=64 * depth, num_heads=depth, drop_path_rate=0.1 * depth / 24, shared_aln=known == 36,
             base_lr=base_lr, weight_decay_end=decay_end, lr_end=lr_end, init_adaln_gamma=gamma, validate_every=10,
-            patch_nums=SCALES_512 if depth == 36 else (),
+            patch_nums=SCALES_512 if known == 36 else (),
         )  # fmt: skip
 
     @classmethod

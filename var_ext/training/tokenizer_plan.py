@@ -31,7 +31,10 @@ def describe(recipe: TokenizerRecipe, device: str, world: int | None, memory: fl
         world: ranks, None for those of the launcher.
         memory: GB of a rank, None for the GPU's if the device is one, else without limit.
     """
-    return described(recipe, device, world, memory, lambda ranks, limit: fitting(recipe, ranks, limit))
+    images = recipe.batch_size  # those of the data are not looked at
+    return described(
+        recipe, device, world, memory, images, lambda ranks, limit: fitting(recipe, ranks, limit)
+    )
 
 
 def fitting(recipe: TokenizerRecipe, world: int, memory: float) -> Plan:
@@ -62,7 +65,8 @@ def plan(recipe: TokenizerRecipe, world: int = 1, losses: ImageLosses | None = N
     # buckets of all gradients; those of micro-batches are summed up beside them
     gradients = 4 * own * ((1 + several) if world > 1 else several)
     return Plan(
-        replace(recipe), world, step.parameters, 4 * (step.parameters + step.critic_parameters) + step.frozen,
+        replace(recipe), world, step.parameters, step.trained,
+        4 * (step.parameters + step.critic_parameters) + step.frozen,
         gradients, states, step.peak(images, kept=gradients == 0), recipe.batch_size * step.flops(several),
     )  # fmt: skip
 
