@@ -4,7 +4,6 @@ transformer are trained, and its own weights stay: W x + alpha / rank B A x.
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -15,6 +14,7 @@ from torch import Tensor, nn
 from var_ext.checkpoints import ADAPTER, lasting_name, merged, save_adapter, without_adapters
 from var_ext.models import VAR, VQVAE
 from var_ext.models.modules import Dropout
+from var_ext.training.extras import need
 from var_ext.training.init_from import matching
 from var_ext.training.recipes import VARRecipe
 from var_ext.training.tokens import digest_of
@@ -134,11 +134,4 @@ def save_lora(
 
 
 def _peft() -> Any:
-    logging.getLogger("torchao").setLevel(
-        logging.ERROR
-    )  # if it is there it is imported too, and tells at length
-    try:
-        import peft
-    except ImportError as error:
-        raise ValueError(f"adapters (--lora) need peft: pip install 'var_ext[lora]' ({error})") from error
-    return peft
+    return need("peft", "lora", "lora")
