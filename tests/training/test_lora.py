@@ -294,7 +294,7 @@ def test_without_peft_the_command_is_named(
     trained: Path, images: Path, recipe: VARRecipe, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setitem(sys.modules, "peft", None)
-    with pytest.raises(ValueError, match=r"adapters \(--lora\) need peft: pip install 'var_ext\[lora\]'"):
+    with pytest.raises(ValueError, match=r"lora needs peft: pip install 'var_ext\[lora\]'"):
         tune(images, trained, tmp_path, recipe)
 
 

@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-import logging
-from typing import Any
-
 import torch
 from torch import nn
 
 from var_ext.models import VAR
+from var_ext.training.extras import need
 
 CAPABILITY = (8, 9)  # of GPUs with such products
 MULTIPLE = 16  # sides of a matrix that they take
@@ -30,7 +28,7 @@ def to_fp8(var: VAR, device: torch.device, *, emulate: bool = False) -> str:
     Raises:
         ValueError: torchao is missing, the device has no such products, or a side of a layer is no multiple of 16.
     """
-    convert, config = _torchao()
+    torchao = need("torchao.float8", "fp8", "fp8")
     if not emulate and (device.type != "cuda" or torch.cuda.get_device_capability(device) < CAPABILITY):
         has = device.type
         if has == "cuda":
@@ -49,8 +47,8 @@ def to_fp8(var: VAR, device: torch.device, *, emulate: bool = False) -> str:
                 f"fp8 needs layers whose sides are multiples of {MULTIPLE}, got {name} of {sides}"
             )
     # rows of a batch need not be a multiple of anything: they are padded
-    settings = config(emulate=emulate, pad_inner_dim=True)
-    convert(var, module_filter_fn=lambda _, name: name in layers, config=settings)
+    settings = torchao.Float8LinearConfig(emulate=emulate, pad_inner_dim=True)
+    torchao.convert_to_float8_training(var, module_filter_fn=lambda _, name: name in layers, config=settings)
     return (
         f"fp8 is an experiment: {len(layers)} linear layers multiply in 8 bits"
         f"{', emulated in float32' if emulate else ''}; compare the loss with a run without it"
@@ -60,14 +58,3 @@ def to_fp8(var: VAR, device: torch.device, *, emulate: bool = False) -> str:
 def _multiplies(name: str, layer: nn.Module) -> bool:
     """Attention and MLP: AdaLN has one row an image, embeddings and head decide tokens."""
     return isinstance(layer, nn.Linear) and name.startswith("blocks.") and ".ada_lin." not in name
-
-
-def _torchao() -> tuple[Any, Any]:
-    logging.getLogger("torchao").setLevel(
-        logging.ERROR
-    )  # it tells at length of kernels that are not used here
-    try:
-        from torchao.float8 import Float8LinearConfig, convert_to_float8_training
-    except ImportError as error:
-        raise ValueError(f"fp8 needs torchao: pip install 'var_ext[fp8]' ({error})") from error
-    return convert_to_float8_training, Float8LinearConfig

@@ -4,7 +4,6 @@ transformer are trained, and its own weights stay: W x + alpha / rank B A x.
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -16,6 +15,7 @@ from var_ext.checkpoints import lasting_name, save_adapter
 from var_ext.checkpoints.adapter_entries import ADAPTER, merged, scale_of, without_adapters
 from var_ext.models import VAR, VQVAE
 from var_ext.models.modules import Dropout
+from var_ext.training.extras import need
 from var_ext.training.init_from import matching
 from var_ext.training.recipes import VARRecipe
 from var_ext.training.tokens import digest_of
@@ -135,11 +135,4 @@ def save_lora(
 
 
 def _peft() -> Any:
-    logging.getLogger("torchao").setLevel(
-        logging.ERROR
-    )  # if it is there it is imported too, and tells at length
-    try:
-        import peft
-    except ImportError as error:
-        raise ValueError(f"adapters (--lora) need peft: pip install 'var_ext[lora]' ({error})") from error
-    return peft
+    return need("peft", "lora", "lora")
