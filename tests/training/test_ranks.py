@@ -40,8 +40,9 @@ def runs(
     var = var_recipe.with_options(drop_path_rate=0.3, epochs=7, checkpoint_every=20)
     # with 64 channels a bias before a norm of two channels a group has a gradient
     vae = tokenizer_recipe.with_options(
-        ch=64, dropout=0.1, weight_adversarial=0.4, adversarial_start=0.4, epochs=2, checkpoint_every=20
-    )
+        ch=64, dropout=0.1, weight_adversarial=0.4, adversarial_start=0.3, epochs=2, checkpoint_every=20,
+        lecam=0.3, critic_throttle=10,  # of any loss: after three steps the critic waits
+    )  # fmt: skip
     found: dict[tuple[int, int, str], Path] = {}
     for world, kinds in KINDS.items():
         cases: list[Case] = []

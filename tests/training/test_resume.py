@@ -57,8 +57,9 @@ def test_a_killed_run_ends_with_the_same_weights(
     run: Callable[[Path], Path]
     if kind == "tokenizer":
         recipe = toy = tokenizer_recipe.with_options(
-            weight_adversarial=0.4, adversarial_start=0.2, epochs=10, checkpoint_every=4
-        )
+            weight_adversarial=0.4, adversarial_start=0.2, epochs=10, checkpoint_every=4,
+            weight_perceptual=1, perceptual="structural", lecam=0.3, critic_throttle=1.9,
+        )  # fmt: skip
         call, run = (
             f"train_tokenizer({str(images)!r}, {str(cut)!r}, recipe, progress=False)",
             lambda out: train_tokenizer(images, out, toy, progress=False),

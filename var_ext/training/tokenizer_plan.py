@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from dataclasses import replace
 
 import torch
@@ -45,29 +46,35 @@ def fitting(recipe: TokenizerRecipe, world: int, memory: float) -> Plan:
         CheckpointError: a file of weights cannot be used.
     """
     losses = image_losses(recipe, None, CPU)  # their files are read once
-    return first_that_fits(recipe, lambda tried: plan(tried, world, losses), world, memory, ("optimizer",))
+    step = functools.cache(lambda again: Step(replace(recipe, activation_checkpointing=again), losses))
+    return first_that_fits(
+        recipe,
+        lambda tried: planned(tried, step(tried.activation_checkpointing), world),
+        world, memory, ("optimizer",),
+    )  # fmt: skip
 
 
-def plan(recipe: TokenizerRecipe, world: int = 1, losses: ImageLosses | None = None) -> Plan:
-    """What a training needs with all its losses, in the part of it where the discriminator trains too.
+def plan(recipe: TokenizerRecipe, world: int = 1) -> Plan:
+    """What a training needs with all its losses, in the part of it where the discriminator trains too."""
+    return planned(recipe, Step(recipe, image_losses(recipe, None, CPU)), world)
 
-    Args:
-        losses: those of the recipe, if they are at hand.
-    """
+
+def planned(recipe: TokenizerRecipe, step: Step, world: int) -> Plan:
+    """The same; `step` serves for any batch, micro-batch and sharing."""
     share = -(-recipe.batch_size // world)
     images = min(share, recipe.micro_batch or share)
     several = images < share
-    step = Step(recipe, losses or image_losses(recipe, None, CPU))
     states = 4 * (2 + (recipe.ema > 0)) * step.trained + 4 * 2 * step.critic_parameters
     if recipe.shard == "optimizer" and world > 1:
         states //= world
     own = step.trained + step.critic_parameters
     # buckets of all gradients; those of micro-batches are summed up beside them
     gradients = 4 * own * ((1 + several) if world > 1 else several)
+    weights = 4 * (step.parameters + step.critic_parameters) + step.frozen
+    peak = step.peak(images, gradients == 0)
     return Plan(
-        replace(recipe), world, step.parameters, step.trained,
-        4 * (step.parameters + step.critic_parameters) + step.frozen,
-        gradients, states, step.peak(images, kept=gradients == 0), recipe.batch_size * step.flops(several),
+        recipe, world, step.parameters, step.trained, weights, gradients, states, peak,
+        recipe.batch_size * step.flops(several),
     )  # fmt: skip
 
 
@@ -77,6 +84,8 @@ class Step:
     Attributes:
         parameters, trained, critic_parameters: of the tokenizer, those of them that are trained, of the discriminator.
         frozen: bytes of frozen networks.
+        peak: (images, kept) -> bytes that live at once; with the gradients, if they are kept and not counted elsewhere.
+        flops: several -> of an image; where the adaptive weight takes a pass of its own before several micro-batches.
     """
 
     def __init__(self, recipe: TokenizerRecipe, losses: ImageLosses) -> None:
@@ -96,6 +105,7 @@ class Step:
         if self.critic and self.critic.vit:
             networks.append(self.critic.vit)
         self.frozen = sum(4 * p.numel() for network in networks for p in network.parameters())
+        self.peak, self.flops = functools.cache(self._peak), functools.cache(self._flops)
 
     def forward(self, images: int) -> tuple[Tensor, Tensor, Tensor, Tensor | None]:
         """Images, reconstruction, the loss without the adversarial one, and that one."""
@@ -122,8 +132,7 @@ class Step:
         if self.critic:
             self.critic.losses(self.critic.module, x, output.detach(), 0.0)[0].backward()
 
-    def peak(self, images: int, *, kept: bool) -> int:
-        """Bytes that live at once; with the gradients, if they are `kept` and not counted elsewhere."""
+    def _peak(self, images: int, kept: bool) -> int:
         trained = [p for p in self.vae.parameters() if p.requires_grad]
         trained += list(self.critic.module.parameters()) if self.critic else []
         hooks = [] if kept else [p.register_post_accumulate_grad_hook(drop_gradient) for p in trained]
@@ -135,8 +144,7 @@ class Step:
             hook.remove()
         return memory.peak
 
-    def flops(self, several: bool) -> int:
-        """Of an image in a step; `several`: the adaptive weight takes a pass of its own before micro-batches."""
+    def _flops(self, several: bool) -> int:
         with self.mode, FlopCounterMode(display=False) as counted:
             self.run(1)
         found = counted.get_total_flops()
