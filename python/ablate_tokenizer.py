@@ -46,9 +46,10 @@ VARIANTS: dict[str, dict[str, Any]] = {
     "entropy": {"weight_entropy": 0.05},
     "critic": {"weight_adversarial": 0.4},
     "cosine+restarts": {"using_znorm": True, **RESTARTS},
-    "cosine+restarts+dropout": {"using_znorm": True, "scale_dropout": 0.1, **RESTARTS},
-    "cosine+restarts+dropout+critic": {
-        "using_znorm": True, "scale_dropout": 0.1, "weight_adversarial": 0.4, **RESTARTS,
+    "cosine+target": {"using_znorm": True, "restart_target": 0.5, **RESTARTS},
+    "cosine+target+dropout": {"using_znorm": True, "restart_target": 0.5, "scale_dropout": 0.1, **RESTARTS},
+    "cosine+target+dropout+critic": {
+        "using_znorm": True, "restart_target": 0.5, "scale_dropout": 0.1, "weight_adversarial": 0.4, **RESTARTS,
     },
 }  # fmt: skip
 

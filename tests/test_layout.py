@@ -426,6 +426,7 @@ PAGES = (
     "CHANGELOG.md",
     "CONTRIBUTING.md",
     "benchmarks/COUNTS.md",
+    "python/avatars/README.md",
     "var_ext/weights/digits/README.md",
 )
 

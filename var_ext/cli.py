@@ -398,7 +398,9 @@ def eval_digits(
 @click.argument("run")
 @click.argument("data")
 @click.option("--split", type=click.Choice(["train", "val", "test"]), default="val", show_default=True)
-@click.option("--count", type=click.IntRange(min=1), help="Images, the first ones.  [default: all]")
+@click.option(
+    "--count", type=click.IntRange(min=1), help="Images, evenly spaced in the data.  [default: all]"
+)
 @click.option("--batch-size", type=click.IntRange(min=1), default=32, show_default=True)
 @click.option("--workers", type=click.IntRange(min=0), default=0, help="Processes that read images.")
 @click.option(

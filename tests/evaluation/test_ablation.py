@@ -7,13 +7,14 @@ import re
 from pathlib import Path
 from types import ModuleType
 
+import numpy as np
 import pytest
+from PIL import Image
 
 from tests.threads import threads
 
-pytest.importorskip("sklearn")
 PROGRAM = Path(__file__).resolve().parents[2] / "python" / "ablate_tokenizer.py"
-SIZES = ["epochs=1", "ch_mult=1,1", "patch_nums=1,4,6", "vocab_size=32", "batch_size=400", "codebook_init=64"]
+SIZES = ["epochs=1", "ch_mult=1,1", "patch_nums=1,4,6", "vocab_size=32", "batch_size=4", "codebook_init=64"]
 TINY = [word for each in SIZES for word in ("--set", each)]
 
 
@@ -29,7 +30,12 @@ def program() -> ModuleType:
 def test_two_variants_and_seeds(
     program: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    arguments = ["digits", "--out", str(tmp_path), "--count", "20", *TINY]
+    for path in ("train/a", "val/a"):
+        (tmp_path / "data" / path).mkdir(parents=True)
+        for i in range(12):
+            noise = np.random.default_rng(i).integers(0, 256, (12, 12, 3), np.uint8)
+            Image.fromarray(noise).save(tmp_path / "data" / path / f"{i}.png")
+    arguments = [str(tmp_path / "data"), "--out", str(tmp_path), "--count", "10", *TINY]
     with threads(1):
         program.main([*arguments, "--variants", "plain,cosine", "--seeds", "0"])
         one = (tmp_path / "ablation.md").read_text()

@@ -47,7 +47,7 @@ def report(vae: VQVAE) -> TokenizerReport:
 
 @torch.no_grad()
 def test_figures_by_hand(vae: VQVAE, report: TokenizerReport) -> None:
-    x = load_dataset("digits", "val", 32).batch(range(COUNT))[0]
+    x = load_dataset("digits", "val", 32).batch([i * 200 // COUNT for i in range(COUNT)])[0]
     steps = [(each + 1) / 2 for each in vae.img_to_reconstructed_img(x)]
     real, last = (x + 1) / 2, steps[-1]
     assert report.count == COUNT and report.image_size == 32 and report.vocab_size == 256
@@ -67,8 +67,8 @@ def test_figures_by_hand(vae: VQVAE, report: TokenizerReport) -> None:
         assert row.psnr == pytest.approx(float(psnr(step, real).mean()), rel=1e-4)
         assert row.ssim == pytest.approx(float(ssim(step, real).mean()), rel=1e-4)
     assert report.scales[0].psnr < report.scales[-1].psnr
-    torch.testing.assert_close(report.shown[:, 0], real[:6])
-    torch.testing.assert_close(report.shown[:, -1], last[:6], rtol=1e-3, atol=1e-4)
+    torch.testing.assert_close(report.shown[:, 0], real[::5])
+    torch.testing.assert_close(report.shown[:, -1], last[::5], rtol=1e-3, atol=1e-4)
 
 
 def test_wrong_tokens_cost_more_and_belong_to_the_image(vae: VQVAE, report: TokenizerReport) -> None:

@@ -80,7 +80,7 @@ def evaluate_tokenizer(
     Args:
         vae: the tokenizer; left on the device, in evaluation mode.
         data: images of its size.
-        count: how many, from the first on; None is all.
+        count: how many, evenly spaced in the data, whose classes follow each other; None is all.
         batch_size: images computed at once; figures do not depend on it but for rounding.
         space: of the Fréchet distances, of reconstructions and perturbed ones to the images; None leaves them out.
         lpips: (images, reconstructions), both (B, 3, S, S) in [-1, 1] -> (B,); None leaves it out.
@@ -103,10 +103,11 @@ def evaluate_tokenizer(
     by_scale = torch.zeros(2, len(schedule), dtype=torch.float64)
     errors = torch.zeros(3, dtype=torch.float64)
     moments = {name: Moments() for name in ("images", "reconstructions", "perturbed")}
-    shown: Tensor | None = None
-    rows = torch.arange(total).split(batch_size)
+    shown: list[Tensor] = []
+    show = evenly(min(SHOWN, total), total).tolist()
+    indices, rows = evenly(total, len(data)).split(batch_size), torch.arange(total).split(batch_size)
     loader = ImageLoader(data, workers=workers, device=device)
-    batches = tqdm(loader.batches(rows, [0]), total=len(rows), desc="images", disable=not progress)
+    batches = tqdm(loader.batches(indices, [0]), total=len(rows), desc="images", disable=not progress)
     for part, (images, _) in zip(rows, batches, strict=True):
         x = images[:, 0]  # (B, 3, S, S)
         features = vae.features(x).float()
@@ -127,9 +128,9 @@ def evaluate_tokenizer(
             wrong = perturbed(vae, features, tokens, scales, keys, perturbed_tokens, perturbed_codes)
             for name, each in zip(moments, (real, last, wrong), strict=True):
                 moments[name].add(space.features(each))
-        if shown is None:
-            shown = torch.stack([real, *steps], 1)[:SHOWN].cpu()  # (n, 1 + K, 3, S, S)
-    assert shown is not None
+        for place, row in enumerate(part.tolist()):
+            if row in show:
+                shown.append(torch.stack([each[place] for each in (real, *steps)]).cpu())  # (1 + K, 3, S, S)
     psnrs, ssims = (by_scale / total).tolist()
     l1, l2, perceptual = (errors / total).tolist()
     distances = {name: each.gaussian() for name, each in moments.items() if each.count}
@@ -165,8 +166,13 @@ def evaluate_tokenizer(
         perturbed_tokens=perturbed_tokens,
         perturbed_codes=min(perturbed_codes, vae.vocab_size),
         scales=tuple(found),
-        shown=shown,
+        shown=torch.stack(shown),
     )
+
+
+def evenly(count: int, total: int) -> Tensor:
+    """`count` of the numbers 0..total-1, (count,) int64."""
+    return torch.arange(count) * total // count
 
 
 def perturbed(

@@ -51,6 +51,7 @@ def restart_codes(
     images: Sequence[Tensor],
     schedule: ScaleSchedule,
     gather: Callable[[Tensor], Tensor] = lambda rows: rows,
+    target: float = 0.0,
 ) -> Tensor:
     """Move codes that nothing uses, and the least used ones where a scale has too few, to residuals of
     `images`.
@@ -61,6 +62,8 @@ def restart_codes(
     Args:
         images: batches (B, 3, S, S), of which one at a time must fit into memory.
         gather: what of all ranks, from the rows of this one.
+        target: share of all codes that each scale is to use, where the search lets scales share codes (by cosine);
+            0: the scales divide them by side.
 
     Returns:
         indices of the moved codes, (n,) int64.
@@ -69,7 +72,8 @@ def restart_codes(
     hits = vae.quantize.ema_vocab_hit_SV  # (K, V)
     total = hits.sum(0)
     lacking = []
-    for share, scale_hits in zip(_shares(len(weight), schedule), hits, strict=True):
+    shares = [round(target * len(weight))] * len(schedule) if target else _shares(len(weight), schedule)
+    for share, scale_hits in zip(shares, hits, strict=True):
         in_use = scale_hits >= USED_SHARE * scale_hits.sum() / max(1, share)
         lacking.append(max(0, share - int(in_use.sum())))
     dead = int((total < DEAD_SHARE * total.mean()).sum())

@@ -128,10 +128,13 @@ def restart(
     count: int,
     optimizer: torch.optim.Optimizer,
     ema: Ema | None,
+    target: float,
 ) -> int:
     """Move unused codes, in the moving average too, to residuals of a step's images; returns how many."""
     vae.eval()
-    moved = codebook.restart_codes(vae, images, vae.schedule, lambda rows: ranks.together(rows, count))
+    moved = codebook.restart_codes(
+        vae, images, vae.schedule, lambda rows: ranks.together(rows, count), target
+    )
     weight = vae.quantize.embedding.weight
     codebook.forget(optimizer, weight, moved)
     average = ema.average.get(NAME) if ema else None

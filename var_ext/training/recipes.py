@@ -162,6 +162,9 @@ class TokenizerRecipe(CriticFields, LossFields, Recipe):
     )
     restart_every: int = option(100, "steps between restarts of unused codes, 0 is never", NATURAL)
     restart_until: float = option(0.7, "share of the steps after which no code is restarted", SHARE)
+    restart_target: float = option(
+        0.0, "share of the codes that restarts want at every scale; 0 divides them among the scales", SHARE
+    )
     scale_dropout: float = option(0.0, "share of the images that leave out their finest scales", BELOW_ONE)
     scale_dropout_start: int = option(3, "scales that no image leaves out", COUNT)
     gradient: str = option(

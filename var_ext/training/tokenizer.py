@@ -295,7 +295,8 @@ class TokenizerTask(Task):
 
     def restart(self, images: list[Tensor]) -> int:
         """Move unused codes to residuals of the global batch; returns how many."""
-        return restart(self.vae, images, self.ranks, self.global_batch, self.optimizer, self.ema)
+        target = self.recipe.restart_target
+        return restart(self.vae, images, self.ranks, self.global_batch, self.optimizer, self.ema, target)
 
     @torch.no_grad()
     def validate(self) -> Mapping[str, Any]:

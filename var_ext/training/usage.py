@@ -83,8 +83,9 @@ def advice(recipe: TokenizerRecipe) -> str:
     """The next remedy against collapse that a recipe does without."""
     remedies: Sequence[tuple[bool, str]] = (
         (recipe.codebook_init == 0, "start from data with --codebook-init 512"),
-        (recipe.restart_every == 0, "move unused codes with --restart-every 100"),
         (not recipe.using_znorm, "compare directions with --using-znorm"),
+        (recipe.restart_every == 0, "move unused codes with --restart-every 100"),
+        (recipe.restart_target == 0, "want more codes at every scale with --restart-target 0.5"),
         (not recipe.anchors, "move rarely used codes at each step with --anchors"),
         (recipe.scale_dropout == 0, "make coarse scales matter with --scale-dropout 0.1"),
         (recipe.weight_entropy == 0, "spread codes with --weight-entropy 0.05"),
