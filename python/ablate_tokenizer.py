@@ -48,6 +48,9 @@ VARIANTS: dict[str, dict[str, Any]] = {
     "cosine+restarts": {"using_znorm": True, **RESTARTS},
     "cosine+target": {"using_znorm": True, "restart_target": 0.5, **RESTARTS},
     "cosine+target+dropout": {"using_znorm": True, "restart_target": 0.5, "scale_dropout": 0.1, **RESTARTS},
+    "cosine+target+dropout from 1": {
+        "using_znorm": True, "restart_target": 0.5, "scale_dropout": 0.2, "scale_dropout_start": 1, **RESTARTS,
+    },
     "cosine+target+dropout+critic": {
         "using_znorm": True, "restart_target": 0.5, "scale_dropout": 0.1, "weight_adversarial": 0.4, **RESTARTS,
     },
@@ -128,7 +131,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     for seed in seeds:  # all variants of a seed first: a table to look at early
         for variant in variants:
             recipe = base.with_options(**VARIANTS[variant], seed=seed)
-            run = options.out / f"{variant}-{seed}"
+            run = options.out / f"{variant.replace(' ', '-')}-{seed}"
             found.setdefault(variant, []).append(measured(run, options.data, recipe, space, options.count))
             with atomic_write(options.out / "ablation.md") as handle:
                 handle.write(table(found).encode())

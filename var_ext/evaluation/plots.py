@@ -32,7 +32,9 @@ def curves(lines: Sequence[Mapping[str, Any]]) -> bytes:
     figure, axes = _figure(3)
     for phase in ("train", "val"):
         mine = [line for line in lines if line.get("phase") == phase]
-        axes[0].plot([line["step"] for line in mine], [line["loss"] for line in mine], label=phase)
+        axes[0].plot(
+            [line["step"] for line in mine], [line["loss"] for line in mine], marker=".", label=phase
+        )
     axes[0].set_title("loss")
     axes[0].set_yscale("log")
     axes[0].legend()
