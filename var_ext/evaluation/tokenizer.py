@@ -83,7 +83,8 @@ def evaluate_tokenizer(
         count: how many, evenly spaced in the data, whose classes follow each other; None is all.
         batch_size: images computed at once; figures do not depend on it but for rounding.
         space: of the Fréchet distances, of reconstructions and perturbed ones to the images; None leaves them out.
-        lpips: (images, reconstructions), both (B, 3, S, S) in [-1, 1] -> (B,); None leaves it out.
+        lpips: such as `training.losses.load_lpips`: (images, reconstructions), both (B, 3, S, S) in [-1, 1] -> (B,);
+            None leaves it out.
         perturbed_tokens, perturbed_codes: the share, and how many nearest codes there are to take.
         seed: of the perturbation, which is drawn for each image alone.
         workers: processes that read images.
@@ -160,6 +161,7 @@ def evaluate_tokenizer(
         l1=l1,
         l2=l2,
         lpips=perceptual if lpips is not None else None,
+        lpips_name=None if lpips is None else getattr(lpips, "name", "unnamed"),
         distance=space.name if space else None,
         frechet=frechet[0] if frechet else None,
         frechet_perturbed=frechet[1] if frechet else None,

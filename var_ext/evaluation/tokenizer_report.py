@@ -48,6 +48,7 @@ class TokenizerReport:
     l1: float
     l2: float
     lpips: float | None
+    lpips_name: str | None  # which one, such as lpips-vgg
     distance: str | None  # name of the feature space's Fréchet distance
     frechet: float | None  # of reconstructions to the images
     frechet_perturbed: float | None  # of reconstructions from perturbed tokens
@@ -69,7 +70,7 @@ class TokenizerReport:
             ("mean absolute error", f"{self.l1:.4f}"),
         ]
         if self.lpips is not None:
-            rows.append(("LPIPS", f"{self.lpips:.4f}"))
+            rows.append((f"LPIPS ({self.lpips_name})", f"{self.lpips:.4f}"))
         if self.distance is not None:
             wrong = f"{self.perturbed_tokens:.0%} of tokens replaced by one of {self.perturbed_codes} nearest"
             rows += [
