@@ -115,7 +115,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         "--out", type=Path, required=True, help="folder: a run a variant and seed, ablation.md"
     )
     parser.add_argument("--seeds", default="0,1,2")
-    parser.add_argument("--variants", default=",".join(VARIANTS), help="[all]")
+    parser.add_argument("--variants", help="[all, lpips only with --lpips]")
     parser.add_argument("--count", type=int, default=4000, help="validation images [4000]")
     parser.add_argument("--lite0", type=Path, help="file for FD-lite0, see var-ext eval tokenizer")
     parser.add_argument(
@@ -124,7 +124,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--set", action="append", default=[], metavar="NAME=VALUE", help="of every recipe")
     parser.add_argument("--threads", type=int, help="CPU threads [all]")
     options = parser.parse_args(arguments)
-    variants = options.variants.split(",")
+    every = [name for name in VARIANTS if options.lpips or name != "lpips"]
+    variants = options.variants.split(",") if options.variants else every
     if unknown := sorted(set(variants) - set(VARIANTS)):
         parser.error(f"--variants must be of {', '.join(VARIANTS)}, got {', '.join(unknown)}")
     if "lpips" in variants and not options.lpips:

@@ -106,7 +106,7 @@ def test_the_page(report: TokenizerReport, tmp_path: Path) -> None:
     page = report.write(tmp_path / "report", "A tokenizer", log)
     text = page.read_text()
     assert text.startswith("# A tokenizer\n\n30 images of digits, split 'val'; 32 px, 256 codes.")
-    assert f"| PSNR (dB) | {report.psnr:.2f} |" in text and "| LPIPS |" in text
+    assert f"| PSNR (dB) | {report.psnr:.2f} |" in text and "| LPIPS (unnamed) |" in text
     assert "| FD-x with 50% of tokens replaced by one of 8 nearest |" in text
     assert "| 1 x 1 | 30 |" in text and "(few)" in text
     pictures = {path.name for path in (tmp_path / "report").glob("*.png")}
