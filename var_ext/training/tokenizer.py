@@ -1,10 +1,9 @@
 """Training of the tokenizer: `train_tokenizer` on images, `TokenizerTask` for the loop.
 
-To add a reconstruction loss, see `losses`; a perceptual one needs no change here, it is passed as a hook. To try
-another discriminator, give the task's `critic` another module.
+To add a reconstruction loss, see `losses`; a perceptual one needs no change here, it is passed as a hook. Another
+discriminator is any module from images to logits that `critics.build_discriminator` returns.
 """
 
-import logging
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
@@ -43,8 +42,6 @@ from var_ext.training.ranks import ALONE, Part, Ranks, join
 from var_ext.training.recipes import TokenizerRecipe
 from var_ext.training.tokens import digest_of, digests_of
 from var_ext.training.usage import perplexity
-
-log = logging.getLogger(__name__)
 
 BETAS = (0.5, 0.9)
 

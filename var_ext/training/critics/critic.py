@@ -66,7 +66,8 @@ class Critic:
     """A discriminator in training.
 
     Attributes:
-        module: images (B, 3, S, S) in [-1, 1] -> logits (B, ...); may be exchanged before the training.
+        module: the discriminator, images (B, 3, S, S) in [-1, 1] -> logits (B, ...).
+        vit: the frozen network that it is built on, if there is one.
     """
 
     def __init__(
