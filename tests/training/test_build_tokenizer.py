@@ -88,6 +88,7 @@ def test_other_scales_have_the_same_weights(tokenizer: Path, tuning: TokenizerRe
             {"freeze": "encoder,decoder", "weight_adversarial": 0.4},
             "weight_adversarial must be 0 where decoder.conv_out",
         ),
+        ({"anchors": True}, "got anchors = True: .* --no-anchors"),
         ({"freeze": "encoders"}, "freeze: 'encoders' matches no parameter"),
         ({"freeze": "encoder,quantizer,decoder"}, "leave nothing to train"),
     ],

@@ -93,11 +93,12 @@ def _plain(value: Any) -> Any:
 
 def _check_frozen(recipe: TokenizerRecipe, vae: VQVAE) -> None:
     if not vae.quantize.embedding.weight.requires_grad:
-        fields = [name for name in ("codebook_init", "restart_every") if getattr(recipe, name)]
+        fields = [name for name in ("codebook_init", "restart_every", "anchors") if getattr(recipe, name)]
         changing = [f"{name} = {getattr(recipe, name)}" for name in fields]
         if changing:
             raise ValueError(
-                f"frozen codes must stay as they are, got {' and '.join(changing)}: --codebook-init 0 --restart-every 0"
+                f"frozen codes must stay as they are, got {' and '.join(changing)}: --codebook-init 0 "
+                "--restart-every 0 --no-anchors"
             )
     if recipe.weight_adversarial > 0 and not last_layer(vae).requires_grad:
         raise ValueError(
