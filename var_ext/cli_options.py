@@ -298,7 +298,7 @@ def tuning_recipe(init_from: str, options: dict[str, Any]) -> VARRecipe:
         raise click.UsageError(
             f"--init-from must be a model with a transformer, got the tokenizer {init_from}"
         )
-    return VARRecipe.finetune(var.config).with_options(
+    return VARRecipe.finetune(var.config, adapters=bool(options.get("lora"))).with_options(
         **{name: value for name, value in options.items() if value is not None}
     )
 
