@@ -327,7 +327,8 @@ def tuning_recipe(cls: type[R], init_from: str, options: dict[str, Any]) -> R:
         raise click.UsageError(
             f"--init-from must be a model with a transformer, got the tokenizer {init_from}"
         )
-    tuned: R = cls.finetune(source.config)  # type: ignore[attr-defined]
+    adapters = {"adapters": True} if options.get("lora") else {}
+    tuned: R = cls.finetune(source.config, **adapters)  # type: ignore[attr-defined]
     return tuned.with_options(**_given(options))
 
 

@@ -106,6 +106,7 @@ def test_fine_tuning_takes_sizes_and_a_rate_from_the_model(width: int, rate: flo
     recipe = VARRecipe.finetune(source)
     assert (recipe.depth, recipe.embed_dim, recipe.num_heads, recipe.patch_nums) == (7, width, 4, ())
     assert recipe.base_lr == pytest.approx(rate, rel=0.02)
+    assert VARRecipe.finetune(source, adapters=True).base_lr == pytest.approx(10 * rate, rel=0.02)
 
 
 VAR_ARGUMENTS = {"depth": 7, "num_heads": 4, "mlp_ratio": 2.0, "drop_path_rate": 0.1, "shared_aln": True}

@@ -45,10 +45,8 @@ def add_adapters(var: VAR, recipe: VARRecipe, *, new_classes: bool) -> str:
     if recipe.lora_dropout:
         for layer in var.modules():
             dropouts = getattr(layer, "lora_dropout", None)
-            if dropouts is not None:
-                dropouts[ADAPTER] = Dropout(
-                    recipe.lora_dropout
-                )  # by the row of the batch, as all of this model
+            if dropouts is not None:  # peft's own would not depend on the row of the batch
+                dropouts[ADAPTER] = Dropout(recipe.lora_dropout)
     if new_classes:
         var.class_emb.requires_grad_(True)
     trained = sum(p.numel() for p in var.parameters() if p.requires_grad)

@@ -404,15 +404,16 @@ class VARRecipe(Recipe):
         )  # fmt: skip
 
     @classmethod
-    def finetune(cls, source: Mapping[str, Any]) -> "VARRecipe":
+    def finetune(cls, source: Mapping[str, Any], *, adapters: bool = False) -> "VARRecipe":
         """Few images, from the weights of a trained transformer with these constructor arguments.
 
-        The learning rate goes through those of the recipes here: 1e-4 from a width of 1024 on, 4e-3 at 128.
+        The learning rate goes through those of the recipes here: 1e-4 from a width of 1024 on, 4e-3 at 128. Adapters
+        take ten times that.
         """
         sizes = {f.name: source[f.name] for f in fields(cls) if f.name in source and f.name != "patch_nums"}
         return cls(
             epochs=20, batch_size=64, augment=1.0, copies=10, select="best", warmup=0.05, ema=0.99,
-            base_lr=1e-4 * max(1.0, 1024 / source["embed_dim"]) ** 1.77,
+            base_lr=(10 if adapters else 1) * 1e-4 * max(1.0, 1024 / source["embed_dim"]) ** 1.77,
             **sizes,
         )  # fmt: skip
 
