@@ -29,7 +29,7 @@ from var_ext.training.interrupts import STOPPED, Interrupts
 from var_ext.training.log import Diverged, Log
 from var_ext.training.parallel import as_like, whole
 from var_ext.training.precision import tf32
-from var_ext.training.ranks import ALONE, Ranks
+from var_ext.training.ranks import ALONE, Ranks, check_share
 from var_ext.training.recipes import Recipe
 from var_ext.training.speed import Meter
 
@@ -207,10 +207,7 @@ def fit(task: Task, out: Path, *, resume: bool = True, progress: bool = True) ->
         SystemExit: status 75, SIGTERM came.
     """
     recipe, ranks, path = task.recipe, task.ranks, out / LAST
-    if task.global_batch < ranks.world:
-        raise ValueError(
-            f"a step has {task.global_batch} images for {ranks.world} ranks: take a larger batch_size or fewer ranks"
-        )
+    check_share(task.global_batch, ranks.world)
     if recipe.tensorboard:
         check_tensorboard()
     gpus = [task.device] if task.device.type == "cuda" else []
