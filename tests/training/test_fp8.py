@@ -75,6 +75,7 @@ def test_a_training_learns_nearly_as_without(
     assert entries[0].keys() == entries[1].keys()  # a model as any other
 
 
+@pytest.mark.slow
 def test_ranks_and_shards(images: Path, tokenizer: Path, recipe: VARRecipe, tmp_path: Path) -> None:
     """A scale is that of the rows that a rank computes at once, so ranks round otherwise: near, and finite."""
     recipe = recipe.with_options(epochs=2, select="last")

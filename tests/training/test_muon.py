@@ -103,6 +103,7 @@ def test_a_resumed_run_ends_with_the_same_bits(
     assert all(torch.equal(found[name], wanted[name]) for name in wanted)
 
 
+@pytest.mark.slow
 def test_ranks_train_the_same(images: Path, tokenizer: Path, recipe: VARRecipe, tmp_path: Path) -> None:
     """Newton-Schulz in bfloat16 turns rounding of a gradient into thousandths of an update: a matrix after 9 steps is
     as near as that, and the same again bit for bit."""
