@@ -25,3 +25,30 @@ def test_a_dry_run_prints_the_plan_and_trains_nothing(images: Path, tokenizer: P
         "weights", "gradients", "optimizer", "activations", "total",
     ]  # fmt: skip
     assert not (tmp_path / "out").exists()
+
+
+def test_what_muon_cannot_share_out_is_not_tried(images: Path, tokenizer: Path, tmp_path: Path) -> None:
+    words = [
+        "train",
+        "var",
+        str(images),
+        "--tokenizer",
+        str(tokenizer),
+        "--out",
+        str(tmp_path / "out"),
+        "--dry-run",
+    ]
+    sizes = [
+        "--depth",
+        "2",
+        "--embed-dim",
+        "32",
+        "--num-heads",
+        "2",
+        "--batch-size",
+        "16",
+        "--optimizer",
+        "muon",
+    ]
+    done = CliRunner().invoke(main, [*words, *sizes, "--ranks", "4", "--memory", "0.0001"])
+    assert done.exit_code == 1 and "does not fit: take more ranks" in done.output

@@ -2,6 +2,7 @@
 
 import json
 import logging
+import subprocess
 import threading
 from pathlib import Path
 from typing import Any
@@ -13,10 +14,11 @@ from PIL import Image
 
 import var_ext
 from tests.disk import small_disk
+from tests.training.ranked import environment, launch
 from tests.training.test_loop import Toy
-from var_ext.checkpoints import CheckpointError, load_tokenizer
+from var_ext.checkpoints import CheckpointError, load_tokenizer, save_adapter
 from var_ext.cli import main
-from var_ext.training import TokenizerRecipe, VARRecipe, board, checkpoint, train_tokenizer, train_var
+from var_ext.training import TokenizerRecipe, VARRecipe, checkpoint, extras, train_tokenizer, train_var
 from var_ext.training.checkpoint import Saver, load_checkpoint
 from var_ext.training.loop import Moment, fit
 from var_ext.training.var import VARTask
@@ -78,6 +80,36 @@ def test_commands_take_a_run(run: Path, tmp_path: Path) -> None:
     assert torch.equal(now, var_ext.load(run).var.head.weight) and not torch.equal(now, then)
     done = CliRunner().invoke(main, ["convert", str(run), "--num-heads", "2", "--out", str(tmp_path / "x")])
     assert done.exit_code == 1 and "num_heads are for files without a config" in done.output
+
+
+def test_adapters_are_converted_to_a_model_of_its_own(trained: Path, tmp_path: Path) -> None:
+    layer, rank = "blocks.0.attn.proj", 2
+    adapter = {f"{layer}.lora_A.weight": torch.ones(rank, 32), f"{layer}.lora_B.weight": torch.ones(32, rank)}
+    description = {"peft_type": "LORA", "base_model_name_or_path": str(trained), "r": rank, "lora_alpha": 4}
+    sampling = {"cfg": 1.0, "top_k": 0, "top_p": 0.0}
+    save_adapter(
+        tmp_path / "a", adapter, description, num_classes=2, sampling=sampling, class_names=["x", "y"]
+    )
+    command("convert", tmp_path / "a", "--out", tmp_path / "whole")
+    one, two = (var_ext.load(tmp_path / name) for name in ("a", "whole"))
+    assert torch.equal(one.var.blocks[0].attn.proj.weight, two.var.blocks[0].attn.proj.weight)
+    assert two.class_names == ["x", "y"] and not (tmp_path / "whole" / "adapter_config.json").exists()
+
+
+def test_a_checkpoint_of_adapters_is_converted(
+    images: Path, trained: Path, var_recipe: VARRecipe, tmp_path: Path
+) -> None:
+    """Also after the end, when the folder holds the adapters alone."""
+    pytest.importorskip("peft")
+    recipe = var_recipe.with_options(lora=2, lora_save="adapter", keep=9, epochs=2, select="last")
+    train_var(images, trained, tmp_path / "run", recipe, init_from=trained, progress=False)
+    command("convert", tmp_path / "run" / "step-0.ckpt", "--out", tmp_path / "first")
+    command("convert", tmp_path / "run" / "last.ckpt", "--out", tmp_path / "last")
+    first, last, base, run = (
+        var_ext.load(path).var.blocks[1].ffn.fc1.weight
+        for path in (tmp_path / "first", tmp_path / "last", trained, tmp_path / "run")
+    )
+    assert torch.equal(first, base) and torch.equal(last, run) and not torch.equal(first, last)
 
 
 def test_a_tokenizer_that_is_not_done_is_usable(
@@ -184,6 +216,58 @@ def test_training_goes_on_while_a_checkpoint_is_written(
     assert step == 2 and torch.equal(state["task"]["value"], cut.value)
 
 
+RANK = """
+import sys, time
+from pathlib import Path
+from tests.training.test_loop import Toy
+from var_ext.training import checkpoint
+from var_ext.training.loop import fit
+from var_ext.training.ranks import join
+
+class Slow(Toy):
+    loaded = -1
+
+    def picture(self):
+        time.sleep(3 * (self.ranks.rank == 0))
+
+    def load_state_dict(self, state):
+        super().load_state_dict(state)
+        self.loaded = float(self.value)
+
+write = checkpoint._save
+
+def late(path, pins, step, plain, parts, ranks, keep):
+    time.sleep(3 * (step == 4 and ranks.rank == 0 and "slow" in sys.argv[2]))
+    write(path, pins, step, plain, parts, ranks, keep)
+
+checkpoint._save = late
+out, kind = Path(sys.argv[1]), sys.argv[2]
+with join("cpu", 1.5) as (ranks, _):
+    options = {"slow": {}, "slow diverged": {"on_divergence": "halve"}, "drawn": {"sample_every": 1}}[kind]
+    task = Slow(diverge={"loss": 4} if "diverged" in kind else None, **options)
+    task.ranks = ranks
+    try:
+        fit(task, out, progress=False)
+    except RuntimeError as error:
+        (out / f"rank-{ranks.rank}.txt").write_text(f"{error}, went back to {task.loaded}")
+    else:
+        (out / f"rank-{ranks.rank}.txt").write_text("done")
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("kind", ["slow", "slow diverged", "drawn"])
+def test_ranks_wait_for_what_one_of_them_does(tmp_path: Path, kind: str) -> None:
+    """For longer than in a step: a slow disk, where all of them go back to the same checkpoint, and a picture."""
+    script = tmp_path / "rank.py"
+    script.write_text(RANK)
+    words = launch(2, str(script), str(tmp_path), kind)
+    done = subprocess.run(words, env=environment(), capture_output=True, text=True, timeout=120)
+    assert done.returncode == 0, done.stderr
+    one, two = ((tmp_path / f"rank-{rank}.txt").read_text() for rank in (0, 1))
+    assert one == two and ("halved 3 times" in one if kind == "slow diverged" else one == "done")
+
+
 def test_what_changes_after_a_save_is_not_saved(tmp_path: Path) -> None:
     state = {"w": torch.zeros(3), "deep": {"note": "x", "none": None, "list": [1, 2]}}
     with Saver(tmp_path / "last.ckpt") as saver:
@@ -206,6 +290,24 @@ def test_a_full_disk_keeps_the_checkpoint_before_and_ends_the_run(tmp_path: Path
     with small_disk(), pytest.raises(CheckpointError, match=r"could not write .*last\.ckpt"):
         fit(Large(log_every=100), tmp_path, progress=False)
     assert load_checkpoint(tmp_path / "last.ckpt", Toy().pins).step == 4
+
+
+@pytest.mark.parametrize("error", [OSError(28, "No space left"), MemoryError("no memory"), TypeError("what")])
+def test_whatever_fails_in_the_thread_ends_the_run(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, error: Exception
+) -> None:
+    def fail(path: Path, step: int, keep: int) -> None:
+        if step:
+            raise error
+
+    class Short(Toy):
+        def step(self, at: Moment, batch: Any) -> Any:
+            assert at.step < 6, "the run goes on without its checkpoints"
+            return super().step(at, batch)
+
+    monkeypatch.setattr(checkpoint, "_tidy", fail)
+    with pytest.raises(CheckpointError, match=rf"could not write .*last\.ckpt: .*{error.args[-1]}"):
+        fit(Short(keep=1), tmp_path, progress=False)
 
 
 def test_pictures_of_both_runs(
@@ -260,6 +362,7 @@ def test_tensorboard_that_is_missing_is_said_before_the_work(
     def missing(name: str) -> None:
         raise ImportError(f"No module named {name!r}")
 
-    monkeypatch.setattr(board.importlib, "import_module", missing)
-    with pytest.raises(ValueError, match=r"pip install 'var_ext\[tensorboard\]', or leave --tensorboard out"):
+    monkeypatch.setattr(extras, "import_module", missing)
+    wanted = r"--tensorboard needs tensorboard: pip install 'var_ext\[tensorboard\]'"
+    with pytest.raises(ValueError, match=wanted):
         fit(Toy(stop=0, tensorboard=True), tmp_path, progress=False)

@@ -11,6 +11,7 @@ from typing import Any
 import torch
 
 from var_ext.checkpoints.atomic import CheckpointError
+from var_ext.checkpoints.find import find_model
 from var_ext.checkpoints.model_folder import CONFIG, MIXIN_WEIGHTS, ModelFolder, Weights, open_folder
 from var_ext.checkpoints.pth import read_pth, split
 from var_ext.checkpoints.released import EVALUATION
@@ -61,11 +62,12 @@ def convert(
 
     Raises:
         CheckpointError: a file cannot be read or used, or the folder cannot be written.
-        ValueError: sizes are given for a folder, which has them.
+        ValueError: sizes are given for a folder, which has them, or one of adapters without their model.
     """
     first = user_path(vae_file)
     if var_file is None and (first.is_dir() or _is_of_a_run(first)):
-        found = open_folder(first) if first.is_dir() else open_folder(first.parent, checkpoint=first.name)
+        found = find_model(first if first.is_dir() else first.parent)
+        found = found if first.is_dir() else found.at_checkpoint(first)
         class_names = found.class_names if class_names is None else class_names
         if patch_nums is not None or num_heads is not None:
             raise ValueError(

@@ -17,7 +17,7 @@ import itertools
 import math
 import os
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -77,6 +77,13 @@ class ModelFolder:
     class_names: Sequence[str] | None = None
     training: str | None = None
 
+    def at_checkpoint(self, file: Path) -> ModelFolder:
+        """The same with the weights of a checkpoint of its training, of the last of its models."""
+        weights = Weights(str(file), lambda: kept_weights(file))
+        if self.var_config is None:
+            return replace(self, vae_weights=weights)
+        return replace(self, var_weights=weights)
+
     def shapes(self) -> tuple[VQVAE, VAR | None]:
         """The models without storage (meta device). Raises CheckpointError."""
         vae = build_vae(self.vae_config, self.config_name)
@@ -114,11 +121,8 @@ class ModelFolder:
         return vae, self.transformer(vae)
 
 
-def open_folder(path: Path, checkpoint: str | None = None) -> ModelFolder:
+def open_folder(path: Path) -> ModelFolder:
     """Reads config.json of a folder on this disk, and nothing else.
-
-    Args:
-        checkpoint: of a training run's folder, the file that has the weights; None takes those of the folder.
 
     Raises:
         CheckpointError: it is missing or describes no model; suggests a command for other files found there.
@@ -135,10 +139,7 @@ def open_folder(path: Path, checkpoint: str | None = None) -> ModelFolder:
                 f"{path} holds no {CONFIG} but {', '.join(files[:3])}{', ...' if files[3:] else ''}: "
                 "`var-ext convert TOKENIZER TRANSFORMER --out FOLDER` makes a model folder of such files"
             )
-    config = read_json(path / CONFIG)
-    if checkpoint is not None:
-        config["training"] = checkpoint
-    return parse(config, str(path), lambda file: path / file)
+    return parse(read_json(path / CONFIG), str(path), lambda file: path / file)
 
 
 def parse(config: Mapping[str, Any], source: str, locate: Callable[[str], Path]) -> ModelFolder:
@@ -164,26 +165,18 @@ def parse(config: Mapping[str, Any], source: str, locate: Callable[[str], Path])
         return ModelFolder(source, name, config, weights(MIXIN_WEIGHTS))
     _check(config, name)
     has_var = config.get("var") is not None
-    vae_weights, var_weights = weights(VAE_WEIGHTS), weights(VAR_WEIGHTS) if has_var else None
-    if config.get("training"):
-        trained = in_training(config["training"], source, locate)
-        vae_weights, var_weights = (vae_weights, trained) if has_var else (trained, None)
-    return ModelFolder(
+    found = ModelFolder(
         source,
         name,
         vae_config=config["vae"],
-        vae_weights=vae_weights,
+        vae_weights=weights(VAE_WEIGHTS),
         var_config=config["var"] if has_var else None,
-        var_weights=var_weights,
+        var_weights=weights(VAR_WEIGHTS) if has_var else None,
         sampling=config.get("sampling") or {},
         class_names=config.get("class_names"),
         training=config.get("training"),
     )
-
-
-def in_training(file: str, source: str, locate: Callable[[str], Path]) -> Weights:
-    """The weights in a checkpoint of a training run."""
-    return Weights(f"{source}/{file}", lambda: kept_weights(locate(file)))
+    return found if found.training is None else found.at_checkpoint(locate(found.training))
 
 
 def _check(config: Mapping[str, Any], name: str) -> None:

@@ -53,7 +53,7 @@ def save_model(
         config["var"] = {**var.config, "num_classes": var.num_classes}
         _check_rebuilds(var, build_var(vae, config["var"], "the model"))
     path = user_path(folder)
-    trained = None if training is None else var or vae
+    trained = None if training is None else vae if var is None else var
     for model, file in ((vae, VAE_WEIGHTS), (var, VAR_WEIGHTS)):
         if model is not None and model is not trained:
             save_tensors(path / file, _stored(model, dtype), {"format": "pt"})

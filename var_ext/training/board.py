@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib
 import math
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -11,17 +10,6 @@ from typing import Any
 from torch import Tensor
 
 Metrics = Mapping[str, Any]
-
-
-def check_tensorboard() -> None:
-    """Raises ValueError where TensorBoard is not installed."""
-    try:
-        importlib.import_module("torch.utils.tensorboard")
-    except ImportError as error:
-        raise ValueError(
-            f"tensorboard writes with the package of that name, which cannot be imported ({error}): "
-            "pip install 'var_ext[tensorboard]', or leave --tensorboard out: log.jsonl has the same figures"
-        ) from error
 
 
 class Board:

@@ -57,16 +57,15 @@ class Saver:
             self.thread.join(GRACE)
 
     def save(self, pins: Mapping[str, Any], step: int, state: Mapping[str, Any]) -> None:
-        """Copy the state into memory of the CPU, wait for the checkpoint before, and begin to write.
+        """Wait for the checkpoint before, copy the state into memory of the CPU, and begin to write.
 
         Raises:
             CheckpointError: the one before could not be written.
         """
         self.wait()
         plain, parts = _split(state)
-        stager = DefaultStager(
-            StagingOptions(False, False, False, False)
-        )  # plain copies, none in the background
+        # plain copies, none of them in the background
+        stager = DefaultStager(StagingOptions(False, False, False, False))
         copied: Any = stager.stage({"plain": {} if self.ranks.rank else plain, "parts": parts})
         stager.close()
 
@@ -75,22 +74,26 @@ class Saver:
                 _save(self.path, pins, step, copied["plain"], copied["parts"], self.ranks, self.keep)
             except CheckpointError as error:
                 self.error = error
+            except Exception as error:  # nobody would see it in this thread
+                self.error = CheckpointError(f"could not write {self.path}: {first_line(error)}")
 
         # A daemon: an error elsewhere ends the process at once, and a checkpoint cut off leaves the one before.
         self.thread = Thread(target=write, name="checkpoint", daemon=True)
         self.thread.start()
+        self.ranks.wait()  # for the one that copies most; waiting in the next step has its limit
 
     def failed(self) -> bool:
         """Whether the last checkpoint turned out not to be writable; does not wait."""
         return self.error is not None
 
     def wait(self) -> None:
-        """Until the last checkpoint is written. Raises CheckpointError if it could not be."""
+        """Until all ranks have written the last checkpoint. Raises CheckpointError if this one could not."""
         if self.thread is not None:
             self.thread.join()
             self.thread = None
         if self.error is not None:
             raise self.error
+        self.ranks.wait()
 
 
 def save_checkpoint(

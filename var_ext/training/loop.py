@@ -23,8 +23,9 @@ from tqdm import tqdm
 from var_ext.checkpoints import CheckpointError, atomic_write, write_json
 from var_ext.checkpoints.training_run import LAST, LOG
 from var_ext.grid import as_picture, save_picture
-from var_ext.training.board import Board, check_tensorboard
+from var_ext.training.board import Board
 from var_ext.training.checkpoint import Saver, load_checkpoint
+from var_ext.training.extras import need
 from var_ext.training.interrupts import STOPPED, Interrupts
 from var_ext.training.log import Diverged, Log
 from var_ext.training.parallel import as_like, whole
@@ -209,7 +210,7 @@ def fit(task: Task, out: Path, *, resume: bool = True, progress: bool = True) ->
     recipe, ranks, path = task.recipe, task.ranks, out / LAST
     check_share(task.global_batch, ranks.world)
     if recipe.tensorboard:
-        check_tensorboard()
+        need("tensorboard", "tensorboard", "--tensorboard")
     gpus = [task.device] if task.device.type == "cuda" else []
     saver = Saver(path, ranks, recipe.keep)
     with torch.random.fork_rng(devices=gpus), tf32(recipe.tf32), saver:
@@ -236,7 +237,7 @@ def fit(task: Task, out: Path, *, resume: bool = True, progress: bool = True) ->
                 except Diverged as error:
                     message = str(error)
                 # outside the handler, whose traceback holds the batches of the broken step
-                saver.wait()
+                saver.wait()  # or ranks would go back to different checkpoints
                 run = _go_back(task, path, message, run.halvings)
                 lines = _open_log(task, out, run)
                 lines.write(run.done, "halve", {"rate": task.rate})
@@ -270,8 +271,7 @@ def _train(task: Task, saver: Saver, run: Run, lines: Log, interrupts: Interrupt
             last = step + 1 == total
             asked, stop, failed = interrupts.asked(saver.failed())
             if failed:
-                saver.wait()  # raises where it failed
-                raise CheckpointError(f"could not write {saver.path} on another rank")
+                raise saver.error or CheckpointError(f"could not write {saver.path} on another rank")
             save = asked or last or (step + 1) % recipe.checkpoint_every == 0
             # log before saving: the log raises on a diverged run before it can replace a good checkpoint
             at = Moment(step, total, epoch, save or (step + 1) % recipe.log_every == 0)
@@ -291,9 +291,10 @@ def _train(task: Task, saver: Saver, run: Run, lines: Log, interrupts: Interrupt
             if recipe.sample_every and (last or (step + 1) % (recipe.sample_every * per_epoch) == 0):
                 with meter.pause():
                     picture = task.picture()
-                if picture is not None:
-                    save_picture(as_picture(picture), saver.path.parent / SAMPLES / f"{epoch + 1:04}.png")
-                    lines.show(step + 1, picture)
+                    if picture is not None:
+                        save_picture(as_picture(picture), saver.path.parent / SAMPLES / f"{epoch + 1:04}.png")
+                        lines.show(step + 1, picture)
+                    ranks.wait()  # for the one that draws; waiting in the next step has its limit
             bar.set_postfix(shown, refresh=False)
             bar.update()
             if save:
@@ -302,8 +303,7 @@ def _train(task: Task, saver: Saver, run: Run, lines: Log, interrupts: Interrupt
                 interrupts.saved()
             if stop and not last:
                 bar.close()
-                saver.wait()
-                ranks.wait()  # a rank that ends makes the launcher end the others
+                saver.wait()  # all of them: a rank that ends makes the launcher end the others
                 if ranks.rank == 0:
                     log.warning(
                         "SIGTERM: stopped after step %d of %d, saved in %s; the same command goes on",
@@ -313,15 +313,8 @@ def _train(task: Task, saver: Saver, run: Run, lines: Log, interrupts: Interrupt
 
 
 SELECTED_BY = {"last": "loss", "best": "loss", "best_last_scale": "loss_last"}  # metric of validation
-SHOWN = (
-    "loss",
-    "accuracy",
-    "usage",
-    "perplexity",
-    "lr",
-    "images_per_second",
-    "mfu",
-)  # metrics of the progress bar
+# metrics of the progress bar
+SHOWN = ("loss", "accuracy", "usage", "perplexity", "lr", "images_per_second", "mfu")
 HALVINGS = 3  # of the learning rate of a diverged run, at most
 
 

@@ -207,7 +207,9 @@ def fitting(
     Raises:
         ValueError: it does not; names settings that do, or says that none does.
     """
-    shards = ("optimizer", "full")
+    shards = (
+        ("optimizer",) if recipe.optimizer == "muon" else ("optimizer", "full")
+    )  # Muon needs whole matrices
     return first_that_fits(
         recipe, lambda tried: plan(tried, vae, num_classes, world, new_classes), world, memory, shards
     )

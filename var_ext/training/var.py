@@ -107,11 +107,12 @@ def train_var(
         vae = load_tokenizer(tokenizer)
         if recipe.patch_nums:
             vae = with_scales(vae, recipe.patch_nums)
+        begin = None if init_from is None else find_model(init_from)
         # no name for the transformer here: a second copy of the weights would live as long as the training
         task = VARTask(
             data, vae, out, recipe, device=device, ranks=ranks, progress=progress,
-            source=None if init_from is None else find_model(init_from).models()[1],
-            source_classes=None if init_from is None else find_model(init_from).class_names,
+            source=None if begin is None else begin.models()[1],
+            source_classes=None if begin is None else begin.class_names,
         )  # fmt: skip
         weights = fit(task, out, resume=resume, progress=progress)
         if ranks.rank == 0:
