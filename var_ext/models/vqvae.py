@@ -134,11 +134,13 @@ def _layers(levels: Iterable[Any]) -> Iterator[Any]:
 
 
 class Coder(Part):
-    """What encoder and decoder share: how their layers are called."""
+    """What encoder and decoder share: how their layers are called.
 
-    activation_checkpointing = (
-        False  # in training keep the inputs of layers alone, and run each again for its gradient
-    )
+    Attributes:
+        activation_checkpointing: in training, keep the inputs of layers alone, and run each again for its gradient.
+    """
+
+    activation_checkpointing = False
 
     def call(self, layer: Any, x: Tensor) -> Tensor:
         if self.activation_checkpointing and self.training and torch.is_grad_enabled():
