@@ -66,6 +66,7 @@ SHARED = {
         "vs_dit",
         "vs_official",
         "vs_training",
+        "vs_vaex",
         "bench_input",
         "bench_sampling",
         "bench_threads",
@@ -100,7 +101,10 @@ ROOMS = {
         "pth",
         "sizes",
         "released",
+        "adapter_entries",
+        "training_run",
         "model_folder",
+        "adapter",
         "saving",
         "hub",
         "find",
@@ -290,7 +294,7 @@ def test_files_of_a_room_build_on_those_before_them(room: str) -> None:
 
 
 def test_each_file_is_read_and_written_in_one_place() -> None:
-    """Formats of checkpoints are known in `checkpoints` alone; a run's own state is the trainer's."""
+    """Formats of checkpoints are known in `checkpoints` alone; the state of a run is written by the trainer."""
     readers = {"safe_open", "torch.load", "torch.save", "hf_hub_download"}
     there = {
         name.removeprefix("var_ext.")
@@ -302,7 +306,10 @@ def test_each_file_is_read_and_written_in_one_place() -> None:
             if isinstance(node, ast.Name | ast.Attribute)
         }
     }
-    assert there == {"checkpoints.hub", "checkpoints.pth", "checkpoints.tensors", "training.checkpoint"}
+    assert there == {
+        "checkpoints.hub", "checkpoints.pth", "checkpoints.tensors", "checkpoints.training_run",
+        "training.checkpoint",
+    }  # fmt: skip
 
 
 # What torch keeps in its modules and tensors under names of its own.
@@ -425,6 +432,7 @@ PAGES = (
     "CHANGELOG.md",
     "CONTRIBUTING.md",
     "benchmarks/COUNTS.md",
+    "python/avatars/README.md",
     "var_ext/weights/digits/README.md",
 )
 

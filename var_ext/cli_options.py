@@ -17,7 +17,7 @@ from var_ext.checkpoints import CheckpointError, check_writable
 from var_ext.paths import user_path
 
 if TYPE_CHECKING:
-    from var_ext.training.recipes import Recipe, VARRecipe
+    from var_ext.training.recipes import Recipe
 
 Command = Callable[..., Any]
 R = TypeVar("R", bound="Recipe")
@@ -226,6 +226,9 @@ model_option = click.option(
 )
 
 
+PRESETS = {"TokenizerRecipe": ("digits", "small", "paper"), "VARRecipe": ("digits", "paper")}
+
+
 def recipe_options(name: str) -> Callable[[Command], Command]:
     """An option for every field of a recipe; the preset fills those that are not given."""
 
@@ -233,11 +236,11 @@ def recipe_options(name: str) -> Callable[[Command], Command]:
         from var_ext.training import recipes
 
         cls: type[Recipe] = getattr(recipes, name)
-        digits, paper = cls.digits(), cls.paper()  # type: ignore[attr-defined]
+        presets = [getattr(cls, preset)() for preset in PRESETS[name]]
         for field in reversed(dataclasses.fields(cls)):
             flag = "--" + field.name.replace("_", "-")
-            presets = [_plain(getattr(preset, field.name)) for preset in (digits, paper)]
-            shown = "  [" + " | ".join(dict.fromkeys(presets)) + "]"
+            values = [_plain(getattr(preset, field.name)) for preset in presets]
+            shown = "  [" + " | ".join(values if len(set(values)) > 1 else values[:1]) + "]"
             command = click.option(
                 f"{flag}/--no-{flag[2:]}" if field.type is bool else flag,
                 field.name,
@@ -261,18 +264,35 @@ def _plain(value: Any) -> str:
     return f"{value:g}" if isinstance(value, float) else str(value)
 
 
-def train_options(command: Command) -> Command:
-    command = click.option("--out", required=True, type=UserPath(), help="Folder of the run.")(command)
-    command = click.option(
-        "--preset",
-        type=click.Choice(["digits", "paper"]),
-        help="Values of the options below that are not given, shown as [digits | paper].  "
-        "[default: digits for the DATA digits, else paper]",
-    )(command)
-    command = click.option(
-        "--resume/--no-resume", default=True, show_default=True, help="Go on or start anew."
-    )(command)
-    return click.option("--quiet", is_flag=True, help="No progress bar.")(command)
+def train_options(name: str) -> Callable[[Command], Command]:
+    """What both trainers take besides a recipe of this name."""
+    presets = " | ".join(PRESETS[name])
+    return _options(
+        click.option("--quiet", is_flag=True, help="No progress bar."),
+        click.option("--resume/--no-resume", default=True, show_default=True, help="Go on or start anew."),
+        click.option(
+            "--preset",
+            type=click.Choice(PRESETS[name]),
+            help=f"Values of the options below that are not given, shown as [{presets}].  "
+            "[default: digits for the DATA digits, else paper]",
+        ),
+        click.option("--out", required=True, type=UserPath(), help="Folder of the run."),
+    )
+
+
+plan_options = _options(
+    click.option(
+        "--dry-run", is_flag=True, help="Print what a rank will need, refuse what does not fit, and end."
+    ),
+    click.option(
+        "--ranks", type=click.IntRange(min=1), help="Of a dry run.  [default: those of the launcher]"
+    ),
+    click.option(
+        "--memory",
+        type=click.FloatRange(min=0, min_open=True),
+        help="GB of a rank, of a dry run.  [default: the GPU's]",
+    ),
+)
 
 
 def preset_for(data: str) -> str:
@@ -288,24 +308,39 @@ def say(text: str) -> None:
         click.echo(text)
 
 
-def tuning_recipe(init_from: str, options: dict[str, Any]) -> VARRecipe:
-    """`VARRecipe.finetune` of a model, with the options that were given."""
+def check_plan_options(ranks: int | None, memory: float | None) -> None:
+    """Refuse options of a dry run where there is none."""
+    if ranks is not None or memory is not None:
+        raise click.UsageError(
+            "--ranks and --memory are of a --dry-run; torchrun --nproc-per-node N starts ranks"
+        )
+
+
+def tuning_recipe(cls: type[R], init_from: str, options: dict[str, Any]) -> R:
+    """The recipe `finetune` of a model, with the options that were given."""
     from var_ext.checkpoints import find_model
     from var_ext.training.recipes import VARRecipe
 
-    var = find_model(init_from).shapes()[1]
-    if var is None:
+    vae, var = find_model(init_from).shapes()
+    source = var if issubclass(cls, VARRecipe) else vae
+    if source is None:
         raise click.UsageError(
             f"--init-from must be a model with a transformer, got the tokenizer {init_from}"
         )
-    return VARRecipe.finetune(var.config).with_options(
-        **{name: value for name, value in options.items() if value is not None}
-    )
+    adapters = {"adapters": True} if options.get("lora") else {}
+    tuned: R = cls.finetune(source.config, **adapters)  # type: ignore[attr-defined]
+    return tuned.with_options(**_given(options))
 
 
 def build_recipe(cls: type[R], preset: str, options: dict[str, Any]) -> R:
     """The preset with the options that were given; the depth picks among the published recipes."""
-    given = {name: value for name, value in options.items() if value is not None}
+    given = _given(options)
     sized = {"depth": given["depth"]} if preset == "paper" and "depth" in given else {}
     chosen: R = getattr(cls, preset)(**sized)
     return chosen.with_options(**given)
+
+
+def _given(options: dict[str, Any]) -> dict[str, Any]:
+    """The options that were given; files of LPIPS choose it."""
+    given = {name: value for name, value in options.items() if value is not None}
+    return {"perceptual": "lpips", **given} if given.get("lpips") else given

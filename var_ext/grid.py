@@ -80,6 +80,15 @@ def edit_sheet(
     return labelled_grid(torch.cat((torch.stack((before, kept)), after)), [row], ["before", "mask", *columns])
 
 
+def tiles(images: torch.Tensor, columns: int) -> torch.Tensor:
+    """Images (N, 3, H, W) side by side in rows of `columns`, as one (3, rows H, columns W); the last row is filled up
+    with black."""
+    rows = -(-len(images) // columns)
+    grid = images.new_zeros(rows * columns, *images.shape[1:])
+    grid[: len(images)] = images
+    return grid.unflatten(0, (rows, columns)).permute(2, 0, 3, 1, 4).flatten(3).flatten(1, 2)
+
+
 def as_picture(image: torch.Tensor) -> Image.Image:
     """One image, (3, H, W) floating point in [0, 1]; what lies outside is clipped."""
     return Image.fromarray(_bytes(image[None])[0])

@@ -13,6 +13,7 @@ import torch
 from var_ext import __version__, backend, ops
 from var_ext.checkpoints import bundled_models, find_model
 from var_ext.checkpoints.released import MODELS
+from var_ext.checkpoints.training_run import progress
 
 
 def describe_installation() -> str:
@@ -143,6 +144,8 @@ def describe_model(name_or_path: str | os.PathLike[str]) -> str:
     if var is not None:
         shape = f"depth {var.depth}, width {var.C}"
         rows["transformer"] = f"{_millions(var)} parameters, {shape}, {var.num_classes} classes"
+    if folder.training is not None:
+        rows["training"] = f"not done: {progress(Path(folder.source))}"
     if folder.sampling:
         rows["sampling"] = ", ".join(f"{key} {value}" for key, value in folder.sampling.items())
     if folder.class_names:

@@ -24,8 +24,8 @@ from var_ext.checkpoints import (
     save_model,
     tensors,
 )
+from var_ext.checkpoints.training_run import LAST, LOG
 from var_ext.info import describe_model
-from var_ext.training.loop import CHECKPOINT, LOG
 
 VAE, VAR = "vae.safetensors", "var.safetensors"
 VAE_PTH, VAR_PTH = released.TOKENIZER_FILE, "var_d16.pth"
@@ -175,9 +175,10 @@ def test_published_files_in_a_folder_get_the_command(tmp_path: Path) -> None:
 
 
 def test_a_training_run_that_is_not_done(tmp_path: Path) -> None:
-    for file in (CHECKPOINT, LOG, "recipe.json"):
+    for file in (LAST, LOG, "recipe.json"):
         (tmp_path / file).touch()
     with pytest.raises(
-        model_folder.CheckpointError, match="training run that is not done: the same `var-ext train` command"
+        model_folder.CheckpointError,
+        match="training run without a checkpoint yet, or of an older version: the same `var-ext train` command",
     ):
         var_ext.load(tmp_path)

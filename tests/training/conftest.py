@@ -8,7 +8,7 @@ import pytest
 from PIL import Image
 
 from tests.threads import threads
-from var_ext.training import TokenizerRecipe, VARRecipe, train_tokenizer
+from var_ext.training import TokenizerRecipe, VARRecipe, train_tokenizer, train_var
 
 
 @pytest.fixture(autouse=True)
@@ -37,6 +37,7 @@ def tokenizer_recipe() -> TokenizerRecipe:
     return TokenizerRecipe(
         epochs=6, batch_size=12, augment=1.0, ema=0.9, vocab_size=16, z_channels=4, ch=32, ch_mult=(1, 1),
         patch_nums=(1, 2, 4), share_quant_resi=2, lr=1e-3, restart_every=4, checkpoint_every=2, log_every=1,
+        weight_perceptual=0.0,
     )  # fmt: skip
 
 
@@ -55,3 +56,23 @@ def tokenizer(
 ) -> Path:
     """Folder of a trained tokenizer."""
     return train_tokenizer(images, tmp_path_factory.mktemp("tokenizer"), tokenizer_recipe, progress=False)
+
+
+@pytest.fixture(scope="session")
+def trained(
+    images: Path, tokenizer: Path, var_recipe: VARRecipe, tmp_path_factory: pytest.TempPathFactory
+) -> Path:
+    return train_var(images, tokenizer, tmp_path_factory.mktemp("var"), var_recipe, progress=False)
+
+
+@pytest.fixture(scope="session")
+def other_images(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Three classes of stripes, of other widths each."""
+    root = tmp_path_factory.mktemp("stripes")
+    for label in range(3):
+        (root / f"stripes{label}").mkdir()
+        for i in range(12):
+            bright = (np.arange(12) + i) // (label + 1) % 2
+            pixels = np.broadcast_to(np.uint8(200 * bright)[:, None, None], (12, 12, 3))
+            Image.fromarray(np.ascontiguousarray(pixels)).save(root / f"stripes{label}" / f"{i}.png")
+    return root

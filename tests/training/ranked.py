@@ -1,7 +1,7 @@
 """Runs trainings on ranks: `ranked(world, cases)` from a test, or `python -m tests.training.ranked` under torchrun.
 
-A case is (kind, arguments of the trainer, recipe). What each rank drops and reads, row by row, goes into
-OUT/rows-RANK.pt.
+A case is (kind, arguments of the trainer, recipe); "tune" is "var" that begins with the model of its tokenizer. What
+each rank drops and reads, row by row, goes into OUT/rows-RANK.pt.
 """
 
 from __future__ import annotations
@@ -74,8 +74,9 @@ def train(case: Case) -> None:
     VAR.dropped_labels, VAR.drop_paths = record_labels, record_paths  # type: ignore[method-assign]
     VARTask.feed, TokenizerTask.step = record_tokens, record_images  # type: ignore[method-assign]
     try:
-        if kind == "var":
-            out = train_var(*arguments, recipe, progress=False)
+        if kind != "tokenizer":
+            source = arguments[1] if kind == "tune" else None
+            out = train_var(*arguments, recipe, init_from=source, progress=False)
         else:
             out = train_tokenizer(*arguments, recipe, progress=False)
     finally:

@@ -27,9 +27,9 @@ def saved(tmp_path: Path) -> Path:
 
 
 def test_round_trip(saved: Path) -> None:
-    step, world, state = load_checkpoint(saved, PINS)
+    step, world, epochs, state = load_checkpoint(saved, PINS)
     assert (
-        (step, world) == (7, 1)
+        (step, world, epochs) == (7, 1, 0)
         and state["w"].tolist() == [0, 1, 2]
         and state["note"] == "x"
         and state["none"] is None

@@ -103,6 +103,21 @@ def test_a_scale_with_too_few_codes_gets_some_although_none_is_unused(
     assert (first - vae.quantize.embedding.weight[7]).norm(dim=1).min() < 1e-6
 
 
+def test_with_a_target_every_scale_is_to_use_so_many(vae: VQVAE, batch: torch.Tensor) -> None:
+    codebook.seed_codebook(vae, batch.split(6), vae.schedule)
+    vae.quantize.using_znorm = True
+    hits = vae.quantize.ema_vocab_hit_SV.fill_(10.0)
+    hits[0, 3:] = 0.0  # the coarsest scale uses its share by side, 3 codes, and not half of them
+    hits[1:, 7] = 9.0
+    assert len(codebook.restart_codes(vae, [batch], vae.schedule)) == 0
+    moved = codebook.restart_codes(vae, [batch], vae.schedule, target=0.5)
+    assert moved.tolist() == [7]
+    first = codebook.residuals(vae, vae.features(batch), vae.schedule)[0]
+    assert (first - vae.quantize.embedding.weight[7]).norm(dim=1).min() < 1e-6
+    hits[0, 3:12] = 10.0
+    assert len(codebook.restart_codes(vae, [batch], vae.schedule, target=0.5)) == 0
+
+
 def test_the_cure_keeps_codes_at_the_coarsest_scale() -> None:
     """Training on real digits: without the cure the 1x1 map ends with a single code."""
     from var_ext.data import load_dataset

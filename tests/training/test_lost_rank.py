@@ -62,22 +62,31 @@ def options_of(recipe: Recipe) -> list[str]:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("kind", ["var", "tokenizer"])
+@pytest.mark.parametrize(
+    ("kind", "shard"),
+    [("var", "optimizer"), ("var", "full"), ("tokenizer", "none"), ("tokenizer", "optimizer")],
+)
 def test_a_job_that_loses_ranks_ends_with_the_same_weights(
     kind: str,
+    shard: str,
     images: Path,
     tokenizer: Path,
     tokenizer_recipe: TokenizerRecipe,
     var_recipe: VARRecipe,
     tmp_path: Path,
 ) -> None:
+    """Where the optimizer is shared out, the run ends with another number of ranks: a tokenizer's soon, since Adam,
+    codes that change and critic make more of rounding at each step."""
     kills = KILLS or (2 if kind == "var" else 1)
     recipe: Recipe = (
-        var_recipe.with_options(shard="optimizer")
+        var_recipe
         if kind == "var"
         else tokenizer_recipe.with_options(weight_adversarial=0.4, adversarial_start=0.2)
     )
-    recipe = recipe.with_options(epochs=6 + 3 * kills, checkpoint_every=2, validate_every=3, micro_batch=4)
+    recipe = recipe.with_options(shard=shard)
+    soon = kind == "tokenizer" and shard == "optimizer" and KILLS == 0
+    epochs = 3 if soon else 6 + 3 * kills
+    recipe = recipe.with_options(epochs=epochs, checkpoint_every=2, validate_every=3, micro_batch=4)
     source = ["--tokenizer", str(tokenizer)] if kind == "var" else []
 
     def command(out: Path, world: int = 2) -> list[str]:
@@ -100,10 +109,11 @@ def test_a_job_that_loses_ranks_ends_with_the_same_weights(
     run(command(whole), whole)
     random_steps = random.SystemRandom()
     for n in range(kills):
-        run(command(cut), cut, kill_after=9 * n + random_steps.randrange(1, 9))
-    if KILLS == 0 and kind == "var":
+        run(command(cut), cut, kill_after=9 * n + random_steps.randrange(4 if soon else 1, 9 - 2 * soon))
+    if KILLS == 0 and shard == "optimizer":
         assert "is of 2 ranks and goes on with 3" in run(command(cut, 3), cut)
-        assert distance(weights(whole), weights(cut)) < CLOSE
+        # of a tokenizer with a critic 2.5e-5 was seen after 7 steps: Adam makes whole steps of gradients of rounding
+        assert distance(weights(whole), weights(cut)) < (CLOSE if kind == "var" else 10 * CLOSE)
     else:
         run(command(cut), cut)
         one, two = weights(whole), weights(cut)

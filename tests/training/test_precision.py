@@ -14,6 +14,7 @@ from var_ext.checkpoints import load_tokenizer
 from var_ext.models import VQVAE
 from var_ext.training import TokenizerRecipe, VARRecipe
 from var_ext.training.loop import Moment
+from var_ext.training.optim import of_muon
 from var_ext.training.plan import GB, PeakMemory, fitting, one_pass, plan, without_memory
 from var_ext.training.precision import LossScale, tf32
 from var_ext.training.tokenizer import TokenizerTask
@@ -111,6 +112,7 @@ def test_blocks_computed_again_keep_a_quarter_at_most() -> None:
         {"micro_batch": 4},
         {"activation_checkpointing": True, "autocast": "bf16"},
         {"freeze": ("blocks.{0-0}.*", "head.*")},
+        {"optimizer": "muon"},
     ],
 )
 def test_a_plan_promises_what_a_step_takes(
@@ -126,7 +128,8 @@ def test_a_plan_promises_what_a_step_takes(
             task.step(Moment(step, 10, 0, False), batch)
     assert promised.parameters == sum(p.numel() for p in task.var.parameters())
     states = sum(p.numel() for p in task.var.parameters() if p.requires_grad)
-    assert promised.optimizer == 12 * states
+    matrices = sum(p.numel() for p in of_muon(task.var)) if recipe.optimizer == "muon" else 0
+    assert promised.optimizer == 12 * states - 4 * matrices
     assert promised.total == pytest.approx(peak.peak, rel=0.1)
 
 

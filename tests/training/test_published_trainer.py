@@ -101,6 +101,7 @@ def test_thirty_steps(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, progressi
         assert ours["loss"] == pytest.approx(seen["Lm"], rel=1e-5)
         assert ours["accuracy"] == pytest.approx(seen["Accm"], rel=1e-5)
         assert ours["grad"] == pytest.approx(seen["tnm"], rel=1e-3)
-        for group in task.optimizer.param_groups:
+        (adamw,) = task.optimizers
+        for group in adamw.param_groups:
             assert group["lr"] == pytest.approx(rates[0], rel=1e-12)
             assert group["weight_decay"] == pytest.approx(rates[3] if group["decay"] else 0.0, rel=1e-12)

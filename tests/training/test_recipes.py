@@ -7,7 +7,10 @@ import pytest
 from var_ext.training import Recipe, TokenizerRecipe, VARRecipe
 
 
-@pytest.mark.parametrize("recipe", [TokenizerRecipe.digits(), TokenizerRecipe.paper(), VARRecipe.digits()])
+@pytest.mark.parametrize(
+    "recipe",
+    [TokenizerRecipe.digits(), TokenizerRecipe.small(), TokenizerRecipe.paper(), VARRecipe.digits()],
+)
 def test_every_field_has_a_help_text_and_survives_a_trip_through_text(recipe: Recipe) -> None:
     text = {}
     for field in dataclasses.fields(recipe):
@@ -59,7 +62,11 @@ def test_bad_options_say_what_was_wanted_and_what_came(options: dict[str, object
 def test_every_number_has_a_range() -> None:
     for cls in (TokenizerRecipe, VARRecipe):
         for field in dataclasses.fields(cls):
-            assert (field.metadata["allowed"] is None) == (field.type in (bool, tuple[str, ...])), field.name
+            unlimited = field.type in (bool, tuple[str, ...]) or field.name in (
+                "semantic",
+                "discriminator",
+            )  # files
+            assert (field.metadata["allowed"] is None) == unlimited, field.name
 
 
 def test_bad_numbers_in_a_list() -> None:
@@ -71,9 +78,20 @@ def test_bad_numbers_in_a_list() -> None:
         TokenizerRecipe().with_options(patch_nums="1,2,x")
 
 
-def test_an_unpublished_depth() -> None:
-    with pytest.raises(ValueError, match="depth must be one of 16, 20, 24, 30, 36, got 17"):
-        VARRecipe.paper(17)
+@pytest.mark.parametrize(
+    ("depth", "known"), [(1, 16), (4, 16), (17, 16), (23, 20), (29, 24), (35, 30), (40, 36)]
+)
+def test_an_unpublished_depth_has_its_sizes_and_the_policy_of_one_below(depth: int, known: int) -> None:
+    ours, theirs = VARRecipe.paper(depth), VARRecipe.paper(known)
+    assert (ours.depth, ours.embed_dim, ours.num_heads) == (depth, 64 * depth, depth)
+    assert ours.drop_path_rate == pytest.approx(0.1 * depth / 24)
+    sizes = {name: getattr(theirs, name) for name in ("depth", "embed_dim", "num_heads", "drop_path_rate")}
+    assert ours.with_options(**sizes) == theirs
+
+
+def test_no_depth_at_all() -> None:
+    with pytest.raises(ValueError, match="depth must be at least 1, got 0"):
+        VARRecipe.paper(0)
 
 
 def test_free_fields_are_not_pinned() -> None:
@@ -88,6 +106,7 @@ def test_fine_tuning_takes_sizes_and_a_rate_from_the_model(width: int, rate: flo
     recipe = VARRecipe.finetune(source)
     assert (recipe.depth, recipe.embed_dim, recipe.num_heads, recipe.patch_nums) == (7, width, 4, ())
     assert recipe.base_lr == pytest.approx(rate, rel=0.02)
+    assert VARRecipe.finetune(source, adapters=True).base_lr == pytest.approx(10 * rate, rel=0.02)
 
 
 VAR_ARGUMENTS = {"depth": 7, "num_heads": 4, "mlp_ratio": 2.0, "drop_path_rate": 0.1, "shared_aln": True}

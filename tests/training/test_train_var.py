@@ -6,10 +6,8 @@ import logging
 import math
 from pathlib import Path
 
-import numpy as np
 import pytest
 import torch
-from PIL import Image
 
 import var_ext
 from var_ext.checkpoints import CheckpointError, load_tokenizer
@@ -23,13 +21,6 @@ from var_ext.training.ranks import ALONE
 from var_ext.training.tally import Tally, token_losses
 from var_ext.training.tokens import CachedTokens
 from var_ext.training.var import VARTask
-
-
-@pytest.fixture(scope="session")
-def trained(
-    images: Path, tokenizer: Path, var_recipe: VARRecipe, tmp_path_factory: pytest.TempPathFactory
-) -> Path:
-    return train_var(images, tokenizer, tmp_path_factory.mktemp("var"), var_recipe, progress=False)
 
 
 def make(images: Path, tokenizer: Path, recipe: VARRecipe, cache: Path) -> VARTask:
@@ -137,8 +128,9 @@ def test_a_step_by_hand(images: Path, tokenizer: Path, var_recipe: VARRecipe, tm
     middle = (1 + 0.2 + 0.8 * (1 - 0.9)) / 2
     lr = 0.1 * 12 / 256 * (1 + (middle - 1) * passed / 0.9)
     decay = 0.1 + 0.2 * (0.5 + 0.5 * math.cos(math.pi * 302 / 1000))
-    assert isinstance(task.optimizer, torch.optim.AdamW)
-    for group in task.optimizer.param_groups:
+    (optimizer,) = task.optimizers
+    assert isinstance(optimizer, torch.optim.AdamW)
+    for group in optimizer.param_groups:
         assert group["lr"] == pytest.approx(lr) and group["betas"] == (0.9, 0.95)
         assert group["weight_decay"] == pytest.approx(decay if group["decay"] else 0)
     old = twin.state_dict()
@@ -161,7 +153,8 @@ def test_the_learning_rate_grows_with_the_images_of_a_step(
     task = make(images, tokenizer, var_recipe.with_options(batch_size=512, warmup=0), tmp_path)
     (batch,) = task.feed(0, epoch_batches(0, 0, task.num_items, 512))
     task.step(Moment(0, 10, 0, False), batch)
-    assert task.optimizer.param_groups[0]["lr"] == pytest.approx(0.1 * 36 / 256)  # all there are
+    (optimizer,) = task.optimizers
+    assert optimizer.param_groups[0]["lr"] == pytest.approx(0.1 * 36 / 256)  # all there are
 
 
 def test_the_recipe_reaches_the_model(
@@ -278,19 +271,6 @@ def test_another_tokenizer_does_not_take_the_checkpoint(
 def test_a_missing_tokenizer_is_named(images: Path, var_recipe: VARRecipe, tmp_path: Path) -> None:
     with pytest.raises((ValueError, CheckpointError), match="nowhere"):
         train_var(images, tmp_path / "nowhere", tmp_path / "out", var_recipe, progress=False)
-
-
-@pytest.fixture(scope="session")
-def other_images(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Three classes of stripes, of other widths each."""
-    root = tmp_path_factory.mktemp("stripes")
-    for label in range(3):
-        (root / f"stripes{label}").mkdir()
-        for i in range(12):
-            bright = (np.arange(12) + i) // (label + 1) % 2
-            pixels = np.broadcast_to(np.uint8(200 * bright)[:, None, None], (12, 12, 3))
-            Image.fromarray(np.ascontiguousarray(pixels)).save(root / f"stripes{label}" / f"{i}.png")
-    return root
 
 
 def test_fine_tuning_on_other_classes_and_scales(

@@ -11,12 +11,14 @@ from typing import Any
 import torch
 
 from var_ext.checkpoints.atomic import CheckpointError
+from var_ext.checkpoints.find import find_model
 from var_ext.checkpoints.model_folder import CONFIG, MIXIN_WEIGHTS, ModelFolder, Weights, open_folder
 from var_ext.checkpoints.pth import read_pth, split
 from var_ext.checkpoints.released import EVALUATION
 from var_ext.checkpoints.saving import save_model
 from var_ext.checkpoints.sizes import USAGE, deduce_vae, deduce_var
 from var_ext.checkpoints.tensors import Entries, load_tensors
+from var_ext.checkpoints.training_run import KEPT, LAST
 from var_ext.models import VAR, VQVAE
 from var_ext.paths import user_path
 
@@ -52,18 +54,36 @@ def convert(
     class_names: Sequence[str] | None = None,
     dtype: torch.dtype = torch.float32,
 ) -> Path:
-    """Turns files of the published code or the hub's mixin into a model folder (safetensors and JSON).
+    """Turns files of the published code or the hub's mixin into a model folder (safetensors and JSON), or copies one.
 
     Args as in `open_files`; a tokenizer's file alone gives a tokenizer's folder. `class_names` and `dtype` as in
-    `save_model`.
+    `save_model`. `vae_file` alone may also be a model folder, that of a training run too, or one of a run's
+    checkpoints, whose weights are those that would be kept if the run ended there.
 
     Raises:
         CheckpointError: a file cannot be read or used, or the folder cannot be written.
+        ValueError: sizes are given for a folder, which has them, or one of adapters without their model.
     """
-    found = open_files(vae_file, var_file, patch_nums=patch_nums, num_heads=num_heads)
+    first = user_path(vae_file)
+    if var_file is None and (first.is_dir() or _is_of_a_run(first)):
+        found = find_model(first if first.is_dir() else first.parent)
+        found = found if first.is_dir() else found.at_checkpoint(first)
+        class_names = found.class_names if class_names is None else class_names
+        if patch_nums is not None or num_heads is not None:
+            raise ValueError(
+                f"patch_nums and num_heads are for files without a config; {found.source} has one"
+            )
+    else:
+        found = open_files(vae_file, var_file, patch_nums=patch_nums, num_heads=num_heads)
     vae = found.tokenizer()
     var = None if found.var_config is None else found.transformer(vae)
     return save_model(out_folder, vae, var, sampling=found.sampling, class_names=class_names, dtype=dtype)
+
+
+def _is_of_a_run(file: Path) -> bool:
+    """Whether this is a checkpoint in the folder of a training run."""
+    named = file.name == LAST or KEPT.fullmatch(file.name)
+    return bool(named) and file.is_file() and (file.parent / CONFIG).is_file()
 
 
 def open_files(

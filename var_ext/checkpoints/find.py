@@ -8,6 +8,7 @@ import re
 from importlib import resources
 from pathlib import Path
 
+from var_ext.checkpoints.adapter import ADAPTER_CONFIG, is_of_adapters, open_adapter
 from var_ext.checkpoints.atomic import CheckpointError, read_json
 from var_ext.checkpoints.hub import address, fetch
 from var_ext.checkpoints.model_folder import CONFIG, ModelFolder, Weights, open_folder, parse
@@ -49,12 +50,17 @@ def find_model(name_or_path: str | os.PathLike[str]) -> ModelFolder:
         return open_folder(bundled_models()[name])
     path = user_path(name)
     if name and path.is_dir():
-        return open_folder(path)
+        if not (path / ADAPTER_CONFIG).exists():
+            return open_folder(path)
+        own = read_json(path / CONFIG) if (path / CONFIG).exists() else {}
+        return open_adapter(str(path), lambda file: path / file, own, find_model)
     if path.is_file():
         raise ValueError(f"the model must be a name or a folder, got a file: {_use_of(path)}")
     if is_name and re.fullmatch(r"[A-Za-z0-9][\w.-]*/[\w.-]+", name) and not _is_publishers(name):
         hint = f" Nor is there a folder {name!r} here."
         config = read_json(fetch(name, CONFIG, hint))
+        if is_of_adapters(config):
+            return open_adapter(address(name), lambda file: fetch(name, file), config, find_model)
         return parse(config, address(name), lambda file: fetch(name, file))
     known = ", ".join([*bundled_models(), *MODELS])
     came = f"{name!r}{_meant(name)}" if is_name else f"the path {name!r}, where there is none"
@@ -62,6 +68,14 @@ def find_model(name_or_path: str | os.PathLike[str]) -> ModelFolder:
         f"the model must be one of {known}, an existing model folder, or 'owner/name' on the Hugging Face "
         f"hub, got {came}"
     )
+
+
+def lasting_name(name_or_path: str | os.PathLike[str]) -> str:
+    """A model's name that means the same in every working folder."""
+    name = os.fspath(name_or_path)
+    path = user_path(name)
+    is_name = isinstance(name_or_path, str) and (name in MODELS or name in bundled_models())
+    return str(path.resolve()) if path.is_dir() and not is_name else name
 
 
 def load_tokenizer(name_or_path: str | os.PathLike[str] = "digits") -> VQVAE:

@@ -4,7 +4,7 @@ A folder of this project: config.json, vae.safetensors, var.safetensors, and a R
 config.json holds {"format": "var_ext/1", "vae": arguments of VQVAE, "var": arguments of VAR, "sampling":
 {"cfg", "top_k", "top_p"}, "class_names": [...] or null}; a folder with only a tokenizer has neither "var"
 nor var.safetensors. Entries keep their published names; they may be stored in half precision and are loaded
-in fp32.
+in fp32. While a run trains the last of the two models, "training" names the checkpoint that has its weights.
 
 A folder of the hub's mixin, as `VQVAEHF` and `VARHF` save it: the constructor's arguments as config.json, and
 model.safetensors.
@@ -17,7 +17,7 @@ import itertools
 import math
 import os
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -26,12 +26,13 @@ import torch
 from var_ext.checkpoints.atomic import CheckpointError, read_json
 from var_ext.checkpoints.pth import GO_ON
 from var_ext.checkpoints.tensors import Entries, load_entries
+from var_ext.checkpoints.training_run import LAST, LOG, kept_weights
 from var_ext.models import VAR, VQVAE
 
 FORMAT = "var_ext/1"
 CONFIG, VAE_WEIGHTS, VAR_WEIGHTS = "config.json", "vae.safetensors", "var.safetensors"
 MIXIN_WEIGHTS = "model.safetensors"
-RUN = {"last.ckpt", "log.jsonl"}  # what a training run writes to its folder
+RUN = {LAST, LOG}  # what a training run writes to its folder
 
 # What a constructor raises for unfit arguments: torch refuses a negative size with a RuntimeError, an empty list of
 # widths is an IndexError.
@@ -63,6 +64,7 @@ class ModelFolder:
         var_config, var_weights: of `VAR`; None if there is only a tokenizer.
         sampling: recommended cfg, top_k and top_p.
         class_names: a name per class, or None.
+        training: the checkpoint that has the weights of a run that is not done, or None.
     """
 
     source: str
@@ -73,6 +75,14 @@ class ModelFolder:
     var_weights: Weights | None = None
     sampling: Mapping[str, Any] = field(default_factory=dict)
     class_names: Sequence[str] | None = None
+    training: str | None = None
+
+    def at_checkpoint(self, file: Path) -> ModelFolder:
+        """The same with the weights of a checkpoint of its training, of the last of its models."""
+        weights = Weights(str(file), lambda: kept_weights(file))
+        if self.var_config is None:
+            return replace(self, vae_weights=weights)
+        return replace(self, var_weights=weights)
 
     def shapes(self) -> tuple[VQVAE, VAR | None]:
         """The models without storage (meta device). Raises CheckpointError."""
@@ -120,7 +130,9 @@ def open_folder(path: Path) -> ModelFolder:
     if not (path / CONFIG).exists():
         names = sorted(file.name for file in path.iterdir())
         if set(names) >= RUN:
-            raise CheckpointError(f"{path} holds no {CONFIG} but a training run that is not done: {GO_ON}")
+            raise CheckpointError(
+                f"{path} holds no {CONFIG} but a training run without a checkpoint yet, or of an older version: {GO_ON}"
+            )
         files = [name for name in names if name.endswith((".pth", ".pt", ".ckpt", ".safetensors"))]
         if files:
             raise CheckpointError(
@@ -153,7 +165,7 @@ def parse(config: Mapping[str, Any], source: str, locate: Callable[[str], Path])
         return ModelFolder(source, name, config, weights(MIXIN_WEIGHTS))
     _check(config, name)
     has_var = config.get("var") is not None
-    return ModelFolder(
+    found = ModelFolder(
         source,
         name,
         vae_config=config["vae"],
@@ -162,14 +174,16 @@ def parse(config: Mapping[str, Any], source: str, locate: Callable[[str], Path])
         var_weights=weights(VAR_WEIGHTS) if has_var else None,
         sampling=config.get("sampling") or {},
         class_names=config.get("class_names"),
+        training=config.get("training"),
     )
+    return found if found.training is None else found.at_checkpoint(locate(found.training))
 
 
 def _check(config: Mapping[str, Any], name: str) -> None:
     if config.get("format") != FORMAT:
         raise CheckpointError(f'{name} must have "format": "{FORMAT}", got {config.get("format", "none")!r}')
     _check_kinds(config, {"vae": dict}, name)
-    optional = {"var": dict, "sampling": dict, "class_names": list}
+    optional = {"var": dict, "sampling": dict, "class_names": list, "training": str}
     _check_kinds(config, {key: kind for key, kind in optional.items() if config.get(key) is not None}, name)
     for key, value in (config.get("sampling") or {}).items():
         whole = key == "top_k"

@@ -14,7 +14,7 @@ from typing import Any
 import torch
 
 from var_ext.checkpoints.atomic import CheckpointError
-from var_ext.checkpoints.tensors import Entries, plain_name, plain_names
+from var_ext.checkpoints.tensors import Entries, load_entries, plain_name, plain_names
 from var_ext.paths import user_path
 
 WRAPPINGS = ("trainer", "model", "state_dict", "ema")  # under which training code saves the entries
@@ -40,9 +40,34 @@ def read_pth(path: str | os.PathLike[str]) -> tuple[Entries | None, Entries | No
             more than one choice.
     """
     file = user_path(path)
+    return split(_content(file), file)
+
+
+def read_entries(path: str | os.PathLike[str], wrappings: Sequence[str] = ()) -> Entries:
+    """Named tensors of any network, from a `.pth` or safetensors file, under plain names.
+
+    Args:
+        path: the file; its entries may be under one of the wrappings that `read_pth` knows, or of `wrappings`.
+
+    Raises:
+        CheckpointError: missing, truncated, carrying code, or holding something else than named tensors.
+    """
+    file = user_path(path)
+    if file.suffix == ".safetensors":
+        return load_entries(file)
+    content = _unwrapped(_content(file), file, (*WRAPPINGS, *wrappings))
+    if not content:
+        raise CheckpointError(f"{file} must hold named tensors, got none")
+    found = _named_tensors(content, file)
+    assert found is not None
+    return found
+
+
+def _content(file: Path) -> object:
+    """What a file holds, read as tensors only."""
     try:
         # Memory-maps the file instead of copying it if its format allows: torch's zip files, not the older kind.
-        content = torch.load(file, map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(file))
+        return torch.load(file, map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(file))
     except OSError as error:
         raise CheckpointError(f"could not read {file}: {error.strerror or error}") from error
     except pickle.UnpicklingError as error:
@@ -58,7 +83,6 @@ def read_pth(path: str | os.PathLike[str]) -> tuple[Entries | None, Entries | No
             f"{file} must be a complete file written by torch.save, but its {size} bytes are cut short or "
             f"damaged ({type(error).__name__}); copy or download it again"
         ) from error
-    return split(content, file)
 
 
 def split(content: object, file: Path) -> tuple[Entries | None, Entries | None]:
@@ -87,10 +111,10 @@ def split(content: object, file: Path) -> tuple[Entries | None, Entries | None]:
     )
 
 
-def _unwrapped(content: object, file: Path) -> object:
+def _unwrapped(content: object, file: Path, wrappings: Sequence[str] = WRAPPINGS) -> object:
     if not isinstance(content, Mapping):
         return content
-    found = [key for key in WRAPPINGS if isinstance(content.get(key), Mapping)]
+    found = [key for key in wrappings if isinstance(content.get(key), Mapping)]
     if len(found) > 1:
         code = f"import torch; torch.save(torch.load({str(file)!r})[{found[-1]!r}], {f'{found[-1]}.pth'!r})"
         raise CheckpointError(

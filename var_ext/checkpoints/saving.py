@@ -25,6 +25,7 @@ def save_model(
     sampling: Mapping[str, float] | None = None,
     class_names: Sequence[str] | None = None,
     dtype: torch.dtype = torch.float32,
+    training: str | None = None,
 ) -> Path:
     """Writes a model folder that `load` restores exactly. Each file is replaced atomically, config.json last.
 
@@ -34,6 +35,8 @@ def save_model(
         sampling: the recommended cfg, top_k and top_p.
         class_names: a name for each class of `var`.
         dtype: the floating-point type on disk; entries that would overflow in it keep theirs.
+        training: name of the checkpoint in the folder that has the weights of `var`, or of `vae` if that is all; they
+            are not written then.
 
     Raises:
         CheckpointError: a file could not be written; existing files are unchanged.
@@ -50,11 +53,14 @@ def save_model(
         config["var"] = {**var.config, "num_classes": var.num_classes}
         _check_rebuilds(var, build_var(vae, config["var"], "the model"))
     path = user_path(folder)
-    save_tensors(path / VAE_WEIGHTS, _stored(vae, dtype), {"format": "pt"})
-    if var is not None:
-        save_tensors(path / VAR_WEIGHTS, _stored(var, dtype), {"format": "pt"})
+    trained = None if training is None else vae if var is None else var
+    for model, file in ((vae, VAE_WEIGHTS), (var, VAR_WEIGHTS)):
+        if model is not None and model is not trained:
+            save_tensors(path / file, _stored(model, dtype), {"format": "pt"})
     config["sampling"] = dict(sampling or {})
     config["class_names"] = None if class_names is None else list(class_names)
+    if training is not None:
+        config["training"] = training
     write_json(path / CONFIG, config)
     return path
 

@@ -7,6 +7,8 @@ dropped label. A model without keys draws from torch's generators, as published.
 
 from __future__ import annotations
 
+import copy
+
 import torch
 from torch import Tensor, nn
 
@@ -52,6 +54,13 @@ class Draws:
         # tensors: layers that differ in nothing else are compiled once, and nothing folds what overflows on purpose
         self.first = torch.tensor(_signed(place * PLACE * GOLDEN % 2**64), device=rows.keys.device)
         self.golden = torch.tensor(_signed(GOLDEN), device=rows.keys.device)
+
+    def of(self, keys: Tensor) -> Draws:
+        """Those of the same place for rows with other keys, (N,) int64."""
+        others = copy.copy(self)
+        others.rows = Rows(keys.device)
+        others.rows.keys = keys
+        return others
 
     def words(self, count: int) -> Tensor:
         """(B, count) int64, 64 random bits each."""

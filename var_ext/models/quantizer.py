@@ -16,7 +16,9 @@ from torch import distributed as dist
 from torch.nn import functional as F
 
 from var_ext import ops
+from var_ext.models.keyed import Draws
 from var_ext.models.modules import Part
+from var_ext.models.remedies import Remedies
 from var_ext.schedule import SCALES_256, ScaleSchedule
 
 USED_SHARE = 0.08  # a code counts as used above this share of the hits under uniform use
@@ -74,6 +76,8 @@ class MultiScaleQuantizer(Part):
     """
 
     ema_vocab_hit_SV: Tensor
+    draws: Draws | None = None  # where a trainer keys the rows
+    remedies: Remedies | None = None  # what a trainer adds to the published pass
     prog_si = -1  # set by the published trainer: only tokens of scales 0..prog_si; below 0: all
 
     def __init__(
@@ -135,12 +139,17 @@ class MultiScaleQuantizer(Part):
         Returns:
             f_hat (B, C, P, P) with a straight-through gradient; with `ret_usages` the share of used codes at each
             scale, in percent; the loss, mean over scales of beta * mse(stop(f_hat_k), f) + mse(f_hat_k, stop(f)).
+            In training `remedies` change both.
         """
         features = f_BChw.float()
         tokens, f_hat, scales = self.quantize(features, self.schedule, per_scale=True)
         assert scales is not None
-        commitment = F.mse_loss(scales.detach(), features.expand_as(scales))
-        codebook = F.mse_loss(scales, features.detach().expand_as(scales))
+        if self.training and self.remedies is not None:
+            with torch.autocast(features.device.type, enabled=False):
+                f_hat, loss = self.remedies(self, features, tokens, scales)
+        else:
+            commitment = F.mse_loss(scales.detach(), features.expand_as(scales))
+            loss = self.beta * commitment + F.mse_loss(scales, features.detach().expand_as(scales))
         if self.training:
             hits = self.hits(tokens)
             if self.collected is not None:
@@ -151,7 +160,13 @@ class MultiScaleQuantizer(Part):
                 self.record_hits(hits)
         ranks = dist.get_world_size() if dist.is_available() and dist.is_initialized() else 1
         usages = self.usages(ranks * features.numel() // features.shape[1]) if ret_usages else None
-        return f_hat, usages, self.beta * commitment + codebook
+        return f_hat, usages, loss
+
+    def uniform(self, rows: int, count: int) -> Tensor:
+        """Random numbers of the rows of a training pass: (rows, count) float32 in [0, 1)."""
+        if self.draws is not None:
+            return self.draws.uniform(count)
+        return torch.rand(rows, count, device=self.embedding.weight.device)
 
     @torch.no_grad()
     def hits(self, tokens: Tensor) -> Tensor:
@@ -204,7 +219,7 @@ class MultiScaleQuantizer(Part):
         for k, codes in enumerate(ms_h_BChw):
             if not all_to_max_scale:
                 f_hat = ops.bicubic_upsample(f_hat, self.schedule.patch_nums[k])
-            f_hat, _ = self._step(k, f_hat, codes, next_side=None)
+            f_hat, _ = self.step(k, f_hat, codes, next_side=None)
             f_hats.append(f_hat)
         return f_hat if last_one else f_hats
 
@@ -220,7 +235,7 @@ class MultiScaleQuantizer(Part):
         f_hat = self.embedding.weight.new_zeros(batch, self.Cvae, side, side, dtype=torch.float32)
         inputs = []
         for k, codes in enumerate(grids):
-            f_hat, pooled = self._step(k, f_hat, codes, next_side=self.schedule.patch_nums[k + 1])
+            f_hat, pooled = self.step(k, f_hat, codes, next_side=self.schedule.patch_nums[k + 1])
             inputs.append(pooled.flatten(2).transpose(1, 2))  # (B, p*p, C)
         return torch.cat(inputs, dim=1) if inputs else None
 
@@ -232,7 +247,7 @@ class MultiScaleQuantizer(Part):
         Returns:
             the new f_hat, and the next scale's input (B, C, p', p'); after the last scale the new f_hat twice.
         """
-        return self._step(
+        return self.step(
             si, f_hat, h_BChw, next_side=self.schedule.patch_nums[si + 1] if si < SN - 1 else None
         )
 
@@ -250,7 +265,8 @@ class MultiScaleQuantizer(Part):
         side = self.schedule.patch_nums[k]
         return self.embedding(idx_Bl).transpose(1, 2).unflatten(2, (side, side))
 
-    def _step(self, k: int, f_hat: Tensor, codes: Tensor, *, next_side: int | None) -> tuple[Tensor, Tensor]:
+    def step(self, k: int, f_hat: Tensor, codes: Tensor, *, next_side: int | None) -> tuple[Tensor, Tensor]:
+        """f_hat (B, C, P, P) with the codes (B, C, p, p) of scale k added, and the next scale's input at its side."""
         # stack only the one needed: stacking all would take as long as the step
         if self.phi_ratio > 1e-6:
             bank = self.quant_resi

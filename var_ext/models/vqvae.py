@@ -12,6 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
+from torch.utils.checkpoint import checkpoint
 
 from var_ext.models.modules import (
     Dropout,
@@ -132,6 +133,21 @@ def _layers(levels: Iterable[Any]) -> Iterator[Any]:
         yield from level if is_plain(level, Level) else (level,)
 
 
+class Coder(Part):
+    """What encoder and decoder share: how their layers are called.
+
+    Attributes:
+        activation_checkpointing: in training, keep the inputs of layers alone, and run each again for its gradient.
+    """
+
+    activation_checkpointing = False
+
+    def call(self, layer: Any, x: Tensor) -> Tensor:
+        if self.activation_checkpointing and self.training and torch.is_grad_enabled():
+            return checkpoint(layer, x, use_reentrant=False)
+        return layer(x)
+
+
 class Middle(Part):
     """Block, attention, block at the lowest resolution."""
 
@@ -145,7 +161,7 @@ class Middle(Part):
         return self.block_2(self.attn_1(self.block_1(x)))
 
 
-class Encoder(Part):
+class Encoder(Coder):
     """Images (B, 3, S, S) -> features (B, C, P, P), P = S / 2^(levels - 1)."""
 
     def __init__(
@@ -165,11 +181,11 @@ class Encoder(Part):
     def forward(self, x: Tensor) -> Tensor:
         h = self.conv_in(x.contiguous(memory_format=torch.channels_last))
         for layer in _layers(self.down):
-            h = layer(h)
-        return self.conv_out(norm_silu(self.norm_out, self.mid(h))).contiguous()
+            h = self.call(layer, h)
+        return self.conv_out(norm_silu(self.norm_out, self.call(self.mid, h))).contiguous()
 
 
-class Decoder(Part):
+class Decoder(Coder):
     """Features (B, C, P, P) -> images (B, 3, S, S)."""
 
     def __init__(
@@ -187,9 +203,9 @@ class Decoder(Part):
         self.conv_out = nn.Conv2d(widths[0], 3, 3, padding=1)
 
     def forward(self, z: Tensor) -> Tensor:
-        h = self.mid(self.conv_in(z.contiguous(memory_format=torch.channels_last)))
+        h = self.call(self.mid, self.conv_in(z.contiguous(memory_format=torch.channels_last)))
         for layer in _layers(reversed(self.up)):
-            h = layer(h)
+            h = self.call(layer, h)
         return self.conv_out(norm_silu(self.norm_out, h)).contiguous()
 
 

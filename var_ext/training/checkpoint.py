@@ -3,28 +3,97 @@
 A checkpoint is a dict of plain values and tensors, so it is read with `weights_only=True` and can never run code.
 Tensors that ranks share out (`--shard full`) lie beside it in the folder `last.ckpt-STEP`, written by all ranks at once
 as safetensors; the checkpoint names the folder once that is complete. `pins` identifies the run (kind, data, recipe); a
-run with other pins refuses the checkpoint.
+run with other pins refuses the checkpoint, except that its epochs may grow. `step-STEP.ckpt` are older ones that are
+kept.
 """
 
+import os
 import shutil
 from collections.abc import Mapping
+from contextlib import suppress
 from pathlib import Path
-from typing import Any
+from threading import Thread
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 from torch.distributed.checkpoint.api import CheckpointException
 from torch.distributed.checkpoint.hf_storage import HuggingFaceStorageReader, HuggingFaceStorageWriter
+from torch.distributed.checkpoint.staging import DefaultStager, StagingOptions
 from torch.distributed.checkpoint.state_dict_loader import load
 from torch.distributed.checkpoint.state_dict_saver import save
 from torch.distributed.tensor import DTensor
 
 from var_ext.checkpoints import CheckpointError, atomic_write, first_line
+from var_ext.checkpoints.training_run import FORMAT, KEPT, SHARED_OUT, read_checkpoint
 from var_ext.training.ranks import ALONE, Ranks
 
-FORMAT = "var_ext/train/2"  # 1: random numbers not by row, state of the optimizer by number
-SHARED_OUT = "shared out"  # stands in the checkpoint for a tensor of the folder
+GRACE = 20.0  # seconds that a run which ends with an error waits for its last checkpoint
 DIGESTS = "digests"  # the pin whose entries are digests, by names a reader understands ("training images")
+
+
+class Saver:
+    """Writes checkpoints in a thread beside the training, one after the other. All ranks use theirs together.
+
+    A context: an error in it waits for a checkpoint that is being written, but not for long: other ranks may be gone.
+
+    Args:
+        path: of the last checkpoint.
+        keep: how many of the newest stay as step-STEP.ckpt besides.
+    """
+
+    def __init__(self, path: Path, ranks: Ranks = ALONE, keep: int = 0) -> None:
+        self.path, self.ranks, self.keep = path, ranks, keep
+        self.thread: Thread | None = None
+        self.error: CheckpointError | None = None
+
+    def __enter__(self) -> "Saver":
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
+        if kind is None:
+            self.wait()
+        elif self.thread is not None:
+            self.thread.join(GRACE)
+
+    def save(self, pins: Mapping[str, Any], step: int, state: Mapping[str, Any]) -> None:
+        """Wait for the checkpoint before, copy the state into memory of the CPU, and begin to write.
+
+        Raises:
+            CheckpointError: the one before could not be written.
+        """
+        self.wait()
+        plain, parts = _split(state)
+        # plain copies, none of them in the background
+        stager = DefaultStager(StagingOptions(False, False, False, False))
+        copied: Any = stager.stage({"plain": {} if self.ranks.rank else plain, "parts": parts})
+        stager.close()
+
+        def write() -> None:
+            try:
+                _save(self.path, pins, step, copied["plain"], copied["parts"], self.ranks, self.keep)
+            except CheckpointError as error:
+                self.error = error
+            except Exception as error:  # nobody would see it in this thread
+                self.error = CheckpointError(f"could not write {self.path}: {first_line(error)}")
+
+        # A daemon: an error elsewhere ends the process at once, and a checkpoint cut off leaves the one before.
+        self.thread = Thread(target=write, name="checkpoint", daemon=True)
+        self.thread.start()
+        self.ranks.wait()  # for the one that copies most; waiting in the next step has its limit
+
+    def failed(self) -> bool:
+        """Whether the last checkpoint turned out not to be writable; does not wait."""
+        return self.error is not None
+
+    def wait(self) -> None:
+        """Until all ranks have written the last checkpoint. Raises CheckpointError if this one could not."""
+        if self.thread is not None:
+            self.thread.join()
+            self.thread = None
+        if self.error is not None:
+            raise self.error
+        self.ranks.wait()
 
 
 def save_checkpoint(
@@ -35,25 +104,56 @@ def save_checkpoint(
     Raises:
         CheckpointError: it could not be written (full disk, no permission); an older file is left unchanged.
     """
-    plain, parts = _split(state)
+    _save(path, pins, step, *_split(state), ranks, 0)
+
+
+def _save(
+    path: Path,
+    pins: Mapping[str, Any],
+    step: int,
+    plain: Mapping[str, Any],
+    parts: dict[str, DTensor],
+    ranks: Ranks,
+    keep: int,
+) -> None:
     folder = path.with_name(f"{path.name}-{step}") if parts else None
     if folder is not None:
-        with ranks.one_first():
-            if ranks.rank == 0:
-                shutil.rmtree(folder, ignore_errors=True)  # of a run that was killed while it wrote it
+        if ranks.rank == 0:
+            shutil.rmtree(folder, ignore_errors=True)  # of a run that was killed while it wrote it
+        if ranks.world > 1:
+            torch.distributed.barrier(ranks.saving)
         writer = HuggingFaceStorageWriter(str(folder), save_distributed=True)
         try:
-            save(parts, storage_writer=writer, process_group=ranks.patient)
+            save(parts, storage_writer=writer, process_group=ranks.saving)
         except (Exception, CheckpointException) as error:  # many classes, and that one is no Exception
             raise CheckpointError(f"could not write {folder}: {_reason(error)}; {path} is kept") from error
     if ranks.rank == 0:
         name = folder.name if folder else None
         content = {"format": FORMAT, "pins": dict(pins), "step": step, "world": ranks.world, "folder": name}
         _write(path, {**content, "state": plain})
-        for old in path.parent.glob(f"{path.name}-*"):
-            if old != folder:
-                shutil.rmtree(old, ignore_errors=True)
-    ranks.wait()
+        _tidy(path, step, keep)
+
+
+def _tidy(path: Path, step: int, keep: int) -> None:
+    """Give the new checkpoint its name among those that are kept, and remove older ones and their folders."""
+    if keep:
+        kept = path.with_name(f"step-{step}.ckpt")
+        with suppress(FileNotFoundError):
+            kept.unlink()
+        try:
+            os.link(path, kept)
+        except OSError:  # a file system without links
+            shutil.copyfile(path, kept)
+    found = [file for file in path.parent.iterdir() if KEPT.fullmatch(file.name)]
+    # by time: what a run that was started anew left has other steps
+    found.sort(key=lambda file: file.stat().st_mtime_ns, reverse=True)
+    if keep:
+        for old in found[keep:]:
+            old.unlink(missing_ok=True)
+    steps = {str(step), *(file.stem.removeprefix("step-") for file in found[: keep or None])}
+    for folder in path.parent.glob(f"{path.name}-*"):
+        if folder.name.removeprefix(f"{path.name}-") not in steps:
+            shutil.rmtree(folder, ignore_errors=True)
 
 
 def _reason(error: BaseException) -> str:
@@ -75,39 +175,31 @@ def _write(path: Path, content: Mapping[str, Any]) -> None:
         ) from error
 
 
+class Checkpoint(NamedTuple):
+    """Steps done, ranks and epochs of the run that wrote it, and its state."""
+
+    step: int
+    world: int
+    epochs: int
+    state: dict[str, Any]
+
+
 def load_checkpoint(
     path: Path, pins: Mapping[str, Any], like: Mapping[str, Tensor] | None = None, ranks: Ranks = ALONE
-) -> tuple[int, int, dict[str, Any]]:
-    """Read a checkpoint of a run with the same `pins`.
+) -> Checkpoint:
+    """Read a checkpoint of a run with the same `pins`, or with fewer epochs.
 
     Args:
         like: the parameters by name; what was shared out is read as they are now, in full or shared out.
 
-    Returns:
-        steps done, ranks of the run that wrote it, state.
-
     Raises:
         CheckpointError: truncated or foreign file, or one from another run; the message says which values differ.
     """
-    wanted = f"wanted a training checkpoint ({FORMAT}) in {path}"
-    try:
-        content = torch.load(path, map_location="cpu", weights_only=True)
-    # torch raises many classes for broken and foreign files: zip, pickle, EOF and runtime errors
-    except Exception as error:
-        raise CheckpointError(
-            f"{wanted}, got a file that cannot be read as one: {first_line(error)}"
-        ) from error
-    match content:
-        case {
-            "format": came, "pins": dict(found), "step": int(step), "world": int(world), "folder": folder,
-            "state": dict(state),
-        } if came == FORMAT:  # fmt: skip
-            pass
-        case dict():
-            entries = ", ".join(map(str, content)) or "none"
-            raise CheckpointError(f"{wanted}, got format {content.get('format')} with the entries {entries}")
-        case _:
-            raise CheckpointError(f"{wanted}, got {type(content).__name__}")
+    content = read_checkpoint(path)
+    found, state, folder = content["pins"], content["state"], content["folder"]
+    epochs, wanted = (int(each.get("recipe", {}).get("epochs", 0)) for each in (found, pins))
+    if epochs < wanted:
+        found = {**found, "recipe": {**found["recipe"], "epochs": wanted}}
     differing = _differences(pins, found)
     if differing:
         raise CheckpointError(
@@ -116,7 +208,7 @@ def load_checkpoint(
         )
     if folder is not None:
         _read_parts(path.with_name(folder), state, like or {}, ranks)
-    return step, world, state
+    return Checkpoint(content["step"], content["world"], epochs, state)
 
 
 def _split(state: Any, path: tuple[str, ...] = ()) -> tuple[Any, dict[str, DTensor]]:

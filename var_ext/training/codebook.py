@@ -2,7 +2,7 @@
 
 All scales share one codebook, but the fine ones have almost all tokens, so the coarse ones (1x1 to 3x3)
 easily end up with a handful of codes. Both remedies therefore allot codes by the *side* of a scale, not by its
-token count. To try another, call it from `TokenizerTask.step` beside `restart_codes`.
+token count. Others work inside the pass (`models/remedies.py`); `keeper.py` calls them all.
 """
 
 from collections.abc import Callable, Sequence
@@ -12,18 +12,21 @@ import torch
 from torch import Tensor
 
 from var_ext.models import VQVAE
-from var_ext.ops import area_downsample
+from var_ext.models.remedies import affinity, vectors
+from var_ext.models.remedies import residuals as residuals_of
 from var_ext.schedule import ScaleSchedule
 
 DEAD_SHARE = 0.03  # a code counts as unused below this share of uniform use
 USED_SHARE = 0.1  # the same for one scale, where uniform means over the codes allotted to it
 MOVED_SHARE = 1 / 32  # used codes that one restart may move to scales with too few
+CVQ_DECAY = 0.99  # of the average of hits, which is the quantizer's
+CVQ_LEAST = 1e-3  # codes that would move by a smaller share of the way stay where they are
 
 
 def residuals(vae: VQVAE, f: Tensor, schedule: ScaleSchedule) -> list[Tensor]:
     """What each scale has to express given the coarser ones: (B, C, P, P) -> K tensors (B * p_k * p_k, C)."""
-    f_hats = [torch.zeros_like(f), *vae.quantize.f_to_idxBl_or_fhat(f, to_fhat=True)]
-    return [_rows(f - f_hat, side) for f_hat, side in zip(f_hats, schedule.patch_nums, strict=False)]
+    scales = torch.stack(vae.quantize.f_to_idxBl_or_fhat(f, to_fhat=True))
+    return [vectors(z) for z in residuals_of(f, scales, schedule.patch_nums)]
 
 
 @torch.no_grad()
@@ -48,6 +51,7 @@ def restart_codes(
     images: Sequence[Tensor],
     schedule: ScaleSchedule,
     gather: Callable[[Tensor], Tensor] = lambda rows: rows,
+    target: float = 0.0,
 ) -> Tensor:
     """Move codes that nothing uses, and the least used ones where a scale has too few, to residuals of
     `images`.
@@ -58,6 +62,8 @@ def restart_codes(
     Args:
         images: batches (B, 3, S, S), of which one at a time must fit into memory.
         gather: what of all ranks, from the rows of this one.
+        target: share of all codes that each scale is to use, where the search lets scales share codes (by cosine);
+            0: the scales divide them by side.
 
     Returns:
         indices of the moved codes, (n,) int64.
@@ -66,7 +72,8 @@ def restart_codes(
     hits = vae.quantize.ema_vocab_hit_SV  # (K, V)
     total = hits.sum(0)
     lacking = []
-    for share, scale_hits in zip(_shares(len(weight), schedule), hits, strict=True):
+    shares = [round(target * len(weight))] * len(schedule) if target else _shares(len(weight), schedule)
+    for share, scale_hits in zip(shares, hits, strict=True):
         in_use = scale_hits >= USED_SHARE * scale_hits.sum() / max(1, share)
         lacking.append(max(0, share - int(in_use.sum())))
     dead = int((total < DEAD_SHARE * total.mean()).sum())
@@ -83,17 +90,41 @@ def restart_codes(
     return moved
 
 
-def forget(optimizer: torch.optim.Optimizer, weight: Tensor, rows: Tensor) -> None:
-    """Zero the optimizer's moments of rows whose codes were replaced."""
+@torch.no_grad()
+def anchors(vae: VQVAE, pool: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """Where rarely used codes are to move: e <- (1 - a) e + a * anchor, a = exp(-10 V N / (1 - 0.99) - 0.001), with N
+    the code's share of the hits (moving average) and its anchor a residual drawn by the softmax of their affinity
+    (CVQ-VAE, arXiv 2307.15139, eqs. 5-7, in the figures of its code).
+
+    All ranks draw the same where their generators stand alike.
+
+    Args:
+        pool: residuals of all scales and ranks, (N, C).
+
+    Returns:
+        indices of the codes with an a worth moving for, (n,) int64; a of each, (n,); their anchors, (n, C).
+    """
+    quantizer = vae.quantize
+    weight, hits = quantizer.embedding.weight, quantizer.ema_vocab_hit_SV.sum(0)
+    share = hits / hits.sum().clamp(min=1)
+    blend = torch.exp(-10 * len(weight) * share / (1 - CVQ_DECAY) - 1e-3)  # (V,)
+    moved = (blend > CVQ_LEAST).nonzero().flatten()
+    drawn = [pool[:0]]
+    for part in moved.split(256):  # of the table (V, N)
+        chances = affinity(weight[part].float(), pool, quantizer.using_znorm).softmax(1)
+        drawn.append(pool[torch.multinomial(chances.cpu(), 1)[:, 0].to(pool.device)])
+    return moved, blend[moved], torch.cat(drawn)
+
+
+def forget(
+    optimizer: torch.optim.Optimizer, weight: Tensor, rows: Tensor, share: Tensor | float = 1.0
+) -> None:
+    """Take a share, a number or (n,), off the optimizer's moments of rows whose codes were replaced to that share."""
     inner = getattr(optimizer, "optim", optimizer)  # a ZeroRedundancyOptimizer has this rank's inside
+    kept = (1 - torch.as_tensor(share, device=rows.device).expand(len(rows)))[:, None]
     for name, value in inner.state.get(weight, {}).items():
         if name in ("exp_avg", "exp_avg_sq"):
-            value[rows] = 0
-
-
-def _rows(rest: Tensor, side: int) -> Tensor:
-    pooled = rest if side == rest.shape[-1] else area_downsample(rest, side)  # (B, C, p, p)
-    return pooled.permute(0, 2, 3, 1).reshape(-1, rest.shape[1])  # (B * p * p, C)
+            value[rows] *= kept
 
 
 def _draw(pool: Tensor, count: int) -> Tensor:

@@ -117,9 +117,28 @@ def _list(values: Iterable[int]) -> str:
     return ", ".join(map(str, values))
 
 
+def matching(names: Iterable[str], patterns: Sequence[str], option: str, kind: str) -> list[str]:
+    """The names that match one of `patterns`: * and ? as in file names, {0-7} a range of numbers.
+
+    Args:
+        option, kind: of the patterns and of what is named, in the error.
+
+    Raises:
+        ValueError: a pattern matches none.
+    """
+    known, found = list(names), set[str]()
+    for pattern in patterns:
+        these = {name for name in known if any(fnmatchcase(name, one) for one in _expanded(pattern))}
+        if not these:
+            raise ValueError(
+                f"{option}: {pattern!r} matches no {kind}; names are like {', '.join(known[:3])}"
+            )
+        found |= these
+    return [name for name in known if name in found]
+
+
 def freeze(model: nn.Module, patterns: Sequence[str]) -> int:
-    """Parameters whose names match one of `patterns` ("blocks.0.*", "*emb*"; * and ? as in file names, {0-7} a range of
-    numbers) are not trained.
+    """Parameters whose names match one of `patterns` ("blocks.0.*", "*emb*"), see `matching`, are not trained.
 
     Returns:
         How many numbers that are.
@@ -127,17 +146,11 @@ def freeze(model: nn.Module, patterns: Sequence[str]) -> int:
     Raises:
         ValueError: a pattern matches no parameter, or nothing would be left to train.
     """
-    frozen = 0
     named = dict(model.named_parameters())
-    for pattern in patterns:
-        matching = [name for name in named if any(fnmatchcase(name, one) for one in _expanded(pattern))]
-        if not matching:
-            raise ValueError(
-                f"freeze: {pattern!r} matches no parameter; names are like {', '.join(list(named)[:3])}"
-            )
-        for name in matching:
-            frozen += named[name].numel() if named[name].requires_grad else 0
-            named[name].requires_grad_(False)
+    frozen = 0
+    for name in matching(named, patterns, "freeze", "parameter"):
+        frozen += named[name].numel() if named[name].requires_grad else 0
+        named[name].requires_grad_(False)
     if not any(parameter.requires_grad for parameter in named.values()):
         raise ValueError(f"freeze: {', '.join(patterns)} leave nothing to train")
     return frozen

@@ -45,12 +45,15 @@ class Interrupts:
         else:
             self.save = True
 
-    def asked(self) -> tuple[bool, bool]:
-        """(whether to save, whether to stop) after the next step; ranks call this together before each step."""
+    def asked(self, failed: bool = False) -> tuple[bool, bool, bool]:
+        """(whether to save, whether to stop) after the next step, and whether a rank has `failed`.
+
+        Ranks call this together before each step.
+        """
         due = bool(self.seconds) and self.ranks.rank == 0 and time.monotonic() - self.last >= self.seconds
         save, self.save = self.save, False
-        save, stop = self.ranks.any(save or due, self.stop)
-        return save or stop, stop
+        save, stop, failed = self.ranks.any(save or due, self.stop, failed)
+        return save or stop, stop, failed
 
     def saved(self) -> None:
         """A checkpoint was written: the clock starts again."""

@@ -10,8 +10,10 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from torch import Tensor
 
 from var_ext.checkpoints import CheckpointError, atomic_write
+from var_ext.training.board import Board
 
 log = logging.getLogger(__name__)
 
@@ -27,14 +29,17 @@ class Log:
 
     Args:
         writes: False on the ranks that only check.
+        board: what shows the lines too.
     """
 
-    def __init__(self, path: Path, done: int, *, writes: bool = True) -> None:
+    def __init__(self, path: Path, done: int, *, writes: bool = True, board: Board | None = None) -> None:
         kept = [line for line in _lines(path) if line["step"] <= done] if writes else []
         if writes:
             with atomic_write(path) as handle:
                 handle.write("".join(json.dumps(line) + "\n" for line in kept).encode())
-        self.path, self.writes, self.began = path, writes, time.monotonic()
+        self.path, self.writes, self.board, self.began = path, writes, board, time.monotonic()
+        if board is not None:
+            board.remember(kept)
         self.before = max((float(line.get("seconds", 0)) for line in kept), default=0.0)
 
     def write(self, step: int, phase: str, metrics: Mapping[str, Any]) -> None:
@@ -56,6 +61,13 @@ class Log:
                 file.write(json.dumps({"step": step, "phase": phase, "seconds": seconds, **values}) + "\n")
         except OSError as error:
             raise CheckpointError(f"could not write {self.path}: {error.strerror or error}") from error
+        if self.board is not None:
+            self.board.add(step, phase, values)
+
+    def show(self, step: int, picture: Tensor) -> None:
+        """Put a picture (3, H, W) beside the lines, where there is a board."""
+        if self.board is not None:
+            self.board.picture(step, picture)
 
 
 def _rounded(value: Any) -> Any:

@@ -7,6 +7,7 @@ number of threads. On a GPU only up to rounding, since some sums there have no f
 """
 
 import logging
+import math
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
@@ -20,18 +21,22 @@ from torch import Tensor
 from tqdm import tqdm
 
 from var_ext.checkpoints import CheckpointError, atomic_write, write_json
-from var_ext.training.checkpoint import load_checkpoint, save_checkpoint
+from var_ext.checkpoints.training_run import LAST, LOG
+from var_ext.grid import as_picture, save_picture
+from var_ext.training.board import Board
+from var_ext.training.checkpoint import Saver, load_checkpoint
+from var_ext.training.extras import need
 from var_ext.training.interrupts import STOPPED, Interrupts
 from var_ext.training.log import Diverged, Log
 from var_ext.training.parallel import as_like, whole
 from var_ext.training.precision import tf32
-from var_ext.training.ranks import ALONE, Ranks
+from var_ext.training.ranks import ALONE, Ranks, check_share
 from var_ext.training.recipes import Recipe
 from var_ext.training.speed import Meter
 
 log = logging.getLogger(__name__)
 
-CHECKPOINT, LOG, RECIPE = "last.ckpt", "log.jsonl", "recipe.json"
+RECIPE, BOARD, SAMPLES = "recipe.json", "tensorboard", "samples"
 
 
 @dataclass(frozen=True)
@@ -86,9 +91,28 @@ class Task(ABC):
         """What measures the speed of its steps."""
         return Meter(self.device, self.global_batch)
 
+    def board(self, folder: Path, done: int) -> Board:
+        """What shows its metrics in TensorBoard, from step `done` on."""
+        clip = getattr(self.recipe, "clip", math.inf)
+        return Board(
+            folder, done,
+            epoch=self.steps_per_epoch, total=self.total, batch=self.global_batch, clip=clip, sides=self.sides(),
+        )  # fmt: skip
+
+    def sides(self) -> list[int] | None:
+        """Pixels of an image at each scale of the log's losses, None where they have no scales."""
+        return None
+
     def parameters(self) -> dict[str, Tensor]:
         """What is trained, by name."""
         return {}
+
+    def publish(self, out: Path, checkpoint: str) -> None:  # noqa: B027  a toy has no model
+        """Make `out`, where the run's checkpoint is, a model folder: called on one rank before the first step."""
+
+    def picture(self) -> Tensor | None:
+        """What the weights to be kept do, (3, H, W) in [0, 1] on the CPU, None on other ranks than the first."""
+        return None
 
     def start(self) -> None:  # noqa: B027  most tasks need none
         """Called once before step 0 of a new run, with seeded randomness."""
@@ -169,26 +193,27 @@ def fit(task: Task, out: Path, *, resume: bool = True, progress: bool = True) ->
     """Train `task` to the end and return the kept weights, on the CPU. All ranks of the task call this together.
 
     SIGUSR1 writes a checkpoint after the next whole step; SIGTERM too, and then ends the process with status 75.
+    Checkpoints are written while training goes on; one that fails ends the run at its next step.
 
     Args:
         task: what to train.
-        out: folder of last.ckpt and log.jsonl; created if missing.
+        out: folder of last.ckpt and log.jsonl, and from the first step on a model folder; created if missing.
         resume: resume from `out`/last.ckpt if it exists; False starts over and overwrites it.
         progress: show a progress bar.
 
     Raises:
         CheckpointError: the checkpoint is broken or from another run, or `out` cannot be written.
-        ValueError: a step has fewer images than there are ranks.
+        ValueError: a step has fewer images than there are ranks, or TensorBoard is asked for and not installed.
         Diverged: a metric such as loss or gradient is no longer finite; the last checkpoint is kept.
         SystemExit: status 75, SIGTERM came.
     """
-    recipe, ranks, path = task.recipe, task.ranks, out / CHECKPOINT
-    if task.global_batch < ranks.world:
-        raise ValueError(
-            f"a step has {task.global_batch} images for {ranks.world} ranks: take a larger batch_size or fewer ranks"
-        )
+    recipe, ranks, path = task.recipe, task.ranks, out / LAST
+    check_share(task.global_batch, ranks.world)
+    if recipe.tensorboard:
+        need("tensorboard", "tensorboard", "--tensorboard")
     gpus = [task.device] if task.device.type == "cuda" else []
-    with torch.random.fork_rng(devices=gpus), tf32(recipe.tf32):
+    saver = Saver(path, ranks, recipe.keep)
+    with torch.random.fork_rng(devices=gpus), tf32(recipe.tf32), saver:
         if resume and path.exists():
             run = _restore(task, path)
             log.info("resuming %s at step %d of %d", path, run.done, task.total)
@@ -196,28 +221,39 @@ def fit(task: Task, out: Path, *, resume: bool = True, progress: bool = True) ->
             run = Run()
             torch.manual_seed(step_seed(recipe.seed, task.total))
             task.start()
-            if recipe.on_divergence == "halve":
-                _save(task, path, run)  # to go back to
-        task.load_data()
+            _save(task, saver, run)
+            saver.wait()
         if ranks.rank == 0:
             write_json(out / RECIPE, task.pins)
-        lines = Log(out / LOG, run.done, writes=ranks.rank == 0)
+            if run.done < task.total:
+                task.publish(out, path.name)
+        task.load_data()
+        lines = _open_log(task, out, run)
         with Interrupts(ranks, recipe.checkpoint_minutes) as interrupts:
             while True:
                 try:
-                    _train(task, path, run, lines, interrupts, progress)
+                    _train(task, saver, run, lines, interrupts, progress)
                     break
                 except Diverged as error:
                     message = str(error)
                 # outside the handler, whose traceback holds the batches of the broken step
+                saver.wait()  # or ranks would go back to different checkpoints
                 run = _go_back(task, path, message, run.halvings)
-                lines = Log(out / LOG, run.done, writes=ranks.rank == 0)
+                lines = _open_log(task, out, run)
                 lines.write(run.done, "halve", {"rate": task.rate})
+            saver.wait()
         kept = run.best["weights"] if run.best else task.weights()
         return {name: whole(tensor) for name, tensor in kept.items()}
 
 
-def _train(task: Task, path: Path, run: Run, lines: Log, interrupts: Interrupts, progress: bool) -> None:
+def _open_log(task: Task, out: Path, run: Run) -> Log:
+    """The log after `run.done` steps, with TensorBoard's beside it if the recipe asks for it."""
+    writes = task.ranks.rank == 0
+    board = task.board(out / BOARD, run.done) if writes and task.recipe.tensorboard else None
+    return Log(out / LOG, run.done, writes=writes, board=board)
+
+
+def _train(task: Task, saver: Saver, run: Run, lines: Log, interrupts: Interrupts, progress: bool) -> None:
     """The steps that are left."""
     recipe, ranks, total, per_epoch = task.recipe, task.ranks, task.total, task.steps_per_epoch
     mine = ranks.rows(task.global_batch)
@@ -233,7 +269,9 @@ def _train(task: Task, path: Path, run: Run, lines: Log, interrupts: Interrupts,
                 batch = next(feed)
             torch.manual_seed(step_seed(recipe.seed, step))
             last = step + 1 == total
-            asked, stop = interrupts.asked()
+            asked, stop, failed = interrupts.asked(saver.failed())
+            if failed:
+                raise saver.error or CheckpointError(f"could not write {saver.path} on another rank")
             save = asked or last or (step + 1) % recipe.checkpoint_every == 0
             # log before saving: the log raises on a diverged run before it can replace a good checkpoint
             at = Moment(step, total, epoch, save or (step + 1) % recipe.log_every == 0)
@@ -250,35 +288,44 @@ def _train(task: Task, path: Path, run: Run, lines: Log, interrupts: Interrupts,
                 loss = metrics[SELECTED_BY[recipe.select]]
                 if recipe.select != "last" and (run.best is None or loss < run.best["loss"]):
                     run.best = {"loss": float(loss), "step": step + 1, "weights": task.weights()}
+            if recipe.sample_every and (last or (step + 1) % (recipe.sample_every * per_epoch) == 0):
+                with meter.pause():
+                    picture = task.picture()
+                    if picture is not None:
+                        save_picture(as_picture(picture), saver.path.parent / SAMPLES / f"{epoch + 1:04}.png")
+                        lines.show(step + 1, picture)
+                    ranks.wait()  # for the one that draws; waiting in the next step has its limit
             bar.set_postfix(shown, refresh=False)
             bar.update()
             if save:
                 with meter.pause():
-                    _save(task, path, replace(run, done=step + 1))
+                    _save(task, saver, replace(run, done=step + 1))
                 interrupts.saved()
             if stop and not last:
                 bar.close()
+                saver.wait()  # all of them: a rank that ends makes the launcher end the others
                 if ranks.rank == 0:
                     log.warning(
                         "SIGTERM: stopped after step %d of %d, saved in %s; the same command goes on",
-                        step + 1, total, path,
+                        step + 1, total, saver.path,
                     )  # fmt: skip
                 raise SystemExit(STOPPED)
 
 
 SELECTED_BY = {"last": "loss", "best": "loss", "best_last_scale": "loss_last"}  # metric of validation
-SHOWN = ("loss", "accuracy", "usage", "lr", "images_per_second", "mfu")  # metrics of the progress bar
+# metrics of the progress bar
+SHOWN = ("loss", "accuracy", "usage", "perplexity", "lr", "images_per_second", "mfu")
 HALVINGS = 3  # of the learning rate of a diverged run, at most
 
 
-def _save(task: Task, path: Path, run: Run) -> None:
+def _save(task: Task, saver: Saver, run: Run) -> None:
     state = {"task": task.state_dict(), "best": run.best, "halvings": run.halvings}
-    save_checkpoint(path, task.pins, run.done, state, task.ranks)
+    saver.save(task.pins, run.done, state)
 
 
 def _restore(task: Task, path: Path) -> Run:
     like = task.parameters()
-    done, world, state = load_checkpoint(path, task.pins, like, task.ranks)
+    done, world, epochs, state = load_checkpoint(path, task.pins, like, task.ranks)
     try:
         task.load_state_dict(state["task"])
         best = state["best"]
@@ -292,13 +339,18 @@ def _restore(task: Task, path: Path) -> Run:
             "%s is of %d ranks and goes on with %d: the same images and random numbers, sums in another order",
             path, world, task.ranks.world,
         )  # fmt: skip
+    if epochs < task.recipe.epochs and task.ranks.rank == 0:
+        log.warning(
+            "%s is of %d epochs and goes on at step %d for %d: from here on with the schedules of the longer run",
+            path, epochs, done, task.recipe.epochs,
+        )  # fmt: skip
     task.rate = 0.5**halvings
     return Run(done, best, halvings)
 
 
 def _go_back(task: Task, path: Path, message: str, halvings: int) -> Run:
     """The run at its last checkpoint with half the learning rate; Diverged where that is not to be done (again)."""
-    kept = f"; {path} is kept" if path.exists() else ""
+    kept = f"; {path} is kept"
     rate = "--base-lr" if hasattr(task.recipe, "base_lr") else "--lr"
     if task.recipe.on_divergence == "stop":
         raise Diverged(f"{message}: lower {rate} and start anew, or go on with --on-divergence halve{kept}")

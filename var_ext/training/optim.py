@@ -5,6 +5,7 @@ resumed run would have to restore.
 """
 
 import math
+import re
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
@@ -13,12 +14,14 @@ import torch
 from torch import Tensor, nn
 from torch.optim.swa_utils import get_ema_multi_avg_fn
 
-from var_ext.training.parallel import as_like, collected, local, owners
+from var_ext.training.parallel import as_like, build_optimizer, collected, local, owners
 from var_ext.training.progressive import factor as progressive_factor
 from var_ext.training.ranks import ALONE, Ranks
 
 # Parts of published parameter names that are never decayed, besides biases and 1-d parameters.
-NO_DECAY = ("pos_1LC", "pos_start", "lvl_embed", "ada_gss", "scale_mul")
+NO_DECAY = ("pos_1LC", "pos_start", "lvl_embed", "ada_gss", "scale_mul", "embedding")
+BETAS = (0.9, 0.95)  # of AdamW, published
+MUON = re.compile(r"blocks\.\d+\.(attn|ffn)\..*")  # names of what Muon takes, if they are matrices
 WARMUP_START = 0.005
 FULL_SHARE = 0.05
 
@@ -31,6 +34,44 @@ def param_groups(model: nn.Module) -> list[dict[str, Any]]:
             exempt = parameter.ndim == 1 or name.endswith("bias") or any(part in name for part in NO_DECAY)
             groups[not exempt].append(parameter)
     return [{"params": params, "decay": decay} for decay, params in groups.items() if params]
+
+
+def of_muon(model: nn.Module) -> list[nn.Parameter]:
+    """The trainable matrices of attention and MLP."""
+    return [p for name, p in _trainable(model) if p.ndim == 2 and MUON.fullmatch(name)]
+
+
+def build_optimizers(
+    kind: str, model: nn.Module, ranks: Ranks, shard: str, lr: float
+) -> list[torch.optim.Optimizer]:
+    """AdamW of the trainable parameters, in the groups of `param_groups`; with `kind` "muon" Muon before it.
+
+    Muon (arXiv 2502.16982) takes the matrices of attention and MLP, with momentum 0.95, and steps as long as AdamW's
+    by root mean square, so that learning rate and weight decay are the same. AdamW keeps embeddings, head and AdaLN,
+    whose inputs are rows of few vectors, biases and scales.
+
+    Raises:
+        ValueError: no matrix for Muon is trained.
+    """
+    groups, adamw = param_groups(model), {"lr": lr, "betas": BETAS, "fused": True}
+    if kind == "adamw":
+        return [build_optimizer(torch.optim.AdamW, groups, ranks, shard, **adamw)]
+    matrices = set(of_muon(model))
+    if not matrices:
+        raise ValueError(
+            "optimizer = muon trains matrices of attention and MLP, got none: freeze fewer, or take adamw"
+        )
+    found = []
+    for optimizer, options, taken in (
+        (torch.optim.Muon, {"lr": lr, "momentum": 0.95, "adjust_lr_fn": "match_rms_adamw"}, True),
+        (torch.optim.AdamW, adamw, False),
+    ):
+        mine = [{**g, "params": [p for p in g["params"] if (p in matrices) == taken]} for g in groups]
+        if any(group["params"] for group in mine):
+            found.append(
+                build_optimizer(optimizer, [g for g in mine if g["params"]], ranks, shard, **options)
+            )
+    return found
 
 
 def warmup_factor(step: int, total: int, warmup: float) -> float | None:

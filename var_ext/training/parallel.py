@@ -144,14 +144,22 @@ def _inner(optimizer: torch.optim.Optimizer) -> torch.optim.Optimizer:
     return getattr(optimizer, "optim", optimizer)
 
 
+def _kept(optimizer: torch.optim.Optimizer) -> tuple[str, ...]:
+    """What an optimizer keeps of a parameter, first what shows that there is something."""
+    return (
+        ("momentum_buffer",) if isinstance(optimizer, torch.optim.Muon) else ("step", "exp_avg", "exp_avg_sq")
+    )
+
+
 def optimizer_state(
     optimizer: torch.optim.Optimizer, module: nn.Module, ranks: Ranks
 ) -> dict[str, dict[str, Tensor]]:
-    """State of an optimizer of the Adam family: "step", "exp_avg" and "exp_avg_sq", by names of parameters."""
+    """State of Muon, "momentum_buffer", or of an optimizer of the Adam family, "step", "exp_avg" and "exp_avg_sq", by
+    names of parameters."""
     parameters = dict(module.named_parameters())
     inner = _inner(optimizer)
     found: dict[str, dict[str, Tensor]] = {}
-    for key in ("step", "exp_avg", "exp_avg_sq"):
+    for key in _kept(inner):
         mine = {name: inner.state[p][key] for name, p in parameters.items() if inner.state.get(p)}
         if inner is not optimizer:
             likes = {
@@ -168,11 +176,11 @@ def load_optimizer_state(
 ) -> None:
     """Put back what `optimizer_state` gave, under any way of sharing out; KeyError if a name is missing."""
     inner = _inner(optimizer)
+    first, *_ = keys = _kept(inner)
     owned = {p for group in inner.param_groups for p in group["params"]}
     for name, p in module.named_parameters():
-        if p in owned and name in state["step"]:
+        if p in owned and name in state[first]:
             inner.state[p] = {
-                "step": state["step"][name].to(p.device),
-                "exp_avg": as_like(state["exp_avg"][name], p),
-                "exp_avg_sq": as_like(state["exp_avg_sq"][name], p),
+                key: state[key][name].to(p.device) if key == "step" else as_like(state[key][name], p)
+                for key in keys
             }

@@ -45,6 +45,14 @@ def stage(
     return now, max(min(done, 1.0), NEW_SCALE_START)
 
 
+def check_first(first: int, scales: int) -> None:
+    """ValueError if no scale would be left to join."""
+    if first >= scales - 1:
+        raise ValueError(
+            f"pg0 must be below {scales - 1}, the index of the last of {scales} scales, for any to join; got {first}"
+        )
+
+
 def factor(passed: float, *, share: float, end: float) -> float:
     """Factor on the learning rate after warm-up: slowly down while scales join, then linearly to `end`.
 

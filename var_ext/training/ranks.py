@@ -43,12 +43,14 @@ class Ranks:
         rank, world: which one, of how many; 0 of 1 without a launcher.
         patient: process group for what may take long, None for one process.
         prompt: process group of CPU tensors for what every step agrees on, None for one process.
+        saving: process group of the thread that writes checkpoints, None for one process.
     """
 
     rank: int = 0
     world: int = 1
     patient: Any = None
     prompt: Any = None
+    saving: Any = None
 
     def rows(self, count: int) -> slice:
         """This rank's share of `count` rows: ranks take neighbouring rows, whose numbers differ by at most one."""
@@ -113,6 +115,14 @@ class Ranks:
 ALONE = Ranks()
 
 
+def check_share(images: int, world: int) -> None:
+    """ValueError if a step of so many images leaves a rank without any."""
+    if images < world:
+        raise ValueError(
+            f"a step has {images} images for {world} ranks: take a larger batch_size or fewer ranks"
+        )
+
+
 @contextmanager
 def join(device: str | torch.device, timeout: float) -> Iterator[tuple[Ranks, torch.device]]:
     """The ranks that torchrun started (or that the caller's process group has), and this one's device.
@@ -140,7 +150,8 @@ def join(device: str | torch.device, timeout: float) -> Iterator[tuple[Ranks, to
         # the caller's own group may be one that cannot be waited in for long
         patient = dist.new_group(backend="gloo", timeout=PATIENCE)
         prompt = dist.new_group(backend="gloo", timeout=timedelta(seconds=timeout))
-        yield Ranks(rank, world, patient, prompt), device
+        saving = dist.new_group(backend="gloo", timeout=PATIENCE)
+        yield Ranks(rank, world, patient, prompt, saving), device
     finally:
         if ours:
             dist.destroy_process_group()

@@ -6,11 +6,15 @@ marked `free`, and a run with other values does not resume from it.
 """
 
 from collections.abc import Mapping
-from dataclasses import MISSING, Field, dataclass, field, fields, replace
+from dataclasses import MISSING, Field, dataclass, fields, replace
 from typing import TYPE_CHECKING, Any, get_args, get_origin
 
 from var_ext.data import DECODES, GEOMETRIES
+from var_ext.models.remedies import GRADIENTS
 from var_ext.schedule import SCALES_256, SCALES_512
+from var_ext.training.loss_weights import parse_weights
+from var_ext.training.recipe_losses import CriticFields, LossFields
+from var_ext.training.recipe_options import ANY, BELOW_ONE, COUNT, NATURAL, POSITIVE, SHARE, option
 
 if TYPE_CHECKING:
     from typing_extensions import Self
@@ -25,20 +29,10 @@ PUBLISHED = {
 }
 
 
-# Ranges of numbers; a tuple of strings means one of them.
-ANY, COUNT, NATURAL, POSITIVE, SHARE, BELOW_ONE = (
-    "(-inf, inf)", "[1, inf)", "[0, inf)", "(0, inf)", "[0, 1]", "[0, 1)"
-)  # fmt: skip
-
-
-def option(
-    default: Any, text: str, allowed: str | tuple[str, ...] | None = None, *, free: bool = False
-) -> Any:
-    """A field with a help text and its allowed values (tuples: of each entry), None for any.
-
-    `free` fields change the weights by rounding at most and may differ when a run resumes.
-    """
-    return field(default=default, metadata={"help": text, "allowed": allowed, "free": free})
+# Widths of levels, of one and more: those of the bundled and the published tokenizer, and what lies around them.
+MULTIPLIERS = ((1,), (1, 2), (1, 2, 2), (1, 2, 2, 4), (1, 1, 2, 2, 4), (1, 1, 2, 2, 4, 4))
+OPTIMIZERS = ("adamw", "muon")
+LORA_TARGETS = ("blocks.*.attn.*", "blocks.*.ffn.*")  # where adapters are by default
 
 
 @dataclass(frozen=True)
@@ -71,6 +65,16 @@ class Recipe:
         NATURAL,
         free=True,
     )
+    keep: int = option(
+        0, "older checkpoints that stay beside the last one, as step-STEP.ckpt", NATURAL, free=True
+    )
+    sample_every: int = option(
+        0,
+        "epochs between two pictures in samples/: drawn images, or reconstructions; 0 is none",
+        NATURAL,
+        free=True,
+    )
+    tensorboard: bool = option(False, "write the curves for TensorBoard too", free=True)
     on_divergence: str = option(
         "stop",
         "when the loss is no longer finite: 'stop', or 'halve' the rate at the last checkpoint, at most 3 times",
@@ -122,10 +126,10 @@ class Recipe:
 
 
 @dataclass(frozen=True)
-class TokenizerRecipe(Recipe):
+class TokenizerRecipe(CriticFields, LossFields, Recipe):
     """Training of the multi-scale VQVAE. The defaults are those of 256 px images (paper, section 3.2).
 
-    Loss: l1 |x - y| + l2 (x - y)^2 + quantizer loss + perceptual hook + adversarial term.
+    Loss: l1 |x - y| + l2 (x - y)^2 + perceptual + semantic + quantizer loss + adversarial loss, see `recipe_losses`.
     """
 
     vocab_size: int = option(4096, "codes, V", COUNT)
@@ -143,15 +147,13 @@ class TokenizerRecipe(Recipe):
     lr_end: float = option(0.01, "last learning rate over the peak; cosine in between", SHARE)
     warmup: float = option(0.02, "share of the steps in which the learning rate rises", SHARE)
     clip: float = option(10.0, "largest norm of the gradient", POSITIVE)
-    weight_l1: float = option(0.2, "weight of |x - y|", NATURAL)
-    weight_l2: float = option(1.0, "weight of (x - y)^2", NATURAL)
-    weight_vq: float = option(1.0, "weight of the quantizer loss", NATURAL)
-    weight_perceptual: float = option(0.5, "weight of the perceptual hook, if one is given", NATURAL)
-    weight_adversarial: float = option(
-        0.0, "weight of the adversarial term, 0 builds no discriminator", NATURAL
+    weight_decay: float = option(0.0, "weight decay", NATURAL)
+    init_gain: float = option(
+        0.0, "gain of Xavier's normal initial weights of convolutions, 0 is torch's own", NATURAL
     )
-    adversarial_start: float = option(0.22, "share of the steps after which the discriminator begins", SHARE)
-    adversarial_warmup: float = option(0.02, "share of the steps in which its weight rises", SHARE)
+    freeze: tuple[str, ...] = option(
+        (), "parts that are not trained: encoder, quantizer, decoder, or names such as decoder.up.*", None
+    )
     autocast: str = option(
         "fp32", "precision of encoder, decoder and discriminator: 'fp32' or 'bf16'", ("fp32", "bf16")
     )
@@ -160,9 +162,45 @@ class TokenizerRecipe(Recipe):
     )
     restart_every: int = option(100, "steps between restarts of unused codes, 0 is never", NATURAL)
     restart_until: float = option(0.7, "share of the steps after which no code is restarted", SHARE)
+    restart_target: float = option(
+        0.0, "share of the codes that restarts want at every scale; 0 divides them among the scales", SHARE
+    )
+    scale_dropout: float = option(0.0, "share of the images that leave out their finest scales", BELOW_ONE)
+    scale_dropout_start: int = option(3, "scales that no image leaves out", COUNT)
+    gradient: str = option(
+        "straight_through",
+        "how the quantizer passes gradients on: 'straight_through' or 'rotation'",
+        GRADIENTS,
+    )
+    anchors: bool = option(False, "in each step move rarely used codes towards features (CVQ)")
+    weight_entropy: float = option(0.0, "weight of the entropy loss of the codes", NATURAL)
+    entropy_temperature: float = option(0.01, "temperature of the entropy loss", POSITIVE)
+    perturb_rows: float = option(0.0, "share of the images whose codes the decoder sees perturbed", SHARE)
+    perturb_tokens: float = option(1.0, "share of their tokens that are replaced at first", SHARE)
+    perturb_codes: int = option(100, "nearest codes of which one replaces a token at first", COUNT)
+    perturb_start: float = option(0.2, "share of the steps after which perturbation weakens", SHARE)
+    perturb_stop: float = option(0.6, "share of the steps after which it stays as weak", SHARE)
+    perturb_last: float = option(0.5, "last strength of perturbation over the first", SHARE)
+    activation_checkpointing: bool = option(
+        False, "keep the inputs of layers alone and compute them again for gradients", free=True
+    )
+    compile: bool = option(False, "compile encoder and decoder with torch.compile", free=True)
 
     def __post_init__(self) -> None:
         super().__post_init__()
+        if len(self.adaptive_clamp) != 2 or self.adaptive_clamp[0] > self.adaptive_clamp[1]:
+            raise ValueError(
+                f"adaptive_clamp must be least,most such as 0.015,10000, got {','.join(map(str, self.adaptive_clamp))}"
+            )
+        if self.scale_dropout > 0 and self.scale_dropout_start > len(self.patch_nums):
+            raise ValueError(
+                f"scale_dropout_start must be at most {len(self.patch_nums)}, the scales of patch_nums, "
+                f"got {self.scale_dropout_start}"
+            )
+        if self.perturb_stop < self.perturb_start:
+            raise ValueError(
+                f"perturb_stop must be at least perturb_start = {self.perturb_start:g}, got {self.perturb_stop:g}"
+            )
         if self.select == "best_last_scale":
             raise ValueError(
                 "select must be 'last' or 'best' for a tokenizer, whose loss has no scales, got 'best_last_scale'"
@@ -177,6 +215,20 @@ class TokenizerRecipe(Recipe):
         """Side of the images in pixels."""
         return self.patch_nums[-1] * 2 ** (len(self.ch_mult) - 1)
 
+    def sized(self, image_size: int) -> "TokenizerRecipe":
+        """For images of this side: with the multipliers for as many levels as lead to the last of `patch_nums`.
+
+        Raises:
+            ValueError: no number of levels does.
+        """
+        known = {self.patch_nums[-1] * 2 ** (len(mult) - 1): mult for mult in MULTIPLIERS}
+        if image_size not in known:
+            raise ValueError(
+                f"image_size must be one of {', '.join(map(str, known))} with a last map of {self.patch_nums[-1]} x "
+                f"{self.patch_nums[-1]} tokens (patch_nums), got {image_size}"
+            )
+        return replace(self, ch_mult=known[image_size])
+
     @classmethod
     def digits(cls) -> "TokenizerRecipe":
         """32 px handwritten digits on two CPU cores in minutes."""
@@ -187,9 +239,37 @@ class TokenizerRecipe(Recipe):
         )  # fmt: skip
 
     @classmethod
+    def small(cls) -> "TokenizerRecipe":
+        """Pictures of 64 px (32 to 128 by `sized`) on CPUs in hours, without anybody's weights."""
+        return cls(
+            epochs=40, batch_size=64, augment=1.0, ema=0.999, vocab_size=1024, z_channels=32, ch=32,
+            ch_mult=(1, 2, 2, 4), patch_nums=(1, 2, 3, 4, 6, 8), lr=1e-3, lr_end=0.05, restart_every=50,
+            perceptual="structural", validate_every=2,
+        )  # fmt: skip
+
+    @classmethod
     def paper(cls) -> "TokenizerRecipe":
-        """The 256 px tokenizer; LPIPS has to be passed to `train_tokenizer` as its perceptual hook."""
-        return cls(epochs=16, batch_size=768, augment=1.0, ema=0.9999, weight_adversarial=0.4, workers=8)
+        """The 256 px tokenizer, as its authors' later trainer (github.com/FoundationVision/vaex) does it.
+
+        Theirs has heads over a DINO ViT-S/16 (`discriminator`) and LPIPS of VGG16 (`lpips`); both files are a user's.
+        """
+        return cls(
+            epochs=250, batch_size=768, augment=1.0, ema=0.9999, dropout=0.05, init_gain=0.5, lr_end=0.3, warmup=0.01,
+            weight_decay=0.005, weight_adversarial=0.4, adversarial_start=0.2, workers=8,
+        )  # fmt: skip
+
+    @classmethod
+    def finetune(cls, source: Mapping[str, Any]) -> "TokenizerRecipe":
+        """The decoder alone on new images, from a trained tokenizer with these constructor arguments.
+
+        Codes and tokens stay as they are, so transformers trained on them stay in use.
+        """
+        sizes = {f.name: source[f.name] for f in fields(cls) if f.name in source}
+        sizes |= {"patch_nums": tuple(source["v_patch_nums"]), "ch_mult": tuple(source["ch_mult"])}
+        return cls(
+            epochs=20, batch_size=64, augment=1.0, ema=0.99, lr_end=0.1, perceptual="structural",
+            freeze=("encoder", "quantizer"), codebook_init=0, restart_every=0, **sizes,
+        )  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -231,10 +311,39 @@ class VARRecipe(Recipe):
     freeze: tuple[str, ...] = option(
         (), "parameters that are not trained: names such as blocks.{0-7}.*,*emb*", None
     )
+    lora: int = option(
+        0,
+        "rank of adapters (LoRA) that are trained in place of the weights of --init-from, 0 is none",
+        NATURAL,
+    )
+    lora_alpha: float = option(0.0, "adapters are scaled by this over their rank, 0 is the rank", NATURAL)
+    lora_targets: tuple[str, ...] = option(
+        LORA_TARGETS, "linear layers that get adapters, named as those of --freeze", None
+    )
+    lora_dropout: float = option(0.0, "dropout of what adapters read", BELOW_ONE)
+    lora_save: str = option(
+        "merged",
+        "the finished adapters: 'merged' into a whole model, or the 'adapter' alone in the format of peft",
+        ("merged", "adapter"),
+        free=True,
+    )
+    optimizer: str = option(
+        "adamw", "'adamw', or 'muon' for the matrices of attention and MLP and AdamW for the rest", OPTIMIZERS
+    )
+    loss_weights: tuple[str, ...] = option(
+        (),
+        "weight of a token by its scale: one number a scale, or 'lognormal'; none weighs all tokens alike",
+        None,
+    )
     pg: float = option(0.0, "share of the steps of progressive training, 0 is none", SHARE)
     pg0: int = option(4, "scale index that progressive training starts from", NATURAL)
     autocast: str = option(
         "fp32", "precision of the forward pass: 'fp32', 'bf16' or 'fp16'", ("fp32", "bf16", "fp16")
+    )
+    fp8: str = option(
+        "none",
+        "experiment: 8-bit products in the blocks, 'native' on GPUs of capability 8.9, or 'emulated' anywhere, slowly",
+        ("none", "native", "emulated"),
     )
     activation_checkpointing: bool = option(
         False, "keep the inputs of blocks alone and compute them again for gradients", free=True
@@ -250,6 +359,25 @@ class VARRecipe(Recipe):
     top_k: int = option(900, "top-k that the finished model recommends", NATURAL, free=True)
     top_p: float = option(0.96, "top-p that the finished model recommends", SHARE, free=True)
 
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        parse_weights(self.loss_weights)
+        others = {"freeze": self.freeze, "fp8": self.fp8 != "none", "optimizer": self.optimizer != "adamw"}
+        for name in others if self.lora else ():
+            if others[name]:
+                raise ValueError(
+                    f"{name} does not go with lora, which trains adapters alone, by AdamW: leave out one of them"
+                )
+        if not self.lora:
+            plain = {"lora_alpha": 0, "lora_dropout": 0, "lora_save": "merged", "lora_targets": LORA_TARGETS}
+            for name, value in plain.items():
+                if getattr(self, name) != value:
+                    raise ValueError(f"{name} is of adapters, of which there are none: add lora, their rank")
+        if self.optimizer == "muon" and self.shard == "full":
+            raise ValueError(
+                "optimizer = muon needs whole matrices, which shard = full takes apart: take shard = optimizer"
+            )
+
     @classmethod
     def digits(cls) -> "VARRecipe":
         """A small transformer for the digits on two CPU cores in minutes."""
@@ -261,27 +389,31 @@ class VARRecipe(Recipe):
 
     @classmethod
     def paper(cls, depth: int = 16) -> "VARRecipe":
-        """The published recipe of a depth: 16, 20, 24, 30 (256 px) or 36 (512 px)."""
-        if depth not in PUBLISHED:
-            raise ValueError(f"depth must be one of {', '.join(map(str, PUBLISHED))}, got {depth}")
-        batch, epochs, base_lr, decay_end, lr_end, gamma = PUBLISHED[depth]
+        """The published recipe of a depth: 16, 20, 24, 30 (256 px) or 36 (512 px, with a shared AdaLN).
+
+        Any other depth d has width 64 d, d heads and drop path 0.1 d / 24 too (paper, section 5.2), and takes the rest
+        from the next smaller published depth, below 16 from 16.
+        """
+        known = max((d for d in PUBLISHED if d <= depth), default=min(PUBLISHED))
+        batch, epochs, base_lr, decay_end, lr_end, gamma = PUBLISHED[known]
         return cls(
             epochs=epochs, batch_size=batch, augment=1.0, autocast="fp16", workers=8, tokens="online", depth=depth,
-            embed_dim=64 * depth, num_heads=depth, drop_path_rate=0.1 * depth / 24, shared_aln=depth == 36,
+            embed_dim=64 * depth, num_heads=depth, drop_path_rate=0.1 * depth / 24, shared_aln=known == 36,
             base_lr=base_lr, weight_decay_end=decay_end, lr_end=lr_end, init_adaln_gamma=gamma, validate_every=10,
-            patch_nums=SCALES_512 if depth == 36 else (),
+            patch_nums=SCALES_512 if known == 36 else (),
         )  # fmt: skip
 
     @classmethod
-    def finetune(cls, source: Mapping[str, Any]) -> "VARRecipe":
+    def finetune(cls, source: Mapping[str, Any], *, adapters: bool = False) -> "VARRecipe":
         """Few images, from the weights of a trained transformer with these constructor arguments.
 
-        The learning rate goes through those of the recipes here: 1e-4 from a width of 1024 on, 4e-3 at 128.
+        The learning rate goes through those of the recipes here: 1e-4 from a width of 1024 on, 4e-3 at 128. Adapters
+        take ten times that.
         """
         sizes = {f.name: source[f.name] for f in fields(cls) if f.name in source and f.name != "patch_nums"}
         return cls(
             epochs=20, batch_size=64, augment=1.0, copies=10, select="best", warmup=0.05, ema=0.99,
-            base_lr=1e-4 * max(1.0, 1024 / source["embed_dim"]) ** 1.77,
+            base_lr=(10 if adapters else 1) * 1e-4 * max(1.0, 1024 / source["embed_dim"]) ** 1.77,
             **sizes,
         )  # fmt: skip
 

@@ -21,7 +21,7 @@ class Tally:
     """Sums of losses and hits over rows, exact enough (float64) that their order does not show."""
 
     def __init__(self, schedule: ScaleSchedule, last: int, vocab_size: int, device: torch.device) -> None:
-        self.slices = schedule.slices[: last + 1]
+        self.slices, self.length = schedule.slices[: last + 1], schedule.num_tokens
         # losses and hits of each token, and in the first column the rows
         self.sums = torch.zeros(2, 1 + self.slices[-1].stop, dtype=torch.float64, device=device)
         self.seen = torch.zeros(last + 1, vocab_size, device=device)
@@ -34,17 +34,26 @@ class Tally:
         for k, where in enumerate(self.slices):
             self.seen[k, found[:, where].unique()] = 1
 
-    def summary(self, ranks: Ranks) -> dict[str, Any]:
-        """Over all ranks, which call this together: loss (nats per token), accuracy (%) and codes in use (%)."""
+    def summary(self, ranks: Ranks, weights: Tensor | None = None) -> dict[str, Any]:
+        """Over all ranks, which call this together: loss (nats per token), accuracy (%), and codes in use (%) by scale
+        and, as "codes", by any.
+
+        Args:
+            weights: of the tokens, (L',); the sum of losses with them over all L tokens of the schedule is the
+                "objective", what is trained. None leaves it out.
+        """
         sums, seen = ranks.sum(self.sums), ranks.sum(self.seen) > 0
         loss, hit = sums[0, 1:] / sums[0, 0], 100 * sums[1, 1:] / sums[1, 0]  # (L',)
         tail = self.slices[-1]
+        weighted = {} if weights is None else {"objective": float((loss * weights).sum()) / self.length}
         return {
             "loss": float(loss.mean()),
+            **weighted,
             "loss_last": float(loss[tail].mean()),
             "accuracy": float(hit.mean()),
             "accuracy_last": float(hit[tail].mean()),
             "loss_scales": [float(loss[where].mean()) for where in self.slices],
             "accuracy_scales": [float(hit[where].mean()) for where in self.slices],
             "usage": (100 * seen.double().mean(1)).tolist(),
+            "codes": float(100 * seen.any(0).double().mean()),
         }

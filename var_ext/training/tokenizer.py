@@ -1,32 +1,33 @@
 """Training of the tokenizer: `train_tokenizer` on images, `TokenizerTask` for the loop.
 
-To add a reconstruction loss, edit `losses.py`; a perceptual one needs no change here, it is passed as a hook.
+To add a reconstruction loss, see `losses`; a perceptual one needs no change here, it is passed as a hook. Another
+discriminator is any module from images to logits that `critics.build_discriminator` returns.
 """
 
-import logging
-from collections.abc import Callable, Iterable, Mapping
-from dataclasses import replace
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from var_ext.checkpoints import save_model
+from var_ext.checkpoints import load_tokenizer, save_model
 from var_ext.data import ImageLoader, load_dataset
+from var_ext.grid import tiles
 from var_ext.models import VQVAE
 from var_ext.models.keyed import key_rows, row_keys
 from var_ext.paths import user_path
 from var_ext.training import codebook
+from var_ext.training.build_tokenizer import build_tokenizer, last_layer, set_trainable, train_mode
 from var_ext.training.checkpoint import DIGESTS
+from var_ext.training.critics import Critic, build_discriminator
+from var_ext.training.keeper import Keeper, restart
 from var_ext.training.loop import Moment, Task, fit, in_float32, prepare, step_seed
-from var_ext.training.losses import (
-    PatchDiscriminator,
-    adaptive_weight,
-    hinge_loss,
-    last_gradients,
-    reconstruction_loss,
-)
+from var_ext.training.losses import Loss
+from var_ext.training.losses.adversarial import adaptive_weight, last_gradients
+from var_ext.training.losses.chosen import digests_of as digests_of_losses
+from var_ext.training.losses.chosen import image_losses, name_of, term
+from var_ext.training.means import Means
 from var_ext.training.optim import Ema, averaged, cosine_factor, in_place, param_groups, set_rates
 from var_ext.training.parallel import (
     accumulating,
@@ -39,11 +40,9 @@ from var_ext.training.parallel import (
 from var_ext.training.precision import autocast
 from var_ext.training.ranks import ALONE, Part, Ranks, join
 from var_ext.training.recipes import TokenizerRecipe
-from var_ext.training.tokens import digests_of
+from var_ext.training.tokens import digest_of, digests_of
+from var_ext.training.usage import perplexity
 
-log = logging.getLogger(__name__)
-
-Perceptual = Callable[[Tensor, Tensor], Tensor]
 BETAS = (0.5, 0.9)
 
 
@@ -53,7 +52,8 @@ def train_tokenizer(
     out: str | Path,
     recipe: TokenizerRecipe,
     *,
-    perceptual: Perceptual | None = None,
+    perceptual: Loss | None = None,
+    init_from: str | Path | None = None,
     device: str | torch.device = "cpu",
     resume: bool = True,
     progress: bool = True,
@@ -64,9 +64,10 @@ def train_tokenizer(
         data: "digits" or a folder of class folders of images.
         out: folder of the result; it also keeps recipe.json, last.ckpt and log.jsonl of the run.
         recipe: e.g. `TokenizerRecipe.digits()`.
-        perceptual: called with (reconstruction, images), both (B, 3, S, S) float32 in [-1, 1], and returns a
-            scalar or one value per image; its mean enters the loss with `weight_perceptual`. LPIPS is the
-            usual choice; its weights are not part of this package.
+        perceptual: a loss instead of the recipe's: called with (reconstruction, images), both (B, 3, S, S) float32 in
+            [-1, 1], it returns a scalar or one value per image; its mean enters with `weight_perceptual`.
+        init_from: name or folder of a tokenizer that gives the first weights; its sizes must be those of the recipe
+            (`TokenizerRecipe.finetune`), scales may differ.
         device: where to train: "cpu" or "cuda", which under torchrun is each rank's own.
         resume: resume from `out`/last.ckpt if it exists.
         progress: show progress bars.
@@ -76,45 +77,41 @@ def train_tokenizer(
 
     Raises:
         DataError: the data cannot be used.
-        CheckpointError: `out` cannot be written, or its checkpoint is broken or from another run.
+        CheckpointError: `out` cannot be written, its checkpoint is broken or from another run, or a file of weights
+            cannot be used.
+        ValueError: a loss of the recipe lacks its weights, the weights to begin with do not fit, or `freeze` names no
+            parameter.
         Diverged: the loss is no longer finite, see `recipe.on_divergence`.
         SystemExit: status 75: SIGTERM came, and a checkpoint was written.
     """
     out = user_path(out)
     with join(device, recipe.rank_timeout) as (ranks, device):
         prepare(out, ranks)
-        task = TokenizerTask(data, recipe, perceptual=perceptual, device=device, ranks=ranks)
+        source = None if init_from is None else load_tokenizer(init_from)
+        task = TokenizerTask(data, recipe, perceptual=perceptual, source=source, device=device, ranks=ranks)
         weights = fit(task, out, resume=resume, progress=progress)
         if ranks.rank == 0:
-            task.vae.load_state_dict(weights)
-            task.vae.eval()
-            save_model(out, task.vae.cpu(), dtype=torch.float16 if recipe.half else torch.float32)
+            save_model(out, task.model(weights), dtype=torch.float16 if recipe.half else torch.float32)
         ranks.wait()
     return out
 
 
 class TokenizerTask(Task):
-    """A VQVAE, its optimizer, and a discriminator if the recipe has an adversarial weight."""
+    """A VQVAE, its losses and optimizer, and a `Critic` if the recipe has an adversarial weight."""
 
     def __init__(
         self,
         data: str | Path,
         recipe: TokenizerRecipe,
         *,
-        perceptual: Perceptual | None = None,
+        perceptual: Loss | None = None,
+        source: VQVAE | None = None,
         device: str | torch.device = "cpu",
         ranks: Ranks = ALONE,
     ) -> None:
-        hook = None
-        if perceptual is not None:
-            hook = f"{perceptual.__module__}.{getattr(perceptual, '__qualname__', type(perceptual).__qualname__)}"
-        elif recipe.weight_perceptual > 0:
-            log.warning(
-                "no perceptual hook is given, so weight_perceptual is 0, not %g", recipe.weight_perceptual
-            )
-            recipe = replace(recipe, weight_perceptual=0.0)
         self.recipe: TokenizerRecipe = recipe
-        self.perceptual, self.device, self.ranks = perceptual, torch.device(device), ranks
+        self.device, self.ranks = torch.device(device), ranks
+        self.losses = image_losses(recipe, perceptual, self.device)
         read: dict[str, Any] = {"geometry": recipe.geometry, "decode": recipe.decode}
         self.train_data = load_dataset(
             data, "train", recipe.image_size, augment=recipe.augment, seed=recipe.seed, **read
@@ -125,38 +122,62 @@ class TokenizerTask(Task):
             for each in (self.train_data, self.val_data)
         )
         self.num_items = len(self.train_data)
-        digests = digests_of(self.train_data, self.val_data)
-        self.pins = {"kind": "tokenizer", DIGESTS: digests, "perceptual": hook, "recipe": recipe.pinned()}
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(recipe.seed)
-            self.vae = VQVAE(
-                vocab_size=recipe.vocab_size, z_channels=recipe.z_channels, ch=recipe.ch,
-                ch_mult=recipe.ch_mult, dropout=recipe.dropout, beta=recipe.beta,
-                using_znorm=recipe.using_znorm, share_quant_resi=recipe.share_quant_resi,
-                v_patch_nums=recipe.patch_nums, test_mode=False,
-            ).to(self.device)  # fmt: skip
+            self.vae = build_tokenizer(recipe, source).to(self.device)
             self.critic = (
-                PatchDiscriminator(recipe.image_size).to(self.device)
+                Critic(build_discriminator(recipe, self.device), recipe, ranks, self.device)
                 if recipe.weight_adversarial > 0
                 else None
             )
+        self.pins = self.identity(source)
         self.schedule = self.vae.schedule
         self.rows = key_rows(self.vae, self.device)
+        self.trained = {name for name, p in self.vae.named_parameters() if p.requires_grad}
+        self.keeper = Keeper(self.vae, recipe, ranks, self.rows, self.device)
         self.parallel = distribute(self.vae, ranks, recipe.shard, self.device)
-        self.optimizer = self.adam(self.vae)
-        if self.critic is not None:
-            self.parallel_critic = distribute(self.critic, ranks, recipe.shard, self.device)
-            self.critic_optimizer = self.adam(self.critic)
+        groups = param_groups(self.vae)
+        self.optimizer = build_optimizer(
+            torch.optim.AdamW, groups, ranks, recipe.shard, lr=recipe.lr, betas=BETAS, fused=True
+        )
         self.ema = self.average() if recipe.ema > 0 else None
 
-    def adam(self, module: nn.Module) -> torch.optim.Optimizer:
-        recipe, groups = self.recipe, param_groups(module)
-        return build_optimizer(
-            torch.optim.Adam, groups, self.ranks, recipe.shard, lr=recipe.lr, betas=BETAS, fused=True
-        )
+    def identity(self, source: VQVAE | None) -> dict[str, Any]:
+        """What a checkpoint must have in common with this run; recipe.json shows it."""
+        digests = digests_of(self.train_data, self.val_data) | digests_of_losses(self.losses)
+        if source is not None:
+            digests["weights to begin with"] = digest_of(source)
+        if self.critic is not None:
+            digests |= self.critic.digests()
+        names = {name: name_of(self.losses.loss(name)) for name in ("perceptual", "semantic")}
+        names["discriminator"] = self.critic.name if self.critic else None
+        return {"kind": "tokenizer", DIGESTS: digests, **names, "recipe": self.recipe.pinned()}
 
     def average(self) -> Ema:
         return Ema(self.vae, self.recipe.ema, self.ranks, shared_out=self.recipe.shard == "optimizer")
+
+    def publish(self, out: Path, checkpoint: str) -> None:
+        save_model(out, self.model(), training=checkpoint)
+
+    def model(self, weights: Mapping[str, Tensor] | None = None) -> VQVAE:
+        """A tokenizer of its own with these weights, without storage where there are none."""
+        with torch.device("meta"):
+            vae = VQVAE(**self.vae.config)
+        if weights is not None:
+            vae.load_state_dict(weights, assign=True)
+        return vae.eval()
+
+    @torch.no_grad()
+    def picture(self) -> Tensor | None:
+        """Eight validation images above their reconstructions."""
+        images, _ = self.val_data.batch(torch.arange(min(8, len(self.val_data))))
+        images = images.to(self.device)
+        self.vae.eval()
+        with in_place(self.vae, self.ema):
+            output, _ = self.reconstruct(self.vae, images)
+        if self.ranks.rank:
+            return None
+        return tiles((torch.cat([images, output]).cpu() + 1) / 2, len(images))
 
     def parameters(self) -> dict[str, Tensor]:
         return dict(self.vae.named_parameters())
@@ -177,41 +198,44 @@ class TokenizerTask(Task):
 
     def step(self, at: Moment, batch: tuple[Tensor, Tensor]) -> Mapping[str, Any]:
         recipe, images, quantizer = self.recipe, batch[0], self.vae.quantize
-        self.vae.train()
+        train_mode(self.vae)
         lr = recipe.lr * self.rate * cosine_factor(at.step, at.total, warmup=recipe.warmup, end=recipe.lr_end)
-        set_rates(self.optimizer, lr)
+        set_rates(self.optimizer, lr, recipe.weight_decay)
         seed, start = step_seed(recipe.seed, at.step), self.ranks.rows(self.global_batch).start
         parts = self.ranks.parts(self.global_batch, recipe.micro_batch)
         inputs = [images[p.rows.start - start : p.rows.stop - start].to(self.device) for p in parts]
-        ramp = self.adversarial_ramp(at.progress) if self.critic else 0.0
-        sums = torch.zeros(4, dtype=torch.float64, device=self.device)
-        outputs, balance = [], None
-        if ramp > 0 and len(parts) > 1:
-            balance = self.balance_ahead(parts, inputs, seed)
+        critic = self.critic if self.critic is not None and self.critic.weight(at.progress) > 0 else None
+        self.keeper.begin(seed, at.progress, self.global_batch, parts, inputs)
+        means, outputs, balance = Means(self.ranks, self.device), [], None
+        if critic and len(parts) > 1:
+            balance = self.balance_ahead(critic, parts, inputs, seed, at.progress)
         quantizer.collected = torch.zeros_like(quantizer.ema_vocab_hit_SV)
         self.optimizer.zero_grad(set_to_none=True)
         for part, x in zip(parts, inputs, strict=True):
             self.rows.keys = row_keys(seed, part.rows, self.device)
             with accumulating(self.parallel, part.last):
-                output, distance, vq = self.reconstruct(self.parallel, x)
-                loss = distance + recipe.weight_vq * vq
-                terms = [loss.detach(), (output - x).detach().abs().mean(), vq.detach()]
-                if ramp > 0:
-                    adversarial = self.opinion(output)
+                output, vq = self.reconstruct(self.parallel, x)
+                distance, values = self.losses(output, x, at.progress)
+                loss = distance + term(recipe, "vq").weight_at(at.progress) * vq
+                values |= {"loss": loss, "l1": (output - x).detach().abs().mean(), "vq": vq}
+                if critic:
+                    adversarial = critic.opinion(output, seed, part.rows, at.progress)
                     if balance is None:
                         balance = self.balance(part.share * self.last_gradients(distance, adversarial))
-                    loss = loss + ramp * recipe.weight_adversarial * balance * adversarial
-                    terms.append(adversarial.detach())
+                    weight = critic.weight(at.progress) * recipe.weight_adversarial * balance
+                    loss = loss + weight * adversarial
+                    values |= {"adversarial": adversarial, "weight_adversarial": weight}
                 (loss * part.share).backward()
             outputs.append(output.detach())
-            sums[: len(terms)] += part.share / self.ranks.world * torch.stack(terms).double()
+            means.add(part.share, **values)
         grad = clip_gradients(self.vae, recipe.clip)
         self.optimizer.step()
         quantizer.record_hits(self.ranks.sum(quantizer.collected))
         quantizer.collected = None
         metrics: dict[str, Any] = {"grad": grad, "lr": lr}
-        if ramp > 0:
-            metrics["critic"] = self.critic_step(parts, inputs, outputs, lr)
+        metrics |= self.keeper.finish(self.global_batch, self.optimizer, self.ema)
+        if critic:
+            metrics |= critic.step(at.step, at.total, seed, parts, inputs, outputs, self.rate)
         if self.ema:
             self.ema.update(self.vae, at.step)
         if (
@@ -222,140 +246,101 @@ class TokenizerTask(Task):
             metrics["restarted"] = self.restart(inputs)
         if not at.logged:
             return {}
-        names = ("loss", "l1", "vq", "adversarial")[: 4 if ramp > 0 else 3]
-        metrics |= zip(names, self.ranks.sum(sums).tolist(), strict=False)
-        usage = quantizer.usages(self.global_batch * self.schedule.side**2)
-        return {**{name: float(value) for name, value in metrics.items()}, "usage": usage}
+        metrics |= means.read() | self.changing_weights(at.progress)
+        scales = {
+            "usage": quantizer.usages(self.global_batch * self.schedule.side**2),
+            "perplexity": perplexity(quantizer.ema_vocab_hit_SV).tolist(),
+        }
+        return {**{name: float(value) for name, value in metrics.items()}, **scales}
 
-    def reconstruct(self, vae: nn.Module, images: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """Reconstruction (b, 3, S, S) float32, its distance, and the quantizer's loss."""
+    def changing_weights(self, progress: float) -> dict[str, float]:
+        """Weights that depend on the step, for the log; all others stand in the recipe."""
+        terms = [each for each, _ in self.losses.parts] + [term(self.recipe, "vq")]
+        return {f"weight_{each.name}": each.weight_at(progress) for each in terms if each.changes}
+
+    def reconstruct(self, vae: nn.Module, images: Tensor) -> tuple[Tensor, Tensor]:
+        """Reconstruction (b, 3, S, S) float32 and the quantizer's loss."""
         with autocast(self.device, self.recipe.autocast):
             output, _, vq = vae(images)
-        return output.float(), self.distance(output.float(), images), vq.float()
-
-    def opinion(self, output: Tensor) -> Tensor:
-        """The adversarial term of (b, 3, S, S); the discriminator learns nothing from it."""
-        assert self.critic is not None
-        self.critic.requires_grad_(False)
-        with autocast(self.device, self.recipe.autocast):
-            logits = self.critic(output)
-        self.critic.requires_grad_(True)
-        return -logits.float().mean()
+        return output.float(), vq.float()
 
     def last_gradients(self, distance: Tensor, adversarial: Tensor) -> Tensor:
-        return last_gradients(distance, adversarial, self.vae.decoder.conv_out.weight)
+        return last_gradients(distance, adversarial, last_layer(self.vae))
 
     def balance(self, gradients: Tensor) -> Tensor:
         """The adaptive weight of the global batch, from this rank's sum of gradients at the last layer."""
-        return adaptive_weight(self.ranks.sum(gradients) / self.ranks.world)
+        mean = self.ranks.sum(gradients) / self.ranks.world
+        return adaptive_weight(mean, self.recipe.adaptive_clamp)
 
-    def balance_ahead(self, parts: list[Part], inputs: list[Tensor], seed: int) -> Tensor:
+    def balance_ahead(
+        self, critic: Critic, parts: list[Part], inputs: list[Tensor], seed: int, progress: float
+    ) -> Tensor:
         """The same in a pass of its own, where the graphs of all micro-batches would not fit into memory."""
-        last = self.vae.decoder.conv_out.weight
+        last = last_layer(self.vae)
         self.vae.requires_grad_(False)
         last.requires_grad_(True)
         self.vae.quantize.collected = torch.zeros_like(self.vae.quantize.ema_vocab_hit_SV)  # counted later
         gradients = torch.zeros(2, *last.shape, device=self.device)
         for part, x in zip(parts, inputs, strict=True):
             self.rows.keys = row_keys(seed, part.rows, self.device)
-            output, distance, _ = self.reconstruct(self.vae, x)
-            gradients += part.share * self.last_gradients(distance, self.opinion(output))
-        self.vae.requires_grad_(True)
+            output, _ = self.reconstruct(self.vae, x)
+            distance, _ = self.losses(output, x, progress)
+            adversarial = critic.opinion(output, seed, part.rows, progress)
+            gradients += part.share * self.last_gradients(distance, adversarial)
+        set_trainable(self.vae, self.trained)
         return self.balance(gradients)
 
-    def distance(self, output: Tensor, images: Tensor) -> Tensor:
-        """Reconstruction and perceptual loss of (B, 3, S, S)."""
-        loss = reconstruction_loss(output, images, self.recipe.weight_l1, self.recipe.weight_l2)
-        if self.perceptual is not None:
-            loss = loss + self.recipe.weight_perceptual * self.perceptual(output, images).mean()
-        return loss
-
-    def adversarial_ramp(self, progress: float) -> float:
-        """0 until the discriminator starts, then rising to 1."""
-        since = progress - self.recipe.adversarial_start
-        return (
-            min(1.0, since / self.recipe.adversarial_warmup)
-            if self.recipe.adversarial_warmup
-            else float(since >= 0)
-        )
-
-    def critic_step(self, parts: list[Part], images: list[Tensor], outputs: list[Tensor], lr: float) -> float:
-        assert self.critic is not None
-        set_rates(self.critic_optimizer, lr)
-        self.critic_optimizer.zero_grad(set_to_none=True)
-        total = torch.zeros((), dtype=torch.float64, device=self.device)
-        for part, x, output in zip(parts, images, outputs, strict=True):
-            with accumulating(self.parallel_critic, part.last):
-                with autocast(self.device, self.recipe.autocast):
-                    real, fake = self.parallel_critic(x), self.parallel_critic(output)
-                loss = hinge_loss(real.float(), fake.float())
-                (loss * part.share).backward()
-            total += part.share / self.ranks.world * loss.detach()
-        clip_gradients(self.critic, self.recipe.clip)
-        self.critic_optimizer.step()
-        return float(self.ranks.sum(total))
-
     def restart(self, images: list[Tensor]) -> int:
-        """Move unused codes, in the moving average too, to residuals of the global batch; returns how many."""
-        self.vae.eval()
-        moved = codebook.restart_codes(
-            self.vae, images, self.schedule, lambda rows: self.ranks.together(rows, self.global_batch)
-        )
-        weight = self.vae.quantize.embedding.weight
-        codebook.forget(self.optimizer, weight, moved)
-        average = self.ema.average.get("quantize.embedding.weight") if self.ema else None
-        if average is not None:
-            average[moved] = weight.detach()[moved]
-        return len(moved)
+        """Move unused codes to residuals of the global batch; returns how many."""
+        target = self.recipe.restart_target
+        return restart(self.vae, images, self.ranks, self.global_batch, self.optimizer, self.ema, target)
 
     @torch.no_grad()
     def validate(self) -> Mapping[str, Any]:
-        """Losses on validation images and codes in use per scale (%), with the weights to be kept."""
+        """Losses on validation images, and `usage.figures` of their tokens, with the weights to be kept."""
         self.vae.eval()
         with in_place(self.vae, self.ema):
             return self.measure()
 
     def measure(self) -> dict[str, Any]:
         """What `validate` returns, with the model's current weights."""
-        sums = torch.zeros(3, dtype=torch.float64, device=self.device)
-        seen = torch.zeros(len(self.schedule), self.recipe.vocab_size, device=self.device)
+        names = [each.name for each, _ in self.losses.parts if each.weight > 0]
+        means = Means(self.ranks, self.device, ("loss", "l1", "l2", *names))
+        hits = torch.zeros_like(self.vae.quantize.ema_vocab_hit_SV)
         most = self.recipe.micro_batch or -(-self.recipe.batch_size // self.ranks.world)
-        parts = [
-            torch.arange(part.rows.start, part.rows.stop)
-            for part in self.ranks.parts(len(self.val_data), most)
-        ]
-        for images in (batch[0][:, 0] for batch in self.val_loader.batches(parts, [0])):
-            output, distance, _ = self.reconstruct(self.vae, images)
-            values = distance, (output - images).abs().mean(), (output - images).square().mean()
-            sums += len(images) / len(self.val_data) * torch.stack(values).double()
-            for k, tokens in enumerate(self.vae.img_to_idxBl(images)):
-                seen[k, tokens.flatten()] = 1
-        names = ("loss", "l1", "l2")
-        used = self.ranks.sum(seen) > 0
-        found = dict(zip(names, self.ranks.sum(sums).tolist(), strict=True))
-        return {**found, "usage": (100 * used.double().mean(1)).tolist()}
+        parts = self.ranks.parts(len(self.val_data), most)
+        rows = [torch.arange(part.rows.start, part.rows.stop) for part in parts]
+        for part, (images, _) in zip(parts, self.val_loader.batches(rows, [0]), strict=True):
+            x = images[:, 0]
+            output, _ = self.reconstruct(self.vae, x)
+            distance, values = self.losses(output, x)
+            error = output - x
+            values |= {"loss": distance, "l1": error.abs().mean(), "l2": error.square().mean()}
+            means.add(part.share, **values)
+            hits += self.vae.quantize.hits(torch.cat(self.vae.img_to_idxBl(x), 1))
+        return {**means.read(), **self.keeper.validated(self.ranks.sum(hits))}
 
     def weights(self) -> dict[str, Tensor]:
         return averaged(self.vae, self.ema)
 
     def state_dict(self) -> dict[str, Any]:
         state = {
-            "vae": self.vae.state_dict(),
+            "model": self.vae.state_dict(),
             "updates": self.vae.quantize.record_hit,
             "optimizer": optimizer_state(self.optimizer, self.vae, self.ranks),
             "ema": dict(self.ema.averages(self.vae)) if self.ema else None,
+            "alarm": self.keeper.alarm.state_dict(),
         }
         if self.critic is not None:
             state["critic"] = self.critic.state_dict()
-            state["critic_optimizer"] = optimizer_state(self.critic_optimizer, self.critic, self.ranks)
         return state
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        self.vae.load_state_dict(state["vae"])
+        self.vae.load_state_dict(state["model"])
         self.vae.quantize.record_hit = state["updates"]
         load_optimizer_state(self.optimizer, self.vae, state["optimizer"])
+        self.keeper.alarm.load_state_dict(state["alarm"])
         if self.ema:
             self.ema.load_state_dict(state["ema"])
         if self.critic is not None:
             self.critic.load_state_dict(state["critic"])
-            load_optimizer_state(self.critic_optimizer, self.critic, state["critic_optimizer"])

@@ -5,35 +5,55 @@ A conditioning other than class labels would enter through `VARTask.step`; anoth
 """
 
 import logging
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from var_ext.checkpoints import find_model, load_tokenizer, save_model
+from var_ext.checkpoints import find_model, load_tokenizer
 from var_ext.data import load_dataset
+from var_ext.grid import tiles
 from var_ext.models import VAR, VQVAE
 from var_ext.models.keyed import row_keys
 from var_ext.paths import user_path
+from var_ext.sampling import Sampler
 from var_ext.schedule import ScaleSchedule
 from var_ext.training.checkpoint import DIGESTS
 from var_ext.training.flops import flops_of
-from var_ext.training.init_from import freeze, init_from, with_scales
+from var_ext.training.init_from import with_scales
 from var_ext.training.loop import Moment, Task, fit, in_float32, prepare, step_seed
-from var_ext.training.optim import Ema, averaged, cosine, in_place, linear_factor, param_groups, set_rates
+from var_ext.training.loss_weights import token_weights
+from var_ext.training.network import (
+    first_network,
+    other_classes,
+    plain_network,
+    prepare_network,
+    publish_network,
+    sampling_of,
+    save_network,
+)
+from var_ext.training.optim import (
+    Ema,
+    averaged,
+    build_optimizers,
+    cosine,
+    in_place,
+    linear_factor,
+    set_rates,
+)
 from var_ext.training.parallel import (
     accumulating,
     as_like,
-    build_optimizer,
     clip_gradients,
     distribute,
     load_optimizer_state,
     optimizer_state,
+    whole,
 )
 from var_ext.training.precision import DTYPES, LossScale, autocast
-from var_ext.training.progressive import stage
+from var_ext.training.progressive import check_first, stage
 from var_ext.training.ranks import ALONE, Part, Ranks, join
 from var_ext.training.recipes import VARRecipe
 from var_ext.training.speed import Meter, peak_tflops
@@ -41,8 +61,6 @@ from var_ext.training.tally import Tally, token_losses
 from var_ext.training.tokens import BATCH, digest_of, digests_of, open_tokens
 
 log = logging.getLogger(__name__)
-
-BETAS = (0.9, 0.95)
 
 
 @in_float32()
@@ -57,7 +75,8 @@ def train_var(
     resume: bool = True,
     progress: bool = True,
 ) -> Path:
-    """Train a VAR transformer (paper, section 3.1) and write it with its tokenizer as a model folder.
+    """Train a VAR transformer (paper, section 3.1) and write it with its tokenizer as a model folder, or with
+    `recipe.lora_save` "adapter" the adapters alone.
 
     Args:
         data: "digits" or a folder of class folders of images.
@@ -77,7 +96,8 @@ def train_var(
     Raises:
         DataError: the data cannot be used.
         CheckpointError: the tokenizer or the checkpoint cannot be used, or `out` cannot be written.
-        ValueError: the scales or the weights to begin with do not fit, or `freeze` names no parameter.
+        ValueError: the scales or the weights to begin with do not fit, a pattern names nothing, or what the recipe asks
+            for does not work here.
         Diverged: the loss is no longer finite, see `recipe.on_divergence`.
         SystemExit: status 75: SIGTERM came, and a checkpoint was written.
     """
@@ -87,20 +107,18 @@ def train_var(
         vae = load_tokenizer(tokenizer)
         if recipe.patch_nums:
             vae = with_scales(vae, recipe.patch_nums)
+        begin = None if init_from is None else find_model(init_from)
+        # no name for the transformer here: a second copy of the weights would live as long as the training
         task = VARTask(
             data, vae, out, recipe, device=device, ranks=ranks, progress=progress,
-            # no name for it here: a second copy of the weights would live as long as the training
-            source=None if init_from is None else find_model(init_from).models()[1],
+            source=None if begin is None else begin.models()[1],
+            source_classes=None if begin is None else begin.class_names,
         )  # fmt: skip
         weights = fit(task, out, resume=resume, progress=progress)
         if ranks.rank == 0:
-            with torch.device("meta"):
-                var = VAR(vae, **task.var.config)
-            var.load_state_dict(weights, assign=True)
-            sampling = {"cfg": recipe.cfg, "top_k": recipe.top_k, "top_p": recipe.top_p}
-            dtype = torch.float16 if recipe.half else torch.float32
-            save_model(
-                out, vae.cpu(), var.eval(), sampling=sampling, class_names=task.class_names, dtype=dtype
+            new_classes = task.var.class_emb.weight.requires_grad
+            save_network(
+                out, weights, recipe, vae.cpu(), task.class_names, source=init_from, new_classes=new_classes
             )
         ranks.wait()
     return out
@@ -117,6 +135,7 @@ class VARTask(Task):
         recipe: VARRecipe,
         *,
         source: VAR | None = None,
+        source_classes: Sequence[str] | None = None,
         device: str | torch.device = "cpu",
         ranks: Ranks = ALONE,
         progress: bool = False,
@@ -126,6 +145,9 @@ class VARTask(Task):
         self.device = torch.device(device)
         self.vae = vae.to(self.device).eval()
         self.schedule: ScaleSchedule = vae.schedule
+        self.token_weights = token_weights(recipe.loss_weights, self.schedule).to(self.device)  # (L,)
+        if recipe.pg:
+            check_first(recipe.pg0, len(self.schedule))
         size = self.schedule.side * vae.downsample
         read: dict[str, Any] = {"geometry": recipe.geometry, "decode": recipe.decode}
         self.train_data = load_dataset(data, "train", size, augment=recipe.augment, seed=recipe.seed, **read)
@@ -136,28 +158,13 @@ class VARTask(Task):
         if source is not None:
             digests["weights to begin with"] = digest_of(source)
         self.pins = {"kind": "var", DIGESTS: digests, "recipe": recipe.pinned()}
-        with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(recipe.seed)
-            self.var = VAR(
-                self.vae, num_classes=self.train_data.num_classes, depth=recipe.depth, embed_dim=recipe.embed_dim,
-                num_heads=recipe.num_heads, mlp_ratio=recipe.mlp_ratio, drop_rate=recipe.drop_rate,
-                drop_path_rate=recipe.drop_path_rate, shared_aln=recipe.shared_aln,
-                cond_drop_rate=recipe.cond_drop_rate, attn_l2_norm=recipe.attn_l2_norm,
-                patch_nums=self.schedule.patch_nums,
-            )  # fmt: skip
-            self.var.init_weights(
-                init_adaln=recipe.init_adaln,
-                init_adaln_gamma=recipe.init_adaln_gamma,
-                init_head=recipe.init_head,
-                init_std=-1,  # sqrt(1 / (3 C))
-            )
+        new_classes = None
         if source is not None:
-            for note in init_from(self.var, source):
-                if ranks.rank == 0:
-                    log.warning("%s", note)
-        if recipe.freeze:
-            freeze(self.var, recipe.freeze)
-        self.var.activation_checkpointing = recipe.activation_checkpointing
+            new_classes = other_classes(self.class_names, source.num_classes, source_classes)
+        self.var, notes = first_network(recipe, self.vae, self.train_data.num_classes, source)
+        notes += prepare_network(self.var, recipe, self.device, new_classes=new_classes)
+        for note in notes if ranks.rank == 0 else ():
+            log.warning("%s", note)
         if recipe.compile:
             for block in self.var.blocks:
                 block.compile()
@@ -168,10 +175,7 @@ class VARTask(Task):
             units=[*projections, *self.var.blocks], dtype=DTYPES[recipe.autocast],
         )  # fmt: skip
         self.rows = self.var.key_rows(self.device)
-        groups = param_groups(self.var)
-        self.optimizer = build_optimizer(
-            torch.optim.AdamW, groups, ranks, recipe.shard, lr=recipe.base_lr, betas=BETAS, fused=True
-        )
+        self.optimizers = build_optimizers(recipe.optimizer, self.var, ranks, recipe.shard, recipe.base_lr)
         shared_out = recipe.shard == "optimizer"
         self.ema = Ema(self.var, recipe.ema, ranks, shared_out=shared_out) if recipe.ema > 0 else None
         self.scale = LossScale(recipe.autocast == "fp16")
@@ -186,6 +190,23 @@ class VARTask(Task):
             self.device, self.global_batch,
             tokens=self.schedule.num_tokens, flops=flops, peak=1e12 * peak * self.ranks.world,
         )  # fmt: skip
+
+    def sides(self) -> list[int]:
+        return [side * self.vae.downsample for side in self.schedule.patch_nums]
+
+    def publish(self, out: Path, checkpoint: str) -> None:
+        publish_network(out, checkpoint, self.recipe, self.vae, self.class_names)
+
+    def picture(self) -> Tensor | None:
+        """Eight images each of eight classes."""
+        weights = {name: whole(tensor) for name, tensor in self.weights().items()}
+        if self.ranks.rank:
+            return None
+        var = plain_network(self.recipe, self.vae, self.train_data.num_classes, weights)
+        sampler = Sampler(self.vae, var.to(self.device), defaults=sampling_of(self.recipe), precision="fp32")
+        count = min(8, sampler.num_classes)
+        labels = [i * sampler.num_classes // count for i in range(count) for _ in range(8)]
+        return tiles(sampler(labels, list(range(8)) * count).cpu(), 8)
 
     def parameters(self) -> dict[str, Tensor]:
         return dict(self.var.named_parameters())
@@ -215,7 +236,10 @@ class VARTask(Task):
             at.step, at.total, warmup=recipe.warmup, end=recipe.lr_end, progressive=recipe.pg
         )
         decay = cosine(at.step / max(1, at.total - 1), recipe.weight_decay, recipe.weight_decay_end)
-        set_rates(self.optimizer, recipe.base_lr * count / 256 * factor * self.rate, decay)
+        rate = recipe.base_lr * count / 256 * factor * self.rate
+        for optimizer in self.optimizers:
+            set_rates(optimizer, rate, decay)
+            optimizer.zero_grad(set_to_none=True)
         last, weight = stage(
             at.step,
             at.total,
@@ -224,11 +248,10 @@ class VARTask(Task):
             first=recipe.pg0,
             warmup=recipe.warmup,
         )
-        weights = torch.ones(self.schedule.slices[last].stop, device=self.device)
-        weights[self.schedule.slices[last]] = weight
+        weights = self.token_weights[: self.schedule.slices[last].stop].clone()
+        weights[self.schedule.slices[last]] *= weight
         seed = step_seed(recipe.seed, at.step)
         tally = Tally(self.schedule, last, self.vae.vocab_size, self.device)
-        self.optimizer.zero_grad(set_to_none=True)
         for part in self.parts(count):
             self.rows.keys = row_keys(seed, part.rows, self.device)
             mine = slice(part.rows.start - start, part.rows.stop - start)
@@ -243,14 +266,16 @@ class VARTask(Task):
         norm = clip_gradients(self.var, recipe.clip)
         stepped = self.scale.accepts(norm)
         if stepped:
-            self.optimizer.step()
+            for optimizer in self.optimizers:
+                optimizer.step()
             if self.ema:
                 self.ema.update(self.var, at.step)
         if not at.logged:
             return {}
-        found = tally.summary(self.ranks)
-        (rate,) = {group["lr"] for group in self.optimizer.param_groups}
-        metrics = {**found, "lr": float(rate), "weight_decay": decay}
+        found = tally.summary(self.ranks, weights if recipe.loss_weights else None)
+        metrics = {**found, "lr": rate, "weight_decay": decay}
+        if recipe.pg:
+            metrics |= {"stage": last, "stage_weight": weight}
         if stepped:
             metrics["grad"] = float(norm)
         return {**metrics, "scale": self.scale.scale} if self.scale.enabled else metrics
@@ -293,16 +318,23 @@ class VARTask(Task):
 
     def state_dict(self) -> dict[str, Any]:
         return {
-            "var": self.var.state_dict(),
-            "optimizer": optimizer_state(self.optimizer, self.var, self.ranks),
+            "model": self.var.state_dict(),
+            "optimizer": {
+                key: kept
+                for optimizer in self.optimizers
+                for key, kept in optimizer_state(optimizer, self.var, self.ranks).items()
+            },
             "ema": dict(self.ema.averages(self.var)) if self.ema else None,
             "scale": self.scale.state_dict(),
         }
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         own = self.var.state_dict()
-        self.var.load_state_dict({n: as_like(t, own[n]) if n in own else t for n, t in state["var"].items()})
-        load_optimizer_state(self.optimizer, self.var, state["optimizer"])
+        self.var.load_state_dict(
+            {n: as_like(t, own[n]) if n in own else t for n, t in state["model"].items()}
+        )
+        for optimizer in self.optimizers:
+            load_optimizer_state(optimizer, self.var, state["optimizer"])
         if self.ema:
             self.ema.load_state_dict(state["ema"])
         self.scale.load_state_dict(state["scale"])

@@ -1,0 +1,83 @@
+"""The program that compares remedies: it trains what is missing, keeps what is done, and its table is right."""
+
+from __future__ import annotations
+
+import importlib.util
+import re
+from pathlib import Path
+from types import ModuleType
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from tests.threads import threads
+
+PROGRAM = Path(__file__).resolve().parents[2] / "python" / "ablate_tokenizer.py"
+SIZES = ["epochs=1", "ch_mult=1,1", "patch_nums=1,4,6", "vocab_size=32", "batch_size=4", "codebook_init=64"]
+TINY = [word for each in SIZES for word in ("--set", each)]
+
+
+@pytest.fixture(scope="module")
+def program() -> ModuleType:
+    spec = importlib.util.spec_from_file_location("ablate_tokenizer", PROGRAM)
+    assert spec is not None and spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+def test_two_variants_and_seeds(
+    program: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for path in ("train/a", "val/a"):
+        (tmp_path / "data" / path).mkdir(parents=True)
+        for i in range(12):
+            noise = np.random.default_rng(i).integers(0, 256, (12, 12, 3), np.uint8)
+            Image.fromarray(noise).save(tmp_path / "data" / path / f"{i}.png")
+    arguments = [str(tmp_path / "data"), "--out", str(tmp_path), "--count", "10", *TINY]
+    with threads(1):
+        program.main([*arguments, "--variants", "plain,cosine", "--seeds", "0"])
+        one = (tmp_path / "ablation.md").read_text()
+        trained: list[Path] = []
+        train = program.train_tokenizer
+        monkeypatch.setattr(
+            program, "train_tokenizer", lambda *a, **k: (trained.append(a[1]), train(*a, **k))
+        )
+        program.main([*arguments, "--variants", "plain", "--seeds", "0,1"])
+    assert [path.name for path in trained] == ["plain-1"]  # seed 0 was there
+    two = (tmp_path / "ablation.md").read_text()
+    assert one != two and two in capsys.readouterr().out
+    head, _, *rows = one.splitlines()[2:]
+    assert head.startswith("| variant | codes 1x1 | codes 4x4 | codes 6x6 | perplexity 1x1 |")
+    assert [row.split(" | ")[0] for row in rows] == ["| plain", "| cosine"]
+    assert all(len(row.split("|")) == len(head.split("|")) for row in rows)
+    assert "±" not in one and "±" in two
+    assert (tmp_path / "cosine-0" / "report" / "tokenizer.md").exists()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--variants", "plain,magic"], "--variants must be of plain, .*, got magic"),
+        (["--set", "epochs"], "--set must be NAME=VALUE, got epochs"),
+        (["--set", "magic=1"], "options of TokenizerRecipe are .*; got magic"),
+        (["--seeds", "a"], "invalid literal for int"),
+    ],
+)
+def test_bad_arguments(
+    program: ModuleType,
+    tmp_path: Path,
+    arguments: list[str],
+    message: str,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    with pytest.raises(SystemExit):
+        program.main(["digits", "--out", str(tmp_path), *arguments])
+    assert re.search(message, capsys.readouterr().err, re.S)
+
+
+def test_every_variant_is_a_recipe(program: ModuleType) -> None:
+    assert program.BASE.image_size == 64
+    for options in program.VARIANTS.values():
+        program.BASE.with_options(**options)

@@ -1,0 +1,172 @@
+"""The evaluation of a tokenizer: its figures by hand, its page, the command, and what is refused."""
+
+from __future__ import annotations
+
+import builtins
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from click.testing import CliRunner
+from torch import Tensor
+
+from tests.threads import threads
+from var_ext.checkpoints import load_tokenizer
+from var_ext.cli import main
+from var_ext.data import load_dataset
+from var_ext.evaluation import Space, evaluate_tokenizer, frechet_distance, psnr, ssim
+from var_ext.evaluation.tokenizer import Moments
+from var_ext.evaluation.tokenizer_report import TokenizerReport
+from var_ext.models import VQVAE
+from var_ext.training.usage import allowed
+
+pytest.importorskip("sklearn")
+COUNT = 30
+
+
+def features(images: Tensor) -> Tensor:
+    return images.mean(1).flatten(1)[:, ::97]  # (B, 11)
+
+
+@pytest.fixture(scope="module")
+def vae() -> VQVAE:
+    return load_tokenizer("digits")
+
+
+@pytest.fixture(scope="module")
+def report(vae: VQVAE) -> TokenizerReport:
+    data = load_dataset("digits", "val", 32)
+    lpips = lambda x, y: (x - y).abs().amax((1, 2, 3))  # noqa: E731
+    with threads(1):
+        return evaluate_tokenizer(
+            vae, data, count=COUNT, batch_size=8, space=Space("FD-x", features), lpips=lpips
+        )
+
+
+@torch.no_grad()
+def test_figures_by_hand(vae: VQVAE, report: TokenizerReport) -> None:
+    x = load_dataset("digits", "val", 32).batch([i * 200 // COUNT for i in range(COUNT)])[0]
+    steps = [(each + 1) / 2 for each in vae.img_to_reconstructed_img(x)]
+    real, last = (x + 1) / 2, steps[-1]
+    assert report.count == COUNT and report.image_size == 32 and report.vocab_size == 256
+    assert report.psnr == pytest.approx(float(psnr(last, real).mean()), rel=1e-4)
+    assert report.ssim == pytest.approx(float(ssim(last, real).mean()), rel=1e-4)
+    assert report.l1 == pytest.approx(float((last - real).abs().mean()), rel=1e-4)
+    assert report.l2 == pytest.approx(float((last - real).square().mean()), rel=1e-4)
+    assert report.lpips == pytest.approx(float(2 * (last - real).abs().amax((1, 2, 3)).mean()), rel=1e-4)
+    assert report.frechet == pytest.approx(frechet_distance(features(last), features(real)), rel=1e-3)
+    for row, tokens, step in zip(report.scales, vae.img_to_idxBl(x), steps, strict=True):
+        assert row.tokens == tokens.numel() == COUNT * row.side**2
+        assert row.codes == len(tokens.unique())
+        assert row.allowed == allowed(tokens.numel(), 256)
+        share = tokens.flatten().bincount() / tokens.numel()
+        share = share[share > 0].double()
+        assert row.perplexity == pytest.approx(float(torch.exp(-(share * share.log()).sum())), rel=1e-5)
+        assert row.psnr == pytest.approx(float(psnr(step, real).mean()), rel=1e-4)
+        assert row.ssim == pytest.approx(float(ssim(step, real).mean()), rel=1e-4)
+    assert report.scales[0].psnr < report.scales[-1].psnr
+    torch.testing.assert_close(report.shown[:, 0], real[::5])
+    torch.testing.assert_close(report.shown[:, -1], last[::5], rtol=1e-3, atol=1e-4)
+
+
+def test_wrong_tokens_cost_more_and_belong_to_the_image(vae: VQVAE, report: TokenizerReport) -> None:
+    data = load_dataset("digits", "val", 32)
+
+    def run(**options: Any) -> TokenizerReport:
+        return evaluate_tokenizer(vae, data, count=COUNT, space=Space("FD-x", features), **options)
+
+    assert report.frechet is not None and report.frechet_perturbed is not None
+    assert report.frechet_perturbed > report.frechet
+    assert run(batch_size=30).frechet_perturbed == pytest.approx(report.frechet_perturbed, rel=1e-4)
+    assert run(perturbed_tokens=0.0).frechet_perturbed == pytest.approx(report.frechet, rel=1e-3)
+    assert run(seed=1).frechet_perturbed != pytest.approx(report.frechet_perturbed, rel=1e-4)
+    far = run(perturbed_tokens=1.0, perturbed_codes=64).frechet_perturbed
+    assert far is not None and far > report.frechet_perturbed
+
+
+def test_moments_are_those_of_all_at_once() -> None:
+    x = 100 + torch.randn(50, 4)
+    moments = Moments()
+    for part in x.split(7):
+        moments.add(part)
+    mean, covariance = moments.gaussian()
+    torch.testing.assert_close(mean, x.double().mean(0))
+    torch.testing.assert_close(covariance, torch.cov(x.double().T))
+
+
+def test_the_page(report: TokenizerReport, tmp_path: Path) -> None:
+    log = tmp_path / "log.jsonl"
+    rows = [
+        {"step": 1, "phase": "train", "loss": 1.0},
+        {"step": 2, "phase": "val", "loss": 2.0, "usage": [1, 2], "perplexity": [3, 4]},
+    ]
+    log.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    page = report.write(tmp_path / "report", "A tokenizer", log)
+    text = page.read_text()
+    assert text.startswith("# A tokenizer\n\n30 images of digits, split 'val'; 32 px, 256 codes.")
+    assert f"| PSNR (dB) | {report.psnr:.2f} |" in text and "| LPIPS (unnamed) |" in text
+    assert "| FD-x with 50% of tokens replaced by one of 8 nearest |" in text
+    assert "| 1 x 1 | 30 |" in text and "(few)" in text
+    pictures = {path.name for path in (tmp_path / "report").glob("*.png")}
+    assert pictures == {"reconstructions.png", "scales.png", "course.png"}
+    assert all(f"({name})" in text for name in pictures)
+    found = json.loads(json.dumps(report.as_dict()))
+    assert found["scales"][0]["side"] == 1 and "shown" not in found and found["frechet"] == report.frechet
+
+
+def test_without_matplotlib_the_page_says_so(
+    report: TokenizerReport, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    imported = builtins.__import__
+
+    def without(name: str, *arguments: Any) -> Any:
+        if name.startswith("matplotlib"):
+            raise ImportError(name)
+        return imported(name, *arguments)
+
+    monkeypatch.setattr(builtins, "__import__", without)
+    text = report.write(tmp_path, "A tokenizer").read_text()
+    assert "pip install 'var_ext[plots]'" in text and "scales.png" not in text
+    assert not (tmp_path / "scales.png").exists() and (tmp_path / "reconstructions.png").exists()
+
+
+def test_the_command(tmp_path: Path) -> None:
+    arguments = ["eval", "tokenizer", "digits", "digits", "--count", "4", "--quiet", "--threads", "1"]
+    done = CliRunner().invoke(
+        main, [*arguments, "--out", str(tmp_path / "r"), "--json", str(tmp_path / "f.json")]
+    )
+    assert done.exit_code == 0, done.output
+    assert "4 images of digits" in done.output and "FD-" not in done.output
+    assert (tmp_path / "r" / "tokenizer.md").exists()
+    figures = json.loads((tmp_path / "f.json").read_text())
+    assert figures["count"] == 4 and figures["frechet"] is None and figures["lpips"] is None
+    (tmp_path / "x.pth").write_bytes(b"x")
+    done = CliRunner().invoke(main, [*arguments, "--out", str(tmp_path), "--lpips", str(tmp_path / "x.pth")])
+    assert done.exit_code == 1 and "x.pth must be" in done.output
+    done = CliRunner().invoke(main, arguments)
+    assert done.exit_code == 2 and "--out must name a folder for the page of digits" in done.output
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"count": 0}, "must be at least 1, got 200, 0 and 32"),
+        ({"batch_size": 0}, "must be at least 1, got 200, None and 0"),
+        ({"perturbed_tokens": 1.5}, r"perturbed_tokens must be in \[0, 1\] .* got 1.5 and 8"),
+        ({"perturbed_codes": 0}, "perturbed_codes at least 1, got 0.5 and 0"),
+        ({"count": 1, "space": Space("FD-x", features)}, "needs at least 2 images, got 1"),
+    ],
+)
+def test_what_is_refused(vae: VQVAE, options: dict[str, Any], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        evaluate_tokenizer(vae, load_dataset("digits", "val", 32), **options)
+
+
+def test_images_of_another_size_are_refused(vae: VQVAE) -> None:
+    with pytest.raises(ValueError, match="must be of the tokenizer's 32 px, got 16"):
+        evaluate_tokenizer(vae, load_dataset("digits", "val", 16))
+    small = VQVAE(vocab_size=4, z_channels=4, ch=32, ch_mult=(1, 1), v_patch_nums=(1, 4))
+    with pytest.raises(ValueError, match="at least 11 px, got 8"):
+        evaluate_tokenizer(small, load_dataset("digits", "val", 8))

@@ -1,0 +1,62 @@
+"""Plots of a tokenizer's report, as PNG files; they need matplotlib, the extra `plots`."""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from var_ext.evaluation.tokenizer_report import ScaleRow
+
+NO_PLOTS = "There are none: they need matplotlib, `pip install 'var_ext[plots]'`."
+
+
+def scale_bars(rows: Sequence[ScaleRow]) -> bytes:
+    """Codes in use beside those allowed, perplexity, and PSNR up to each scale."""
+    figure, axes = _figure(3)
+    names = [f"{row.side}x{row.side}" for row in rows]
+    axes[0].bar(names, [row.allowed for row in rows], color="0.85", label="allowed")
+    axes[0].bar(names, [row.codes for row in rows], width=0.5, label="in use")
+    axes[0].set_title("codes")
+    axes[0].legend()
+    axes[1].bar(names, [row.perplexity for row in rows])
+    axes[1].set_title("perplexity")
+    axes[2].plot(names, [row.psnr for row in rows], marker="o")
+    axes[2].set_title("PSNR up to the scale (dB)")
+    return _png(figure)
+
+
+def curves(lines: Sequence[Mapping[str, Any]]) -> bytes:
+    """The course of a training from the lines of its log: loss, and perplexity and usage of each scale."""
+    figure, axes = _figure(3)
+    for phase in ("train", "val"):
+        mine = [line for line in lines if line.get("phase") == phase]
+        axes[0].plot(
+            [line["step"] for line in mine], [line["loss"] for line in mine], marker=".", label=phase
+        )
+    axes[0].set_title("loss")
+    axes[0].set_yscale("log")
+    axes[0].legend()
+    for axis, name in zip(axes[1:], ("perplexity", "usage"), strict=True):
+        found = [line for line in lines if line.get("phase") == "val" and name in line]
+        for k in range(len(found[-1][name]) if found else 0):
+            values = [line[name][k] for line in found]
+            axis.plot([line["step"] for line in found], values, marker=".", label=f"scale {k}")
+        axis.set_title(f"{name} in validation" + (" (%)" if name == "usage" else ""))
+        if found:
+            axis.legend(fontsize="x-small")
+    return _png(figure)
+
+
+def _figure(count: int) -> tuple[Any, Any]:
+    from matplotlib.figure import Figure  # not pyplot, which keeps figures and looks for a display
+
+    figure = Figure(figsize=(4.5 * count, 3.2), layout="constrained")
+    return figure, figure.subplots(1, count)
+
+
+def _png(figure: Any) -> bytes:
+    out = io.BytesIO()
+    figure.savefig(out, format="png", dpi=80)
+    return out.getvalue()

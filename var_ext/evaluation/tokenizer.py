@@ -1,0 +1,208 @@
+"""`evaluate_tokenizer`: how well a tokenizer gives images back, and whether it uses its codes, scale by scale."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+from tqdm import tqdm
+
+from var_ext.data import ImageDataset, ImageLoader
+from var_ext.evaluation.frechet import gaussian_distance
+from var_ext.evaluation.similarity import LEAST, psnr, ssim
+from var_ext.evaluation.tokenizer_report import ScaleRow, TokenizerReport
+from var_ext.models import VQVAE
+from var_ext.models.keyed import Draws, Rows, row_keys
+from var_ext.models.remedies import perturb, residuals
+from var_ext.training.usage import allowed, perplexity
+
+SHOWN = 6  # images in the picture of a report
+
+
+@dataclass(frozen=True)
+class Space:
+    """A fixed feature space for Fréchet distances.
+
+    Attributes:
+        name: of the distance in the report, such as "FD-lite0".
+        features: images (B, 3, S, S) in [0, 1] -> (B, D).
+    """
+
+    name: str
+    features: Callable[[Tensor], Tensor]
+
+
+class Moments:
+    """Mean and covariance of features (B, D) that come in batches, in float64."""
+
+    def __init__(self) -> None:
+        self.count, self.first, self.second = 0, torch.zeros(()), torch.zeros(())
+
+    def add(self, features: Tensor) -> None:
+        x = features.double().cpu()
+        if self.count == 0:
+            self.origin = x.mean(0)  # sums of squares of what lies near it keep their digits
+        x = x - self.origin
+        self.count += len(x)
+        self.first, self.second = self.first + x.sum(0), self.second + x.T @ x
+
+    def gaussian(self) -> tuple[Tensor, Tensor]:
+        """(D,), (D, D), as `frechet.gaussian` of all at once."""
+        mean = self.first / self.count
+        centred = self.second - self.count * torch.outer(mean, mean)
+        return self.origin + mean, centred / (self.count - 1)
+
+
+@torch.no_grad()
+def evaluate_tokenizer(
+    vae: VQVAE,
+    data: ImageDataset,
+    *,
+    count: int | None = None,
+    batch_size: int = 32,
+    space: Space | None = None,
+    lpips: Callable[[Tensor, Tensor], Tensor] | None = None,
+    perturbed_tokens: float = 0.5,
+    perturbed_codes: int = 8,
+    seed: int = 0,
+    workers: int = 0,
+    device: str | torch.device = "cpu",
+    progress: bool = False,
+) -> TokenizerReport:
+    """Measures a tokenizer on images.
+
+    Reconstructions are compared as floats in [0, 1], clipped, not rounded to bytes. The distance of perturbed ones says
+    how well the decoder bears wrong tokens, of which a transformer draws some (pFID in arXiv 2503.08354, there with
+    Inception's features): a share of all tokens is replaced, each by one of its nearest codes.
+
+    Args:
+        vae: the tokenizer; left on the device, in evaluation mode.
+        data: images of its size.
+        count: how many, evenly spaced in the data, whose classes follow each other; None is all.
+        batch_size: images computed at once; figures do not depend on it but for rounding.
+        space: of the Fréchet distances, of reconstructions and perturbed ones to the images; None leaves them out.
+        lpips: such as `training.losses.load_lpips`: (images, reconstructions), both (B, 3, S, S) in [-1, 1] -> (B,);
+            None leaves it out.
+        perturbed_tokens, perturbed_codes: the share, and how many nearest codes there are to take.
+        seed: of the perturbation, which is drawn for each image alone.
+        workers: processes that read images.
+
+    Raises:
+        ValueError: images of another size, none, or fewer than two for a distance; numbers out of range.
+        DataError: an image is broken.
+    """
+    _check(vae, data, count, batch_size, perturbed_tokens, perturbed_codes)
+    total = len(data) if count is None else min(count, len(data))
+    if space is not None and total < 2:
+        raise ValueError(f"a Fréchet distance needs at least 2 images, got {total}")
+    vae.to(device).eval()
+    quantizer, schedule = vae.quantize, vae.schedule
+    hits = torch.zeros(len(schedule), vae.vocab_size, dtype=torch.float64)
+    # PSNR and SSIM of each number of scales; L1, squared error and LPIPS of all scales
+    by_scale = torch.zeros(2, len(schedule), dtype=torch.float64)
+    errors = torch.zeros(3, dtype=torch.float64)
+    moments = {name: Moments() for name in ("images", "reconstructions", "perturbed")}
+    shown: list[Tensor] = []
+    show = evenly(min(SHOWN, total), total).tolist()
+    indices, rows = evenly(total, len(data)).split(batch_size), torch.arange(total).split(batch_size)
+    loader = ImageLoader(data, workers=workers, device=device)
+    batches = tqdm(loader.batches(indices, [0]), total=len(rows), desc="images", disable=not progress)
+    for part, (images, _) in zip(rows, batches, strict=True):
+        x = images[:, 0]  # (B, 3, S, S)
+        features = vae.features(x).float()
+        tokens, _, scales = quantizer.quantize(features, schedule, per_scale=True)
+        assert scales is not None
+        hits += quantizer.hits(tokens).double().cpu()
+        steps = [(vae.fhat_to_img(f_hat).float() + 1) / 2 for f_hat in scales]
+        real, last = (x + 1) / 2, steps[-1]
+        for k, step in enumerate(steps):
+            by_scale[:, k] += torch.stack([psnr(step, real).sum(), ssim(step, real).sum()]).cpu()
+        difference = (last - real).double()
+        errors[0] += float(difference.abs().mean((1, 2, 3)).sum())
+        errors[1] += float(difference.square().mean((1, 2, 3)).sum())
+        if lpips is not None:
+            errors[2] += float(lpips(x, last * 2 - 1).double().sum())
+        if space is not None:
+            keys = row_keys(seed, slice(int(part[0]), int(part[-1]) + 1), x.device)
+            wrong = perturbed(vae, features, tokens, scales, keys, perturbed_tokens, perturbed_codes)
+            for name, each in zip(moments, (real, last, wrong), strict=True):
+                moments[name].add(space.features(each))
+        for place, row in enumerate(part.tolist()):
+            if row in show:
+                shown.append(torch.stack([each[place] for each in (real, *steps)]).cpu())  # (1 + K, 3, S, S)
+    psnrs, ssims = (by_scale / total).tolist()
+    l1, l2, perceptual = (errors / total).tolist()
+    distances = {name: each.gaussian() for name, each in moments.items() if each.count}
+    reference = distances.pop("images", None)
+    frechet = [gaussian_distance(*each, *reference) for each in distances.values()] if reference else None
+    found = [
+        ScaleRow(
+            side=side,
+            tokens=total * side * side,
+            codes=int(used),
+            allowed=allowed(total * side * side, vae.vocab_size),
+            perplexity=each,
+            psnr=psnrs[k],
+            ssim=ssims[k],
+        )
+        for k, (side, used, each) in enumerate(
+            zip(schedule.patch_nums, (hits > 0).sum(1), perplexity(hits).tolist(), strict=True)
+        )
+    ]
+    return TokenizerReport(
+        data=f"{data.spec}, split {data.split!r}",
+        count=total,
+        image_size=vae.image_size,
+        vocab_size=vae.vocab_size,
+        psnr=psnrs[-1],
+        ssim=ssims[-1],
+        l1=l1,
+        l2=l2,
+        lpips=perceptual if lpips is not None else None,
+        lpips_name=None if lpips is None else getattr(lpips, "name", "unnamed"),
+        distance=space.name if space else None,
+        frechet=frechet[0] if frechet else None,
+        frechet_perturbed=frechet[1] if frechet else None,
+        perturbed_tokens=perturbed_tokens,
+        perturbed_codes=min(perturbed_codes, vae.vocab_size),
+        scales=tuple(found),
+        shown=torch.stack(shown),
+    )
+
+
+def evenly(count: int, total: int) -> Tensor:
+    """`count` of the numbers 0..total-1, (count,) int64."""
+    return torch.arange(count) * total // count
+
+
+def perturbed(
+    vae: VQVAE, features: Tensor, tokens: Tensor, scales: Tensor, keys: Tensor, share: float, near: int
+) -> Tensor:
+    """Images (B, 3, S, S) in [0, 1] from perturbed tokens, see `models.remedies.perturb`."""
+    schedule = vae.schedule
+    rest = residuals(features, scales, schedule.patch_nums)
+    kept = torch.full((len(tokens),), len(schedule), device=tokens.device)
+    rows = Rows(keys.device)
+    rows.keys = keys
+    uniform = Draws(rows, 0).uniform(2 * schedule.num_tokens)
+    f_hat = perturb(vae.quantize, rest, tokens, kept, uniform, share, near)
+    return (vae.fhat_to_img(f_hat).float() + 1) / 2
+
+
+def _check(
+    vae: VQVAE, data: ImageDataset, count: int | None, batch_size: int, share: float, near: int
+) -> None:
+    if data.image_size != vae.image_size:
+        raise ValueError(f"images must be of the tokenizer's {vae.image_size} px, got {data.image_size}")
+    if vae.image_size < LEAST:
+        raise ValueError(f"SSIM needs images of at least {LEAST} px, got {vae.image_size}")
+    if len(data) == 0 or batch_size < 1 or (count is not None and count < 1):
+        raise ValueError(
+            f"images, count and batch_size must be at least 1, got {len(data)}, {count} and {batch_size}"
+        )
+    if not 0 <= share <= 1 or near < 1:
+        raise ValueError(
+            f"perturbed_tokens must be in [0, 1] and perturbed_codes at least 1, got {share} and {near}"
+        )

@@ -1,0 +1,142 @@
+"""What `evaluate_tokenizer` found, as values, JSON, Markdown and a page with pictures."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import asdict, dataclass, field, fields
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor
+
+from var_ext.checkpoints import atomic_write
+from var_ext.evaluation.plots import NO_PLOTS, curves, scale_bars
+from var_ext.grid import labelled_grid, save_picture
+from var_ext.training.usage import ENOUGH
+
+PAGE = "tokenizer.md"
+
+
+@dataclass(frozen=True)
+class ScaleRow:
+    """One scale; `psnr` (dB) and `ssim` are of reconstructions from this scale and the coarser ones."""
+
+    side: int
+    tokens: int  # of all images
+    codes: int  # different ones among them
+    allowed: float  # so many would be different if all codes were equally likely
+    perplexity: float
+    psnr: float
+    ssim: float
+
+    @property
+    def share(self) -> float:
+        """Of the codes that the tokens allow, those that are used."""
+        return self.codes / self.allowed
+
+
+@dataclass(frozen=True)
+class TokenizerReport:
+    """Result of `evaluate_tokenizer`; images are in [0, 1] for all figures but LPIPS."""
+
+    data: str
+    count: int
+    image_size: int
+    vocab_size: int
+    psnr: float  # mean over images, dB
+    ssim: float
+    l1: float
+    l2: float
+    lpips: float | None
+    lpips_name: str | None  # which one, such as lpips-vgg
+    distance: str | None  # name of the feature space's Fréchet distance
+    frechet: float | None  # of reconstructions to the images
+    frechet_perturbed: float | None  # of reconstructions from perturbed tokens
+    perturbed_tokens: float
+    perturbed_codes: int
+    scales: tuple[ScaleRow, ...]
+    shown: Tensor = field(repr=False)  # images and their reconstructions by scales, (n, 1 + K, 3, S, S)
+
+    def as_dict(self) -> dict[str, Any]:
+        """Plain values for JSON."""
+        values = {f.name: getattr(self, f.name) for f in fields(self) if f.name not in ("scales", "shown")}
+        return {**values, "scales": [{**asdict(row), "share": row.share} for row in self.scales]}
+
+    def as_markdown(self) -> str:
+        """Two tables: the whole, and scale by scale."""
+        rows = [
+            ("PSNR (dB)", f"{self.psnr:.2f}"),
+            ("SSIM", f"{self.ssim:.4f}"),
+            ("mean absolute error", f"{self.l1:.4f}"),
+        ]
+        if self.lpips is not None:
+            rows.append((f"LPIPS ({self.lpips_name})", f"{self.lpips:.4f}"))
+        if self.distance is not None:
+            wrong = f"{self.perturbed_tokens:.0%} of tokens replaced by one of {self.perturbed_codes} nearest"
+            rows += [
+                (f"{self.distance} to the images", f"{self.frechet:.2f}"),
+                (f"{self.distance} with {wrong}", f"{self.frechet_perturbed:.2f}"),
+            ]
+        lines = [
+            f"{self.count} images of {self.data}; {self.image_size} px, {self.vocab_size} codes.",
+            "",
+            "| measure | reconstructions |",
+            "| --- | --- |",
+            *(f"| {name} | {value} |" for name, value in rows),
+            "",
+            "| scale | tokens | codes in use | of those allowed | perplexity | PSNR up to it | SSIM up to it |",
+            "| --- | --- | --- | --- | --- | --- | --- |",
+        ]
+        for row in self.scales:
+            share = f"{row.share:.0%} of {row.allowed:.0f}" + (" (few)" if row.share < ENOUGH else "")
+            lines.append(
+                f"| {row.side} x {row.side} | {row.tokens} | {row.codes} | {share} | {row.perplexity:.1f} | "
+                f"{row.psnr:.2f} | {row.ssim:.4f} |"
+            )
+        lines += [
+            "",
+            "A scale's tokens allow as many codes as they would have on average if all codes were equally likely.",
+        ]
+        if self.distance is not None:
+            lines.append(f"{self.distance} grows as images get fewer: compare it at equal counts.")
+        return "\n".join(lines) + "\n"
+
+    def write(self, folder: Path, title: str, log: Path | None = None) -> Path:
+        """A page with the tables, the pictures that sharpen scale by scale, and plots where matplotlib is installed.
+
+        Args:
+            folder: created if missing.
+            title: of the page.
+            log: log.jsonl of the training, whose course is plotted too; None, or a file that is not there: no course.
+
+        Returns:
+            the page, `folder`/tokenizer.md.
+
+        Raises:
+            CheckpointError: a file cannot be written.
+        """
+        columns = ["image", *(f"1 .. {row.side}" if row.side > 1 else "1" for row in self.scales)]
+        names = [str(i) for i in range(len(self.shown))]
+        save_picture(labelled_grid(self.shown.flatten(0, 1), names, columns), folder / "reconstructions.png")
+        text = [
+            f"# {title}", "", self.as_markdown(),
+            "## From the coarsest scale to all", "",
+            "![Images, and their reconstructions from more and more scales](reconstructions.png)", "",
+            "## Plots", "",
+        ]  # fmt: skip
+        try:
+            figures = {"scales.png": (scale_bars(self.scales), "Codes in use, perplexity and PSNR by scale")}
+            if log is not None and log.exists():
+                lines = [json.loads(line) for line in log.read_text(encoding="utf-8").splitlines()]
+                figures["course.png"] = (curves(lines), "The course of the training")
+        except ImportError:
+            text.append(NO_PLOTS)
+        else:
+            for name, (picture, caption) in figures.items():
+                with atomic_write(folder / name) as handle:
+                    handle.write(picture)
+                text += [f"![{caption}]({name})", ""]
+        page = folder / PAGE
+        with atomic_write(page) as handle:
+            handle.write(("\n".join(text).rstrip() + "\n").encode())
+        return page
