@@ -89,6 +89,7 @@ def test_other_scales_have_the_same_weights(tokenizer: Path, tuning: TokenizerRe
             "weight_adversarial must be 0 where decoder.conv_out",
         ),
         ({"anchors": True}, "got anchors = True: .* --no-anchors"),
+        ({"centre": 0.1}, "where quant_conv is frozen, got centre = 0.1: --centre 0"),
         ({"freeze": "encoders"}, "freeze: 'encoders' matches no parameter"),
         ({"freeze": "encoder,quantizer,decoder"}, "leave nothing to train"),
     ],

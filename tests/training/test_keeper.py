@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +27,7 @@ ALL: dict[str, Any] = {
     "scale_dropout_start": 1,
     "gradient": "rotation",
     "anchors": True,
+    "centre": 0.3,
     "weight_entropy": 0.1,
     "entropy_temperature": 1.0,
     "perturb_rows": 0.5,
@@ -48,7 +50,13 @@ def trained(task: TokenizerTask, steps: int = 1) -> dict[str, Tensor]:
 
 @pytest.mark.parametrize(
     "options",
-    [ALL, {"anchors": True}, {"weight_entropy": 0.1, "entropy_temperature": 1.0}, {"scale_dropout": 0.5}],
+    [
+        ALL,
+        {"anchors": True},
+        {"weight_entropy": 0.1, "entropy_temperature": 1.0},
+        {"scale_dropout": 0.5},
+        {"centre": 0.5},
+    ],
 )
 def test_micro_batches_see_what_the_whole_batch_sees(
     images: Path, tokenizer_recipe: TokenizerRecipe, options: dict[str, Any]
@@ -121,7 +129,14 @@ def test_nothing_wanted_is_the_published_pass(tokenizer_recipe: TokenizerRecipe)
     assert remedies_of(tokenizer_recipe) is None
     for name, value in ALL.items():
         alone = tokenizer_recipe.with_options(**{name: value})
-        switches = name in ("scale_dropout", "gradient", "anchors", "weight_entropy", "perturb_rows")
+        switches = name in (
+            "scale_dropout",
+            "gradient",
+            "anchors",
+            "centre",
+            "weight_entropy",
+            "perturb_rows",
+        )
         assert (remedies_of(alone) is not None) == switches, name
 
 
@@ -197,9 +212,47 @@ def test_anchors_heal_a_collapse(images: Path, tokenizer_recipe: TokenizerRecipe
     assert healed[0] >= 2 and healed[2] >= 8, healed
 
 
+def test_centred_features_use_more_codes_at_1x1(images: Path, tokenizer_recipe: TokenizerRecipe) -> None:
+    """Features that have a vector in common, three times as long as what tells them apart: as trained ones do."""
+
+    def used(centre: float) -> tuple[int, float]:
+        recipe = tokenizer_recipe.with_options(
+            using_znorm=True, restart_every=0, ema=0, vocab_size=64, lr=1e-4, centre=centre
+        )
+        task = TokenizerTask(images, recipe)
+        x = task.train_data.batch(range(36))[0]
+        with torch.no_grad():
+            spread = task.vae.features(x).float().std((0, 2, 3)).norm()
+            task.vae.quant_conv.bias.fill_(3 * float(spread) / task.vae.Cvae**0.5)
+        task.start()
+        trained(task, 4)
+        with torch.no_grad():
+            mean = task.vae.eval().features(x).float().mean((0, 2, 3)).norm() / spread
+        return len(task.vae.img_to_idxBl(x)[0].unique()), float(mean)
+
+    (codes, mean), (more, near_zero) = used(0.0), used(0.3)
+    assert mean > 1 and near_zero < 0.3 and more >= 2 * codes, (codes, mean, more, near_zero)
+
+
+def test_centre_goes_to_zero_step_by_step_where_no_codes_are_seeded(
+    images: Path, tokenizer_recipe: TokenizerRecipe
+) -> None:
+    recipe = tokenizer_recipe.with_options(codebook_init=0, restart_every=0, ema=0, lr=1e-9, centre=0.5)
+    task = TokenizerTask(images, recipe)
+    with torch.no_grad():
+        task.vae.quant_conv.bias.fill_(1)
+    found = []
+    for step in range(4):
+        metrics = task.step(Moment(step, 10, 0, True), task.train_data.batch(range(36)))
+        found.append(metrics["off_centre"])
+    # the rate is as good as zero, and all steps see the same images
+    assert [later / former for former, later in pairwise(found)] == pytest.approx([0.5] * 3, rel=1e-3)
+
+
 @pytest.mark.parametrize(
     ("options", "message"),
     [
+        ({"centre": 1.5}, r"centre must be in \[0, 1\], got 1.5"),
         ({"scale_dropout": 1.0}, r"scale_dropout must be in \[0, 1\), got 1.0"),
         ({"scale_dropout": 0.1, "scale_dropout_start": 4}, "must be at most 3, the scales of patch_nums, got 4"),
         ({"scale_dropout_start": 0}, "scale_dropout_start must be at least 1, got 0"),

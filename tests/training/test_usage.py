@@ -61,14 +61,14 @@ def test_the_alarm_names_scale_and_remedy_once_and_again_later(
 def test_advice_goes_through_the_remedies(tokenizer_recipe: TokenizerRecipe) -> None:
     recipe, seen = tokenizer_recipe.with_options(codebook_init=0, restart_every=0), []
     for done in (
-        {"codebook_init": 512}, {"using_znorm": True}, {"restart_every": 100}, {"restart_target": 0.5},
-        {"anchors": True}, {"scale_dropout": 0.1}, {"weight_entropy": 0.05}, {},
+        {"codebook_init": 512}, {"using_znorm": True}, {"centre": 0.1}, {"restart_every": 100},
+        {"restart_target": 0.5}, {"anchors": True}, {"scale_dropout": 0.1}, {"weight_entropy": 0.05}, {},
     ):  # fmt: skip
         seen.append(advice(recipe))
         for name in done:
             assert f"--{name.replace('_', '-')}" in seen[-1]
         recipe = recipe.with_options(**done)
-    assert len(set(seen)) == 8 and "larger --batch-size" in seen[-1]
+    assert len(set(seen)) == 9 and "larger --batch-size" in seen[-1]
 
 
 def test_a_collapsed_tokenizer_is_told_in_its_validation(

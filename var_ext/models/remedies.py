@@ -32,11 +32,13 @@ class Remedies:
         entropy, temperature: weight and temperature of `entropy_loss`, 0 is none.
         perturbed_rows, perturbed_tokens, perturbed_codes: of some rows the decoder sees codes among which a share of
             the tokens is replaced by one of so many nearest (RobustTok, arXiv 2503.08354).
-        anchors: whether to keep a pool of residuals for `training.codebook.anchor_codes`.
+        anchors: whether to keep a pool of residuals for `training.codebook.anchors`.
+        centre: whether to keep the sum of the features, for their mean.
         shares: (K,) of the step's rows, on all ranks, how many keep each scale; None: of the rows that are seen.
         probabilities: (K, V) of the step's tokens, on all ranks, the mean of `assignments`; None likewise.
         strength: factor on the last two numbers of perturbation.
         pool: residuals of the step's passes so far in which codes are trained, (B, sum of the sides, C) each.
+        sums: (C,) each, of the features of all rows and places in these passes.
     """
 
     scale_dropout: float = 0.0
@@ -48,11 +50,13 @@ class Remedies:
     perturbed_tokens: float = 1.0
     perturbed_codes: int = 100
     anchors: bool = False
+    centre: bool = False
 
     shares: Tensor | None = None
     probabilities: Tensor | None = None
     strength: float = 1.0
     pool: list[Tensor] = field(default_factory=list)
+    sums: list[Tensor] = field(default_factory=list)
 
     def __call__(
         self, quantizer: MultiScaleQuantizer, features: Tensor, tokens: Tensor, scales: Tensor
@@ -73,6 +77,8 @@ class Remedies:
         loss = kept_losses(features, scales, kept, quantizer.beta, self.shares)
         f_hat = scales.detach()[kept - 1, rows]
         pooling = self.anchors and quantizer.embedding.weight.requires_grad
+        if self.centre and features.requires_grad:  # not in a pass ahead of the step's
+            self.sums.append(features.detach().sum((0, 2, 3)))
         if pooling or perturbing or self.entropy > 0:
             rest = residuals(features, scales.detach(), schedule.patch_nums)
             if pooling:

@@ -100,6 +100,10 @@ def _check_frozen(recipe: TokenizerRecipe, vae: VQVAE) -> None:
                 f"frozen codes must stay as they are, got {' and '.join(changing)}: --codebook-init 0 "
                 "--restart-every 0 --no-anchors"
             )
+    if recipe.centre and not all(p.requires_grad for p in vae.quant_conv.parameters()):
+        raise ValueError(
+            f"features must stay as they are where quant_conv is frozen, got centre = {recipe.centre:g}: --centre 0"
+        )
     if recipe.weight_adversarial > 0 and not last_layer(vae).requires_grad:
         raise ValueError(
             "weight_adversarial must be 0 where decoder.conv_out is frozen: the adversarial loss trains the decoder"

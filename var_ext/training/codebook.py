@@ -30,6 +30,20 @@ def residuals(vae: VQVAE, f: Tensor, schedule: ScaleSchedule) -> list[Tensor]:
 
 
 @torch.no_grad()
+def centre(vae: VQVAE, images: Sequence[Tensor]) -> None:
+    """Take the mean of the features of `images`, batches (B, 3, S, S), off the bias of quant_conv.
+
+    The coarsest scale sees means over places. What all features have in common is largest there: in a trained tokenizer
+    without this it is four times as long as what tells images apart, and a few codes around it take every token. The
+    decoder's biases can express it too.
+    """
+    total = torch.stack([vae.features(batch).float().mean((2, 3)).sum(0) for batch in images]).sum(0)
+    bias = vae.quant_conv.bias
+    assert bias is not None
+    bias -= total / sum(len(batch) for batch in images)
+
+
+@torch.no_grad()
 def seed_codebook(vae: VQVAE, images: Sequence[Tensor], schedule: ScaleSchedule) -> None:
     """Fill the codebook (V, C) with features of `images`, coarse to fine: a scale's codes are drawn from the
     residual that coarser scales leave. `images` are batches (B, 3, S, S); one batch at a time must fit into

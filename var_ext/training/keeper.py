@@ -32,8 +32,9 @@ def remedies_of(recipe: TokenizerRecipe) -> Remedies | None:
         perturbed_tokens=recipe.perturb_tokens,
         perturbed_codes=recipe.perturb_codes,
         anchors=recipe.anchors,
+        centre=recipe.centre > 0,
     )
-    shares = wanted.scale_dropout, wanted.entropy, wanted.perturbed_rows
+    shares = wanted.scale_dropout, wanted.entropy, wanted.perturbed_rows, recipe.centre
     return wanted if max(shares) > 0 or wanted.anchors or recipe.gradient != "straight_through" else None
 
 
@@ -62,6 +63,7 @@ class Keeper:
         if remedies is None:
             return
         remedies.pool.clear()
+        remedies.sums.clear()
         remedies.strength = self.strength(progress)
         if remedies.scale_dropout > 0:
             assert quantizer.draws is not None
@@ -102,8 +104,28 @@ class Keeper:
         return self.ranks.sum(total)
 
     def finish(self, count: int, optimizer: torch.optim.Optimizer, ema: Ema | None) -> dict[str, Tensor]:
-        """After the step of the optimizer and the count of hits: anchors. Returns metrics for the log."""
-        if self.remedies is None or not self.remedies.pool:
+        """After the step of the optimizer and the count of hits: centre and anchors. Returns metrics for the log."""
+        if self.remedies is None:
+            return {}
+        return self.centre(count) | self.anchors(count, optimizer, ema)
+
+    @torch.no_grad()
+    def centre(self, count: int) -> dict[str, Tensor]:
+        """Take a share of the mean of the step's features off the bias that they have in common."""
+        if not self.recipe.centre:
+            return {}
+        assert self.remedies is not None
+        places = count * self.vae.schedule.side**2
+        mean = self.ranks.sum(torch.stack(self.remedies.sums).sum(0)) / places
+        bias = self.vae.quant_conv.bias
+        assert bias is not None
+        bias -= self.recipe.centre * mean
+        return {"off_centre": mean.norm()}
+
+    def anchors(self, count: int, optimizer: torch.optim.Optimizer, ema: Ema | None) -> dict[str, Tensor]:
+        """Move rarely used codes, in the moving average too, towards the step's residuals."""
+        assert self.remedies is not None
+        if not self.remedies.pool:
             return {}
         weight = self.vae.quantize.embedding.weight
         pool = self.ranks.together(torch.cat(self.remedies.pool), count)  # (B, sum of the sides, C)

@@ -173,6 +173,11 @@ class TokenizerRecipe(CriticFields, LossFields, Recipe):
         GRADIENTS,
     )
     anchors: bool = option(False, "in each step move rarely used codes towards features (CVQ)")
+    centre: float = option(
+        0.0,
+        "share of the features' mean that each step takes off the bias of quant_conv, so that 1x1 uses more codes",
+        SHARE,
+    )
     weight_entropy: float = option(0.0, "weight of the entropy loss of the codes", NATURAL)
     entropy_temperature: float = option(0.01, "temperature of the entropy loss", POSITIVE)
     perturb_rows: float = option(0.0, "share of the images whose codes the decoder sees perturbed", SHARE)

@@ -189,6 +189,8 @@ class TokenizerTask(Task):
             images, _ = self.train_data.batch(torch.randperm(self.num_items)[:count])
             self.vae.eval()
             parts = images.to(self.device).split(self.recipe.micro_batch or self.recipe.batch_size)
+            if self.recipe.centre:
+                codebook.centre(self.vae, parts)
             codebook.seed_codebook(self.vae, parts, self.schedule)  # every rank: the same codes
             if self.ema:
                 self.ema = self.average()

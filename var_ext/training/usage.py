@@ -84,6 +84,7 @@ def advice(recipe: TokenizerRecipe) -> str:
     remedies: Sequence[tuple[bool, str]] = (
         (recipe.codebook_init == 0, "start from data with --codebook-init 512"),
         (not recipe.using_znorm, "compare directions with --using-znorm"),
+        (recipe.centre == 0, "keep features around zero with --centre 0.1"),
         (recipe.restart_every == 0, "move unused codes with --restart-every 100"),
         (recipe.restart_target == 0, "want more codes at every scale with --restart-target 0.5"),
         (not recipe.anchors, "move rarely used codes at each step with --anchors"),
