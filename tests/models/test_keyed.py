@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import torch
 
+from tests.threads import threads
 from tests.tiny import tiny
-from var_ext.models.keyed import Draws, Rows, row_keys
+from var_ext.models.keyed import PART, Draws, Rows, _mixed, row_keys
 from var_ext.models.modules import Dropout
 
 
@@ -37,6 +38,25 @@ def test_numbers_are_uniform() -> None:
     rows, columns = numbers - numbers.mean(1, keepdim=True), numbers - numbers.mean()
     assert abs((rows[1:] * rows[:-1]).mean()) < 4 / 12 / rows[1:].numel() ** 0.5
     assert abs((columns[:, 1:] * columns[:, :-1]).mean()) < 4 / 12 / rows[:, 1:].numel() ** 0.5
+
+
+def test_many_words_are_hashed_in_parts() -> None:
+    """In place and part by part, the words are those of the formula, whatever the number of threads."""
+    here = draws(slice(2, 4))
+    counter = torch.arange(1, 2 * PART + 8) * here.golden
+    formula = _mixed(here.rows.keys[:, None] + here.first + counter)
+    for count in (1, 2):
+        with threads(count):
+            for length in (PART, PART + 1, 2 * PART + 7):
+                assert torch.equal(here.words(length), formula[:, :length])
+
+
+def test_dropout_of_pictures_does_not_depend_on_their_layout() -> None:
+    layer = Dropout(0.3)
+    layer.draws = draws(slice(0, 3))
+    x = torch.randn(3, 5, 7, 6)
+    found = [layer(x.contiguous(memory_format=f)) for f in (torch.contiguous_format, torch.channels_last)]
+    assert torch.equal(*found) and found[1].is_contiguous(memory_format=torch.channels_last)
 
 
 def test_dropout_by_row_keeps_the_mean() -> None:

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 GOLDEN = 0x9E3779B97F4A7C15
 FACTORS = (0xBF58476D1CE4E5B9, 0x94D049BB133111EB)
 PLACE = 2**40  # words of one place and row: more than any layer draws
+PART = 2**15  # words that a thread hashes at once: they stay in its cache over all passes
 
 
 def _signed(value: int) -> int:
@@ -30,6 +31,14 @@ def _shifted(x: Tensor, bits: int) -> Tensor:
 def _mixed(x: Tensor) -> Tensor:
     x = _shifted(x, 30) * _signed(FACTORS[0])
     return _shifted(_shifted(x, 27) * _signed(FACTORS[1]), 31)
+
+
+def _mix(x: Tensor) -> None:
+    """`_mixed` in place."""
+    for bits, factor in zip((30, 27), FACTORS, strict=True):
+        x ^= (x >> bits).bitwise_and_(2 ** (64 - bits) - 1)
+        x *= _signed(factor)
+    x ^= (x >> 31).bitwise_and_(2**33 - 1)
 
 
 def row_keys(seed: int, rows: slice, device: torch.device | str = "cpu") -> Tensor:
@@ -64,8 +73,19 @@ class Draws:
 
     def words(self, count: int) -> Tensor:
         """(B, count) int64, 64 random bits each."""
-        counter = torch.arange(1, count + 1, device=self.first.device) * self.golden
-        return _mixed(self.rows.keys[:, None] + self.first + counter)
+        device = self.first.device
+        part = PART * torch.get_num_threads()
+        if torch.compiler.is_compiling() or device.type != "cpu" or count <= part:
+            counter = torch.arange(1, count + 1, device=device) * self.golden
+            return _mixed(self.rows.keys[:, None] + self.first + counter)
+        found = torch.empty(len(self.rows.keys), count, dtype=torch.int64)
+        counter = torch.arange(1, part + 1) * self.golden
+        for row, first in zip(found, self.rows.keys + self.first, strict=True):
+            for words in row.split(part):
+                torch.add(counter[: len(words)], first, out=words)
+                _mix(words)
+                first = first + part * self.golden
+        return found
 
     def uniform(self, count: int) -> Tensor:
         """(B, count) float32 in [0, 1)."""
