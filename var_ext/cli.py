@@ -232,7 +232,8 @@ def train() -> None:
 @click.option(
     "--init-from",
     help="Folder or name of a tokenizer to begin with. Options that are not given, and no --preset, are then its sizes "
-    "and a recipe that trains the decoder alone, so codes stay.  [default: none]",
+    "and a recipe that trains the decoder alone, so codes stay; with --preset too, its codes are the first ones unless "
+    "--codebook-init is given.  [default: none]",
 )
 @click.option(
     "--image-size",
@@ -275,6 +276,7 @@ def train_tokenizer_command(
         if options["ch_mult"] is not None:
             raise click.UsageError("--image-size sets --ch-mult, got both")
         recipe = recipe.sized(image_size)
+    recipe = recipe.beginning(init_from is not None)
     if dry_run:
         from var_ext.training.tokenizer_plan import describe
 

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import copy
+import math
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-from torch import Tensor, distributed
+from torch import Tensor, distributed, nn
+from torch.optim import Optimizer
 
 from tests.tiny import tiny
 from var_ext.training import TokenizerRecipe, train_tokenizer
@@ -28,6 +30,14 @@ def group() -> Iterator[None]:
     distributed.destroy_process_group()
 
 
+def step(model: nn.Module, optimizers: list[Optimizer], gradient: float) -> None:
+    for p in model.parameters():
+        p.grad = gradient * (1 + p.detach())
+    for optimizer in optimizers:
+        set_rates(optimizer, 0.1)
+        optimizer.step()
+
+
 @pytest.mark.parametrize("before", [0, 1], ids=["without state", "with state"])
 @pytest.mark.parametrize(
     ("kind", "shard"), [("adamw", "none"), ("muon", "none"), ("adamw", "optimizer"), ("muon", "optimizer")]
@@ -41,30 +51,18 @@ def test_moments_are_those_of_the_checkpoint(kind: str, shard: str, before: int)
         var.requires_grad_(True)
         optimizers = build_optimizers(kind, var, ranks, shard, 0.1)
         assert any(hasattr(each, "optim") for each in optimizers) == (shard == "optimizer")
-
-        def step(value: float) -> None:
-            for p in var.parameters():
-                p.grad = (
-                    torch.full_like(p, value) + p.detach() if value == value else torch.full_like(p, value)
-                )
-            for optimizer in optimizers:
-                set_rates(optimizer, 0.1)
-                optimizer.step()
-
         for _ in range(before):
-            step(1.0)
+            step(var, optimizers, 1.0)
         weights = copy.deepcopy(var.state_dict())
-        state = {
-            key: dict(kept) for each in optimizers for key, kept in optimizer_state(each, var, ALONE).items()
-        }
-        state = copy.deepcopy(state)
+        state = {key: kept for each in optimizers for key, kept in optimizer_state(each, var, ALONE).items()}
         if diverging:
-            step(float("nan"))
+            state = copy.deepcopy(state)
+            step(var, optimizers, math.nan)
             assert all(p.isnan().all() for p in var.parameters())
             var.load_state_dict(weights)
             for optimizer in optimizers:
                 load_optimizer_state(optimizer, var, state)
-        step(2.0)
+        step(var, optimizers, 2.0)
         ends.append(var.state_dict())
     assert all(torch.equal(tensor, ends[1][name]) for name, tensor in ends[0].items())
 
@@ -83,7 +81,7 @@ def test_a_tokenizer_and_its_critic_go_back(images: Path, tokenizer_recipe: Toke
         state = copy.deepcopy(task.state_dict())
         assert not state["critic"]["optimizer"]["step"]
         if task is tasks[0]:
-            found = task.step(Moment(at, 10, 0, True), (batch[0] * float("nan"), batch[1]))
+            found = task.step(Moment(at, 10, 0, True), (batch[0] * math.nan, batch[1]))
             assert found["loss"] != found["loss"] and ("critic" in found) == bool(at)
             task.load_state_dict(state)
         task.step(Moment(max(at, 6), 10, 0, True), batch)
@@ -99,7 +97,7 @@ def test_a_run_that_diverges_before_its_first_checkpoint_is_trained_to_the_end(
 
     def diverging(task: TokenizerTask, at: Moment, batch: tuple[Tensor, Tensor]) -> Mapping[str, Any]:
         broken = at.step == 1 and task.rate == 1
-        return step(task, at, (batch[0] * float("nan"), batch[1]) if broken else batch)
+        return step(task, at, (batch[0] * math.nan, batch[1]) if broken else batch)
 
     monkeypatch.setattr(TokenizerTask, "step", diverging)
     recipe = tokenizer_recipe.with_options(on_divergence="halve", epochs=2, checkpoint_every=100)

@@ -29,6 +29,7 @@ def build_tokenizer(recipe: TokenizerRecipe, source: VQVAE | None = None) -> VQV
     Raises:
         ValueError: the sizes of `source` differ, `freeze` names nothing, or what is frozen would have to change.
     """
+    recipe = recipe.beginning(source is not None)
     sizes: dict[str, Any] = {name: getattr(recipe, name) for name in FIXED}
     if source is not None:
         _check_sizes(sizes, source)

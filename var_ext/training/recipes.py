@@ -32,6 +32,7 @@ PUBLISHED = {
 # Widths of levels, of one and more: those of the bundled and the published tokenizer, and what lies around them.
 MULTIPLIERS = ((1,), (1, 2), (1, 2, 2), (1, 2, 2, 4), (1, 1, 2, 2, 4), (1, 1, 2, 2, 4, 4))
 OPTIMIZERS = ("adamw", "muon")
+SEEDED = 512  # images whose features become the first codes of a new tokenizer
 LORA_TARGETS = ("blocks.*.attn.*", "blocks.*.ffn.*")  # where adapters are by default
 
 
@@ -158,7 +159,10 @@ class TokenizerRecipe(CriticFields, LossFields, Recipe):
         "fp32", "precision of encoder, decoder and discriminator: 'fp32' or 'bf16'", ("fp32", "bf16")
     )
     codebook_init: int = option(
-        512, "images whose features become the first codes, 0 keeps the random codes", NATURAL
+        -1,
+        "images whose features become the first codes, 0 keeps the first codes as they are; "
+        f"-1 is {SEEDED}, and with --init-from 0",
+        "[-1, inf)",
     )
     restart_every: int = option(100, "steps between restarts of unused codes, 0 is never", NATURAL)
     restart_until: float = option(0.7, "share of the steps after which no code is restarted", SHARE)
@@ -214,6 +218,10 @@ class TokenizerRecipe(CriticFields, LossFields, Recipe):
     def image_size(self) -> int:
         """Side of the images in pixels."""
         return self.patch_nums[-1] * 2 ** (len(self.ch_mult) - 1)
+
+    def beginning(self, from_source: bool) -> "TokenizerRecipe":
+        """With what depends on the first weights decided: those of a trained tokenizer keep its codes."""
+        return replace(self, codebook_init=0 if from_source else SEEDED) if self.codebook_init < 0 else self
 
     def sized(self, image_size: int) -> "TokenizerRecipe":
         """For images of this side: with the multipliers for as many levels as lead to the last of `patch_nums`.
