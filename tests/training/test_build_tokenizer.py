@@ -92,6 +92,12 @@ def test_other_scales_have_the_same_weights(tokenizer: Path, tuning: TokenizerRe
             "weight_adversarial must be 0 where decoder.conv_out",
         ),
         ({"anchors": True}, "got anchors = True: .* --no-anchors"),
+        ({"gradient": "rotation"}, "gradient = rotation is of the encoder, which is frozen"),
+        (
+            {"gradient": "rotation", "freeze": "encoder.*,quant_conv.*"},
+            "gradient = rotation is of the encoder, which is frozen",
+        ),
+        ({"weight_entropy": 0.1}, "weight_entropy = 0.1 is of encoder and codes, which are frozen"),
         ({"freeze": "encoders"}, "freeze: 'encoders' matches no parameter"),
         ({"freeze": "encoder,quantizer,decoder"}, "leave nothing to train"),
     ],
@@ -119,12 +125,36 @@ def test_codes_of_the_source_stay_unless_others_are_asked_for(
     assert new.pins["recipe"]["codebook_init"] == 512  # as in checkpoints from before
 
 
+@pytest.mark.parametrize(
+    ("freeze", "options"),
+    [
+        ("encoder", {"weight_entropy": 0.1}),  # codes learn from it
+        ("quantizer", {"weight_entropy": 0.1, "gradient": "rotation"}),
+        ("quant_conv.*,quantizer", {"weight_entropy": 0.1, "gradient": "rotation"}),
+        ("encoder.conv_in.*", {"gradient": "rotation"}),
+    ],
+)
+def test_what_something_learns_from_is_not_refused(
+    tokenizer: Path, tuning: TokenizerRecipe, freeze: str, options: dict[str, object]
+) -> None:
+    build_tokenizer(tuning.with_options(freeze=freeze, **options), load_tokenizer(tokenizer))
+
+
 @pytest.mark.parametrize("words", [[], ["--freeze", "encoder,quantizer"]])
 def test_a_preset_from_a_source_keeps_its_codes(
     tokenizer: Path, images: Path, tmp_path: Path, words: list[str]
 ) -> None:
     sizes = "--vocab-size 16 --z-channels 4 --ch 32 --ch-mult 1,1 --patch-nums 1,2,4 --share-quant-resi 2"
-    words = [*sizes.split(), "--preset", "digits", "--restart-every", "0", "--init-from", str(tokenizer), *words]
+    words = [
+        *sizes.split(),
+        "--preset",
+        "digits",
+        "--restart-every",
+        "0",
+        "--init-from",
+        str(tokenizer),
+        *words,
+    ]
     command = ["train", "tokenizer", str(images), "--out", str(tmp_path), "--epochs", "1", *words, "--quiet"]
     dry = CliRunner().invoke(main, [*command, "--dry-run"])
     assert dry.exit_code == 0, dry.output

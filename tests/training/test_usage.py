@@ -57,7 +57,9 @@ def test_the_alarm_names_scale_and_remedy_once_and_again_later(
     hits[2, 1:] = 0  # another scale is told at once
     assert alarm.check(hits) == [2]
     count = len(caplog.messages)
-    assert Alarm(SCHEDULE, advice(tokenizer_recipe)).check(hits, aloud=False) and len(caplog.messages) == count
+    assert (
+        Alarm(SCHEDULE, advice(tokenizer_recipe)).check(hits, aloud=False) and len(caplog.messages) == count
+    )
 
 
 def test_advice_goes_through_the_remedies(tokenizer_recipe: TokenizerRecipe) -> None:

@@ -101,6 +101,17 @@ def _check_frozen(recipe: TokenizerRecipe, vae: VQVAE) -> None:
                 f"frozen codes must stay as they are, got {' and '.join(changing)}: --codebook-init 0 "
                 "--restart-every 0 --no-anchors"
             )
+    trained = {name.partition(".")[0] for name, p in vae.named_parameters() if p.requires_grad}
+    features = not trained.isdisjoint({"encoder", "quant_conv"})
+    if recipe.gradient != "straight_through" and not features:
+        raise ValueError(
+            f"gradient = {recipe.gradient} is of the encoder, which is frozen: leave out one of them"
+        )
+    if recipe.weight_entropy > 0 and not features and not vae.quantize.embedding.weight.requires_grad:
+        raise ValueError(
+            f"weight_entropy = {recipe.weight_entropy:g} is of encoder and codes, which are frozen: "
+            "--weight-entropy 0, or train one of them"
+        )
     if recipe.weight_adversarial > 0 and not last_layer(vae).requires_grad:
         raise ValueError(
             "weight_adversarial must be 0 where decoder.conv_out is frozen: the adversarial loss trains the decoder"

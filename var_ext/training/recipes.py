@@ -15,6 +15,7 @@ from var_ext.schedule import SCALES_256, SCALES_512
 from var_ext.training.loss_weights import parse_weights
 from var_ext.training.recipe_losses import CriticFields, LossFields
 from var_ext.training.recipe_options import ANY, BELOW_ONE, COUNT, NATURAL, POSITIVE, SHARE, option
+from var_ext.training.recipe_parts import ADAPTERS, check_used
 
 if TYPE_CHECKING:
     from typing_extensions import Self
@@ -110,7 +111,8 @@ class Recipe:
         """A copy with some fields replaced; text is converted to the type of the field ("1,2,3" to a tuple).
 
         Raises:
-            ValueError: unknown field, or text that does not parse as its type.
+            ValueError: unknown field, text that does not parse as its type, or a changed field is of a part that is
+                off (`recipe_parts`), such as `restart_target` where `restart_every` is 0.
         """
         known = {f.name: f for f in fields(self)}
         unknown = sorted(set(options) - set(known))
@@ -118,7 +120,9 @@ class Recipe:
             raise ValueError(
                 f"options of {type(self).__name__} are {', '.join(known)}; got {', '.join(unknown)}"
             )
-        return replace(self, **{name: _convert(known[name], value) for name, value in options.items()})
+        found = replace(self, **{name: _convert(known[name], value) for name, value in options.items()})
+        check_used(found, [name for name in options if getattr(found, name) != getattr(self, name)])
+        return found
 
     def pinned(self) -> dict[str, Any]:
         """Name -> value of every field that affects the weights; tuples as lists."""
@@ -376,11 +380,8 @@ class VARRecipe(Recipe):
                 raise ValueError(
                     f"{name} does not go with lora, which trains adapters alone, by AdamW: leave out one of them"
                 )
-        if not self.lora:
-            plain = {"lora_alpha": 0, "lora_dropout": 0, "lora_save": "merged", "lora_targets": LORA_TARGETS}
-            for name, value in plain.items():
-                if getattr(self, name) != value:
-                    raise ValueError(f"{name} is of adapters, of which there are none: add lora, their rank")
+        defaults = {f.name: f.default for f in fields(self)}  # which no preset changes
+        check_used(self, [name for name in ADAPTERS if getattr(self, name) != defaults[name]])
         if self.optimizer == "muon" and self.shard == "full":
             raise ValueError(
                 "optimizer = muon needs whole matrices, which shard = full takes apart: take shard = optimizer"

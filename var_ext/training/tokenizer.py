@@ -113,7 +113,7 @@ class TokenizerTask(Task):
         self.recipe: TokenizerRecipe = recipe.beginning(source is not None)
         recipe = self.recipe
         self.device, self.ranks = torch.device(device), ranks
-        self.losses = image_losses(recipe, perceptual, self.device)
+        self.losses = image_losses(recipe, recipe.image_size, perceptual, self.device)
         read: dict[str, Any] = {"geometry": recipe.geometry, "decode": recipe.decode}
         self.train_data = load_dataset(
             data, "train", recipe.image_size, augment=recipe.augment, seed=recipe.seed, **read

@@ -91,7 +91,9 @@ def advice(recipe: TokenizerRecipe, *, tuned: bool = False, frozen: bool = False
         frozen: codes are not trained.
     """
     if frozen:
-        return "codes are frozen: a new run trains them without quantizer in --freeze, such as --freeze encoder"
+        return (
+            "codes are frozen: a new run trains them without quantizer in --freeze, such as --freeze encoder"
+        )
     remedies: Sequence[tuple[bool, str]] = (
         (recipe.codebook_init == 0 and not tuned, "start from data with --codebook-init 512"),
         (not recipe.using_znorm and not tuned, "compare directions with --using-znorm"),
