@@ -2,7 +2,8 @@
 
 Each field is an option of the command line. To add one: give it a default that keeps the previous
 behaviour and read it in `tokenizer.py` or `var.py`; a checkpoint stores all fields except those
-marked `free`, and a run with other values does not resume from it.
+marked `free`, and a run with other values does not resume from it. One that belongs to a part which
+may be off, a loss for example, stands in `recipe_parts.PARTS` too.
 """
 
 from collections.abc import Mapping
