@@ -12,7 +12,7 @@ from click.testing import CliRunner
 from var_ext.cli import main
 from var_ext.training import Recipe, TokenizerRecipe, VARRecipe
 from var_ext.training.recipe_losses import CriticFields, LossFields
-from var_ext.training.recipe_parts import PARTS, Part
+from var_ext.training.recipe_parts import NOTHING, PARTS, Part, check_used
 
 CLASSES: dict[str, type[Recipe]] = {"tokenizer": TokenizerRecipe, "var": VARRecipe}
 CASES = [
@@ -56,8 +56,8 @@ def test_a_command_refuses_even_the_value_of_the_preset(
 ) -> None:
     recipe = CLASSES[kind]()
     value = getattr(recipe, name)
-    if value == 0 and name in {key for each in PARTS for key in each.off}:
-        return  # switches a part off itself
+    if name in NOTHING and value == NOTHING[name]:
+        value = another(recipe, name)
     words = ["train", kind, "nowhere", "--out", str(tmp_path / "out"), "--preset", "digits"]
     words += ["--tokenizer", "nowhere"] if kind == "var" else []
     for key, given in {**part.off, name: value}.items():
@@ -99,6 +99,14 @@ def test_a_part_of_a_preset_is_switched_off_alone(preset: str, switch: str) -> N
     assert found.with_options(epochs=3).epochs == 3
     on = found.with_options(weight_adversarial=0.2, adversarial_start=0.1, lecam=0.3)  # and others on
     assert on.lecam == 0.3
+
+
+@pytest.mark.parametrize("name", NOTHING)
+def test_what_asks_for_nothing_may_stand_anywhere(name: str) -> None:
+    for kind, part, option in CASES:
+        if option == name:
+            recipe = dataclasses.replace(CLASSES[kind](), **part.off, **{name: NOTHING[name]})
+            check_used(recipe, [name])
 
 
 def test_presets_of_transformers_stay_as_they_are() -> None:

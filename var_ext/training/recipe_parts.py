@@ -93,22 +93,25 @@ PARTS = (
         "is of random weights, got those of --init-from",
     ),
 )
+# Values that ask for nothing, wherever they stand.
+NOTHING = {
+    **{name: 0 for part in PARTS for name in part.off}, "lecam": 0, "critic_blur": 0, "critic_throttle": 0, "copies": 1,
+}  # fmt: skip
 
 
 def check_used(recipe: Recipe, names: Iterable[str], *, init_from: bool = False) -> None:
     """Refuse options that were asked for and belong to a part that is off.
 
     Args:
-        names: of the options. One that switches a part off itself by 0 may be asked for anywhere.
+        names: of the options. A value that asks for nothing, such as a weight of 0, may stand anywhere.
         init_from: whether the first weights are those of a trained model.
 
     Raises:
         ValueError: names one, and what to add.
     """
     values = {**{f.name: getattr(recipe, f.name) for f in fields(recipe)}, "init_from": init_from}
-    switches = {name for part in PARTS for name in part.off}
     for name in names:
-        if name in switches and values[name] == 0:
+        if name in NOTHING and values[name] == NOTHING[name]:
             continue
         for part in PARTS:
             if name in part.options and all(values.get(key) == value for key, value in part.off.items()):
