@@ -3,14 +3,14 @@
 python python/ablate_tokenizer.py avatars/ --out runs/ablation --lite0 lite0.whl --lpips stlpips-alex
 python python/ablate_tokenizer.py digits --out runs/small --set epochs=2 --seeds 0 --variants plain,cosine
 
-The same command goes on with what was stopped; a finished run is not trained again. By default images of 64 px, hours
+The same command goes on with what was stopped; a finished run is not trained again, and not measured again unless the
+recipe, --count, --lite0 or --lpips differ from what figures.json tells. By default images of 64 px, hours
 on two cores; --set changes a value of every recipe, such as --set ch_mult=1,1,2 for 32 px.
 """
 
 from __future__ import annotations
 
 import argparse
-import json
 from collections.abc import Sequence
 from pathlib import Path
 from statistics import fmean, stdev
@@ -18,11 +18,13 @@ from typing import Any
 
 import torch
 
-from var_ext.checkpoints import atomic_write, load_tokenizer, write_json
+from var_ext.checkpoints import CheckpointError, atomic_write, load_tokenizer, read_json, write_json
 from var_ext.data import load_dataset
 from var_ext.evaluation import Space, evaluate_tokenizer
-from var_ext.evaluation.efficientnet_lite0 import read_lite0
+from var_ext.evaluation.efficientnet_lite0 import EfficientNetLite0, read_lite0
 from var_ext.training import TokenizerRecipe, train_tokenizer
+from var_ext.training.digests import digest_of_entries
+from var_ext.training.log import read_log
 from var_ext.training.losses import LPIPS, load_lpips
 
 BASE = TokenizerRecipe.digits().with_options(
@@ -60,19 +62,41 @@ VARIANTS: dict[str, dict[str, Any]] = {
 
 
 def measured(
-    out: Path, data: str, recipe: TokenizerRecipe, space: Space | None, lpips: LPIPS | None, count: int
+    out: Path,
+    data: str,
+    recipe: TokenizerRecipe,
+    lite0: EfficientNetLite0 | None,
+    lpips: LPIPS | None,
+    count: int,
 ) -> dict[str, Any]:
-    """The figures of one run, trained and measured unless it was before."""
-    figures = out / "figures.json"
-    if not figures.exists():
+    """The figures of one run, trained and measured unless it was so before.
+
+    Raises:
+        CheckpointError: a run of another recipe is there.
+    """
+    file = out / "figures.json"
+    settings = {
+        "data": data,
+        "count": count,
+        "recipe": recipe.beginning(False).pinned(),
+        "lite0": None if lite0 is None else digest_of_entries(lite0.state_dict()),
+        "lpips": None if lpips is None else f"{lpips.name} {lpips.digest()}",
+    }
+    found: dict[str, Any] = read_json(file) if file.exists() else {}
+    if found.get("settings") != settings:
         train_tokenizer(data, out, recipe)
-        images = load_dataset(data, "val", recipe.image_size)
         report = evaluate_tokenizer(
-            load_tokenizer(out), images, count=count, space=space, lpips=lpips, progress=True
+            load_tokenizer(out),
+            load_dataset(data, "val", recipe.image_size),
+            count=count,
+            space=None if lite0 is None else Space("FD-lite0", lite0.features),
+            lpips=lpips,
+            progress=True,
         )
         report.write(out / "report", f"The tokenizer of {out.name}", out / "log.jsonl")
-        write_json(figures, report.as_dict())
-    found: dict[str, Any] = json.loads(figures.read_text(encoding="utf-8"))
+        seconds = max(line["seconds"] for line in read_log(out / "log.jsonl"))
+        found = {**report.as_dict(), "seconds": seconds, "settings": settings}
+        write_json(file, found)
     return found
 
 
@@ -88,6 +112,7 @@ def table(found: dict[str, list[dict[str, Any]]]) -> str:
     names = [f"codes {p}x{p}" for p in sides] + [f"perplexity {p}x{p}" for p in sides]
     names += ["least share of a scale", "PSNR", "SSIM"]
     names += [first[name] for name in ("lpips_name", "distance") if first[name]]
+    names.append("minutes of training")
     lines = ["| variant | " + " | ".join(names) + " |", "| --- |" + " --- |" * len(names)]
     for variant, runs in found.items():
         cells = [
@@ -101,6 +126,7 @@ def table(found: dict[str, list[dict[str, Any]]]) -> str:
             cells.append(spread([run["lpips"] for run in runs], 4))
         if first["distance"]:
             cells.append(spread([run["frechet"] for run in runs], 2))
+        cells.append(spread([run["seconds"] / 60 for run in runs], 1))
         lines.append(f"| {variant} | " + " | ".join(cells) + " |")
     about = f"{first['count']} validation images of {first['image_size']} px, {first['vocab_size']} codes."
     return f"{about}\n\n" + "\n".join(lines) + "\n"
@@ -139,7 +165,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         parser.error(str(error))
     if options.threads:
         torch.set_num_threads(options.threads)
-    space = Space("FD-lite0", read_lite0(options.lite0).features) if options.lite0 else None
+    lite0 = read_lite0(options.lite0) if options.lite0 else None
     lpips = load_lpips(options.lpips.split(",")) if options.lpips else None
     found: dict[str, list[dict[str, Any]]] = {}
     for seed in seeds:  # all variants of a seed first: a table to look at early
@@ -147,9 +173,11 @@ def main(arguments: Sequence[str] | None = None) -> None:
             files = {"lpips": options.lpips} if variant == "lpips" else {}
             recipe = base.with_options(**VARIANTS[variant], **files, seed=seed)
             run = options.out / f"{variant.replace(' ', '-')}-{seed}"
-            found.setdefault(variant, []).append(
-                measured(run, options.data, recipe, space, lpips, options.count)
-            )
+            try:
+                one = measured(run, options.data, recipe, lite0, lpips, options.count)
+            except CheckpointError as error:
+                parser.exit(1, f"{error}\n")
+            found.setdefault(variant, []).append(one)
             with atomic_write(options.out / "ablation.md") as handle:
                 handle.write(table(found).encode())
     print(table(found))

@@ -29,6 +29,7 @@ from var_ext.checkpoints import CheckpointError, atomic_write, save_model
 from var_ext.evaluation import Choice, DigitsReport, choose_sampling, evaluate_digits
 from var_ext.grid import labelled_grid
 from var_ext.training import TokenizerRecipe, VARRecipe, train_tokenizer, train_var
+from var_ext.training.log import read_log
 
 ROOT = Path(__file__).resolve().parent.parent
 NAMES = [str(digit) for digit in range(10)]
@@ -124,11 +125,6 @@ class Clock:
 
     def minutes(self, stage: str) -> str:
         return f"{self.seconds[stage] / 60:.1f} min"
-
-
-def read_log(path: Path) -> list[dict[str, Any]]:
-    """The lines of a trainer's log.jsonl."""
-    return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
 
 
 def found(path: Path, recipe: TokenizerRecipe | VARRecipe) -> str:
@@ -273,7 +269,9 @@ def main(
     toy: list[dict[str, Any]] = [SMOKE_TOKENIZER, SMOKE_VAR] if smoke else [{}, {}]
     try:
         recipes = (
-            TokenizerRecipe.digits().with_options(**{"seed": seed, **toy[0], **options(for_tokenizer)}),
+            TokenizerRecipe.digits()
+            .with_options(**{"seed": seed, **toy[0], **options(for_tokenizer)})
+            .beginning(from_source=False),
             VARRecipe.digits().with_options(**{"seed": seed, **toy[1], **options(for_var)}),
         )
     except ValueError as error:

@@ -428,8 +428,12 @@ def test_every_field_of_a_recipe_is_an_option(command: str, recipe: type) -> Non
 @pytest.mark.parametrize(
     ("args", "code", "message"),
     [
-        (["nowhere", "--out", "OUT", "--weight-perceptual", "0"], 1, "nowhere"),
-        (["nowhere", "--out", "OUT"], 1, "weight_perceptual = 1 needs a loss, got none: --lpips FILE"),
+        (["nowhere", "--out", "OUT"], 1, "nowhere"),
+        (
+            ["nowhere", "--out", "OUT", "--preset", "paper"],
+            1,
+            "weight_perceptual = 1 needs a loss, got none: --lpips FILE",
+        ),
         (["digits"], 2, "'--out'"),
         (["digits", "--out", "OUT", "--epochs", "many"], 2, "'--epochs'"),
         (["digits", "--out", "OUT", "--epochs", "0"], 1, "epochs must be at least 1, got 0"),

@@ -16,7 +16,7 @@ from var_ext.cli_options import (
     SEED,
     Group,
     UserPath,
-    build_recipe,
+    asked_recipe,
     check_plan_options,
     control_options,
     editing_options,
@@ -29,14 +29,13 @@ from var_ext.cli_options import (
     picture_option,
     plan_options,
     precision_option,
-    preset_for,
     recipe_options,
     sampling_options,
     say,
     train_options,
-    tuning_recipe,
     writes_images,
 )
+from var_ext.data import DECODES, GEOMETRIES
 
 
 @click.group(cls=Group, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110})
@@ -232,7 +231,8 @@ def train() -> None:
 @click.option(
     "--init-from",
     help="Folder or name of a tokenizer to begin with. Options that are not given, and no --preset, are then its sizes "
-    "and a recipe that trains the decoder alone, so codes stay.  [default: none]",
+    "and a recipe that trains the decoder alone, so codes stay; with --preset too, its codes are the first ones unless "
+    "--codebook-init is given.  [default: none]",
 )
 @click.option(
     "--image-size",
@@ -261,20 +261,18 @@ def train_tokenizer_command(
 
     \b
     Example: var-ext train tokenizer digits --out runs/tokenizer --epochs 20
-    Example: var-ext train tokenizer photos/ --out runs/tokenizer --preset small --image-size 64
-    Example: var-ext train tokenizer photos/ --out runs/tokenizer --lpips vgg.pth,vgg16.pth --discriminator dino.pth
+    Example: var-ext train tokenizer photos/ --out runs/tokenizer --image-size 64
+    Example: var-ext train tokenizer photos/ --out runs/paper --preset paper --lpips vgg.pth --discriminator dino.pth
     Example: var-ext train tokenizer photos/ --out runs/tuned --init-from var-d16 --lpips stlpips
     """
     from var_ext.training import TokenizerRecipe, train_tokenizer
 
-    if init_from is None or preset:
-        recipe = build_recipe(TokenizerRecipe, preset or preset_for(data), options)
-    else:
-        recipe = tuning_recipe(TokenizerRecipe, init_from, options)
+    recipe = asked_recipe(TokenizerRecipe, data, preset, init_from, options)
     if image_size is not None:
         if options["ch_mult"] is not None:
             raise click.UsageError("--image-size sets --ch-mult, got both")
         recipe = recipe.sized(image_size)
+    recipe = recipe.beginning(init_from is not None)
     if dry_run:
         from var_ext.training.tokenizer_plan import describe
 
@@ -329,10 +327,7 @@ def train_var_command(
     tokenizer = tokenizer or init_from
     if tokenizer is None:
         raise click.UsageError("--tokenizer or --init-from must name the tokenizer, got neither")
-    if init_from is None or preset:
-        recipe = build_recipe(VARRecipe, preset or preset_for(data), options)
-    else:
-        recipe = tuning_recipe(VARRecipe, init_from, options)
+    recipe = asked_recipe(VARRecipe, data, preset, init_from, options)
     if dry_run:
         from var_ext.training.plan import describe
 
@@ -415,16 +410,20 @@ def eval_digits(
 @click.option(
     "--perturb-tokens",
     type=click.FloatRange(0, 1),
-    default=0.5,
-    show_default=True,
-    help="Of the distance with perturbed tokens: their share.",
+    help="Of the distance with perturbed tokens: their share.  [default: 0.5]",
 )
 @click.option(
     "--perturb-codes",
     type=click.IntRange(min=1),
-    default=8,
-    show_default=True,
-    help="Likewise: the nearest codes that one is taken from.",
+    help="Likewise: the nearest codes that one is taken from.  [default: 8]",
+)
+@click.option(
+    "--geometry",
+    type=click.Choice(GEOMETRIES),
+    help="How picture files are read, as in training.  [default: that of RUN's recipe, else published]",
+)
+@click.option(
+    "--decode", type=click.Choice(DECODES), help="Likewise.  [default: of RUN's recipe, else exact]"
 )
 @click.option("--out", type=UserPath(), help="Folder of the page.  [default: RUN/report]")
 @file_option("--json", "json_path", help="Write the figures to this file too.")
@@ -439,8 +438,10 @@ def eval_tokenizer(
     workers: int,
     lpips: str | None,
     lite0: Path | None,
-    perturb_tokens: float,
-    perturb_codes: int,
+    perturb_tokens: float | None,
+    perturb_codes: int | None,
+    geometry: str | None,
+    decode: str | None,
     out: Path | None,
     json_path: Path | None,
     quiet: bool,
@@ -454,37 +455,47 @@ def eval_tokenizer(
     Writes a page with pictures: what each number of scales gives back, PSNR, SSIM, codes in use and perplexity.
     """
     from var_ext.checkpoints import load_tokenizer
+    from var_ext.checkpoints.training_run import read_recipe
     from var_ext.data import load_dataset
     from var_ext.evaluation import Space, evaluate_tokenizer
     from var_ext.evaluation.efficientnet_lite0 import read_lite0
     from var_ext.paths import user_path
     from var_ext.training.losses import load_lpips
 
+    perturbed = {"perturbed_tokens": perturb_tokens, "perturbed_codes": perturb_codes}
+    asked: dict[str, Any] = {name: value for name, value in perturbed.items() if value is not None}
+    if asked and lite0 is None:
+        raise click.UsageError(
+            "--perturb-tokens and --perturb-codes are of the distance of --lite0, got none"
+        )
     folder = user_path(run)
     if out is None and not folder.is_dir():
         raise click.UsageError(f"--out must name a folder for the page of {run}, which is no folder")
     out = out or folder / "report"
     check_writable(out / "tokenizer.md")
+    trained = read_recipe(folder)
+    # digits has no picture files
+    own = {} if data == "digits" else trained.get("recipe", {})
+    geometry = geometry or own.get("geometry", "published")
+    decode = decode or own.get("decode", "exact")
     vae = load_tokenizer(run)
-    space = Space("FD-lite0", read_lite0(lite0).to(device).features) if lite0 else None
     report = evaluate_tokenizer(
         vae,
-        load_dataset(data, split, vae.image_size),
+        load_dataset(data, split, vae.image_size, geometry=geometry, decode=decode),
         count=count,
         batch_size=batch_size,
-        space=space,
+        space=Space("FD-lite0", read_lite0(lite0).to(device).features) if lite0 else None,
         lpips=load_lpips(lpips.split(",")).to(device) if lpips else None,
-        perturbed_tokens=perturb_tokens,
-        perturbed_codes=perturb_codes,
         workers=workers,
         device=device,
         progress=not quiet,
+        **asked,
     )
-    page = report.write(out, f"The tokenizer of {run}", folder / "log.jsonl")
     click.echo(report.as_markdown())
     if json_path is not None:
         write_json(json_path, report.as_dict())
-    click.echo(f"page: {page.resolve()}")
+    log = folder / "log.jsonl" if trained.get("kind") == "tokenizer" else None
+    click.echo(f"page: {report.write(out, f'The tokenizer of {run}', log).resolve()}")
 
 
 @main.command()

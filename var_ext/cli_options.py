@@ -227,6 +227,7 @@ model_option = click.option(
 
 
 PRESETS = {"TokenizerRecipe": ("digits", "small", "paper"), "VARRecipe": ("digits", "paper")}
+FOLDERS = {"TokenizerRecipe": "small", "VARRecipe": "paper"}  # the default of other data than digits
 
 
 def recipe_options(name: str) -> Callable[[Command], Command]:
@@ -274,7 +275,7 @@ def train_options(name: str) -> Callable[[Command], Command]:
             "--preset",
             type=click.Choice(PRESETS[name]),
             help=f"Values of the options below that are not given, shown as [{presets}].  "
-            "[default: digits for the DATA digits, else paper]",
+            f"[default: digits for the DATA digits, else {FOLDERS[name]}]",
         ),
         click.option("--out", required=True, type=UserPath(), help="Folder of the run."),
     )
@@ -295,11 +296,6 @@ plan_options = _options(
 )
 
 
-def preset_for(data: str) -> str:
-    """The preset where none is asked for: a recipe for toy digits would make nothing of photos."""
-    return "digits" if data == "digits" else "paper"
-
-
 def say(text: str) -> None:
     """Print what all ranks of a launcher have to say once."""
     from var_ext.export import rank_and_world
@@ -316,8 +312,33 @@ def check_plan_options(ranks: int | None, memory: float | None) -> None:
         )
 
 
-def tuning_recipe(cls: type[R], init_from: str, options: dict[str, Any]) -> R:
-    """The recipe `finetune` of a model, with the options that were given."""
+def asked_recipe(
+    cls: type[R], data: str, preset: str | None, init_from: str | None, options: dict[str, Any]
+) -> R:
+    """The recipe of a command: a preset, or without one `finetune` of the model to begin with, and the options that
+    were given."""
+    from var_ext.training.recipe_parts import check_used
+
+    given = _given(options)
+    if init_from is not None and preset is None:
+        chosen = _tuning(cls, init_from, given)
+    else:
+        preset = preset or _preset_for(cls, data)
+        # the depth picks among the published recipes
+        sized = {"depth": given["depth"]} if preset == "paper" and "depth" in given else {}
+        chosen = getattr(cls, preset)(**sized)
+    recipe = chosen.with_options(**given)
+    check_used(recipe, given, init_from=init_from is not None)  # also those that change nothing of the preset
+    return recipe
+
+
+def _preset_for(cls: type[Recipe], data: str) -> str:
+    """The preset where none is asked for: a recipe for toy digits would make nothing of photos."""
+    return "digits" if data == "digits" else FOLDERS[cls.__name__]
+
+
+def _tuning(cls: type[R], init_from: str, given: dict[str, Any]) -> R:
+    """The recipe `finetune` of a model."""
     from var_ext.checkpoints import find_model
     from var_ext.training.recipes import VARRecipe
 
@@ -327,17 +348,9 @@ def tuning_recipe(cls: type[R], init_from: str, options: dict[str, Any]) -> R:
         raise click.UsageError(
             f"--init-from must be a model with a transformer, got the tokenizer {init_from}"
         )
-    adapters = {"adapters": True} if options.get("lora") else {}
+    adapters = {"adapters": True} if given.get("lora") else {}
     tuned: R = cls.finetune(source.config, **adapters)  # type: ignore[attr-defined]
-    return tuned.with_options(**_given(options))
-
-
-def build_recipe(cls: type[R], preset: str, options: dict[str, Any]) -> R:
-    """The preset with the options that were given; the depth picks among the published recipes."""
-    given = _given(options)
-    sized = {"depth": given["depth"]} if preset == "paper" and "depth" in given else {}
-    chosen: R = getattr(cls, preset)(**sized)
-    return chosen.with_options(**given)
+    return tuned
 
 
 def _given(options: dict[str, Any]) -> dict[str, Any]:

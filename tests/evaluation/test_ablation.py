@@ -9,7 +9,9 @@ from types import ModuleType
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image
+from torch import Tensor
 
 from tests.threads import threads
 
@@ -27,15 +29,19 @@ def program() -> ModuleType:
     return module
 
 
+def pictures(folder: Path) -> Path:
+    for path in ("train/a", "val/a"):
+        (folder / path).mkdir(parents=True)
+        for i in range(12):
+            noise = np.random.default_rng(i).integers(0, 256, (12, 12, 3), np.uint8)
+            Image.fromarray(noise).save(folder / path / f"{i}.png")
+    return folder
+
+
 def test_two_variants_and_seeds(
     program: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    for path in ("train/a", "val/a"):
-        (tmp_path / "data" / path).mkdir(parents=True)
-        for i in range(12):
-            noise = np.random.default_rng(i).integers(0, 256, (12, 12, 3), np.uint8)
-            Image.fromarray(noise).save(tmp_path / "data" / path / f"{i}.png")
-    arguments = [str(tmp_path / "data"), "--out", str(tmp_path), "--count", "10", *TINY]
+    arguments = [str(pictures(tmp_path / "data")), "--out", str(tmp_path), "--count", "10", *TINY]
     with threads(1):
         program.main([*arguments, "--variants", "plain,cosine", "--seeds", "0"])
         one = (tmp_path / "ablation.md").read_text()
@@ -53,7 +59,63 @@ def test_two_variants_and_seeds(
     assert [row.split(" | ")[0] for row in rows] == ["| plain", "| cosine"]
     assert all(len(row.split("|")) == len(head.split("|")) for row in rows)
     assert "±" not in one and "±" in two
+    assert head.endswith("| minutes of training |") and float(rows[0].split("|")[-2]) >= 0
     assert (tmp_path / "cosine-0" / "report" / "tokenizer.md").exists()
+
+
+def test_other_settings_are_measured_again(
+    program: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    class Lpips:
+        def __init__(self, files: list[str]) -> None:
+            self.files = files
+            self.name = "lpips-toy"
+
+        def digest(self) -> str:
+            return self.files[0]
+
+        def __call__(self, a: Tensor, b: Tensor) -> Tensor:
+            return len(self.files[0]) + (a - b).abs().mean((1, 2, 3))
+
+    class Lite0(torch.nn.Linear):
+        def features(self, images: Tensor) -> Tensor:
+            return 100 * images.mean((2, 3)) * self.weight.detach()[0]
+
+    def lite0(path: Path) -> Lite0:
+        torch.manual_seed(len(path.name))
+        return Lite0(3, 1)
+
+    monkeypatch.setattr(program, "load_lpips", Lpips)
+    monkeypatch.setattr(program, "read_lite0", lite0)
+    monkeypatch.setattr(program, "LPIPS", Lpips)
+    measured: list[str] = []
+    evaluate = program.evaluate_tokenizer
+    monkeypatch.setattr(
+        program, "evaluate_tokenizer", lambda *a, **k: (measured.append(words[-1]), evaluate(*a, **k))[1]
+    )
+    start = [str(pictures(tmp_path / "data")), "--out", str(tmp_path), "--seeds", "0", "--variants", "plain"]
+    words = [*start, *TINY]
+    seen = []
+    for more in (["--count", "10"], ["--count", "9"], ["--lpips", "a"], ["--lpips", "bb"], ["--lite0", "a"],
+                 ["--lite0", "bb"], ["--set", "epochs=2"]):  # fmt: skip
+        words = [*start, "--count", "10", *TINY, *more]
+        count = len(measured)
+        with threads(1):
+            program.main(words)
+            assert len(measured) == count + 1, more
+            program.main(words)  # and not again
+        assert len(measured) == count + 1, more
+        seen.append((tmp_path / "ablation.md").read_text())
+    assert len(set(seen)) == len(seen)
+    # runs of both kinds in one table: all as asked for now
+    with threads(1):
+        program.main([*words, "--lpips", "a", "--seeds", "0,1"])
+        (tmp_path / "plain-0" / "figures.json").write_text('{"psnr": 1}')  # of an older version
+        program.main([*words, "--seeds", "0,1"])
+    assert "lpips-toy" not in (tmp_path / "ablation.md").read_text()
+    with pytest.raises(SystemExit) as ended:
+        program.main([*words, "--set", "lr=0.5"])
+    assert ended.value.code == 1 and "wanted recipe.lr = 0.5" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(

@@ -4,22 +4,26 @@ from __future__ import annotations
 
 import builtins
 import json
+import re
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from click.testing import CliRunner
+from PIL import Image
 from torch import Tensor
 
 from tests.threads import threads
-from var_ext.checkpoints import load_tokenizer
+from var_ext.checkpoints import load_tokenizer, save_model, write_json
 from var_ext.cli import main
 from var_ext.data import load_dataset
 from var_ext.evaluation import Space, evaluate_tokenizer, frechet_distance, psnr, ssim
 from var_ext.evaluation.tokenizer import Moments
 from var_ext.evaluation.tokenizer_report import TokenizerReport
 from var_ext.models import VQVAE
+from var_ext.training.losses import LPIPS
 from var_ext.training.usage import allowed
 
 pytest.importorskip("sklearn")
@@ -102,7 +106,7 @@ def test_the_page(report: TokenizerReport, tmp_path: Path) -> None:
         {"step": 1, "phase": "train", "loss": 1.0},
         {"step": 2, "phase": "val", "loss": 2.0, "usage": [1, 2], "perplexity": [3, 4]},
     ]
-    log.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    log.write_text("".join(json.dumps(row) + "\n" for row in rows) + '{"step": 3, "pha')  # cut by a kill
     page = report.write(tmp_path / "report", "A tokenizer", log)
     text = page.read_text()
     assert text.startswith("# A tokenizer\n\n30 images of digits, split 'val'; 32 px, 256 codes.")
@@ -147,6 +151,80 @@ def test_the_command(tmp_path: Path) -> None:
     assert done.exit_code == 1 and "x.pth must be" in done.output
     done = CliRunner().invoke(main, arguments)
     assert done.exit_code == 2 and "--out must name a folder for the page of digits" in done.output
+
+
+def photos(folder: Path) -> Path:
+    """Red above and blue below, turned by EXIF."""
+    exif = Image.Exif()
+    exif[274] = 6
+    for split in ("train", "val"):
+        (folder / split / "a").mkdir(parents=True)
+        for i in range(3):
+            pixels = np.zeros((40, 48, 3), np.uint8)
+            pixels[:20, :, 0], pixels[20:, :, 2] = 200 + i, 200
+            Image.fromarray(pixels).save(folder / split / "a" / f"{i}.jpg", exif=exif, quality=95)
+    return folder
+
+
+@pytest.fixture
+def run(tmp_path: Path) -> Path:
+    folder = tmp_path / "run"
+    save_model(folder, load_tokenizer("digits"))
+    rows = [{"step": step, "phase": "train", "loss": 1.0, "seconds": 1} for step in range(3)]
+    (folder / "log.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows) + '{"step"')
+    return folder
+
+
+def said(run: Path, *words: str, code: int = 0) -> str:
+    arguments = ["eval", "tokenizer", str(run), *words, "--quiet", "--threads", "1"]
+    done = CliRunner().invoke(main, arguments)
+    assert done.exit_code == code, done.output
+    return " ".join(done.output.split())
+
+
+@pytest.mark.parametrize("kind", ["tokenizer", "var"])
+def test_pictures_are_read_as_in_training(run: Path, tmp_path: Path, kind: str) -> None:
+    data = str(photos(tmp_path / "photos"))
+    plain = said(run, data)
+    assert "read published and exact" in plain
+    recipe = {"geometry": "upright", "decode": "fast"}
+    (run / "recipe.json").write_text(json.dumps({"kind": kind, "recipe": recipe}))
+    turned, psnr = said(run, data), re.compile(r"PSNR \(dB\) \| ([\d.]+)")
+    assert "read upright and fast" in turned
+    assert psnr.search(turned)[1] != psnr.search(plain)[1]  # type: ignore[index]
+    asked = said(run, data, "--geometry", "published", "--decode", "exact")
+    assert asked.partition("page:")[0] == plain.partition("page:")[0]
+    assert (run / "report" / "course.png").exists() == (kind == "tokenizer")
+    assert "read " not in said(run, "digits", "--count", "3")  # has no picture files
+    assert "digits has none" in said(run, "digits", "--geometry", "upright", code=1)
+
+
+def test_figures_come_before_the_page(run: Path, tmp_path: Path) -> None:
+    (run / "report" / "reconstructions.png").mkdir(parents=True)  # no page can be written
+    text = said(run, "digits", "--count", "3", "--json", str(tmp_path / "f.json"), code=1)
+    assert "| PSNR (dB) |" in text and json.loads((tmp_path / "f.json").read_text())["count"] == 3
+
+
+def test_equal_images_have_finite_figures(
+    vae: VQVAE, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    data = load_dataset("digits", "val", 32)
+    monkeypatch.setattr(VQVAE, "fhat_to_img", lambda self, f_hat: data.batch([0])[0])
+    found = evaluate_tokenizer(vae, data, count=1)
+    assert found.psnr == pytest.approx(100) and "each at most 100 dB" in found.as_markdown()
+    write_json(tmp_path / "f.json", found.as_dict())
+
+
+@pytest.mark.parametrize("option", ["--perturb-tokens", "--perturb-codes"])
+def test_perturbation_needs_a_space(run: Path, option: str) -> None:
+    assert "are of the distance of --lite0, got none" in said(run, "digits", option, "1", code=2)
+
+
+def test_images_too_small_for_lpips(vae: VQVAE) -> None:
+    loss = LPIPS("vgg16")
+    loss.smallest = 33
+    with pytest.raises(ValueError, match=r"at least 33 x 33 pixels, got 32 x 32: leave out lpips$"):
+        evaluate_tokenizer(vae, load_dataset("digits", "val", 32), lpips=loss)
 
 
 @pytest.mark.parametrize(

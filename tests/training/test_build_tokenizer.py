@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import shutil
 from pathlib import Path
 
 import pytest
@@ -36,8 +37,9 @@ def test_the_decoder_alone_is_trained_and_codes_stay(
     tokenizer: Path, tuning: TokenizerRecipe, images: Path, tmp_path: Path
 ) -> None:
     before = load_tokenizer(tokenizer)
-    train_tokenizer(images, tmp_path, tuning, init_from=tokenizer, progress=False)
-    after = load_tokenizer(tmp_path)
+    out = tmp_path / "out"
+    train_tokenizer(images, out, tuning, init_from=tokenizer, progress=False)
+    after = load_tokenizer(out)
     own = after.state_dict()
     for name, tensor in before.state_dict().items():
         moved = name.startswith(("decoder.", "post_quant_conv.")) or name == "quantize.ema_vocab_hit_SV"
@@ -47,10 +49,11 @@ def test_the_decoder_alone_is_trained_and_codes_stay(
         assert torch.equal(one, two)
     errors = [float((vae(batch)[0] - batch).square().mean()) for vae in (before, after)]
     assert errors[1] < errors[0]
-    pins = json.loads((tmp_path / "recipe.json").read_text())
+    pins = json.loads((out / "recipe.json").read_text())
     assert pins["perceptual"] == "structural" and pins["discriminator"] == "PatchDiscriminator"
+    copied = shutil.copytree(out, tmp_path / "copied")
     with pytest.raises(CheckpointError, match="weights to begin with changed"):
-        train_tokenizer(images, tmp_path, tuning, init_from=tmp_path, progress=False)
+        train_tokenizer(images, out, tuning, init_from=copied, progress=False)
 
 
 def test_training_starts_with_the_tokens_of_the_weights(
@@ -90,6 +93,12 @@ def test_other_scales_have_the_same_weights(tokenizer: Path, tuning: TokenizerRe
         ),
         ({"anchors": True}, "got anchors = True: .* --no-anchors"),
         ({"centre": 0.1}, "where quant_conv is frozen, got centre = 0.1: --centre 0"),
+        ({"gradient": "rotation"}, "gradient = rotation is of the encoder, which is frozen"),
+        (
+            {"gradient": "rotation", "freeze": "encoder.*,quant_conv.*"},
+            "gradient = rotation is of the encoder, which is frozen",
+        ),
+        ({"weight_entropy": 0.1}, "weight_entropy = 0.1 is of encoder and codes, which are frozen"),
         ({"freeze": "encoders"}, "freeze: 'encoders' matches no parameter"),
         ({"freeze": "encoder,quantizer,decoder"}, "leave nothing to train"),
     ],
@@ -99,6 +108,61 @@ def test_what_cannot_be_is_refused(
 ) -> None:
     with pytest.raises(ValueError, match=message):
         build_tokenizer(tuning.with_options(**options), load_tokenizer(tokenizer))
+
+
+@pytest.mark.parametrize(("asked", "kept"), [({}, True), ({"codebook_init": 20}, False)])
+def test_codes_of_the_source_stay_unless_others_are_asked_for(
+    tokenizer: Path, tokenizer_recipe: TokenizerRecipe, images: Path, asked: dict[str, int], kept: bool
+) -> None:
+    source, recipe = load_tokenizer(tokenizer), tokenizer_recipe.with_options(**asked)
+    task = TokenizerTask(images, recipe, source=source)
+    task.start()
+    assert torch.equal(task.vae.quantize.embedding.weight, source.quantize.embedding.weight) == kept
+    assert task.pins["recipe"]["codebook_init"] == asked.get("codebook_init", 0)
+    new = TokenizerTask(images, tokenizer_recipe)
+    first = new.vae.quantize.embedding.weight.clone()
+    new.start()
+    assert not torch.equal(new.vae.quantize.embedding.weight, first)
+    assert new.pins["recipe"]["codebook_init"] == 512  # as in checkpoints from before
+
+
+@pytest.mark.parametrize(
+    ("freeze", "options"),
+    [
+        ("encoder", {"weight_entropy": 0.1}),  # codes learn from it
+        ("quantizer", {"weight_entropy": 0.1, "gradient": "rotation"}),
+        ("quant_conv.*,quantizer", {"weight_entropy": 0.1, "gradient": "rotation"}),
+        ("encoder.conv_in.*", {"gradient": "rotation"}),
+    ],
+)
+def test_what_something_learns_from_is_not_refused(
+    tokenizer: Path, tuning: TokenizerRecipe, freeze: str, options: dict[str, object]
+) -> None:
+    build_tokenizer(tuning.with_options(freeze=freeze, **options), load_tokenizer(tokenizer))
+
+
+@pytest.mark.parametrize("words", [[], ["--freeze", "encoder,quantizer"]])
+def test_a_preset_from_a_source_keeps_its_codes(
+    tokenizer: Path, images: Path, tmp_path: Path, words: list[str]
+) -> None:
+    sizes = "--vocab-size 16 --z-channels 4 --ch 32 --ch-mult 1,1 --patch-nums 1,2,4 --share-quant-resi 2"
+    words = [
+        *sizes.split(),
+        "--preset",
+        "digits",
+        "--restart-every",
+        "0",
+        "--init-from",
+        str(tokenizer),
+        *words,
+    ]
+    command = ["train", "tokenizer", str(images), "--out", str(tmp_path), "--epochs", "1", *words, "--quiet"]
+    dry = CliRunner().invoke(main, [*command, "--dry-run"])
+    assert dry.exit_code == 0, dry.output
+    done = CliRunner().invoke(main, [*command, "--lr", "1e-9", "--ema", "0", "--no-half"])
+    assert done.exit_code == 0, done.output
+    codes = [load_tokenizer(folder).quantize.embedding.weight for folder in (tmp_path, tokenizer)]
+    torch.testing.assert_close(*codes, rtol=0, atol=1e-6)  # a few steps of the learning rate
 
 
 def test_initial_weights_have_the_gain(tokenizer_recipe: TokenizerRecipe) -> None:

@@ -21,6 +21,7 @@ from var_ext.training.frozen_vit import FrozenViT
 from var_ext.training.loop import Moment
 from var_ext.training.ranks import ALONE
 from var_ext.training.tokenizer import TokenizerTask
+from var_ext.training.tokenizer_plan import plan
 
 CPU = torch.device("cpu")
 
@@ -261,6 +262,34 @@ def test_a_vit_as_critic_is_pinned_and_learns(images: Path, full: TokenizerRecip
     metrics = task.step(Moment(3, 10, 0, True), task.train_data.batch(range(12)))
     assert metrics["critic"] > 0 and metrics["weight_adversarial"] > 0
     assert all(not torch.equal(a, b) for a, b in zip(before, task.critic.module.parameters(), strict=True))
+
+
+def vit_options(folder: Path) -> dict[str, object]:
+    return {"discriminator": str(vit_file(folder)), "discriminator_size": 32}
+
+
+@pytest.mark.parametrize("micro", [0, 5])
+def test_activation_checkpointing_of_a_vit_changes_nothing(
+    images: Path, full: TokenizerRecipe, tmp_path: Path, micro: int
+) -> None:
+    recipe = dataclasses.replace(full, **vit_options(tmp_path), micro_batch=micro)
+    ends, runs = [], []
+    for again in (False, True):
+        task = TokenizerTask(images, dataclasses.replace(recipe, activation_checkpointing=again))
+        assert task.critic is not None and task.critic.vit is not None
+        block, calls = task.critic.vit.blocks[0], list[int]()
+        block.register_forward_pre_hook(lambda *_, calls=calls: calls.append(1))
+        for step in range(2, 4):
+            task.step(Moment(step, 10, 0, True), task.train_data.batch(range(12)))
+        ends.append({**task.vae.state_dict(), **task.critic.module.state_dict()})
+        runs.append(len(calls))
+    assert runs[1] > runs[0]  # run again for gradients
+    assert all(torch.equal(tensor, ends[1][name]) for name, tensor in ends[0].items())
+
+
+def test_a_dry_run_plays_activation_checkpointing_of_a_vit(full: TokenizerRecipe, tmp_path: Path) -> None:
+    recipe = dataclasses.replace(full, **vit_options(tmp_path), batch_size=1, ch=32, bcr=0.0)
+    assert plan(dataclasses.replace(recipe, activation_checkpointing=True)).activations > 0
 
 
 # ---------------------------------------------------------------------- one that wins

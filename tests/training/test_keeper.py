@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import math
 from itertools import pairwise
 from pathlib import Path
@@ -128,7 +129,7 @@ def test_perturbation_weakens(task: TokenizerTask) -> None:
 def test_nothing_wanted_is_the_published_pass(tokenizer_recipe: TokenizerRecipe) -> None:
     assert remedies_of(tokenizer_recipe) is None
     for name, value in ALL.items():
-        alone = tokenizer_recipe.with_options(**{name: value})
+        alone = dataclasses.replace(tokenizer_recipe, **{name: value})
         switches = name in (
             "scale_dropout",
             "gradient",

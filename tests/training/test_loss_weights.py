@@ -91,7 +91,8 @@ def test_a_step_by_hand(
 ) -> None:
     """The gradient is that of a loop over scales; progressive training (step 302 is the second with two scales, see
     test_train_var) multiplies the newest scale's weight; what is logged as the loss has no weights."""
-    recipe = var_recipe.with_options(loss_weights=weights, pg=pg, pg0=0, warmup=0.1, clip=1e6, micro_batch=5)
+    progressive = {"pg": pg, "pg0": 0} if pg else {}
+    recipe = var_recipe.with_options(loss_weights=weights, warmup=0.1, clip=1e6, micro_batch=5, **progressive)
     task = make(images, tokenizer, recipe, tmp_path)
     tokens, labels = next(iter(task.feed(0, torch.arange(12).view(1, 12))))
     twin = copy.deepcopy(task.var).train()

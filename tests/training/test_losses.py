@@ -131,7 +131,7 @@ def test_the_semantic_loss_by_hand(tmp_path: Path) -> None:
     a.requires_grad_(True)
     loss(a, b).sum().backward()
     assert a.grad is not None and a.grad.abs().max() > 0
-    losses = image_losses(recipe, None, torch.device("cpu"))
+    losses = image_losses(recipe, 64, None, torch.device("cpu"))
     assert {term.name for term, _ in losses.parts} == {"l1", "l2", "perceptual", "semantic"}
 
 
@@ -145,8 +145,20 @@ def test_the_semantic_loss_by_hand(tmp_path: Path) -> None:
 )
 def test_a_loss_without_its_weights_is_refused(options: dict[str, object], message: str) -> None:
     with pytest.raises(ValueError, match=message):
-        image_losses(TokenizerRecipe().with_options(**options), None, torch.device("cpu"))
+        image_losses(TokenizerRecipe().with_options(**options), 256, None, torch.device("cpu"))
 
 
 def test_no_weight_asks_for_no_files() -> None:
-    assert perceptual_loss(TokenizerRecipe(weight_perceptual=0, lpips=("nowhere.pth",))) is None
+    assert perceptual_loss(TokenizerRecipe(weight_perceptual=0, lpips=("nowhere.pth",)), 256) is None
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"weight_perceptual": 0}, "no effect with weight_perceptual = 0: give it a weight"),
+        ({"lpips": "x.pth"}, "wanted one perceptual loss, got a function and lpips = x.pth"),
+    ],
+)
+def test_a_function_that_would_not_count_is_refused(options: dict[str, object], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        image_losses(TokenizerRecipe().with_options(**options), 256, torch.nn.L1Loss(), torch.device("cpu"))

@@ -10,9 +10,12 @@ from torch import Tensor, nn
 
 from tests.training.lpips_layouts import blurs, heads, randomised, trunk
 from var_ext.checkpoints import CheckpointError, save_tensors
+from var_ext.training import TokenizerRecipe
 from var_ext.training.losses import load_lpips
 from var_ext.training.losses.lpips import LPIPS, SMALLEST, BlurPool
 from var_ext.training.losses.lpips_files import from_entries
+from var_ext.training.tokenizer import TokenizerTask
+from var_ext.training.tokenizer_plan import plan
 
 
 def published(net: str, entries: dict[str, Tensor], a: Tensor, b: Tensor) -> Tensor:
@@ -153,3 +156,16 @@ def test_the_package_is_read_and_not_imported(tmp_path: Path, monkeypatch: pytes
     torch.save(entries, folder / "alex_shift_tolerant.pth")
     monkeypatch.syspath_prepend(str(tmp_path))
     assert load_lpips(["stlpips-alex"]).digest() == loss.digest()
+
+
+def test_images_that_are_too_small_are_told_before_training(
+    images: Path, tokenizer_recipe: TokenizerRecipe, tmp_path: Path
+) -> None:
+    loss = randomised("alex")
+    save_tensors(tmp_path / "lpips.safetensors", {**trunk(loss, "alex", "lpips"), **heads(loss, "lpips")})
+    recipe = tokenizer_recipe.with_options(weight_perceptual=1, lpips=str(tmp_path / "lpips.safetensors"))
+    message = r"lpips-alex takes images of at least 31 x 31 pixels, got 8 x 8: use --perceptual structural$"
+    with pytest.raises(ValueError, match=message):
+        TokenizerTask(images, recipe)
+    with pytest.raises(ValueError, match=message):
+        plan(recipe)

@@ -5,6 +5,7 @@ import json
 import math
 import shutil
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -13,10 +14,13 @@ from torch import Tensor
 from var_ext.checkpoints import CheckpointError, load_tokenizer
 from var_ext.data import DataError, load_dataset
 from var_ext.models import VQVAE
+from var_ext.models.quantizer import MultiScaleQuantizer
 from var_ext.training import TokenizerRecipe, train_tokenizer
 from var_ext.training.critics import PatchDiscriminator
 from var_ext.training.loop import Moment
+from var_ext.training.optim import in_place
 from var_ext.training.tokenizer import TokenizerTask
+from var_ext.training.usage import figures
 
 
 def rows(folder: Path, phase: str) -> list[dict[str, object]]:
@@ -34,7 +38,7 @@ def test_a_short_training_learns_and_logs(tokenizer: Path, tokenizer_recipe: Tok
     assert len(val[0]["usage"]) == len(val[0]["perplexity"]) == 3  # type: ignore[arg-type]
     recipe = json.loads((tokenizer / "recipe.json").read_text())
     assert recipe["kind"] == "tokenizer" and recipe["perceptual"] is None
-    assert recipe["discriminator"] is None and recipe["recipe"] == tokenizer_recipe.pinned()
+    assert recipe["discriminator"] is None and recipe["recipe"] == tokenizer_recipe.beginning(False).pinned()
 
 
 def test_the_folder_holds_the_average_that_was_validated(tokenizer: Path, images: Path) -> None:
@@ -167,6 +171,35 @@ def test_validation_takes_the_average_and_leaves_the_weights_alone(
     assert task.validate()["loss"] == loss
     task.vae.load_state_dict(before)
     assert task.validate()["loss"] != loss
+
+
+@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+def test_validation_counts_the_tokens_of_its_reconstructions(
+    images: Path, tokenizer_recipe: TokenizerRecipe, precision: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    task = TokenizerTask(images, tokenizer_recipe.with_options(autocast=precision, micro_batch=5))
+    quantize, features, seen, passes = MultiScaleQuantizer.quantize, VQVAE.features, [], []
+
+    def watched(self: MultiScaleQuantizer, *arguments: Any, **options: Any) -> Any:
+        seen.append(quantize(self, *arguments, **options))
+        return seen[-1]
+
+    def counted(vae: VQVAE, batch: Tensor) -> Tensor:
+        passes.append(len(batch))
+        return features(vae, batch)
+
+    monkeypatch.setattr(MultiScaleQuantizer, "quantize", watched)
+    monkeypatch.setattr(VQVAE, "features", counted)
+    found = task.validate()
+    assert sum(passes) == len(task.val_data)
+    tokens = torch.cat([each[0] for each in seen])
+    hits = task.vae.quantize.hits(tokens)
+    assert found["usage"] == figures(hits)["usage"] and found["perplexity"] == figures(hits)["perplexity"]
+    # and its losses are those of the pass in training
+    with in_place(task.vae, task.ema), torch.no_grad():
+        x = task.val_data.batch(range(len(task.val_data)))[0]
+        output, _ = task.reconstruct(task.vae.eval(), x)
+    assert found["l2"] == pytest.approx(float((output - x).square().mean()), rel=1e-4)
 
 
 def test_the_first_codes_are_computed_batch_by_batch(

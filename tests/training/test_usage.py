@@ -5,11 +5,13 @@ from __future__ import annotations
 import json
 import logging
 import math
+import re
 from pathlib import Path
 
 import pytest
 import torch
 
+from var_ext.checkpoints import load_tokenizer
 from var_ext.schedule import ScaleSchedule
 from var_ext.training import TokenizerRecipe
 from var_ext.training.tokenizer import TokenizerTask
@@ -35,7 +37,7 @@ def test_what_tokens_allow_is_what_uniform_draws_give() -> None:
 def test_the_alarm_names_scale_and_remedy_once_and_again_later(
     tokenizer_recipe: TokenizerRecipe, caplog: pytest.LogCaptureFixture
 ) -> None:
-    alarm, hits = Alarm(SCHEDULE, tokenizer_recipe), torch.zeros(3, 16)
+    alarm, hits = Alarm(SCHEDULE, advice(tokenizer_recipe)), torch.zeros(3, 16)
     hits[0, 0] = 40  # one of about 14.8
     hits[1, :7] = 160 / 7  # 7 of 16
     hits[2, :8] = 80  # half of them: enough
@@ -47,7 +49,7 @@ def test_the_alarm_names_scale_and_remedy_once_and_again_later(
     assert "compare directions with --using-znorm, in a new run" in message
     assert "scale 1 (2 x 2) uses 7 codes" in caplog.messages[1]
     assert [alarm.check(hits) for _ in range(REPEAT - 1)] == [[]] * (REPEAT - 1)
-    later = Alarm(SCHEDULE, tokenizer_recipe)
+    later = Alarm(SCHEDULE, advice(tokenizer_recipe))
     later.load_state_dict(json.loads(json.dumps(alarm.state_dict())))
     hits[1] = 1
     assert later.check(hits) == alarm.check(hits) == [0]
@@ -55,7 +57,9 @@ def test_the_alarm_names_scale_and_remedy_once_and_again_later(
     hits[2, 1:] = 0  # another scale is told at once
     assert alarm.check(hits) == [2]
     count = len(caplog.messages)
-    assert Alarm(SCHEDULE, tokenizer_recipe).check(hits, aloud=False) and len(caplog.messages) == count
+    assert (
+        Alarm(SCHEDULE, advice(tokenizer_recipe)).check(hits, aloud=False) and len(caplog.messages) == count
+    )
 
 
 def test_advice_goes_through_the_remedies(tokenizer_recipe: TokenizerRecipe) -> None:
@@ -69,6 +73,27 @@ def test_advice_goes_through_the_remedies(tokenizer_recipe: TokenizerRecipe) -> 
             assert f"--{name.replace('_', '-')}" in seen[-1]
         recipe = recipe.with_options(**done)
     assert len(set(seen)) == 9 and "larger --batch-size" in seen[-1]
+
+
+@pytest.mark.parametrize("freeze", ["encoder,quantizer", "quantize.embedding.*", "encoder", "decoder.mid.*"])
+def test_advice_in_fine_tuning_can_be_followed(tokenizer: Path, images: Path, freeze: str) -> None:
+    """Each remedy is taken, until none is left; none is refused."""
+    source, seen = load_tokenizer(tokenizer), list[str]()
+    recipe = TokenizerRecipe.finetune(source.config).with_options(freeze=freeze)
+    while True:
+        remedy = TokenizerTask(images, recipe, source=source).keeper.alarm.remedy
+        assert remedy not in seen
+        seen.append(remedy)
+        asked = re.findall(r"--([a-z-]+)(?: ([\w.]+))?", remedy.partition(", in a new run")[0])
+        options = {name.replace("-", "_"): value or True for name, value in asked}
+        if "batch_size" in options:
+            break
+        if "freeze" in options and freeze.startswith("quant"):
+            assert remedy.startswith("codes are frozen")
+            return
+        recipe = recipe.with_options(**options)
+    assert len(seen) == 7 + ("quantizer" in freeze) + ("encoder" not in freeze)  # centre moves the encoder
+    assert "frozen" in seen[0] if "quantizer" in freeze else "restart" in seen[0]
 
 
 def test_a_collapsed_tokenizer_is_told_in_its_validation(

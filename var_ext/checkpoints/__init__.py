@@ -25,7 +25,7 @@ from var_ext.checkpoints.atomic import (
     write_json,
 )
 from var_ext.checkpoints.conversion import convert, load_published
-from var_ext.checkpoints.find import bundled_models, find_model, lasting_name, load_tokenizer
+from var_ext.checkpoints.find import bundled_models, check_apart, find_model, lasting_name, load_tokenizer
 from var_ext.checkpoints.model_folder import ModelFolder
 from var_ext.checkpoints.pth import read_entries
 from var_ext.checkpoints.released import published_config
@@ -38,6 +38,7 @@ __all__ = [
     "ModelFolder",
     "atomic_write",
     "bundled_models",
+    "check_apart",
     "check_writable",
     "convert",
     "find_model",

@@ -78,6 +78,35 @@ def lasting_name(name_or_path: str | os.PathLike[str]) -> str:
     return str(path.resolve()) if path.is_dir() and not is_name else name
 
 
+def check_apart(out: Path, **sources: str | os.PathLike[str] | None) -> None:
+    """Refuse to write a model into the folder of one that is read, whose weights would be lost.
+
+    Args:
+        out: the folder to be written.
+        sources: names or paths of models by the option that names them; that of adapters stands for their base too.
+
+    Raises:
+        ValueError: one of them is in `out`, by whatever path.
+        CheckpointError: a folder of adapters does not tell its base.
+    """
+    for option, given in sources.items():
+        seen = set[str]()
+        name: str | None = None if given is None else lasting_name(given)
+        while name is not None and name not in seen:
+            seen.add(name)
+            folder = bundled_models().get(name) or Path(name)
+            if name in MODELS or not folder.is_dir():  # on the hub
+                break
+            if out.exists() and os.path.samefile(out, folder):
+                raise ValueError(
+                    f"out must be another folder than that of {option}, whose weights it would replace, got {out} for "
+                    "both: name a new one with --out"
+                )
+            config = folder / ADAPTER_CONFIG
+            base = read_json(config).get("base_model_name_or_path") if config.exists() else None
+            name = lasting_name(base) if isinstance(base, str) else None
+
+
 def load_tokenizer(name_or_path: str | os.PathLike[str] = "digits") -> VQVAE:
     """Loads only the tokenizer, on the CPU in fp32.
 

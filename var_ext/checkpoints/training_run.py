@@ -12,12 +12,12 @@ from typing import Any
 import torch
 
 from var_ext.checkpoints.adapter_entries import merged, scale_of, without_adapters
-from var_ext.checkpoints.atomic import CheckpointError, first_line
+from var_ext.checkpoints.atomic import CheckpointError, first_line, read_json
 from var_ext.checkpoints.tensors import Entries
 
 FORMAT = "var_ext/train/3"  # 1: random numbers not by row; 2: entries of the model under its kind
 SHARED_OUT = "shared out"  # stands in a checkpoint for a tensor of the folder beside it
-LAST, LOG, KEPT = "last.ckpt", "log.jsonl", re.compile(r"step-\d+\.ckpt")
+LAST, LOG, RECIPE, KEPT = "last.ckpt", "log.jsonl", "recipe.json", re.compile(r"step-\d+\.ckpt")
 
 
 def read_checkpoint(path: Path, *, mmap: bool = False) -> dict[str, Any]:
@@ -72,6 +72,16 @@ def kept_weights(path: Path) -> Entries:
         return entries
     recipe = content["pins"]["recipe"]
     return merged(base, adapter, scale_of(recipe["lora"], recipe["lora_alpha"]), str(path))
+
+
+def read_recipe(folder: Path) -> dict[str, Any]:
+    """The recipe.json of the run in a folder, with "kind" and "recipe"; empty where there is none of a run.
+
+    Raises:
+        CheckpointError: it is broken.
+    """
+    found: dict[str, Any] = read_json(folder / RECIPE) if (folder / RECIPE).exists() else {}
+    return found if isinstance(found.get("kind"), str) and isinstance(found.get("recipe"), dict) else {}
 
 
 def progress(folder: Path) -> str:

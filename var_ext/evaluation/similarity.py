@@ -7,12 +7,13 @@ from torch import Tensor
 from torch.nn import functional as F
 
 SIGMA, RADIUS = 1.5, 5  # of the Gaussian window, 11 x 11
+LEAST_ERROR = 1e-10  # mean squared error that PSNR tells from 0
 LEAST = 2 * RADIUS + 1  # pixels a side that SSIM needs
 K1, K2 = 0.01, 0.03
 
 
 def psnr(a: Tensor, b: Tensor) -> Tensor:
-    """Peak signal-to-noise ratio in dB, infinite for equal images.
+    """Peak signal-to-noise ratio in dB, at most 100, which equal images have: a mean over images stays finite.
 
     Args:
         a, b: (B, C, H, W) floats in [0, 1].
@@ -24,7 +25,8 @@ def psnr(a: Tensor, b: Tensor) -> Tensor:
         ValueError: the shapes differ.
     """
     _check(a, b, 1)
-    return -10 * (a.double() - b.double()).square().mean((1, 2, 3)).log10()
+    error = (a.double() - b.double()).square().mean((1, 2, 3))
+    return -10 * error.clamp(min=LEAST_ERROR).log10()
 
 
 def ssim(a: Tensor, b: Tensor) -> Tensor:

@@ -10,12 +10,14 @@ from torch import Tensor
 from tqdm import tqdm
 
 from var_ext.data import ImageDataset, ImageLoader
+from var_ext.data.picture_dataset import PictureDataset
 from var_ext.evaluation.frechet import gaussian_distance
 from var_ext.evaluation.similarity import LEAST, psnr, ssim
 from var_ext.evaluation.tokenizer_report import ScaleRow, TokenizerReport
 from var_ext.models import VQVAE
 from var_ext.models.keyed import Draws, Rows, row_keys
 from var_ext.models.remedies import perturb, residuals
+from var_ext.training.losses import LPIPS
 from var_ext.training.usage import allowed, perplexity
 
 SHOWN = 6  # images in the picture of a report
@@ -90,10 +92,13 @@ def evaluate_tokenizer(
         workers: processes that read images.
 
     Raises:
-        ValueError: images of another size, none, or fewer than two for a distance; numbers out of range.
+        ValueError: images of another size, too small for LPIPS, none, or fewer than two for a distance; numbers out of
+            range.
         DataError: an image is broken.
     """
     _check(vae, data, count, batch_size, perturbed_tokens, perturbed_codes)
+    if isinstance(lpips, LPIPS):
+        lpips.check_size(data.image_size, data.image_size, ": leave out lpips")
     total = len(data) if count is None else min(count, len(data))
     if space is not None and total < 2:
         raise ValueError(f"a Fréchet distance needs at least 2 images, got {total}")
@@ -153,6 +158,7 @@ def evaluate_tokenizer(
     ]
     return TokenizerReport(
         data=f"{data.spec}, split {data.split!r}",
+        reading=f"{data.geometry} and {data.decode}" if isinstance(data, PictureDataset) else "",
         count=total,
         image_size=vae.image_size,
         vocab_size=vae.vocab_size,

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from typing import Any
@@ -12,6 +11,7 @@ from torch import Tensor
 from var_ext.checkpoints import atomic_write
 from var_ext.evaluation.plots import NO_PLOTS, curves, scale_bars
 from var_ext.grid import labelled_grid, save_picture
+from var_ext.training.log import read_log
 from var_ext.training.usage import ENOUGH
 
 PAGE = "tokenizer.md"
@@ -40,10 +40,11 @@ class TokenizerReport:
     """Result of `evaluate_tokenizer`; images are in [0, 1] for all figures but LPIPS."""
 
     data: str
+    reading: str  # geometry and decoding of picture files, empty for other data
     count: int
     image_size: int
     vocab_size: int
-    psnr: float  # mean over images, dB
+    psnr: float  # mean over images, dB, each at most 100
     ssim: float
     l1: float
     l2: float
@@ -78,7 +79,8 @@ class TokenizerReport:
                 (f"{self.distance} with {wrong}", f"{self.frechet_perturbed:.2f}"),
             ]
         lines = [
-            f"{self.count} images of {self.data}; {self.image_size} px, {self.vocab_size} codes.",
+            f"{self.count} images of {self.data}{self.reading and f', read {self.reading}'}; {self.image_size} px, "
+            f"{self.vocab_size} codes.",
             "",
             "| measure | reconstructions |",
             "| --- | --- |",
@@ -95,7 +97,8 @@ class TokenizerReport:
             )
         lines += [
             "",
-            "A scale's tokens allow as many codes as they would have on average if all codes were equally likely.",
+            "A scale's tokens allow as many codes as they would have on average if all codes were equally likely. PSNR "
+            "is the mean over images, each at most 100 dB, that of an equal image.",
         ]
         if self.distance is not None:
             lines.append(f"{self.distance} grows as images get fewer: compare it at equal counts.")
@@ -127,8 +130,7 @@ class TokenizerReport:
         try:
             figures = {"scales.png": (scale_bars(self.scales), "Codes in use, perplexity and PSNR by scale")}
             if log is not None and log.exists():
-                lines = [json.loads(line) for line in log.read_text(encoding="utf-8").splitlines()]
-                figures["course.png"] = (curves(lines), "The course of the training")
+                figures["course.png"] = (curves(read_log(log)), "The course of the training")
         except ImportError:
             text.append(NO_PLOTS)
         else:

@@ -307,6 +307,11 @@ class VQVAE(Part):
         f_hat, usages, vq_loss = self.quantize(self.features(inp), ret_usages=ret_usages)
         return self.decode(f_hat), usages, vq_loss
 
+    def reconstruct(self, img: Tensor) -> tuple[Tensor, Tensor]:
+        """Images (B, 3, S, S) given back in one pass: (B, 3, S, S), not clamped, and their tokens (B, L) int64."""
+        tokens, f_hat, _ = self.quantize.quantize(self.features(img), self.schedule, per_scale=False)
+        return self.decode(f_hat), tokens
+
     def decode(self, f_hat: Tensor) -> Tensor:
         """Quantized features (B, C, P, P) of any dtype -> images (B, 3, S, S) in that of the weights, not clamped."""
         return self.decoder(self.post_quant_conv(f_hat.to(dtype_of(self.post_quant_conv))))

@@ -29,6 +29,7 @@ def build_tokenizer(recipe: TokenizerRecipe, source: VQVAE | None = None) -> VQV
     Raises:
         ValueError: the sizes of `source` differ, `freeze` names nothing, or what is frozen would have to change.
     """
+    recipe = recipe.beginning(source is not None)
     sizes: dict[str, Any] = {name: getattr(recipe, name) for name in FIXED}
     if source is not None:
         _check_sizes(sizes, source)
@@ -103,6 +104,17 @@ def _check_frozen(recipe: TokenizerRecipe, vae: VQVAE) -> None:
     if recipe.centre and not all(p.requires_grad for p in vae.quant_conv.parameters()):
         raise ValueError(
             f"features must stay as they are where quant_conv is frozen, got centre = {recipe.centre:g}: --centre 0"
+        )
+    trained = {name.partition(".")[0] for name, p in vae.named_parameters() if p.requires_grad}
+    features = not trained.isdisjoint({"encoder", "quant_conv"})
+    if recipe.gradient != "straight_through" and not features:
+        raise ValueError(
+            f"gradient = {recipe.gradient} is of the encoder, which is frozen: leave out one of them"
+        )
+    if recipe.weight_entropy > 0 and not features and not vae.quantize.embedding.weight.requires_grad:
+        raise ValueError(
+            f"weight_entropy = {recipe.weight_entropy:g} is of encoder and codes, which are frozen: "
+            "--weight-entropy 0, or train one of them"
         )
     if recipe.weight_adversarial > 0 and not last_layer(vae).requires_grad:
         raise ValueError(

@@ -15,7 +15,7 @@ from var_ext.training.optim import Ema
 from var_ext.training.precision import autocast
 from var_ext.training.ranks import Part, Ranks
 from var_ext.training.recipes import TokenizerRecipe
-from var_ext.training.usage import Alarm, figures
+from var_ext.training.usage import Alarm, advice, figures
 
 NAME = "quantize.embedding.weight"
 
@@ -43,14 +43,28 @@ class Keeper:
 
     Args:
         rows: of `key_rows`.
+        tuned: whether its first weights are those of a trained one.
     """
 
     def __init__(
-        self, vae: VQVAE, recipe: TokenizerRecipe, ranks: Ranks, rows: Rows, device: torch.device
+        self,
+        vae: VQVAE,
+        recipe: TokenizerRecipe,
+        ranks: Ranks,
+        rows: Rows,
+        device: torch.device,
+        *,
+        tuned: bool = False,
     ) -> None:
         self.vae, self.recipe, self.ranks, self.rows, self.device = vae, recipe, ranks, rows, device
         self.remedies = vae.quantize.remedies = remedies_of(recipe)
-        self.alarm = Alarm(vae.schedule, recipe)
+        remedy = advice(
+            recipe,
+            tuned=tuned,
+            frozen=not vae.quantize.embedding.weight.requires_grad,
+            features=all(p.requires_grad for p in vae.quant_conv.parameters()),
+        )
+        self.alarm = Alarm(vae.schedule, remedy)
 
     def begin(self, seed: int, progress: float, count: int, parts: list[Part], inputs: list[Tensor]) -> None:
         """Before the passes of a step.

@@ -33,7 +33,7 @@ class Log:
     """
 
     def __init__(self, path: Path, done: int, *, writes: bool = True, board: Board | None = None) -> None:
-        kept = [line for line in _lines(path) if line["step"] <= done] if writes else []
+        kept = [line for line in read_log(path) if line["step"] <= done] if writes else []
         if writes:
             with atomic_write(path) as handle:
                 handle.write("".join(json.dumps(line) + "\n" for line in kept).encode())
@@ -74,7 +74,7 @@ def _rounded(value: Any) -> Any:
     return [_rounded(v) for v in value] if isinstance(value, list) else float(f"{float(value):.6g}")
 
 
-def _lines(path: Path) -> list[dict[str, Any]]:
+def read_log(path: Path) -> list[dict[str, Any]]:
     """The complete lines of an earlier log; a line cut off by a kill is skipped."""
     found = []
     for line in path.read_text(encoding="utf-8").splitlines() if path.exists() else []:

@@ -21,7 +21,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from var_ext.checkpoints import CheckpointError, atomic_write, write_json
-from var_ext.checkpoints.training_run import LAST, LOG
+from var_ext.checkpoints.training_run import LAST, LOG, RECIPE
 from var_ext.grid import as_picture, save_picture
 from var_ext.training.board import Board
 from var_ext.training.checkpoint import Saver, load_checkpoint
@@ -36,7 +36,7 @@ from var_ext.training.speed import Meter
 
 log = logging.getLogger(__name__)
 
-RECIPE, BOARD, SAMPLES = "recipe.json", "tensorboard", "samples"
+BOARD, SAMPLES = "tensorboard", "samples"
 
 
 @dataclass(frozen=True)

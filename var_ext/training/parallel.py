@@ -174,12 +174,18 @@ def optimizer_state(
 def load_optimizer_state(
     optimizer: torch.optim.Optimizer, module: nn.Module, state: Mapping[str, Mapping[str, Tensor]]
 ) -> None:
-    """Put back what `optimizer_state` gave, under any way of sharing out; KeyError if a name is missing."""
+    """Put back what `optimizer_state` gave, under any way of sharing out; KeyError if a name is missing.
+
+    A parameter that had no state then has none again: it may have diverged since.
+    """
     inner = _inner(optimizer)
     first, *_ = keys = _kept(inner)
     owned = {p for group in inner.param_groups for p in group["params"]}
     for name, p in module.named_parameters():
-        if p in owned and name in state[first]:
+        if p not in owned:
+            continue
+        inner.state.pop(p, None)
+        if name in state[first]:
             inner.state[p] = {
                 key: state[key][name].to(p.device) if key == "step" else as_like(state[key][name], p)
                 for key in keys

@@ -2,7 +2,8 @@
 
 Each field is an option of the command line. To add one: give it a default that keeps the previous
 behaviour and read it in `tokenizer.py` or `var.py`; a checkpoint stores all fields except those
-marked `free`, and a run with other values does not resume from it.
+marked `free`, and a run with other values does not resume from it. One that belongs to a part which
+may be off, a loss for example, stands in `recipe_parts.PARTS` too.
 """
 
 from collections.abc import Mapping
@@ -15,6 +16,7 @@ from var_ext.schedule import SCALES_256, SCALES_512
 from var_ext.training.loss_weights import parse_weights
 from var_ext.training.recipe_losses import CriticFields, LossFields
 from var_ext.training.recipe_options import ANY, BELOW_ONE, COUNT, NATURAL, POSITIVE, SHARE, option
+from var_ext.training.recipe_parts import ADAPTERS, check_used
 
 if TYPE_CHECKING:
     from typing_extensions import Self
@@ -32,6 +34,7 @@ PUBLISHED = {
 # Widths of levels, of one and more: those of the bundled and the published tokenizer, and what lies around them.
 MULTIPLIERS = ((1,), (1, 2), (1, 2, 2), (1, 2, 2, 4), (1, 1, 2, 2, 4), (1, 1, 2, 2, 4, 4))
 OPTIMIZERS = ("adamw", "muon")
+SEEDED = 512  # images whose features become the first codes of a new tokenizer
 LORA_TARGETS = ("blocks.*.attn.*", "blocks.*.ffn.*")  # where adapters are by default
 
 
@@ -109,7 +112,8 @@ class Recipe:
         """A copy with some fields replaced; text is converted to the type of the field ("1,2,3" to a tuple).
 
         Raises:
-            ValueError: unknown field, or text that does not parse as its type.
+            ValueError: unknown field, text that does not parse as its type, or a changed field is of a part that is
+                off (`recipe_parts`), such as `restart_target` where `restart_every` is 0.
         """
         known = {f.name: f for f in fields(self)}
         unknown = sorted(set(options) - set(known))
@@ -117,7 +121,9 @@ class Recipe:
             raise ValueError(
                 f"options of {type(self).__name__} are {', '.join(known)}; got {', '.join(unknown)}"
             )
-        return replace(self, **{name: _convert(known[name], value) for name, value in options.items()})
+        found = replace(self, **{name: _convert(known[name], value) for name, value in options.items()})
+        check_used(found, [name for name in options if getattr(found, name) != getattr(self, name)])
+        return found
 
     def pinned(self) -> dict[str, Any]:
         """Name -> value of every field that affects the weights; tuples as lists."""
@@ -158,7 +164,10 @@ class TokenizerRecipe(CriticFields, LossFields, Recipe):
         "fp32", "precision of encoder, decoder and discriminator: 'fp32' or 'bf16'", ("fp32", "bf16")
     )
     codebook_init: int = option(
-        512, "images whose features become the first codes, 0 keeps the random codes", NATURAL
+        -1,
+        "images whose features become the first codes, 0 keeps the first codes as they are; "
+        f"-1 is {SEEDED}, and with --init-from 0",
+        "[-1, inf)",
     )
     restart_every: int = option(100, "steps between restarts of unused codes, 0 is never", NATURAL)
     restart_until: float = option(0.7, "share of the steps after which no code is restarted", SHARE)
@@ -219,6 +228,10 @@ class TokenizerRecipe(CriticFields, LossFields, Recipe):
     def image_size(self) -> int:
         """Side of the images in pixels."""
         return self.patch_nums[-1] * 2 ** (len(self.ch_mult) - 1)
+
+    def beginning(self, from_source: bool) -> "TokenizerRecipe":
+        """With what depends on the first weights decided: those of a trained tokenizer keep its codes."""
+        return replace(self, codebook_init=0 if from_source else SEEDED) if self.codebook_init < 0 else self
 
     def sized(self, image_size: int) -> "TokenizerRecipe":
         """For images of this side: with the multipliers for as many levels as lead to the last of `patch_nums`.
@@ -373,11 +386,8 @@ class VARRecipe(Recipe):
                 raise ValueError(
                     f"{name} does not go with lora, which trains adapters alone, by AdamW: leave out one of them"
                 )
-        if not self.lora:
-            plain = {"lora_alpha": 0, "lora_dropout": 0, "lora_save": "merged", "lora_targets": LORA_TARGETS}
-            for name, value in plain.items():
-                if getattr(self, name) != value:
-                    raise ValueError(f"{name} is of adapters, of which there are none: add lora, their rank")
+        defaults = {f.name: f.default for f in fields(self)}  # which no preset changes
+        check_used(self, [name for name in ADAPTERS if getattr(self, name) != defaults[name]])
         if self.optimizer == "muon" and self.shard == "full":
             raise ValueError(
                 "optimizer = muon needs whole matrices, which shard = full takes apart: take shard = optimizer"

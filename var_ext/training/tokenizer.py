@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from var_ext.checkpoints import load_tokenizer, save_model
+from var_ext.checkpoints import check_apart, load_tokenizer, save_model
 from var_ext.data import ImageLoader, load_dataset
 from var_ext.grid import tiles
 from var_ext.models import VQVAE
@@ -66,8 +66,8 @@ def train_tokenizer(
         recipe: e.g. `TokenizerRecipe.digits()`.
         perceptual: a loss instead of the recipe's: called with (reconstruction, images), both (B, 3, S, S) float32 in
             [-1, 1], it returns a scalar or one value per image; its mean enters with `weight_perceptual`.
-        init_from: name or folder of a tokenizer that gives the first weights; its sizes must be those of the recipe
-            (`TokenizerRecipe.finetune`), scales may differ.
+        init_from: name or folder of a tokenizer that gives the first weights, codes too unless `recipe.codebook_init`
+            asks for others; its sizes must be those of the recipe (`TokenizerRecipe.finetune`), scales may differ.
         device: where to train: "cpu" or "cuda", which under torchrun is each rank's own.
         resume: resume from `out`/last.ckpt if it exists.
         progress: show progress bars.
@@ -79,12 +79,13 @@ def train_tokenizer(
         DataError: the data cannot be used.
         CheckpointError: `out` cannot be written, its checkpoint is broken or from another run, or a file of weights
             cannot be used.
-        ValueError: a loss of the recipe lacks its weights, the weights to begin with do not fit, or `freeze` names no
-            parameter.
+        ValueError: a loss of the recipe lacks its weights or has none to weigh, the weights to begin with do not fit or
+            are in `out`, or `freeze` names no parameter.
         Diverged: the loss is no longer finite, see `recipe.on_divergence`.
         SystemExit: status 75: SIGTERM came, and a checkpoint was written.
     """
     out = user_path(out)
+    check_apart(out, init_from=init_from)
     with join(device, recipe.rank_timeout) as (ranks, device):
         prepare(out, ranks)
         source = None if init_from is None else load_tokenizer(init_from)
@@ -109,9 +110,10 @@ class TokenizerTask(Task):
         device: str | torch.device = "cpu",
         ranks: Ranks = ALONE,
     ) -> None:
-        self.recipe: TokenizerRecipe = recipe
+        self.recipe: TokenizerRecipe = recipe.beginning(source is not None)
+        recipe = self.recipe
         self.device, self.ranks = torch.device(device), ranks
-        self.losses = image_losses(recipe, perceptual, self.device)
+        self.losses = image_losses(recipe, recipe.image_size, perceptual, self.device)
         read: dict[str, Any] = {"geometry": recipe.geometry, "decode": recipe.decode}
         self.train_data = load_dataset(
             data, "train", recipe.image_size, augment=recipe.augment, seed=recipe.seed, **read
@@ -134,7 +136,7 @@ class TokenizerTask(Task):
         self.schedule = self.vae.schedule
         self.rows = key_rows(self.vae, self.device)
         self.trained = {name for name, p in self.vae.named_parameters() if p.requires_grad}
-        self.keeper = Keeper(self.vae, recipe, ranks, self.rows, self.device)
+        self.keeper = Keeper(self.vae, recipe, ranks, self.rows, self.device, tuned=source is not None)
         self.parallel = distribute(self.vae, ranks, recipe.shard, self.device)
         groups = param_groups(self.vae)
         self.optimizer = build_optimizer(
@@ -183,7 +185,7 @@ class TokenizerTask(Task):
         return dict(self.vae.named_parameters())
 
     def start(self) -> None:
-        """Initialise the codes with features of the data."""
+        """Initialise the codes with features of the data, where the recipe asks for it."""
         count = min(self.recipe.codebook_init, self.num_items)
         if count:
             images, _ = self.train_data.batch(torch.randperm(self.num_items)[:count])
@@ -314,12 +316,14 @@ class TokenizerTask(Task):
         rows = [torch.arange(part.rows.start, part.rows.stop) for part in parts]
         for part, (images, _) in zip(parts, self.val_loader.batches(rows, [0]), strict=True):
             x = images[:, 0]
-            output, _ = self.reconstruct(self.vae, x)
+            with autocast(self.device, self.recipe.autocast):
+                output, tokens = self.vae.reconstruct(x)
+            output = output.float()
             distance, values = self.losses(output, x)
             error = output - x
             values |= {"loss": distance, "l1": error.abs().mean(), "l2": error.square().mean()}
             means.add(part.share, **values)
-            hits += self.vae.quantize.hits(torch.cat(self.vae.img_to_idxBl(x), 1))
+            hits += self.vae.quantize.hits(tokens)
         return {**means.read(), **self.keeper.validated(self.ranks.sum(hits))}
 
     def weights(self) -> dict[str, Tensor]:

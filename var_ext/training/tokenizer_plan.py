@@ -45,7 +45,7 @@ def fitting(recipe: TokenizerRecipe, world: int, memory: float) -> Plan:
         ValueError: it does not; names settings that do, or says that none does.
         CheckpointError: a file of weights cannot be used.
     """
-    losses = image_losses(recipe, None, CPU)  # their files are read once
+    losses = image_losses(recipe, recipe.image_size, None, CPU)  # their files are read once
     step = functools.cache(lambda again: Step(replace(recipe, activation_checkpointing=again), losses))
     return first_that_fits(
         recipe,
@@ -56,7 +56,7 @@ def fitting(recipe: TokenizerRecipe, world: int, memory: float) -> Plan:
 
 def plan(recipe: TokenizerRecipe, world: int = 1) -> Plan:
     """What a training needs with all its losses, in the part of it where the discriminator trains too."""
-    return planned(recipe, Step(recipe, image_losses(recipe, None, CPU)), world)
+    return planned(recipe, Step(recipe, image_losses(recipe, recipe.image_size, None, CPU)), world)
 
 
 def planned(recipe: TokenizerRecipe, step: Step, world: int) -> Plan:

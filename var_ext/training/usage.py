@@ -39,10 +39,14 @@ def figures(hits: Tensor) -> dict[str, list[float]]:
 
 
 class Alarm:
-    """Warns of scales that use too few codes: at once, then at most every `REPEAT` validations."""
+    """Warns of scales that use too few codes: at once, then at most every `REPEAT` validations.
 
-    def __init__(self, schedule: ScaleSchedule, recipe: TokenizerRecipe) -> None:
-        self.schedule, self.recipe = schedule, recipe
+    Args:
+        remedy: what it says helps, see `advice`.
+    """
+
+    def __init__(self, schedule: ScaleSchedule, remedy: str) -> None:
+        self.schedule, self.remedy = schedule, remedy
         self.validations = 0
         self.sounded: dict[int, int] = {}  # scale -> validation
 
@@ -66,7 +70,7 @@ class Alarm:
             side = self.schedule.patch_nums[k]
             log.warning(
                 "scale %d (%d x %d) uses %d codes, and its %d validation tokens allow about %.0f (%.0f%%): %s",
-                k, side, side, used, count, most, 100 * used / most, advice(self.recipe),
+                k, side, side, used, count, most, 100 * used / most, self.remedy,
             )  # fmt: skip
         return found
 
@@ -79,19 +83,33 @@ class Alarm:
         self.sounded = {int(k): int(when) for k, when in state["sounded"].items()}
 
 
-def advice(recipe: TokenizerRecipe) -> str:
-    """The next remedy against collapse that a recipe does without."""
+def advice(
+    recipe: TokenizerRecipe, *, tuned: bool = False, frozen: bool = False, features: bool = True
+) -> str:
+    """The next remedy against collapse that a recipe does without.
+
+    Args:
+        tuned: the first weights are those of a trained tokenizer, whose sizes and search stay.
+        frozen: codes are not trained.
+        features: whether the layer that makes them, quant_conv, is.
+    """
+    if frozen:
+        return (
+            "codes are frozen: a new run trains them without quantizer in --freeze, such as --freeze encoder"
+        )
     remedies: Sequence[tuple[bool, str]] = (
-        (recipe.codebook_init == 0, "start from data with --codebook-init 512"),
-        (not recipe.using_znorm, "compare directions with --using-znorm"),
-        (recipe.centre == 0, "keep features around zero with --centre 0.1"),
+        (recipe.codebook_init == 0 and not tuned, "start from data with --codebook-init 512"),
+        (not recipe.using_znorm and not tuned, "compare directions with --using-znorm"),
+        (recipe.centre == 0 and features, "keep features around zero with --centre 0.1"),
         (recipe.restart_every == 0, "move unused codes with --restart-every 100"),
         (recipe.restart_target == 0, "want more codes at every scale with --restart-target 0.5"),
         (not recipe.anchors, "move rarely used codes at each step with --anchors"),
         (recipe.scale_dropout == 0, "make coarse scales matter with --scale-dropout 0.1"),
         (recipe.weight_entropy == 0, "spread codes with --weight-entropy 0.05"),
+        (tuned and recipe.codebook_init == 0, "take codes anew from the data with --codebook-init 512"),
     )
     for missing, text in remedies:
         if missing:
             return f"{text}, in a new run"
-    return "take a larger --batch-size or a smaller --vocab-size in a new run"
+    smaller = "" if tuned else " or a smaller --vocab-size"
+    return f"take a larger --batch-size{smaller} in a new run"

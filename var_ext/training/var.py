@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from var_ext.checkpoints import find_model, load_tokenizer
+from var_ext.checkpoints import check_apart, find_model, load_tokenizer
 from var_ext.data import load_dataset
 from var_ext.grid import tiles
 from var_ext.models import VAR, VQVAE
@@ -96,12 +96,13 @@ def train_var(
     Raises:
         DataError: the data cannot be used.
         CheckpointError: the tokenizer or the checkpoint cannot be used, or `out` cannot be written.
-        ValueError: the scales or the weights to begin with do not fit, a pattern names nothing, or what the recipe asks
-            for does not work here.
+        ValueError: the scales or the weights to begin with do not fit, tokenizer or weights are in `out`, a pattern
+            names nothing, or what the recipe asks for does not work here.
         Diverged: the loss is no longer finite, see `recipe.on_divergence`.
         SystemExit: status 75: SIGTERM came, and a checkpoint was written.
     """
     out = user_path(out)
+    check_apart(out, tokenizer=tokenizer, init_from=init_from)
     with join(device, recipe.rank_timeout) as (ranks, device):
         prepare(out, ranks)
         vae = load_tokenizer(tokenizer)

@@ -55,10 +55,13 @@ class ViTDiscriminator(nn.Module):
     def forward(self, images: Tensor) -> Tensor:
         (vit,) = self.frozen
         tokens = vit(self.fitted(images), self.after)[:-1]
+        # Where the decoder alone learns, heads are frozen for this pass and no longer when its gradient is computed:
+        # run again then, they would keep other tensors than the first time, which torch refuses.
+        trained = next(self.heads.parameters()).requires_grad
+        again = vit.activation_checkpointing and trained and torch.is_grad_enabled()
         logits = []
         for head, x in zip(self.heads, tokens, strict=True):
             x = (x[:, 1:] + x[:, :1]).transpose(1, 2)  # (B, C, N), the class token in each patch
-            again = vit.activation_checkpointing and torch.is_grad_enabled()
             logits.append(checkpoint(head, x, use_reentrant=False) if again else head(x))
         return torch.cat(logits, 1)
 

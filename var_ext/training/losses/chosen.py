@@ -22,11 +22,11 @@ def term(recipe: LossFields, name: str) -> Term:
     return Term(name, weight, start, warmup)
 
 
-def perceptual_loss(recipe: LossFields) -> FrozenLoss | None:
+def perceptual_loss(recipe: LossFields, image_size: int) -> FrozenLoss | None:
     """The perceptual loss of a recipe, None where its weight is 0.
 
     Raises:
-        ValueError: none is chosen, or weights are given to one that has none.
+        ValueError: none is chosen, weights are given to one that has none, or images are too small for it.
         CheckpointError: a file of LPIPS cannot be used.
     """
     if recipe.weight_perceptual == 0:
@@ -42,7 +42,9 @@ def perceptual_loss(recipe: LossFields) -> FrozenLoss | None:
             f"weight_perceptual = {recipe.weight_perceptual:g} needs a loss, got none: --lpips FILE (or stlpips, of "
             "pip install 'var_ext[stlpips]'), or without weights --perceptual structural, or --weight-perceptual 0"
         )
-    return load_lpips(recipe.lpips)
+    loss = load_lpips(recipe.lpips)
+    loss.check_size(image_size, image_size, ": use --perceptual structural")
+    return loss
 
 
 def name_of(loss: Loss | None) -> str | None:
@@ -54,16 +56,26 @@ def name_of(loss: Loss | None) -> str | None:
     return f"{loss.__module__}.{getattr(loss, '__qualname__', type(loss).__qualname__)}"
 
 
-def image_losses(recipe: LossFields, hook: Loss | None, device: torch.device) -> ImageLosses:
+def image_losses(recipe: LossFields, image_size: int, hook: Loss | None, device: torch.device) -> ImageLosses:
     """The losses between reconstructions and images of a recipe.
 
     Args:
+        image_size: side of the images.
         hook: a perceptual loss of the caller's, instead of the recipe's.
 
     Raises:
-        ValueError, CheckpointError: as `perceptual_loss` and `semantic_loss`.
+        ValueError, CheckpointError: as `perceptual_loss` and `semantic_loss`; or the hook has no weight, or stands
+            beside files of LPIPS.
     """
-    perceptual = perceptual_loss(recipe) if hook is None else hook
+    if hook is not None and recipe.weight_perceptual == 0:
+        raise ValueError(
+            "a perceptual loss has no effect with weight_perceptual = 0: give it a weight, such as 1"
+        )
+    if hook is not None and recipe.lpips:
+        raise ValueError(
+            f"wanted one perceptual loss, got a function and lpips = {','.join(recipe.lpips)}: leave out one of them"
+        )
+    perceptual = perceptual_loss(recipe, image_size) if hook is None else hook
     losses = {"l1": l1_loss, "l2": l2_loss, "perceptual": perceptual, "semantic": semantic_loss(recipe)}
     return ImageLosses(
         [

@@ -91,13 +91,17 @@ class LPIPS(FrozenLoss):
         """All of the trunk, in order."""
         return [layer for layer in self.stages.modules() if isinstance(layer, nn.Conv2d)]
 
+    def check_size(self, height: int, width: int, remedy: str = "") -> None:
+        """ValueError, with `remedy` at its end, if the network has no pixel left of such images."""
+        if min(height, width) < self.smallest:
+            raise ValueError(
+                f"{self.name} takes images of at least {self.smallest} x {self.smallest} pixels, got {height} x {width}"
+                f"{remedy}"
+            )
+
     def features(self, images: Tensor) -> list[Tensor]:
         """Of each stage, with a norm of 1 over the channels: (B, C, h, w)."""
-        if min(images.shape[2:]) < self.smallest:
-            raise ValueError(
-                f"{self.name} takes images of at least {self.smallest} x {self.smallest} pixels, got "
-                f"{images.shape[2]} x {images.shape[3]}: use --perceptual structural"
-            )
+        self.check_size(*images.shape[2:])
         x, found = (images - self.shift) / self.scale, []
         for stage in self.stages:
             x = stage(x)
