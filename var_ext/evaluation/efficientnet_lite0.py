@@ -13,8 +13,10 @@ import zipfile
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
+import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
+from torch.nn.utils.fusion import fuse_conv_bn_eval
 
 from var_ext.checkpoints import CheckpointError, read_entries
 from var_ext.paths import user_path
@@ -37,6 +39,8 @@ def _same(conv: nn.Conv2d, x: Tensor) -> Tensor:
     for side in (x.shape[3], x.shape[2]):
         total = max((-(-side // stride) - 1) * stride + kernel - side, 0)
         pads += [total // 2, total - total // 2]
+    if pads[0] == pads[1] and pads[2] == pads[3]:  # the convolution pads on its way
+        return F.conv2d(x, conv.weight, conv.bias, conv.stride, (pads[2], pads[0]), groups=conv.groups)
     return conv(F.pad(x, pads))
 
 
@@ -56,8 +60,8 @@ class Block(nn.Module):
         self.expands, self.adds = expansion > 1, stride == 1 and channels == out
 
     def forward(self, x: Tensor) -> Tensor:
-        h = F.relu6(self._bn0(self._expand_conv(x))) if self.expands else x
-        h = F.relu6(self._bn1(_same(self._depthwise_conv, h)))
+        h = F.relu6(self._bn0(self._expand_conv(x)), inplace=True) if self.expands else x
+        h = F.relu6(self._bn1(_same(self._depthwise_conv, h)), inplace=True)
         h = self._bn2(self._project_conv(h))
         return x + h if self.adds else h
 
@@ -84,10 +88,21 @@ class EfficientNetLite0(nn.Module):
         antialiasing), ImageNet's mean and deviation taken out."""
         x = F.interpolate(images.float(), (SIZE, SIZE), mode="bilinear", antialias=True)
         mean, std = (x.new_tensor(values)[:, None, None] for values in (MEAN, STD))
-        x = F.relu6(self._bn0(_same(self._conv_stem, (x - mean) / std)))
+        x = F.relu6(self._bn0(_same(self._conv_stem, (x - mean) / std)), inplace=True)
         for block in self._blocks:
             x = block(x)
-        return F.relu6(self._bn1(self._conv_head(x))).mean((2, 3))
+        return F.relu6(self._bn1(self._conv_head(x)), inplace=True).mean((2, 3))
+
+    def fold(self) -> EfficientNetLite0:
+        """Take the norms into the convolutions before them, in place, for evaluation in less time: channels last."""
+        stem = [("_conv_stem", "_bn0"), ("_conv_head", "_bn1")]
+        wide = [("_expand_conv", "_bn0"), ("_depthwise_conv", "_bn1"), ("_project_conv", "_bn2")]
+        for module, pairs in [(self, stem), *((block, wide) for block in self._blocks)]:
+            for conv, norm in pairs:
+                if hasattr(module, conv):
+                    setattr(module, conv, fuse_conv_bn_eval(getattr(module, conv), getattr(module, norm)))
+                    setattr(module, norm, nn.Identity())
+        return self.to(memory_format=torch.channels_last)  # type: ignore[call-overload, no-any-return]
 
     def forward(self, images: Tensor) -> Tensor:
         """(B, 3, H, W) in [0, 1] -> logits (B, 1000)."""
@@ -125,4 +140,4 @@ def _filled(file: Path, name: str = "") -> EfficientNetLite0:
             f"{name or file} must hold the entries of EfficientNet-lite0 (_conv_stem.weight ... _fc.bias, 296 in all), "
             f"got {len(entries)}: {str(error).splitlines()[-1].strip()}"
         ) from error
-    return model.eval().requires_grad_(False)
+    return model.eval().fold().requires_grad_(False)
