@@ -11,17 +11,18 @@ on two cores; --set changes a value of every recipe, such as --set ch_mult=1,1,2
 from __future__ import annotations
 
 import argparse
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from statistics import fmean, stdev
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from var_ext.checkpoints import CheckpointError, atomic_write, load_tokenizer, read_json, write_json
 from var_ext.data import load_dataset
 from var_ext.evaluation import Space, evaluate_tokenizer
-from var_ext.evaluation.efficientnet_lite0 import EfficientNetLite0, read_lite0
+from var_ext.evaluation.efficientnet_lite0 import read_lite0
 from var_ext.training import TokenizerRecipe, train_tokenizer
 from var_ext.training.digests import digest_of_entries
 from var_ext.training.log import read_log
@@ -49,15 +50,11 @@ VARIANTS: dict[str, dict[str, Any]] = {
     "entropy": {"weight_entropy": 0.05},
     "critic": {"weight_adversarial": 0.4},
     "lpips": {"weight_perceptual": 1.0},  # of --lpips
-    "cosine+restarts": {"using_znorm": True, **RESTARTS},
+    "cosine+centre": {"using_znorm": True, "centre": 0.1},
+    "cosine+centre+restarts": {"using_znorm": True, "centre": 0.1, **RESTARTS},
+    "cosine+centre+restarts+dropout": {"using_znorm": True, "centre": 0.1, "scale_dropout": 0.1, **RESTARTS},
+    "cosine+centre+restarts+entropy": {"using_znorm": True, "centre": 0.1, "weight_entropy": 0.05, **RESTARTS},
     "cosine+target": {"using_znorm": True, "restart_target": 0.5, **RESTARTS},
-    "cosine+target+dropout": {"using_znorm": True, "restart_target": 0.5, "scale_dropout": 0.1, **RESTARTS},
-    "cosine+target+dropout from 1": {
-        "using_znorm": True, "restart_target": 0.5, "scale_dropout": 0.2, "scale_dropout_start": 1, **RESTARTS,
-    },
-    "cosine+target+dropout+critic": {
-        "using_znorm": True, "restart_target": 0.5, "scale_dropout": 0.1, "weight_adversarial": 0.4, **RESTARTS,
-    },
 }  # fmt: skip
 
 
@@ -65,11 +62,15 @@ def measured(
     out: Path,
     data: str,
     recipe: TokenizerRecipe,
-    lite0: EfficientNetLite0 | None,
+    space: Space | None,
+    weights: str | None,
     lpips: LPIPS | None,
     count: int,
 ) -> dict[str, Any]:
     """The figures of one run, trained and measured unless it was so before.
+
+    Args:
+        weights: digest of those of `space`.
 
     Raises:
         CheckpointError: a run of another recipe is there.
@@ -79,7 +80,7 @@ def measured(
         "data": data,
         "count": count,
         "recipe": recipe.beginning(False).pinned(),
-        "lite0": None if lite0 is None else digest_of_entries(lite0.state_dict()),
+        "lite0": weights,
         "lpips": None if lpips is None else f"{lpips.name} {lpips.digest()}",
     }
     found: dict[str, Any] = read_json(file) if file.exists() else {}
@@ -89,8 +90,9 @@ def measured(
             load_tokenizer(out),
             load_dataset(data, "val", recipe.image_size),
             count=count,
-            space=None if lite0 is None else Space("FD-lite0", lite0.features),
+            space=space,
             lpips=lpips,
+            perturbed_tokens=None,
             progress=True,
         )
         report.write(out / "report", f"The tokenizer of {out.name}", out / "log.jsonl")
@@ -98,6 +100,19 @@ def measured(
         found = {**report.as_dict(), "seconds": seconds, "settings": settings}
         write_json(file, found)
     return found
+
+
+def remembered(features: Callable[[Tensor], Tensor]) -> Callable[[Tensor], Tensor]:
+    """The same function: all runs are measured on the same images, whose features it computes once."""
+    known: dict[str, Tensor] = {}
+
+    def of(images: Tensor) -> Tensor:
+        key = digest_of_entries({"images": images})
+        if key not in known:
+            known[key] = features(images)
+        return known[key]
+
+    return of
 
 
 def spread(values: Sequence[float], digits: int) -> str:
@@ -165,7 +180,10 @@ def main(arguments: Sequence[str] | None = None) -> None:
         parser.error(str(error))
     if options.threads:
         torch.set_num_threads(options.threads)
-    lite0 = read_lite0(options.lite0) if options.lite0 else None
+    space = weights = None
+    if options.lite0:
+        lite0 = read_lite0(options.lite0)
+        space, weights = Space("FD-lite0", remembered(lite0.features)), digest_of_entries(lite0.state_dict())
     lpips = load_lpips(options.lpips.split(",")) if options.lpips else None
     found: dict[str, list[dict[str, Any]]] = {}
     for seed in seeds:  # all variants of a seed first: a table to look at early
@@ -174,7 +192,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
             recipe = base.with_options(**VARIANTS[variant], **files, seed=seed)
             run = options.out / f"{variant.replace(' ', '-')}-{seed}"
             try:
-                one = measured(run, options.data, recipe, lite0, lpips, options.count)
+                one = measured(run, options.data, recipe, space, weights, lpips, options.count)
             except CheckpointError as error:
                 parser.exit(1, f"{error}\n")
             found.setdefault(variant, []).append(one)

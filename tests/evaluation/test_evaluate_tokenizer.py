@@ -85,6 +85,9 @@ def test_wrong_tokens_cost_more_and_belong_to_the_image(vae: VQVAE, report: Toke
     assert report.frechet_perturbed > report.frechet
     assert run(batch_size=30).frechet_perturbed == pytest.approx(report.frechet_perturbed, rel=1e-4)
     assert run(perturbed_tokens=0.0).frechet_perturbed == pytest.approx(report.frechet, rel=1e-3)
+    without = run(perturbed_tokens=None)
+    assert without.frechet == pytest.approx(report.frechet, rel=1e-6) and without.frechet_perturbed is None
+    assert "nearest" in report.as_markdown() and "nearest" not in without.as_markdown()
     assert run(seed=1).frechet_perturbed != pytest.approx(report.frechet_perturbed, rel=1e-4)
     far = run(perturbed_tokens=1.0, perturbed_codes=64).frechet_perturbed
     assert far is not None and far > report.frechet_perturbed

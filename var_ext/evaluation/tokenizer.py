@@ -66,7 +66,7 @@ def evaluate_tokenizer(
     batch_size: int = 32,
     space: Space | None = None,
     lpips: Callable[[Tensor, Tensor], Tensor] | None = None,
-    perturbed_tokens: float = 0.5,
+    perturbed_tokens: float | None = 0.5,
     perturbed_codes: int = 8,
     seed: int = 0,
     workers: int = 0,
@@ -87,7 +87,7 @@ def evaluate_tokenizer(
         space: of the Fréchet distances, of reconstructions and perturbed ones to the images; None leaves them out.
         lpips: such as `training.losses.load_lpips`: (images, reconstructions), both (B, 3, S, S) in [-1, 1] -> (B,);
             None leaves it out.
-        perturbed_tokens, perturbed_codes: the share, and how many nearest codes there are to take.
+        perturbed_tokens, perturbed_codes: the share, None leaves it out, and how many nearest codes there are to take.
         seed: of the perturbation, which is drawn for each image alone.
         workers: processes that read images.
 
@@ -130,9 +130,13 @@ def evaluate_tokenizer(
         if lpips is not None:
             errors[2] += float(lpips(x, last * 2 - 1).double().sum())
         if space is not None:
-            keys = row_keys(seed, slice(int(part[0]), int(part[-1]) + 1), x.device)
-            wrong = perturbed(vae, features, tokens, scales, keys, perturbed_tokens, perturbed_codes)
-            for name, each in zip(moments, (real, last, wrong), strict=True):
+            compared = {"images": real, "reconstructions": last}
+            if perturbed_tokens is not None:
+                keys = row_keys(seed, slice(int(part[0]), int(part[-1]) + 1), x.device)
+                compared["perturbed"] = perturbed(
+                    vae, features, tokens, scales, keys, perturbed_tokens, perturbed_codes
+                )
+            for name, each in compared.items():
                 moments[name].add(space.features(each))
         for place, row in enumerate(part.tolist()):
             if row in show:
@@ -141,7 +145,7 @@ def evaluate_tokenizer(
     l1, l2, perceptual = (errors / total).tolist()
     distances = {name: each.gaussian() for name, each in moments.items() if each.count}
     reference = distances.pop("images", None)
-    frechet = [gaussian_distance(*each, *reference) for each in distances.values()] if reference else None
+    frechet = {name: gaussian_distance(*each, *reference) for name, each in distances.items() if reference}
     found = [
         ScaleRow(
             side=side,
@@ -169,8 +173,8 @@ def evaluate_tokenizer(
         lpips=perceptual if lpips is not None else None,
         lpips_name=None if lpips is None else getattr(lpips, "name", "unnamed"),
         distance=space.name if space else None,
-        frechet=frechet[0] if frechet else None,
-        frechet_perturbed=frechet[1] if frechet else None,
+        frechet=frechet.get("reconstructions"),
+        frechet_perturbed=frechet.get("perturbed"),
         perturbed_tokens=perturbed_tokens,
         perturbed_codes=min(perturbed_codes, vae.vocab_size),
         scales=tuple(found),
@@ -198,7 +202,7 @@ def perturbed(
 
 
 def _check(
-    vae: VQVAE, data: ImageDataset, count: int | None, batch_size: int, share: float, near: int
+    vae: VQVAE, data: ImageDataset, count: int | None, batch_size: int, share: float | None, near: int
 ) -> None:
     if data.image_size != vae.image_size:
         raise ValueError(f"images must be of the tokenizer's {vae.image_size} px, got {data.image_size}")
@@ -208,7 +212,7 @@ def _check(
         raise ValueError(
             f"images, count and batch_size must be at least 1, got {len(data)}, {count} and {batch_size}"
         )
-    if not 0 <= share <= 1 or near < 1:
+    if not 0 <= (share or 0) <= 1 or near < 1:
         raise ValueError(
             f"perturbed_tokens must be in [0, 1] and perturbed_codes at least 1, got {share} and {near}"
         )

@@ -53,7 +53,7 @@ class TokenizerReport:
     distance: str | None  # name of the feature space's Fréchet distance
     frechet: float | None  # of reconstructions to the images
     frechet_perturbed: float | None  # of reconstructions from perturbed tokens
-    perturbed_tokens: float
+    perturbed_tokens: float | None
     perturbed_codes: int
     scales: tuple[ScaleRow, ...]
     shown: Tensor = field(repr=False)  # images and their reconstructions by scales, (n, 1 + K, 3, S, S)
@@ -73,11 +73,10 @@ class TokenizerReport:
         if self.lpips is not None:
             rows.append((f"LPIPS ({self.lpips_name})", f"{self.lpips:.4f}"))
         if self.distance is not None:
+            rows.append((f"{self.distance} to the images", f"{self.frechet:.2f}"))
+        if self.frechet_perturbed is not None:
             wrong = f"{self.perturbed_tokens:.0%} of tokens replaced by one of {self.perturbed_codes} nearest"
-            rows += [
-                (f"{self.distance} to the images", f"{self.frechet:.2f}"),
-                (f"{self.distance} with {wrong}", f"{self.frechet_perturbed:.2f}"),
-            ]
+            rows.append((f"{self.distance} with {wrong}", f"{self.frechet_perturbed:.2f}"))
         lines = [
             f"{self.count} images of {self.data}{self.reading and f', read {self.reading}'}; {self.image_size} px, "
             f"{self.vocab_size} codes.",
