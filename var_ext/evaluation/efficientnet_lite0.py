@@ -102,7 +102,7 @@ class EfficientNetLite0(nn.Module):
                 if hasattr(module, conv):
                     setattr(module, conv, fuse_conv_bn_eval(getattr(module, conv), getattr(module, norm)))
                     setattr(module, norm, nn.Identity())
-        return self.to(memory_format=torch.channels_last)  # type: ignore[call-overload, no-any-return]
+        return self.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
 
     def forward(self, images: Tensor) -> Tensor:
         """(B, 3, H, W) in [0, 1] -> logits (B, 1000)."""
