@@ -53,7 +53,7 @@ VARIANTS: dict[str, dict[str, Any]] = {
     "cosine+centre": {"using_znorm": True, "centre": 0.1},
     "cosine+centre+restarts": {"using_znorm": True, "centre": 0.1, **RESTARTS},
     "cosine+centre+restarts+dropout": {"using_znorm": True, "centre": 0.1, "scale_dropout": 0.1, **RESTARTS},
-    "cosine+centre+restarts+entropy": {"using_znorm": True, "centre": 0.1, "weight_entropy": 0.05, **RESTARTS},
+    "cosine+centre+restarts+entropy": {"using_znorm": True, "centre": 0.1, "weight_entropy": 0.02, **RESTARTS},
     "cosine+target": {"using_znorm": True, "restart_target": 0.5, **RESTARTS},
 }  # fmt: skip
 

@@ -262,7 +262,7 @@ class TokenizerRecipe(CriticFields, LossFields, Recipe):
         return cls(
             epochs=40, batch_size=64, augment=1.0, ema=0.999, vocab_size=1024, z_channels=32, ch=32,
             ch_mult=(1, 2, 2, 4), patch_nums=(1, 2, 3, 4, 6, 8), lr=1e-3, lr_end=0.05, restart_every=50,
-            perceptual="structural", validate_every=2,
+            using_znorm=True, centre=0.1, weight_entropy=0.02, perceptual="structural", validate_every=2,
         )  # fmt: skip
 
     @classmethod
