@@ -63,10 +63,10 @@ def precision_recall(
     Raises:
         ValueError: a set has fewer than k + 1 rows.
     """
-    for name, rows in (("samples", samples), ("reference", reference)):
-        if len(rows) <= k:
+    for name, each in (("samples", samples), ("reference", reference)):
+        if len(each) <= k:
             raise ValueError(
-                f"precision and recall with k = {k} need at least {k + 1} {name}, got {len(rows)}"
+                f"precision and recall with k = {k} need at least {k + 1} {name}, got {len(each)}"
             )
     work = _Work(half, block, torch.device(device), step)
     radii = work.radii(samples, k)

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 from tqdm import tqdm
 
 from var_ext.data import ImageDataset, ImageLoader
+from var_ext.evaluation.features import Space
 from var_ext.evaluation.frechet import gaussian_distance
 from var_ext.evaluation.moments import Moments
 from var_ext.evaluation.similarity import LEAST, psnr, ssim
@@ -20,19 +20,6 @@ from var_ext.models.remedies import perturb, residuals
 from var_ext.training.usage import allowed, perplexity
 
 SHOWN = 6  # images in the picture of a report
-
-
-@dataclass(frozen=True)
-class Space:
-    """A fixed feature space for Fréchet distances.
-
-    Attributes:
-        name: of the distance in the report, such as "FD-lite0".
-        features: images (B, 3, S, S) in [0, 1] -> (B, D).
-    """
-
-    name: str
-    features: Callable[[Tensor], Tensor]
 
 
 @torch.no_grad()
