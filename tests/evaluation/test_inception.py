@@ -1,17 +1,14 @@
-"""The Inception of FID: its layout, its resize, its files; and beside that of torch-fidelity where
-VAR_EXT_TORCH_FIDELITY=DIR names a checkout of github.com/toshas/torch-fidelity."""
+"""The Inception of FID: its layout, its resize, its files; and beside torch-fidelity, see `fidelity_checkout`."""
 
 from __future__ import annotations
 
-import os
-import sys
-import types
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 
+from tests.evaluation.fidelity_checkout import module, with_torch_fidelity
 from tests.evaluation.inception import (
     constant,
     node,
@@ -26,7 +23,6 @@ from var_ext.evaluation.graph_def import read_constants
 from var_ext.evaluation.inception import InceptionV3, resize_like_tf1
 from var_ext.evaluation.inception_weights import HUB_FILE, find_weights, read_inception, scopes
 
-TORCH_FIDELITY = os.environ.get("VAR_EXT_TORCH_FIDELITY", "")
 SIDES = (32, 64, 256, 299, 512)
 
 
@@ -204,16 +200,13 @@ def test_the_file_is_named_or_in_the_cache_of_torch_hub(
 
 
 @torch.no_grad()
-@pytest.mark.skipif(not TORCH_FIDELITY, reason="VAR_EXT_TORCH_FIDELITY names no checkout of torch-fidelity")
+@with_torch_fidelity
 @pytest.mark.parametrize("side", SIDES)
-def test_features_equal_those_of_torch_fidelity(network: InceptionV3, side: int, tmp_path: Path) -> None:
-    name = "torch_fidelity"  # its own __init__ imports torchvision
-    package = sys.modules.setdefault(name, types.ModuleType(name))
-    package.__path__ = [str(Path(TORCH_FIDELITY) / name)]
-    from torch_fidelity.feature_extractor_inceptionv3 import FeatureExtractorInceptionV3
-
+def test_features_equal_those_of_torch_fidelity(
+    network: InceptionV3, side: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     file = save_pth(network, tmp_path / "a.pth", counters=True)
-    theirs = FeatureExtractorInceptionV3(
+    theirs = module("feature_extractor_inceptionv3", monkeypatch).FeatureExtractorInceptionV3(
         "inception", ["2048", "logits_unbiased"], feature_extractor_weights_path=str(file)
     )
     seen: list[torch.Tensor] = []

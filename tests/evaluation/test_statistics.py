@@ -9,6 +9,7 @@ import pytest
 import torch
 
 from tests.evaluation import adm
+from tests.evaluation.fidelity_checkout import module, with_torch_fidelity
 from var_ext.evaluation.frechet import frechet_distance, gaussian_distance
 from var_ext.evaluation.inception_score import InceptionScore
 from var_ext.evaluation.kernel_distance import kernel_distance, mmd
@@ -174,3 +175,34 @@ def test_kernel_distance_is_not_biased_by_the_number_of_images() -> None:
     deviation = np.std(drawn) / 400**0.5
     assert abs(np.mean(drawn)) < 3 * deviation  # its expectation is 0, and some are below
     assert min(drawn) < 0 < max(drawn)
+
+
+@with_torch_fidelity
+def test_figures_are_those_of_torch_fidelity_itself(monkeypatch: pytest.MonkeyPatch) -> None:
+    """2000 features of each set, of 256 dimensions; its defaults but the sizes."""
+    mix = torch.randn(256, 256) / 16
+    a, b = (torch.randn(2000, 256) @ mix + 0.3).relu(), (torch.randn(2000, 256) @ mix * 1.05 + 0.32).relu()
+
+    theirs = module("metric_fid", monkeypatch)
+    wanted = theirs.fid_statistics_to_metric(*(theirs.fid_features_to_statistics(x) for x in (a, b)), False)
+    assert frechet_distance(a, b) == pytest.approx(wanted["frechet_inception_distance"], rel=1e-6)
+
+    logits = torch.randn(2000, 1008) * 2
+    theirs = module("metric_isc", monkeypatch)
+    wanted = theirs.isc_features_to_metric(logits)["inception_score_mean"]
+    assert score(logits, chunk=200, shuffle=2020) == pytest.approx(wanted, rel=1e-9)
+
+    theirs = module("metric_prc", monkeypatch)
+    found = precision_recall(a, b, half=False)
+    assert 0 < found.precision < 1 and 0 < found.recall < 1
+    # distances on the rim of a ball fall to either side: theirs are roots, ours squares
+    assert (found.precision, found.recall) == pytest.approx(
+        theirs.calculate_precision_recall_full(a, b), abs=1.5 / 2000
+    )
+
+    theirs = module("metric_kid", monkeypatch)
+    wanted = theirs.kid_features_to_metric(a, b, kid_subsets=10, kid_subset_size=500)
+    kernel = kernel_distance(a.__getitem__, b.__getitem__, (2000, 2000), subsets=10, size=500)
+    names = ("kernel_inception_distance_mean", "kernel_inception_distance_std")
+    # theirs are float32
+    assert (kernel.mean, kernel.deviation) == pytest.approx(tuple(wanted[name] for name in names), rel=2e-3)
