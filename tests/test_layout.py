@@ -62,6 +62,7 @@ SHARED = {
         "versus_plots",
         "vs_dit",
         "vs_official",
+        "vs_torch_fidelity",
         "vs_vaex",
         "bench_input",
         "bench_sampling",
