@@ -12,15 +12,19 @@ import pytest
 import torch
 from click.testing import CliRunner
 from PIL import Image
+from torch.nn import functional as F
 
 from tests.evaluation.inception import random_inception, save_pth
 from tests.evaluation.test_fid import linear, pictures, save
 from tests.tiny import tiny
+from tests.training.vits import vit_entries
 from var_ext.checkpoints import save_model
 from var_ext.cli import main
 from var_ext.evaluation import features
 from var_ext.evaluation.efficientnet_lite0 import EfficientNetLite0
+from var_ext.evaluation.frechet import frechet_distance
 from var_ext.evaluation.inception_weights import HUB_FILE
+from var_ext.training.frozen_vit import load_vit
 
 
 @pytest.fixture(scope="module")
@@ -86,6 +90,25 @@ def test_another_space_has_another_name(files: Path, tmp_path: Path) -> None:
         "FD-lite0", "precision (lite0)", "recall (lite0)", "precision fp32 (lite0)", "recall fp32 (lite0)",
         "KD (lite0)", "KD (lite0) deviation",
     }  # fmt: skip
+
+
+@torch.no_grad()
+def test_the_space_of_a_vit(files: Path, tmp_path: Path) -> None:
+    torch.save(vit_entries(), tmp_path / "vit.pth")
+    options = ("--features", "vit", "--vit", tmp_path / "vit.pth", "--quiet", "--threads", 1)
+    found = tmp_path / "fd.json"
+    call("eval", "fid", files / "samples.npz", "--reference", files / "photos", *options, "--json", found)
+    figures = json.loads(found.read_text())["figures"]
+    extractor = features.vit(tmp_path / "vit.pth")
+    title = extractor.titles["pool"]
+    sets = [torch.from_numpy(pictures(*which)).permute(0, 3, 1, 2) for which in ((6, 1), (5, 5))]
+    mine, real = (extractor.compute(pixels)["pool"] for pixels in sets)
+    assert title.startswith("FD-vit-") and figures[title] == pytest.approx(
+        frechet_distance(mine, real), rel=1e-6
+    )
+    # its input is resized and scaled to -1..1, and the class token is normed
+    x = F.interpolate(sets[0].float() / 255, (224, 224), mode="bicubic", antialias=True).clamp(0, 1) * 2 - 1
+    torch.testing.assert_close(mine, load_vit(str(tmp_path / "vit.pth"), 224)(x)[-1][:, 0])
 
 
 def test_a_model_is_drawn(files: Path, tmp_path: Path) -> None:

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
@@ -66,16 +67,29 @@ class FeatureStore:
         total, left = sum(len(block) for block, _ in mine), sum(len(block) for block, _ in missing)
         hidden = not progress or rank > 0
         with tqdm(total=total, initial=total - left, desc=what, unit="img", disable=hidden) as bar:
-            for block, path in missing:
-                rows = self._computed(block, bar)
+            for (block, path), pixels in zip(
+                missing, self._loaded([block for block, _ in missing]), strict=True
+            ):
+                rows = self._computed(block, pixels, bar)
                 with atomic_write(path) as handle:
                     np.save(handle, rows)
         if rank == 0:
             wait_for_files(self.paths, world, patience, what="blocks of features")
 
+    def _loaded(self, blocks: list[range]) -> Iterator[np.ndarray]:
+        """Pixels of these blocks; the next one is read from its files while one is computed."""
+        if not self.images.ahead:
+            yield from map(self.images.load, blocks)
+            return
+        with ThreadPoolExecutor(1) as reader:
+            coming = [reader.submit(self.images.load, block) for block in blocks[:1]]
+            for i in range(len(blocks)):
+                pixels = coming.pop().result()
+                coming = [reader.submit(self.images.load, block) for block in blocks[i + 1 : i + 2]]
+                yield pixels
+
     @torch.inference_mode()
-    def _computed(self, block: range, bar: tqdm[None]) -> np.ndarray:
-        pixels = self.images.load(block)
+    def _computed(self, block: range, pixels: np.ndarray, bar: tqdm[None]) -> np.ndarray:
         rows = np.zeros(len(block), self.dtype)
         for start in range(0, len(block), self.batch_size):
             part = pixels[start : start + self.batch_size]

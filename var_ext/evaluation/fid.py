@@ -37,7 +37,7 @@ def evaluate_fid(
 ) -> FidReport | None:
     """Measures samples as ADM's evaluator does (arXiv 2105.05233; its conventions are in the report).
 
-    Memory holds a block of images, 10,000 x 2 features and a few covariances, however many images there are.
+    Memory holds two blocks of images, 10,000 x 2 features and a few covariances, however many images there are.
 
     Args:
         samples: of one size; see `image_sources`.

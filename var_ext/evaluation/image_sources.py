@@ -22,7 +22,7 @@ from var_ext.export import Plan, to_uint8
 from var_ext.paths import user_path
 from var_ext.sampling import Sampler
 
-BLOCK = 256  # images in memory at once: 50 MB at 256 px
+BLOCK = 256  # images loaded at once: 50 MB at 256 px
 THREADS = 8  # that decode pictures
 
 
@@ -36,6 +36,7 @@ class Images(ABC):
         labels: a class for each, or None where none is known.
         key: digest of what they are, which cached features are found by.
         lossy: how many are JPEG files.
+        ahead: whether to load a block while the one before it is computed: they come from files.
     """
 
     name: str
@@ -45,6 +46,7 @@ class Images(ABC):
     labels: Sequence[int] | None = None
     key: str
     lossy: int = 0
+    ahead: bool = True
 
     @property
     def blocks(self) -> list[range]:
@@ -139,6 +141,8 @@ class DrawnImages(Images):
         plan: which; a block is some of its parts.
         name: of the model.
     """
+
+    ahead = False
 
     def __init__(self, sampler: Sampler, plan: Plan, name: str) -> None:
         if not len(plan):
