@@ -428,6 +428,7 @@ PAGES = (
     "CONTRIBUTING.md",
     "benchmarks/COUNTS.md",
     "python/avatars/README.md",
+    "var_ext/evaluation/acceptance.md",
     "var_ext/weights/digits/README.md",
 )
 

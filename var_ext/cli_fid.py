@@ -220,6 +220,8 @@ def _check_options(
     names = ("labels", "per_class", "seed", "precision", "cfg", "top_k", "top_p")
     default = click.core.ParameterSource.DEFAULT
     given = [name for name in names if context.get_parameter_source(name) is not default]
+    if of_model and context.params["image_size"] is not None and not context.params["reference"].is_dir():
+        raise click.UsageError(f"--image-size is of pictures of folders, got the model {samples}")
     if given and not of_model:
         flags = ", ".join(f"--{name.replace('_', '-')}" for name in given)
         raise click.UsageError(f"{flags} are of a model that draws, got the images {samples}")

@@ -294,6 +294,31 @@ def test_a_block_at_a_time_is_in_memory(folder: Path, monkeypatch: pytest.Monkey
     assert max(asked) == 50 and sum(asked) == 640
 
 
+def test_float32_is_not_rounded_on_gpus(folder: Path) -> None:
+    """Convolutions and products in TF32 keep 10 bits; torch has it on for convolutions unless told."""
+    whole, seen = linear(), []
+
+    def noticed(given: torch.Tensor) -> torch.Tensor:
+        seen.append((torch.backends.cudnn.allow_tf32, torch.get_float32_matmul_precision()))
+        return given
+
+    assert whole.logits is not None
+    logits = whole.logits
+    extractor = replace(
+        whole,
+        compute=lambda pixels: whole.compute(noticed(pixels)),
+        logits=lambda pool: logits(noticed(pool)),
+    )
+    before = torch.backends.cudnn.allow_tf32
+    torch.backends.cudnn.allow_tf32 = True
+    try:
+        evaluate_fid(open_images(folder / "real.npz"), read_reference(folder / "real.npz"), extractor)
+        assert torch.backends.cudnn.allow_tf32
+    finally:
+        torch.backends.cudnn.allow_tf32 = before
+    assert set(seen) == {(False, "highest")}
+
+
 def warnings_of(samples: Path, reference: Path) -> str:
     return "\n".join(run(samples, reference).warnings)
 
@@ -322,6 +347,11 @@ def test_warnings(folder: Path, tmp_path: Path) -> None:
     report = evaluate_fid(open_images(folder / "samples.npz"), read_reference(large), _any_size())
     assert report is not None
     assert "samples are of 8 x 8, the reference of 16 x 16" in "\n".join(report.warnings)
+    rough = replace(linear(), precision="bf16")
+    report = evaluate_fid(open_images(folder / "real.npz"), read_reference(folder / "real.npz"), rough)
+    assert report is not None and "the network computed in bf16, which moves FID" in "\n".join(
+        report.warnings
+    )
     (tmp_path / "jpegs").mkdir()
     for i in range(20):
         Image.fromarray(images[i]).save(tmp_path / "jpegs" / f"{i}.{'jpg' if i % 2 else 'png'}")
@@ -379,3 +409,9 @@ def test_crop_and_size_of_pictures(tmp_path: Path) -> None:
         DataError, match=r"must have one size, got 100 x 40 first and 8 x 8 in b\.png: --image-size"
     ):
         FolderImages(tmp_path).load(range(2))
+    save(tmp_path / "c.npz", pictures(3, 1))
+    assert open_images(tmp_path / "c.npz", 8).count == 3
+    with pytest.raises(
+        DataError, match=r"only pictures of folders are .* to 16 pixels, got .*c.npz of 8 x 8"
+    ):
+        open_images(tmp_path / "c.npz", 16)

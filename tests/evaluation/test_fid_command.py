@@ -260,6 +260,7 @@ def _check(found: str, message: str, out: Path) -> None:
         (("--features", "lite0", "--lite0", "L", "--weights", "L"), "--weights is of --features inception"),
         (("--features", "lite0", "--lite0", "L", "--net-precision", "bf16"), "--net-precision is of"),
         (("--seed", "3", "--cfg", "2"), "--seed, --cfg are of a model that draws, got the images"),
+        (("--features", "lite0", "--lite0", "L", "--image-size", "16"), "only pictures of folders are cropped"),
         (("--weights", "L"), "must hold the 472 entries of FID's Inception of 2015"),
         ((), HUB_FILE),
     ],

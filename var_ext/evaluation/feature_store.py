@@ -22,6 +22,7 @@ from var_ext.checkpoints import CheckpointError, atomic_write
 from var_ext.evaluation.features import Extractor
 from var_ext.evaluation.image_sources import Images
 from var_ext.export import rank_and_world, wait_for_files
+from var_ext.training.precision import tf32
 
 FORMAT = "1"
 BATCH = 32  # images computed at once
@@ -93,7 +94,8 @@ class FeatureStore:
         rows = np.zeros(len(block), self.dtype)
         for start in range(0, len(block), self.batch_size):
             part = pixels[start : start + self.batch_size]
-            found = self.extractor.compute(torch.from_numpy(part).permute(0, 3, 1, 2))
+            with tf32(False):  # fp32 is what it says, on GPUs too
+                found = self.extractor.compute(torch.from_numpy(part).permute(0, 3, 1, 2))
             for name, features in found.items():
                 if not torch.isfinite(features).all():
                     raise ValueError(

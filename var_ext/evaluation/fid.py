@@ -22,6 +22,7 @@ from var_ext.evaluation.inception_score import CHUNK, SEED, InceptionScore
 from var_ext.evaluation.kernel_distance import kernel_distance
 from var_ext.evaluation.manifolds import K, distances, precision_recall
 from var_ext.export import rank_and_world
+from var_ext.training.precision import tf32
 
 
 def evaluate_fid(
@@ -72,7 +73,8 @@ def evaluate_fid(
             others.fill("features of the reference", progress=progress, patience=patience)
         if rank:
             return None
-        return _Measured(store, reference, known, others, torch.device(device), progress).report()
+        with tf32(False):
+            return _Measured(store, reference, known, others, torch.device(device), progress).report()
 
 
 def _fitting(reference: Reference, extractor: Extractor) -> dict[str, Gaussian]:
@@ -121,6 +123,11 @@ class _Measured:
         found = guards.about_images(samples, self.reference.images, title)
         found += guards.about_order(samples.labels, *scores)
         found += guards.about_duplicates(self.store)
+        if extractor.precision != "fp32":
+            found.append(
+                f"the network computed in {extractor.precision}, which moves {title} by some tenths of a percent: take "
+                "--net-precision fp32 for figures that are compared with published ones"
+            )
         if self.others is None:
             found.append(
                 f"{self.reference.name} has no images: precision, recall and kernel distance need some. Take ADM's "

@@ -15,7 +15,7 @@ from var_ext.checkpoints import atomic_write, check_writable
 from var_ext.data import DataError
 from var_ext.evaluation.feature_store import BATCH, PATIENCE, FeatureStore
 from var_ext.evaluation.features import Extractor
-from var_ext.evaluation.image_sources import Images, NpzImages, open_images
+from var_ext.evaluation.image_sources import Images, open_images
 from var_ext.evaluation.moments import Moments
 from var_ext.evaluation.npz import Parts, is_npz, members, whole, write_npz
 from var_ext.export import rank_and_world
@@ -50,7 +50,7 @@ def read_reference(path: str | os.PathLike[str], side: int | None = None) -> Ref
     As in ADM's evaluator, statistics are used if they are in the file, whatever its images are.
 
     Args:
-        side: of pictures of a folder, see `FolderImages`.
+        side: see `open_images`.
 
     Raises:
         DataError: the file is damaged, or has neither statistics nor images, or statistics that are none.
@@ -64,7 +64,7 @@ def read_reference(path: str | os.PathLike[str], side: int | None = None) -> Ref
             f"{file} must have images (arr_0) or statistics (mu, sigma, mu_s, sigma_s), got "
             f"{', '.join(there) or 'nothing'}"
         )
-    images = NpzImages(file) if "arr_0" in there else None
+    images = open_images(file, side) if "arr_0" in there else None
     statistics = {}
     for field, names in STATISTICS.items() if "mu" in there else ():
         lacking = [name for name in names if name not in there]

@@ -176,10 +176,23 @@ class DrawnImages(Images):
 
 
 def open_images(path: str | os.PathLike[str], side: int | None = None) -> Images:
-    """Images of an .npz file or a folder. Raises DataError."""
+    """Images of an .npz file or a folder.
+
+    Args:
+        side: of pictures of a folder, see `FolderImages`; those of a file must have it.
+
+    Raises:
+        DataError: see `NpzImages` and `FolderImages`.
+    """
     place = user_path(path)
     if is_npz(place):
-        return NpzImages(place)
+        images = NpzImages(place)
+        if side is not None and images.size != (side, side):
+            raise DataError(
+                f"only pictures of folders are cropped and resized to {side} pixels, got {place} of "
+                f"{_sides(images.size)}"
+            )
+        return images
     if not place.is_dir():
         came = "a file" if place.exists() else "nothing"
         raise DataError(
