@@ -264,9 +264,16 @@ def _drawn(
     sampling: dict[str, Any],
 ) -> Images:
     from var_ext import load
+    from var_ext.checkpoints import find_model
     from var_ext.evaluation.image_sources import DrawnImages
     from var_ext.export import evaluation_plan
 
+    try:
+        find_model(model)
+    except ValueError as error:
+        raise ValueError(
+            f"SAMPLES must be NAME.npz, a folder of pictures, or a model, got {model}: {error}"
+        ) from error
     sampler = load(model, device=device, precision=precision)
     given = {name: value for name, value in sampling.items() if value is not None}
     classes = sampler.num_classes if labels is None else labels

@@ -281,6 +281,17 @@ def test_statistics_serve_inception_alone(files: Path, tmp_path: Path) -> None:
     assert "bad.npz has statistics of Inception alone, which say nothing in another space" in found
 
 
+def test_says_what_samples_may_be(files: Path) -> None:
+    found = call("eval", "fid", "sampels/", "--reference", files / "real.npz", *_lite0(files), fails=True)
+    assert (
+        "SAMPLES must be NAME.npz, a folder of pictures, or a model, got sampels/: the model must be" in found
+    )
+
+
+def _lite0(files: Path) -> tuple[object, ...]:
+    return ("--features", "lite0", "--lite0", files / "lite0.pth")
+
+
 def test_a_reference_is_written_to_a_file(files: Path, tmp_path: Path) -> None:
     words = (
         "reference",

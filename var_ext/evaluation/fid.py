@@ -6,6 +6,7 @@ from collections import Counter
 from contextlib import ExitStack
 from pathlib import Path
 from tempfile import TemporaryDirectory
+from typing import Any
 
 import torch
 from tqdm import tqdm
@@ -111,6 +112,7 @@ class _Measured:
         self.device, self.progress, self.extractor = device, progress, store.extractor
         self.figures: dict[str, float] = {}
         self.conventions: dict[str, str] = {}
+        self.facts: dict[str, Any] = {}
 
     def report(self) -> FidReport:
         samples, extractor = self.store.images, self.extractor
@@ -138,14 +140,28 @@ class _Measured:
                 f"statistics are of the {self.others.images.count} images of {self.reference.name}, not of a whole "
                 "data set as in ADM's files (mu, sigma)"
             )
-        return FidReport(self.figures, self.conventions, tuple(found))
+        return FidReport(self.figures, self.conventions, tuple(found), self.facts)
 
     def _describe(self) -> None:
         samples, extractor, say = self.store.images, self.extractor, self.conventions
         classes = "classes not known"
+        self.facts = {
+            "samples": samples.name,
+            "count": samples.count,
+            "size": list(samples.size),
+            "order": samples.order,
+            "reference": self.reference.name,
+            "reference_images": None if self.others is None else len(self.others),
+            "reference_statistics": bool(self.known),
+            "weights": extractor.weights,
+            "digest": extractor.digest,
+            "precision": extractor.precision,
+            "batch_size": self.store.batch_size,
+        }
         if samples.labels is not None:
             counts = Counter(samples.labels)
             least, most = min(counts.values()), max(counts.values())
+            self.facts |= {"classes": len(counts), "least_per_class": least, "most_per_class": most}
             each = f"{least}" if least == most else f"{least} to {most}"
             classes = f"{len(counts)} classes, {each} images each"
         drawn = isinstance(samples, DrawnImages)
@@ -167,7 +183,7 @@ class _Measured:
             if field in known:
                 self.figures[title] = gaussian_distance(*mine[field], *known[field])
         counted = "statistics of the reference file" if self.known else "statistics of the reference's images"
-        titles = " and ".join(self.extractor.titles.values())
+        titles = " and ".join(title for title in self.extractor.titles.values() if title in self.figures)
         self.conventions[titles] = (
             f"unbiased covariances, float64, nothing added to their diagonals; {counted}"
         )
@@ -208,7 +224,11 @@ class _Measured:
             f"k = {K}, squared L2, {len(theirs)} images of the reference; float16 as ADM, {half.fallbacks} blocks of "
             "10,000 x 10,000 not finite and in float32; and all in float32"
         )
-        kernel = kernel_distance(mine.take, theirs.take, (len(mine), len(theirs)))
+        kernel = kernel_distance(
+            lambda numbers: mine.take(numbers).to(self.device),
+            lambda numbers: theirs.take(numbers).to(self.device),
+            (len(mine), len(theirs)),
+        )
         name = f"KID{suffix}" if self.extractor.logits is not None else f"KD{suffix}"
         self.figures |= {name: kernel.mean, f"{name} deviation": kernel.deviation}
         self.conventions[name] = (

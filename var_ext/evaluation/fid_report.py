@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 
@@ -14,16 +14,19 @@ class FidReport:
         figures: name -> value; precision, recall and their kin are shares in [0, 1].
         conventions: what a figure depends on -> how it is here.
         warnings: what makes figures incomparable, each with its remedy.
+        facts: of the conventions those that are names and numbers, for JSON: `count`, `digest` and so on.
     """
 
     figures: Mapping[str, float]
     conventions: Mapping[str, str]
     warnings: tuple[str, ...] = ()
+    facts: Mapping[str, Any] = field(default_factory=dict)
 
     def as_dict(self) -> dict[str, Any]:
         """Plain values for JSON."""
         return {
             "figures": dict(self.figures),
+            "facts": dict(self.facts),
             "conventions": dict(self.conventions),
             "warnings": list(self.warnings),
         }
