@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -51,7 +52,11 @@ def _network_options(command: Command) -> Command:
             help="Crop and resize pictures of folders to it, as ADM's references were.  [default: they have one size]",
         ),
         click.option("--batch-size", type=click.IntRange(min=1), default=32, show_default=True),
-        click.option("--cache", type=UserPath(file_okay=False), help="Folder of features, to go on from."),
+        click.option(
+            "--cache",
+            type=UserPath(file_okay=False),
+            help="Folder of features to go on from, 16 KB an image.  [default: beside what is written]",
+        ),
         click.option("--quiet", is_flag=True, help="No progress bar."),
         machine_options,
     )
@@ -179,7 +184,8 @@ def reference(
 
     \b
     Example: var-ext reference imagenet/train --image-size 256 --out imagenet256.npz --device cuda
-    Statistics are of all images; 10,000 of them, evenly spaced, are in the file for precision and recall.
+    Statistics are of all images; 10,000 of them, evenly spaced, are in the file for precision and recall. A command
+    that was stopped goes on; features are removed at the end unless --cache names a folder for them.
     """
     from var_ext.evaluation.fid_reference import write_reference
     from var_ext.evaluation.image_sources import open_images
@@ -187,15 +193,17 @@ def reference(
 
     device = local_device(device)
     extractor = _extractor("inception", weights, None, None, net_precision, device)
+    beside = out.with_name(f"{out.name}.features")
     path = write_reference(
         open_images(folder, image_size),
         extractor,
         out,
-        cache or out.with_name(f"{out.name}.features"),
+        cache or beside,
         batch_size=batch_size,
         progress=not quiet,
     )
     if path is not None:
+        shutil.rmtree(beside, ignore_errors=True)
         say(f"reference: {path.resolve()}")
 
 

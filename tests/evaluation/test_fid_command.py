@@ -56,6 +56,7 @@ def both_commands(files: Path, tmp_path: Path) -> str:
     weights = ("--weights", files / "inception.pth", "--quiet", "--threads", 1)
     out, found = tmp_path / "ref.npz", tmp_path / "fid.json"
     assert str(out) in call("reference", files / "photos", "--out", out, *weights)
+    assert sorted(tmp_path.iterdir()) == [out]  # and no features
     text = call("eval", "fid", files / "samples.npz", "--reference", out, *weights, "--json", found)
     report = json.loads(found.read_text())
     assert set(report["figures"]) == NAMES
