@@ -203,7 +203,8 @@ def reference(
         progress=not quiet,
     )
     if path is not None:
-        shutil.rmtree(beside, ignore_errors=True)
+        if cache is None:
+            shutil.rmtree(beside, ignore_errors=True)
         say(f"reference: {path.resolve()}")
 
 
