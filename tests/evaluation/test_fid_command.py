@@ -209,6 +209,7 @@ BAD_REFERENCES = {
     "neither": (lambda f: _npz(f, other=np.zeros(3)), r"must have images \(arr_0\) or statistics .*, got other"),
     "no sigma": (lambda f: _npz(f, mu=np.zeros(2048)), "must have mu and sigma, got no sigma"),
     "shapes": (lambda f: _npz(f, **{**STATISTICS, "sigma": np.eye(5)}), r"\(D,\) and \(D, D\), got \(2048,\)"),
+    "integers": (lambda f: _npz(f, **{**STATISTICS, "sigma": np.eye(2048, dtype=int)}), "must be floats .* int64"),
     "NaN": (lambda f: _npz(f, **{**STATISTICS, "mu_s": np.full(2023, np.nan)}), "mu_s and sigma_s .* must be finite"),
     "other network": (
         lambda f: _npz(f, **{**STATISTICS, "mu": np.zeros(64), "sigma": np.eye(64)}),

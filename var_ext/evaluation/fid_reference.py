@@ -77,11 +77,8 @@ def read_reference(path: str | os.PathLike[str], side: int | None = None) -> Ref
 
 def _gaussian(file: Path, mean_name: str, covariance_name: str) -> Gaussian:
     mean, covariance = whole(file, mean_name), whole(file, covariance_name)
-    if (
-        mean.ndim != 1
-        or covariance.shape != 2 * mean.shape
-        or "f" != mean.dtype.kind != covariance.dtype.kind
-    ):
+    floats = mean.dtype.kind == covariance.dtype.kind == "f"
+    if mean.ndim != 1 or covariance.shape != 2 * mean.shape or not floats:
         raise DataError(
             f"{mean_name} and {covariance_name} of {file} must be floats (D,) and (D, D), got {mean.shape} "
             f"{mean.dtype} and {covariance.shape} {covariance.dtype}"
