@@ -66,6 +66,7 @@ SHARED = {
         "vs_dit",
         "vs_official",
         "vs_training",
+        "vs_torch_fidelity",
         "vs_vaex",
         "bench_input",
         "bench_sampling",
@@ -87,7 +88,7 @@ FLOORS = (
     {"training"},
     {"evaluation"},
     {"__init__"},
-    {"info", "cli_options", "cli", "__main__"},
+    {"info", "cli_options", "cli_fid", "cli", "__main__"},
 )
 
 # Rooms side by side that know nothing of each other: running a model, keeping it, and pictures.
@@ -433,6 +434,7 @@ PAGES = (
     "CONTRIBUTING.md",
     "benchmarks/COUNTS.md",
     "python/avatars/README.md",
+    "var_ext/evaluation/acceptance.md",
     "var_ext/weights/digits/README.md",
 )
 

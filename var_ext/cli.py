@@ -1,4 +1,4 @@
-"""The command line: `var-ext sample | edit | train | eval | convert | info | bench`.
+"""The command line: `var-ext sample | edit | train | eval | reference | convert | info | bench`.
 
 Commands parse, call the public functions and print. What is slow to import is imported inside them.
 """
@@ -12,6 +12,7 @@ from typing import Any
 import click
 
 from var_ext.checkpoints import check_writable, write_json
+from var_ext.cli_fid import fid, reference
 from var_ext.cli_options import (
     SEED,
     Group,
@@ -347,7 +348,12 @@ def evaluate() -> None:
     \b
     Example: var-ext eval digits
     Example: var-ext eval tokenizer runs/tokenizer photos/
+    Example: var-ext eval fid samples.npz --reference VIRTUAL_imagenet256_labeled.npz
     """
+
+
+evaluate.add_command(fid)
+main.add_command(reference)
 
 
 @evaluate.command("digits")

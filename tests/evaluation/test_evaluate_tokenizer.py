@@ -20,7 +20,6 @@ from var_ext.checkpoints import load_tokenizer, save_model, write_json
 from var_ext.cli import main
 from var_ext.data import load_dataset
 from var_ext.evaluation import Space, evaluate_tokenizer, frechet_distance, psnr, ssim
-from var_ext.evaluation.tokenizer import Moments
 from var_ext.evaluation.tokenizer_report import TokenizerReport
 from var_ext.models import VQVAE
 from var_ext.training.losses import LPIPS
@@ -91,16 +90,6 @@ def test_wrong_tokens_cost_more_and_belong_to_the_image(vae: VQVAE, report: Toke
     assert run(seed=1).frechet_perturbed != pytest.approx(report.frechet_perturbed, rel=1e-4)
     far = run(perturbed_tokens=1.0, perturbed_codes=64).frechet_perturbed
     assert far is not None and far > report.frechet_perturbed
-
-
-def test_moments_are_those_of_all_at_once() -> None:
-    x = 100 + torch.randn(50, 4)
-    moments = Moments()
-    for part in x.split(7):
-        moments.add(part)
-    mean, covariance = moments.gaussian()
-    torch.testing.assert_close(mean, x.double().mean(0))
-    torch.testing.assert_close(covariance, torch.cov(x.double().T))
 
 
 def test_the_page(report: TokenizerReport, tmp_path: Path) -> None:

