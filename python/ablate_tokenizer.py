@@ -90,7 +90,7 @@ def measured(
             load_tokenizer(out),
             load_dataset(data, "val", recipe.image_size),
             count=count,
-            space=space,
+            spaces=[space] if space else [],
             lpips=lpips,
             perturbed_tokens=None,
             progress=True,
@@ -126,7 +126,8 @@ def table(found: dict[str, list[dict[str, Any]]]) -> str:
     sides = [row["side"] for row in first["scales"]][:3]
     names = [f"codes {p}x{p}" for p in sides] + [f"perplexity {p}x{p}" for p in sides]
     names += ["least share of a scale", "PSNR", "SSIM"]
-    names += [first[name] for name in ("lpips_name", "distance") if first[name]]
+    names += [first["lpips_name"]] if first["lpips_name"] else []
+    names += [f"r{each['name']}" for each in first["distances"]]
     names.append("minutes of training")
     lines = ["| variant | " + " | ".join(names) + " |", "| --- |" + " --- |" * len(names)]
     for variant, runs in found.items():
@@ -139,8 +140,8 @@ def table(found: dict[str, list[dict[str, Any]]]) -> str:
         cells += [spread([run["psnr"] for run in runs], 2), spread([run["ssim"] for run in runs], 4)]
         if first["lpips_name"]:
             cells.append(spread([run["lpips"] for run in runs], 4))
-        if first["distance"]:
-            cells.append(spread([run["frechet"] for run in runs], 2))
+        for k in range(len(first["distances"])):
+            cells.append(spread([run["distances"][k]["reconstructions"] for run in runs], 2))
         cells.append(spread([run["seconds"] / 60 for run in runs], 1))
         lines.append(f"| {variant} | " + " | ".join(cells) + " |")
     about = f"{first['count']} validation images of {first['image_size']} px, {first['vocab_size']} codes."

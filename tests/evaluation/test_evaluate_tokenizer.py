@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import builtins
+import dataclasses
 import json
 import re
 from pathlib import Path
@@ -15,12 +16,15 @@ from click.testing import CliRunner
 from PIL import Image
 from torch import Tensor
 
+from tests.evaluation.inception import random_inception
 from tests.threads import threads
 from var_ext.checkpoints import load_tokenizer, save_model, write_json
 from var_ext.cli import main
 from var_ext.data import load_dataset
 from var_ext.evaluation import Space, evaluate_tokenizer, frechet_distance, psnr, ssim
-from var_ext.evaluation.tokenizer_report import TokenizerReport
+from var_ext.evaluation.features import of_inception
+from var_ext.evaluation.tokenizer_report import Distance, TokenizerReport
+from var_ext.export import to_uint8
 from var_ext.models import VQVAE
 from var_ext.training.losses import LPIPS
 from var_ext.training.usage import allowed
@@ -44,7 +48,7 @@ def report(vae: VQVAE) -> TokenizerReport:
     lpips = lambda x, y: (x - y).abs().amax((1, 2, 3))  # noqa: E731
     with threads(1):
         return evaluate_tokenizer(
-            vae, data, count=COUNT, batch_size=8, space=Space("FD-x", features), lpips=lpips
+            vae, data, count=COUNT, batch_size=8, spaces=[Space("FD-x", features)], lpips=lpips
         )
 
 
@@ -59,7 +63,10 @@ def test_figures_by_hand(vae: VQVAE, report: TokenizerReport) -> None:
     assert report.l1 == pytest.approx(float((last - real).abs().mean()), rel=1e-4)
     assert report.l2 == pytest.approx(float((last - real).square().mean()), rel=1e-4)
     assert report.lpips == pytest.approx(float(2 * (last - real).abs().amax((1, 2, 3)).mean()), rel=1e-4)
-    assert report.frechet == pytest.approx(frechet_distance(features(last), features(real)), rel=1e-3)
+    (distance,) = report.distances
+    stored = (last.clamp(0, 1) * 255).floor() / 255
+    wanted = frechet_distance(features(stored), features(real))
+    assert distance.name == "FD-x" and distance.reconstructions == pytest.approx(wanted, rel=1e-3)
     for row, tokens, step in zip(report.scales, vae.img_to_idxBl(x), steps, strict=True):
         assert row.tokens == tokens.numel() == COUNT * row.side**2
         assert row.codes == len(tokens.unique())
@@ -77,19 +84,36 @@ def test_figures_by_hand(vae: VQVAE, report: TokenizerReport) -> None:
 def test_wrong_tokens_cost_more_and_belong_to_the_image(vae: VQVAE, report: TokenizerReport) -> None:
     data = load_dataset("digits", "val", 32)
 
-    def run(**options: Any) -> TokenizerReport:
-        return evaluate_tokenizer(vae, data, count=COUNT, space=Space("FD-x", features), **options)
+    def run(**options: Any) -> Distance:
+        report = evaluate_tokenizer(vae, data, count=COUNT, spaces=[Space("FD-x", features)], **options)
+        return report.distances[0]
 
-    assert report.frechet is not None and report.frechet_perturbed is not None
-    assert report.frechet_perturbed > report.frechet
-    assert run(batch_size=30).frechet_perturbed == pytest.approx(report.frechet_perturbed, rel=1e-4)
-    assert run(perturbed_tokens=0.0).frechet_perturbed == pytest.approx(report.frechet, rel=1e-3)
+    (found,) = report.distances
+    assert found.perturbed is not None and found.perturbed > found.reconstructions
+    assert run(batch_size=30).perturbed == pytest.approx(found.perturbed, rel=1e-3)
+    assert run(perturbed_tokens=0.0).perturbed == pytest.approx(found.reconstructions, rel=1e-3)
     without = run(perturbed_tokens=None)
-    assert without.frechet == pytest.approx(report.frechet, rel=1e-6) and without.frechet_perturbed is None
-    assert "nearest" in report.as_markdown() and "nearest" not in without.as_markdown()
-    assert run(seed=1).frechet_perturbed != pytest.approx(report.frechet_perturbed, rel=1e-4)
-    far = run(perturbed_tokens=1.0, perturbed_codes=64).frechet_perturbed
-    assert far is not None and far > report.frechet_perturbed
+    assert without.reconstructions == pytest.approx(found.reconstructions, rel=1e-3)
+    assert without.perturbed is None
+    assert run(seed=1).perturbed != pytest.approx(found.perturbed, rel=1e-2)
+    far = run(perturbed_tokens=1.0, perturbed_codes=64).perturbed
+    assert far is not None and far > found.perturbed
+
+
+def test_rfid_is_that_of_the_pictures_an_export_would_write(vae: VQVAE, tmp_path: Path) -> None:
+    """Beside `eval fid`'s arithmetic on the bytes of reconstructions and images."""
+    data = load_dataset("digits", "val", 32)
+    net = of_inception(random_inception(), "random")
+    with torch.no_grad():
+        x = data.batch([i * 200 // 4 for i in range(4)])[0]
+        images = (x + 1) / 2
+        output = (vae.img_to_reconstructed_img(x)[-1] + 1) / 2
+        pixels = [(images * 255).round().to(torch.uint8), to_uint8(output).permute(0, 3, 1, 2)]
+        pools = [net.compute(each)["pool"] for each in pixels]
+    report = evaluate_tokenizer(vae, data, count=4, spaces=[net.space()], perturbed_tokens=None)
+    assert report.distances[0].name == "FID"
+    assert report.distances[0].reconstructions == pytest.approx(frechet_distance(*pools), rel=1e-3, abs=1e-6)
+    assert "| rFID |" in report.as_markdown() and "| pFID" not in report.as_markdown()
 
 
 def test_the_page(report: TokenizerReport, tmp_path: Path) -> None:
@@ -103,13 +127,15 @@ def test_the_page(report: TokenizerReport, tmp_path: Path) -> None:
     text = page.read_text()
     assert text.startswith("# A tokenizer\n\n30 images of digits, split 'val'; 32 px, 256 codes.")
     assert f"| PSNR (dB) | {report.psnr:.2f} |" in text and "| LPIPS (unnamed) |" in text
-    assert "| FD-x with 50% of tokens replaced by one of 8 nearest |" in text
+    assert "| rFD-x |" in text
+    assert "| pFD-x, with 50% of tokens replaced by one of 8 nearest |" in text
     assert "| 1 x 1 | 30 |" in text and "(few)" in text
     pictures = {path.name for path in (tmp_path / "report").glob("*.png")}
     assert pictures == {"reconstructions.png", "scales.png", "course.png"}
     assert all(f"({name})" in text for name in pictures)
     found = json.loads(json.dumps(report.as_dict()))
-    assert found["scales"][0]["side"] == 1 and "shown" not in found and found["frechet"] == report.frechet
+    assert found["scales"][0]["side"] == 1 and "shown" not in found
+    assert found["distances"] == [dataclasses.asdict(report.distances[0])]
 
 
 def test_without_matplotlib_the_page_says_so(
@@ -137,7 +163,7 @@ def test_the_command(tmp_path: Path) -> None:
     assert "4 images of digits" in done.output and "FD-" not in done.output
     assert (tmp_path / "r" / "tokenizer.md").exists()
     figures = json.loads((tmp_path / "f.json").read_text())
-    assert figures["count"] == 4 and figures["frechet"] is None and figures["lpips"] is None
+    assert figures["count"] == 4 and figures["distances"] == [] and figures["lpips"] is None
     (tmp_path / "x.pth").write_bytes(b"x")
     done = CliRunner().invoke(main, [*arguments, "--out", str(tmp_path), "--lpips", str(tmp_path / "x.pth")])
     assert done.exit_code == 1 and "x.pth must be" in done.output
@@ -209,7 +235,7 @@ def test_equal_images_have_finite_figures(
 
 @pytest.mark.parametrize("option", ["--perturb-tokens", "--perturb-codes"])
 def test_perturbation_needs_a_space(run: Path, option: str) -> None:
-    assert "are of the distance of --lite0, got none" in said(run, "digits", option, "1", code=2)
+    assert "are of the distances of --weights and --lite0, got none" in said(run, "digits", option, "1", code=2)
 
 
 def test_images_too_small_for_lpips(vae: VQVAE) -> None:
@@ -226,7 +252,7 @@ def test_images_too_small_for_lpips(vae: VQVAE) -> None:
         ({"batch_size": 0}, "must be at least 1, got 200, None and 0"),
         ({"perturbed_tokens": 1.5}, r"perturbed_tokens must be in \[0, 1\] .* got 1.5 and 8"),
         ({"perturbed_codes": 0}, "perturbed_codes at least 1, got 0.5 and 0"),
-        ({"count": 1, "space": Space("FD-x", features)}, "needs at least 2 images, got 1"),
+        ({"count": 1, "spaces": [Space("FD-x", features)}, "needs at least 2 images, got 1")],
     ],
 )
 def test_what_is_refused(vae: VQVAE, options: dict[str, Any], message: str) -> None:

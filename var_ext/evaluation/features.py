@@ -61,6 +61,14 @@ class Extractor:
         """The first field."""
         return next(iter(self.fields))
 
+    def space(self) -> Space:
+        """Its first field alone, for images in [0, 1] that are multiples of 1/255."""
+
+        def features(images: Tensor) -> Tensor:
+            return self.compute(images.mul(255).round().to(torch.uint8))[self.main]
+
+        return Space(self.titles[self.main], features)
+
     @property
     def key(self) -> str:
         """What cached features depend on besides the images."""

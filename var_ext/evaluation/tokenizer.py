@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor
@@ -14,7 +14,8 @@ from var_ext.evaluation.features import Space
 from var_ext.evaluation.frechet import gaussian_distance
 from var_ext.evaluation.moments import Moments
 from var_ext.evaluation.similarity import LEAST, psnr, ssim
-from var_ext.evaluation.tokenizer_report import ScaleRow, TokenizerReport
+from var_ext.evaluation.tokenizer_report import Distance, ScaleRow, TokenizerReport
+from var_ext.export import to_uint8
 from var_ext.models import VQVAE
 from var_ext.models.keyed import Draws, Rows, row_keys
 from var_ext.models.remedies import perturb, residuals
@@ -31,7 +32,7 @@ def evaluate_tokenizer(
     *,
     count: int | None = None,
     batch_size: int = 32,
-    space: Space | None = None,
+    spaces: Sequence[Space] = (),
     lpips: Callable[[Tensor, Tensor], Tensor] | None = None,
     perturbed_tokens: float | None = 0.5,
     perturbed_codes: int = 8,
@@ -42,16 +43,17 @@ def evaluate_tokenizer(
 ) -> TokenizerReport:
     """Measures a tokenizer on images.
 
-    Reconstructions are compared as floats in [0, 1], clipped, not rounded to bytes. The distance of perturbed ones says
-    how well the decoder bears wrong tokens, of which a transformer draws some (pFID in arXiv 2503.08354, there with
-    Inception's features): a share of all tokens is replaced, each by one of its nearest codes.
+    Reconstructions are compared as floats in [0, 1], clipped; for Fréchet distances they are truncated to bytes, as
+    exports are. That of Inception's features is rFID, to the same crops. The distance of perturbed ones (pFID) says how
+    well the decoder bears wrong tokens, of which a transformer draws some (arXiv 2503.08354): a share of all tokens is
+    replaced, each by one of its nearest codes.
 
     Args:
         vae: the tokenizer; left on the device, in evaluation mode.
         data: images of its size.
         count: how many, evenly spaced in the data, whose classes follow each other; None is all.
         batch_size: images computed at once; figures do not depend on it but for rounding.
-        space: of the Fréchet distances, of reconstructions and perturbed ones to the images; None leaves them out.
+        spaces: of the Fréchet distances, of reconstructions and perturbed ones to the images.
         lpips: such as `training.losses.load_lpips`: (images, reconstructions), both (B, 3, S, S) in [-1, 1] -> (B,);
             None leaves it out.
         perturbed_tokens, perturbed_codes: the share, None leaves it out, and how many nearest codes there are to take.
@@ -67,7 +69,7 @@ def evaluate_tokenizer(
     if isinstance(lpips, LPIPS):
         lpips.check_size(data.image_size, data.image_size, ": leave out lpips")
     total = len(data) if count is None else min(count, len(data))
-    if space is not None and total < 2:
+    if spaces and total < 2:
         raise ValueError(f"a Fréchet distance needs at least 2 images, got {total}")
     vae.to(device).eval()
     quantizer, schedule = vae.quantize, vae.schedule
@@ -75,7 +77,7 @@ def evaluate_tokenizer(
     # PSNR and SSIM of each number of scales; L1, squared error and LPIPS of all scales
     by_scale = torch.zeros(2, len(schedule), dtype=torch.float64)
     errors = torch.zeros(3, dtype=torch.float64)
-    moments = {name: Moments() for name in ("images", "reconstructions", "perturbed")}
+    moments = [{name: Moments() for name in ("images", "reconstructions", "perturbed")} for _ in spaces]
     shown: list[Tensor] = []
     show = evenly(min(SHOWN, total), total).tolist()
     indices, rows = evenly(total, len(data)).split(batch_size), torch.arange(total).split(batch_size)
@@ -96,23 +98,21 @@ def evaluate_tokenizer(
         errors[1] += float(difference.square().mean((1, 2, 3)).sum())
         if lpips is not None:
             errors[2] += float(lpips(x, last * 2 - 1).double().sum())
-        if space is not None:
-            compared = {"images": real, "reconstructions": last}
+        if spaces:
+            compared = {"images": real, "reconstructions": as_bytes(last)}
             if perturbed_tokens is not None:
                 keys = row_keys(seed, slice(int(part[0]), int(part[-1]) + 1), x.device)
-                compared["perturbed"] = perturbed(
-                    vae, features, tokens, scales, keys, perturbed_tokens, perturbed_codes
+                compared["perturbed"] = as_bytes(
+                    perturbed(vae, features, tokens, scales, keys, perturbed_tokens, perturbed_codes)
                 )
-            for name, each in compared.items():
-                moments[name].add(space.features(each))
+            for space, mine in zip(spaces, moments, strict=True):
+                for name, each in compared.items():
+                    mine[name].add(space.features(each))
         for place, row in enumerate(part.tolist()):
             if row in show:
                 shown.append(torch.stack([each[place] for each in (real, *steps)]).cpu())  # (1 + K, 3, S, S)
     psnrs, ssims = (by_scale / total).tolist()
     l1, l2, perceptual = (errors / total).tolist()
-    distances = {name: each.gaussian() for name, each in moments.items() if each.count}
-    reference = distances.pop("images", None)
-    frechet = {name: gaussian_distance(*each, *reference) for name, each in distances.items() if reference}
     found = [
         ScaleRow(
             side=side,
@@ -139,14 +139,28 @@ def evaluate_tokenizer(
         l2=l2,
         lpips=perceptual if lpips is not None else None,
         lpips_name=None if lpips is None else getattr(lpips, "name", "unnamed"),
-        distance=space.name if space else None,
-        frechet=frechet.get("reconstructions"),
-        frechet_perturbed=frechet.get("perturbed"),
+        distances=tuple(distance_of(space.name, mine) for space, mine in zip(spaces, moments, strict=True)),
         perturbed_tokens=perturbed_tokens,
         perturbed_codes=min(perturbed_codes, vae.vocab_size),
         scales=tuple(found),
         shown=torch.stack(shown),
     )
+
+
+def as_bytes(images: Tensor) -> Tensor:
+    """Images in [0, 1] as a file of an export has them, truncated to multiples of 1/255."""
+    return to_uint8(images).permute(0, 3, 1, 2).float() / 255
+
+
+def distance_of(name: str, moments: dict[str, Moments]) -> Distance:
+    """Of reconstructions and of perturbed ones, if there are any, to the images."""
+    reference = moments["images"].gaussian()
+    found = {
+        key: gaussian_distance(*moments[key].gaussian(), *reference)
+        for key in ("reconstructions", "perturbed")
+        if moments[key].count
+    }
+    return Distance(name, **found)
 
 
 def evenly(count: int, total: int) -> Tensor:

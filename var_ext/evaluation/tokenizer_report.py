@@ -36,6 +36,15 @@ class ScaleRow:
 
 
 @dataclass(frozen=True)
+class Distance:
+    """Fréchet distances to the images in one feature space, such as "FID"."""
+
+    name: str
+    reconstructions: float
+    perturbed: float | None = None  # of reconstructions from perturbed tokens
+
+
+@dataclass(frozen=True)
 class TokenizerReport:
     """Result of `evaluate_tokenizer`; images are in [0, 1] for all figures but LPIPS."""
 
@@ -50,9 +59,7 @@ class TokenizerReport:
     l2: float
     lpips: float | None
     lpips_name: str | None  # which one, such as lpips-vgg
-    distance: str | None  # name of the feature space's Fréchet distance
-    frechet: float | None  # of reconstructions to the images
-    frechet_perturbed: float | None  # of reconstructions from perturbed tokens
+    distances: tuple[Distance, ...]  # one a feature space
     perturbed_tokens: float | None
     perturbed_codes: int
     scales: tuple[ScaleRow, ...]
@@ -60,8 +67,10 @@ class TokenizerReport:
 
     def as_dict(self) -> dict[str, Any]:
         """Plain values for JSON."""
-        values = {f.name: getattr(self, f.name) for f in fields(self) if f.name not in ("scales", "shown")}
-        return {**values, "scales": [{**asdict(row), "share": row.share} for row in self.scales]}
+        lists = ("distances", "scales", "shown")
+        values = {f.name: getattr(self, f.name) for f in fields(self) if f.name not in lists}
+        scales = [{**asdict(row), "share": row.share} for row in self.scales]
+        return {**values, "distances": [asdict(each) for each in self.distances], "scales": scales}
 
     def as_markdown(self) -> str:
         """Two tables: the whole, and scale by scale."""
@@ -72,11 +81,13 @@ class TokenizerReport:
         ]
         if self.lpips is not None:
             rows.append((f"LPIPS ({self.lpips_name})", f"{self.lpips:.4f}"))
-        if self.distance is not None:
-            rows.append((f"{self.distance} to the images", f"{self.frechet:.2f}"))
-        if self.frechet_perturbed is not None:
-            wrong = f"{self.perturbed_tokens:.0%} of tokens replaced by one of {self.perturbed_codes} nearest"
-            rows.append((f"{self.distance} with {wrong}", f"{self.frechet_perturbed:.2f}"))
+        for each in self.distances:
+            rows.append((f"r{each.name}", f"{each.reconstructions:.2f}"))
+            if each.perturbed is not None:
+                wrong = (
+                    f"{self.perturbed_tokens:.0%} of tokens replaced by one of {self.perturbed_codes} nearest"
+                )
+                rows.append((f"p{each.name}, with {wrong}", f"{each.perturbed:.2f}"))
         lines = [
             f"{self.count} images of {self.data}{self.reading and f', read {self.reading}'}; {self.image_size} px, "
             f"{self.vocab_size} codes.",
@@ -99,8 +110,11 @@ class TokenizerReport:
             "A scale's tokens allow as many codes as they would have on average if all codes were equally likely. PSNR "
             "is the mean over images, each at most 100 dB, that of an equal image.",
         ]
-        if self.distance is not None:
-            lines.append(f"{self.distance} grows as images get fewer: compare it at equal counts.")
+        if self.distances:
+            lines.append(
+                "Fréchet distances are to the same crops, of reconstructions truncated to bytes. They grow as images "
+                "get fewer: compare them at equal counts."
+            )
         return "\n".join(lines) + "\n"
 
     def write(self, folder: Path, title: str, log: Path | None = None) -> Path:
