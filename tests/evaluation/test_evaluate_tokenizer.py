@@ -252,7 +252,7 @@ def test_images_too_small_for_lpips(vae: VQVAE) -> None:
         ({"batch_size": 0}, "must be at least 1, got 200, None and 0"),
         ({"perturbed_tokens": 1.5}, r"perturbed_tokens must be in \[0, 1\] .* got 1.5 and 8"),
         ({"perturbed_codes": 0}, "perturbed_codes at least 1, got 0.5 and 0"),
-        ({"count": 1, "spaces": [Space("FD-x", features)}, "needs at least 2 images, got 1")],
+        ({"count": 1, "spaces": [Space("FD-x", features)]}, "needs at least 2 images, got 1"),
     ],
 )
 def test_what_is_refused(vae: VQVAE, options: dict[str, Any], message: str) -> None:
