@@ -235,7 +235,9 @@ def test_equal_images_have_finite_figures(
 
 @pytest.mark.parametrize("option", ["--perturb-tokens", "--perturb-codes"])
 def test_perturbation_needs_a_space(run: Path, option: str) -> None:
-    assert "are of the distances of --weights and --lite0, got none" in said(run, "digits", option, "1", code=2)
+    assert "are of the distances of --weights and --lite0, got none" in said(
+        run, "digits", option, "1", code=2
+    )
 
 
 def test_images_too_small_for_lpips(vae: VQVAE) -> None:
