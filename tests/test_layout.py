@@ -81,7 +81,7 @@ FLOORS = (
     {"ops"},
     {"models"},
     {"engine", "checkpoints", "data"},
-    {"editing"},
+    {"editing", "selection"},
     {"sampling"},
     {"loading", "accelerate", "bench", "grid", "export"},
     {"training"},
