@@ -85,6 +85,7 @@ def fill(
     rank, world = rank_and_world()
     plan = place.plan
     place.check()
+    make([], [])  # refuses options that are wrong before a record of them is left
     agree(place.plan_file, plan.record(sampler))
     mine = plan.parts[rank::world]
     # this order: rank 0 may remove the parts in between, and then it has finished
