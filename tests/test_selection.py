@@ -14,7 +14,7 @@ from torch import Tensor
 
 from tests.models.conftest import small_pair
 from var_ext import Sampler
-from var_ext.selection import Keeper, count_candidates, count_kept
+from var_ext.selection import Keeper, Kept, count_candidates, count_kept
 
 LABELS = torch.arange(60) % 5
 SEEDS = 1000 + 17 * torch.arange(60)
@@ -150,7 +150,7 @@ def test_a_keeper_asks_for_items_that_it_keeps() -> None:
     for seed, score in enumerate([5.0, 4.0, 3.0, 4.0, 6.0, 1.0]):
         keeper.offer(1, seed, score, lambda seed=seed: asked.append(seed) or seed)  # type: ignore[misc]
     assert asked == [0, 1, 4]
-    assert [tuple(each) for each in keeper.kept()] == [(1, 4, 6.0, 4), (1, 0, 5.0, 0)]
+    assert list(keeper.kept()) == [Kept(1, 4, 6.0, 4), Kept(1, 0, 5.0, 0)]
 
 
 @pytest.mark.parametrize(

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from fractions import Fraction
 from heapq import heappush, heapreplace
 from statistics import fmean
-from typing import Any, Generic, NamedTuple, TypeVar
+from typing import Any, Generic, TypeVar
 
 import numpy as np
 import torch
@@ -112,7 +112,8 @@ def scores_of(score: Score, given: Tensor, labels: Tensor, seeds: Tensor) -> Ten
     return found
 
 
-class Kept(NamedTuple, Generic[T]):
+@dataclass(frozen=True)
+class Kept(Generic[T]):
     """A candidate that was kept."""
 
     label: int
@@ -165,12 +166,12 @@ class Keeper(Generic[T]):
 
 @dataclass(frozen=True)
 class Best:
-    """The candidates that were kept, of M in all: labels in the order in which they first came, the best first.
+    """The M candidates that were kept: labels in the order in which they first came, the best first.
 
     Attributes:
-        images: (M, 3, S, S) float32 in [0, 1].
-        labels, seeds: (M,) int64.
-        scores: (M,) float64.
+        images: (M, 3, S, S) float32 in [0, 1], on the sampler's device.
+        labels, seeds: (M,) int64, on the CPU.
+        scores: (M,) float64, on the CPU.
         candidates: how many there were.
         mean_of_all: mean score of all candidates; NaN without any.
     """
