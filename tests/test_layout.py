@@ -82,7 +82,7 @@ FLOORS = (
     {"ops"},
     {"models"},
     {"engine", "checkpoints", "data"},
-    {"editing"},
+    {"editing", "selection"},
     {"sampling"},
     {"loading", "accelerate", "bench", "grid", "export"},
     {"training"},

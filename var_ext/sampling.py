@@ -21,6 +21,7 @@ from var_ext.engine.draw import draw_from
 from var_ext.engine.engine import check_drawn
 from var_ext.engine.memory import batch_for, out_of_memory
 from var_ext.models import VAR, VQVAE
+from var_ext.selection import Best, Keeper, Score, scores_of
 
 log = logging.getLogger(__name__)
 
@@ -161,10 +162,8 @@ class Sampler:
             cfg_until=cfg_until,
             more_smooth=more_smooth,
         )
-        side = self.image_size
-        empty = torch.empty(0, 3, side, side, dtype=torch.float32, device=self.device)
         call = self._call(labels, seeds, options, conditions)
-        return torch.cat([empty, *(images for _, images, _ in self._batches(call, batch_size))])
+        return torch.cat([self._no_images(), *(images for _, images, _ in self._batches(call, batch_size))])
 
     def tokens(
         self,
@@ -250,17 +249,92 @@ class Sampler:
             progress: show a bar; else log a line per batch.
         """
         call = self._call(labels, seeds, self.options(**options), conditions)
-        batches = self._batches(call, batch_size)
+        return ((start, images) for start, images, _ in self._shown(call, batch_size, progress))
 
-        def drawn() -> Iterator[tuple[int, Tensor]]:
-            with tqdm(total=len(call), unit="image", disable=not progress) as bar:
-                for start, images, _ in batches:
-                    bar.update(len(images))
-                    if not progress:
-                        log.info("%d of %d images", start + len(images), len(call))
-                    yield start, images
+    def scored(
+        self,
+        labels: Integers,
+        seeds: Integers | None,
+        score: Score,
+        *,
+        batch_size: int | None = None,
+        progress: bool = False,
+        conditions: Mapping[str, Tensor] | None = None,
+        **options: Any,
+    ) -> Iterator[tuple[int, Tensor, Tensor]]:
+        """As `stream`, with what a score says of each image: (index of the first, images (b, 3, S, S), scores (b,)
+        float64 on the CPU). The score is as in `best_of`.
 
-        return drawn()
+        Raises:
+            ValueError: the score did not return a finite number for each image; or it reads tokens, and codes are
+                mixed (`more_smooth`) or there are conditions that it does not know.
+            TypeError: the score returned no numbers.
+        """
+        label, seed = self._pairs(labels, seeds)
+        call = self._call(label, seed, self.options(**options), conditions)
+        reads_tokens = getattr(score, "reads_tokens", False)
+        if reads_tokens and (call.options.more_smooth or conditions):
+            came = "more_smooth, which mixes codes" if call.options.more_smooth else "conditions"
+            raise ValueError(
+                f"a score of tokens knows them and the label alone, got {came}: take one of images"
+            )
+        batches = self._shown(call, batch_size, progress)
+
+        def scored() -> Iterator[tuple[int, Tensor, Tensor]]:
+            for start, images, tokens in batches:
+                rows = slice(start, start + len(tokens))
+                given = tokens if reads_tokens else images
+                yield start, images, scores_of(score, given, label[rows].to(self.device), seed[rows])
+
+        return scored()
+
+    def best_of(
+        self,
+        labels: Integers,
+        seeds: Integers | None,
+        score: Score,
+        keep: float | int = 0.05,
+        *,
+        batch_size: int | None = None,
+        progress: bool = False,
+        conditions: Mapping[str, Tensor] | None = None,
+        **options: Any,
+    ) -> Best:
+        """Rejection sampling: draw candidates and keep the best of each label; see `selection` for what is published.
+
+        The candidates are the pairs (label, seed) of a call, and the images those that a call would draw. Memory holds
+        a batch and what is kept. Where an image and its score do not depend on the batch (on a CPU, with the scores of
+        `evaluation.scoring`), the result does not either, bit for bit.
+
+        Args:
+            labels, seeds: as in a call, all pairs different: `best_of(3, range(1000), score)` is the best of a
+                thousand of class 3.
+            score: called with images (b, 3, S, S) float32 in [0, 1] and labels (b,) int64, returns (b,) finite
+                numbers: higher is better. With an attribute `reads_tokens` that is true, it is called with the drawn
+                tokens (b, L) int64 instead of the images.
+            keep: a float in (0, 1], the share of the candidates of each label, rounded down; or an int, their number.
+            batch_size, conditions, options: as in a call.
+            progress: show a bar; else log a line per batch.
+
+        Returns:
+            the kept images with labels, seeds and scores: labels in the order in which they first came, the best
+            first; of equal scores the lower seed.
+
+        Raises:
+            ValueError: `keep` is out of range, less than one image, or more than a label's candidates; a pair came
+                twice; as in a call or `scored`.
+            TypeError: `keep` is neither float nor int; as in a call or `scored`.
+        """
+        label, seed = self._pairs(labels, seeds)
+        pairs = list(zip(label.tolist(), seed.tolist(), strict=True))
+        keeper: Keeper[Tensor] = Keeper(label.tolist(), seed.tolist(), keep)
+        batches = self.scored(
+            label, seed, score, batch_size=batch_size, progress=progress, conditions=conditions, **options
+        )
+        for start, images, scores in batches:
+            for i, value in enumerate(scores.tolist()):
+                keeper.offer(*pairs[start + i], value, images[i].clone)  # a view would keep its batch
+        return Best.of(keeper, self._no_images())
 
     def scales(
         self,
@@ -330,6 +404,26 @@ class Sampler:
                 yield start, images, tokens
 
         return drawn()
+
+    def _shown(
+        self, call: Call, batch_size: int | None, progress: bool
+    ) -> Iterator[tuple[int, Tensor, Tensor]]:
+        """The same with a bar, or a line in the log."""
+        batches = self._batches(call, batch_size)
+
+        def drawn() -> Iterator[tuple[int, Tensor, Tensor]]:
+            with tqdm(total=len(call), unit="image", disable=not progress) as bar:
+                for start, images, tokens in batches:
+                    bar.update(len(images))
+                    if not progress:
+                        log.info("%d of %d images", start + len(images), len(call))
+                    yield start, images, tokens
+
+        return drawn()
+
+    def _no_images(self) -> Tensor:
+        side = self.image_size
+        return torch.empty(0, 3, side, side, dtype=torch.float32, device=self.device)
 
     def _pairs(self, labels: Integers, seeds: Integers | None) -> tuple[Tensor, Tensor]:
         """Labels and seeds as two (N,) int64 tensors."""

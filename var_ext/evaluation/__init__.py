@@ -1,6 +1,7 @@
 """Measured quality: of samples by FID and its kin or by a judge fitted to real images, and of tokenizers by what they
 give back."""
 
+from var_ext.evaluation.best_of_curve import BestOfCurve, best_of_curve
 from var_ext.evaluation.choose import Choice, Trial, choose_sampling
 from var_ext.evaluation.digits import evaluate_digits
 from var_ext.evaluation.features import Extractor, Space
@@ -11,12 +12,15 @@ from var_ext.evaluation.frechet import frechet_distance, pixel_distances
 from var_ext.evaluation.image_sources import DrawnImages, FolderImages, Images, NpzImages, open_images
 from var_ext.evaluation.judge import DigitsJudge
 from var_ext.evaluation.report import DigitsReport
+from var_ext.evaluation.scoring import Classifier, JudgeMargin, Likelihood, named_score
 from var_ext.evaluation.similarity import psnr, ssim
 from var_ext.evaluation.tokenizer import evaluate_tokenizer
 from var_ext.evaluation.tokenizer_report import TokenizerReport
 
 __all__ = [
+    "BestOfCurve",
     "Choice",
+    "Classifier",
     "DigitsJudge",
     "DigitsReport",
     "DrawnImages",
@@ -24,16 +28,20 @@ __all__ = [
     "FidReport",
     "FolderImages",
     "Images",
+    "JudgeMargin",
+    "Likelihood",
     "NpzImages",
     "Reference",
     "Space",
     "TokenizerReport",
     "Trial",
+    "best_of_curve",
     "choose_sampling",
     "evaluate_digits",
     "evaluate_fid",
     "evaluate_tokenizer",
     "frechet_distance",
+    "named_score",
     "open_images",
     "pixel_distances",
     "psnr",

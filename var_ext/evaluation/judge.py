@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from dataclasses import dataclass
 from statistics import fmean
 
@@ -122,6 +123,27 @@ class DigitsJudge:
     def predict(self, images: Tensor) -> Tensor:
         """Predicted class (N,) int64 of grey images (N, S, S)."""
         return torch.from_numpy(np.asarray(self._classifier.predict(self._scan(images)))).long()
+
+    def margins(self, items: Labelled) -> Tensor:
+        """How far the classifier is for an image's label, less how far for the best other class: (N,) float64.
+
+        Above 0 where the label wins. For ranking: no probability, and `predict`, which counts votes, may differ where
+        two classes are close.
+        """
+        votes = torch.from_numpy(np.asarray(self._classifier.decision_function(self._scan(items.images))))
+        mine = votes.gather(1, items.labels[:, None])  # (N, 1)
+        others = votes.scatter(1, items.labels[:, None], -torch.inf)
+        return mine[:, 0] - others.amax(1)
+
+    @property
+    def digest(self) -> str:
+        """Hex digest of what the classifier learned."""
+        learned = (
+            self._classifier.support_vectors_,
+            self._classifier.dual_coef_,
+            self._classifier.intercept_,
+        )
+        return hashlib.sha256(b"".join(np.ascontiguousarray(each).tobytes() for each in learned)).hexdigest()
 
     def accuracy(self, items: Labelled) -> float:
         """Share of images whose predicted class is their label."""

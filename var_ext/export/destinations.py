@@ -1,11 +1,12 @@
-"""Where exported images go: a folder of PNGs, or one .npz as the ADM evaluation suite reads it.
+"""Where exported images go: a folder of PNGs, or one .npz as the ADM evaluation suite reads it; and where scores go.
 
-Both hold the same pixels. Files of a part are written atomically, and their length is checked
+Folder and .npz hold the same pixels. Files of a part are written atomically, and their length is checked
 before they count as done.
 """
 
 from __future__ import annotations
 
+import io
 import logging
 import os
 import shutil
@@ -41,18 +42,18 @@ def to_uint8(images: Tensor) -> Tensor:
 
 
 class Place(ABC):
-    """Where the images of a plan go.
+    """Where what is made of the images of a plan goes.
 
     Args:
         path: the folder or file.
         plan: which images.
-        side: of the images in pixels.
     """
 
     plan_file: Path
+    what = "images"
 
-    def __init__(self, path: Path, plan: Plan, side: int) -> None:
-        self.path, self.plan, self.side = path, plan, side
+    def __init__(self, path: Path, plan: Plan) -> None:
+        self.path, self.plan = path, plan
 
     @abstractmethod
     def check(self) -> None:
@@ -63,8 +64,8 @@ class Place(ABC):
         """Whether all files of a part are there and complete."""
 
     @abstractmethod
-    def write(self, part: range, pixels: np.ndarray) -> None:
-        """Writes a part, pixels (B, S, S, 3) uint8. Raises CheckpointError."""
+    def write(self, part: range, values: np.ndarray) -> None:
+        """Writes a part: pixels (B, S, S, 3) uint8, or scores (B,) float64. Raises CheckpointError."""
 
     def finished(self) -> bool:
         """Whether `finish` has run, so that the parts are no longer needed."""
@@ -76,21 +77,21 @@ class Place(ABC):
 
 
 class Folder(Place):
-    """FOLDER/000000.png and so on, the number is the place in the plan; and FOLDER/plan.json."""
+    """FOLDER/000000.png and so on, the number is the place in the plan; and FOLDER/plan.json.
+
+    Args:
+        path, plan: as of `Place`.
+        side: of the images in pixels.
+    """
 
     def __init__(self, path: Path, plan: Plan, side: int) -> None:
-        super().__init__(path, plan, side)
+        super().__init__(path, plan)
+        self.side = side
         self.plan_file = path / PLAN
         self.digits = max(6, len(str(len(plan) - 1)))
 
     def check(self) -> None:
-        # checked in this order: a rank that is ahead writes plan.json before its first image
-        there = sorted(name for name in _listed(self.path) if not name.startswith("."))
-        if there and not os.path.exists(self.plan_file):
-            raise CheckpointError(
-                f"{self.path} must be empty or hold images of an earlier run with their {PLAN}, "
-                f"but holds {', '.join(there[:3])}{', ...' if there[3:] else ''}"
-            )
+        _check_folder(self.path, "images")
 
     def image(self, index: int) -> Path:
         """The file of an image."""
@@ -110,13 +111,13 @@ class Folder(Place):
         except OSError:
             return False
 
-    def write(self, part: range, pixels: np.ndarray) -> None:
+    def write(self, part: range, values: np.ndarray) -> None:
         missing = [index for index in part if not self._whole(index)]
 
         def save(index: int) -> None:
             with atomic_write(self.image(index)) as handle:
                 # level 1: compression must not slow down sampling
-                Image.fromarray(pixels[index - part.start]).save(handle, format="PNG", compress_level=1)
+                Image.fromarray(values[index - part.start]).save(handle, format="PNG", compress_level=1)
 
         with ThreadPoolExecutor(min(8, os.cpu_count() or 1)) as pool:  # compression releases the GIL
             list(pool.map(save, missing))
@@ -129,11 +130,12 @@ class Npz(Place):
     """NAME.npz with `arr_0` (N, S, S, 3) uint8, and NAME.npz.plan.json beside it.
 
     Until all parts are there they are NAME.npz.parts/000000.npy and so on. The file is assembled from them one by
-    one, so memory holds one part; meanwhile the disk holds the images twice.
+    one, so memory holds one part; meanwhile the disk holds the images twice. Arguments are those of `Folder`.
     """
 
     def __init__(self, path: Path, plan: Plan, side: int) -> None:
-        super().__init__(path, plan, side)
+        super().__init__(path, plan)
+        self.side = side
         self.plan_file = path.with_name(f"{path.name}.{PLAN}")
         self.parts = path.with_name(f"{path.name}.parts")
 
@@ -149,12 +151,7 @@ class Npz(Place):
         return self.parts / f"{part.start // self.plan.batch_size:06d}.npy"
 
     def complete(self, part: range) -> bool:
-        try:
-            # an error where the file is shorter than its header says
-            array = npy.open_memmap(self.part(part), mode="r")
-        except (OSError, ValueError):
-            return False
-        return array.shape == self._shape(len(part)) and array.dtype == np.uint8
+        return _holds(self.part(part), self._shape(len(part)), np.uint8)
 
     def _shape(self, count: int) -> tuple[int, ...]:
         return (count, self.side, self.side, 3)
@@ -163,10 +160,10 @@ class Npz(Place):
         header = {"descr": "|u1", "fortran_order": False, "shape": self._shape(count)}
         npy.write_array_header_1_0(handle, header)
 
-    def write(self, part: range, pixels: np.ndarray) -> None:
+    def write(self, part: range, values: np.ndarray) -> None:
         with atomic_write(self.part(part)) as handle:
             self._write_header(handle, len(part))
-            handle.write(pixels.reshape(-1).data)  # numpy.save would not report why the disk fails
+            handle.write(values.reshape(-1).data)  # numpy.save would not report why the disk fails
 
     def finished(self) -> bool:
         return zipfile.is_zipfile(self.path)  # a truncated file has lost its directory
@@ -199,6 +196,54 @@ class Npz(Place):
                 array.write(np.load(self.part(part)).reshape(-1).data)
 
 
+class Scores(Place):
+    """FOLDER/scores.npy (N,) float64, the scores of the images of a plan, and FOLDER/plan.json.
+
+    Until all parts are there they are FOLDER/000000.npy and so on.
+    """
+
+    what = "candidates"
+
+    def __init__(self, path: Path, plan: Plan) -> None:
+        super().__init__(path, plan)
+        self.plan_file, self.whole = path / PLAN, path / "scores.npy"
+
+    def check(self) -> None:
+        _check_folder(self.path, "scores")
+
+    def part(self, part: range) -> Path:
+        """The file of a part."""
+        return self.path / f"{part.start // self.plan.batch_size:06d}.npy"
+
+    def complete(self, part: range) -> bool:
+        return _holds(self.part(part), (len(part),), np.float64)
+
+    def write(self, part: range, values: np.ndarray) -> None:
+        _save(self.part(part), values)
+
+    def finished(self) -> bool:
+        return _holds(self.whole, (len(self.plan),), np.float64)
+
+    def read(self) -> np.ndarray:
+        """All scores (N,) float64, once their parts are complete. Raises CheckpointError."""
+        # in this order: another rank may put the parts together and remove them in between
+        with suppress(OSError):
+            if not self.finished():
+                return np.concatenate([np.empty(0), *(np.load(self.part(part)) for part in self.plan.parts)])
+        try:
+            return np.load(self.whole)
+        except OSError as error:
+            raise CheckpointError(f"could not read {self.whole}: {error.strerror or error}") from error
+
+    def finish(self) -> None:
+        if not self.finished():
+            _save(self.whole, self.read())
+        for part in self.plan.parts:
+            with suppress(OSError):
+                self.part(part).unlink()
+        _remove_remains(self.path, "*.npy")
+
+
 def place_of(out: str | os.PathLike[str], plan: Plan, side: int) -> Place:
     """A name that ends with .npz is a file, any other a folder."""
     path = user_path(out)
@@ -208,6 +253,34 @@ def place_of(out: str | os.PathLike[str], plan: Plan, side: int) -> Place:
 def is_npz(out: str | os.PathLike[str]) -> bool:
     """Whether images go to one .npz file rather than to a folder."""
     return os.fspath(out).lower().endswith(".npz")
+
+
+def _check_folder(folder: Path, what: str) -> None:
+    """Raises CheckpointError if a folder holds something, and no plan."""
+    # in this order: a rank that is ahead writes plan.json before its first part
+    there = sorted(name for name in _listed(folder) if not name.startswith("."))
+    if there and not os.path.exists(folder / PLAN):
+        raise CheckpointError(
+            f"{folder} must be empty or hold {what} of an earlier run with their {PLAN}, "
+            f"but holds {', '.join(there[:3])}{', ...' if there[3:] else ''}"
+        )
+
+
+def _holds(file: Path, shape: tuple[int, ...], dtype: type[np.generic]) -> bool:
+    """Whether a .npy file is there, of this shape and dtype, and not cut short."""
+    try:
+        # an error where the file is shorter than its header says
+        array = npy.open_memmap(file, mode="r")
+    except (OSError, ValueError):
+        return False
+    return array.shape == shape and array.dtype == dtype
+
+
+def _save(file: Path, array: np.ndarray) -> None:
+    with atomic_write(file) as handle:
+        buffer = io.BytesIO()
+        np.save(buffer, array)
+        handle.write(buffer.getbuffer())  # numpy.save would not report why the disk fails
 
 
 def _listed(folder: Path) -> Sequence[str]:

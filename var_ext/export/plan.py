@@ -32,6 +32,7 @@ class Plan:
         labels, seeds: one of each per image.
         options: keywords of `Sampler.stream`, such as cfg, top_k and top_p; by default the sampler's.
         batch_size: images per part.
+        selection: how they were chosen among candidates, as JSON values; None: they were not.
 
     Raises:
         ValueError: labels and seeds differ in number, or batch_size is less than 1.
@@ -42,6 +43,7 @@ class Plan:
     seeds: tuple[int, ...]
     options: Mapping[str, Any] = field(default_factory=dict)
     batch_size: int = 64
+    selection: Mapping[str, Any] | None = None
 
     def __post_init__(self) -> None:
         # of Python: numbers of NumPy and torch would not compare with those of plan.json
@@ -87,6 +89,7 @@ class Plan:
             "vae": sampler.vae.config,
             "var": sampler.var.config,
             "weights": fingerprint(sampler),
+            **({} if self.selection is None else {"selection": dict(self.selection)}),
         }
         return json.loads(json.dumps(record, default=lambda value: value.tolist()))  # tuples become lists
 
@@ -141,8 +144,12 @@ def agree(path: Path, record: Mapping[str, Any]) -> None:
     if not os.path.exists(path):
         with atomic_write(path) as handle:
             handle.write(json.dumps(record).encode())
-    there = read_json(path)  # another rank may have written it
-    different = list(differences(there, record))
+    compare(path, read_json(path), record)  # another rank may have written it
+
+
+def compare(path: Path, there: Any, record: Any) -> None:
+    """Raises CheckpointError, with what differs, unless the record of `path` is this one."""
+    different = differences(there, record)
     if different:
         raise CheckpointError(
             f"{path} is of other images: {'; '.join(different[:4])}{'; ...' if different[4:] else ''}. "

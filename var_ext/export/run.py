@@ -5,8 +5,10 @@ from __future__ import annotations
 import logging
 import os
 import time
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
+import numpy as np
 import torch
 from torch import distributed
 from tqdm import tqdm
@@ -20,6 +22,8 @@ log = logging.getLogger(__name__)
 
 PATIENCE = 3600.0  # seconds without a new part from other ranks
 LOOK_EVERY = 0.5  # seconds
+
+Make = Callable[[list[int], list[int]], Iterator[np.ndarray]]
 
 # Variables that launchers set: the rank, the number of ranks, and the rank on this machine. A SLURM job script has a
 # rank too, but no number of tasks of a step: it runs once.
@@ -59,46 +63,61 @@ def export_images(
         CheckpointError: other images are there (says what differs), the disk fails, or a rank gave up.
         ValueError: a label or an option is out of range.
     """
-    rank, world = rank_and_world()
     place = place_of(out, plan, sampler.image_size)
+
+    def pixels(labels: list[int], seeds: list[int]) -> Iterator[np.ndarray]:
+        batches = sampler.stream(labels, seeds, batch_size=plan.batch_size, **plan.resolved(sampler))
+        return (to_uint8(images).cpu().numpy() for _, images in batches)
+
+    fill(sampler, place, pixels, progress=progress, patience=patience)
+    return place.path
+
+
+def fill(
+    sampler: Sampler, place: Place, make: Make, *, progress: bool, patience: float, together: bool = False
+) -> None:
+    """Make what a place lacks; arguments and errors as of `export_images`.
+
+    Args:
+        make: what goes there, of labels and seeds, in batches of the size of a part.
+        together: all ranks, and not only the first, return when everything is there.
+    """
+    rank, world = rank_and_world()
+    plan = place.plan
     place.check()
+    make([], [])  # refuses options that are wrong before a record of them is left
     agree(place.plan_file, plan.record(sampler))
     mine = plan.parts[rank::world]
     # this order: rank 0 may remove the parts in between, and then it has finished
     missing = [part for part in mine if not place.complete(part)]
     if not place.finished():
-        _draw(sampler, plan, place, mine, missing, progress and rank == 0)
-        if rank == 0:
-            _wait(place, plan.parts, world, patience)
+        _draw(place, make, mine, missing, progress and rank == 0)
+        if rank == 0 or together:
+            _wait(place, plan.parts, rank, world, patience)
     if rank == 0:
         place.finish()
-    return place.path
 
 
-def _draw(
-    sampler: Sampler, plan: Plan, place: Place, mine: list[range], missing: list[range], progress: bool
-) -> None:
+def _draw(place: Place, make: Make, mine: list[range], missing: list[range], progress: bool) -> None:
+    plan = place.plan
     total, left = sum(map(len, mine)), sum(map(len, missing))
-    log.info("%d of %d images to draw for %s", left, total, place.path)
+    log.info("%d of %d %s to draw for %s", left, total, place.what, place.path)
     # only the last part of a plan is shorter, and it comes last: the batches are the parts
-    batches = sampler.stream(
+    batches = make(
         [plan.labels[index] for part in missing for index in part],
         [plan.seeds[index] for part in missing for index in part],
-        batch_size=plan.batch_size,
-        **plan.resolved(sampler),
     )
-    with tqdm(total=total, initial=total - left, desc="images", unit="img", disable=not progress) as bar:
-        for part, (_, images) in zip(missing, batches, strict=True):
-            pixels = to_uint8(images).cpu().numpy()
+    with tqdm(total=total, initial=total - left, desc=place.what, unit="img", disable=not progress) as bar:
+        for part, values in zip(missing, batches, strict=True):
             try:
-                place.write(part, pixels)
+                place.write(part, values)
             except CheckpointError:  # the same export at the same time may have written it, or finished
                 if not place.complete(part) and not place.finished():
                     raise
             bar.update(len(part))
 
 
-def _wait(place: Place, parts: list[range], world: int, patience: float) -> None:
+def _wait(place: Place, parts: list[range], rank: int, world: int, patience: float) -> None:
     """Returns when all parts are complete, or the same export has finished elsewhere."""
     left, quiet, told = dict(enumerate(parts)), 0.0, None
     while still := {i: part for i, part in left.items() if not place.complete(part)}:
@@ -107,7 +126,7 @@ def _wait(place: Place, parts: list[range], world: int, patience: float) -> None
         if len(still) < len(left):
             quiet = 0.0
         ranks = sorted({i % world for i in still})
-        if quiet >= patience or ranks == [0]:  # its own parts were written: somebody removed them
+        if quiet >= patience or ranks == [rank]:  # its own parts were written: somebody removed them
             raise CheckpointError(
                 f"{place.path} lacks {len(still)} of {len(parts)} parts, of rank {_few(ranks)} of {world}, and none "
                 f"came in {quiet:.0f} s; the same command again, with any number of ranks, draws them"
