@@ -184,7 +184,7 @@ class TokenizerRecipe(CriticFields, LossFields, Recipe):
     anchors: bool = option(False, "in each step move rarely used codes towards features (CVQ)")
     centre: float = option(
         0.0,
-        "share of the features' mean that each step takes off the bias of quant_conv, so that 1x1 uses more codes",
+        "share of the features' mean that each step takes off the bias of quant_conv: with cosine, 1x1 uses more codes",
         SHARE,
     )
     weight_entropy: float = option(0.0, "weight of the entropy loss of the codes", NATURAL)
