@@ -11,6 +11,7 @@ on two cores; --set changes a value of every recipe, such as --set ch_mult=1,1,2
 from __future__ import annotations
 
 import argparse
+import dataclasses
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from statistics import fmean, stdev
@@ -175,7 +176,12 @@ def main(arguments: Sequence[str] | None = None) -> None:
     if wrong := [each for each in options.set if "=" not in each]:
         parser.error(f"--set must be NAME=VALUE, got {wrong[0]}")
     try:
-        base = BASE.with_options(**dict(each.split("=", 1) for each in options.set))
+        asked = dict(each.split("=", 1) for each in options.set)
+        everything = {name: value for options_of in VARIANTS.values() for name, value in options_of.items()}
+        typed = BASE.with_options(**everything).with_options(
+            **asked
+        )  # a variant may lack the part of an option
+        base = dataclasses.replace(BASE, **{name: getattr(typed, name) for name in asked})
         seeds = [int(seed) for seed in options.seeds.split(",")]
     except ValueError as error:
         parser.error(str(error))

@@ -17,13 +17,13 @@ from tests.evaluation import adm
 from tests.tiny import tiny
 from var_ext.checkpoints import CheckpointError
 from var_ext.data import DataError
-from var_ext.evaluation import image_sources
+from var_ext.evaluation import guards, image_sources
 from var_ext.evaluation.features import Extractor
 from var_ext.evaluation.fid import evaluate_fid
 from var_ext.evaluation.fid_reference import read_reference, write_reference
 from var_ext.evaluation.fid_report import FidReport
 from var_ext.evaluation.image_sources import DrawnImages, FolderImages, NpzImages, open_images
-from var_ext.export import evaluation_plan, export_images
+from var_ext.export import evaluation_plan, export_images, wait_for_files
 from var_ext.sampling import Sampler
 
 POOL, SPATIAL, CLASSES = 16, 9, 7
@@ -418,3 +418,33 @@ def test_crop_and_size_of_pictures(tmp_path: Path) -> None:
         DataError, match=r"only pictures of folders are .* to 16 pixels, got .*c.npz of 8 x 8"
     ):
         open_images(tmp_path / "c.npz", 16)
+
+
+def test_order_is_judged_by_scores_too() -> None:
+    """Several exports in a row: no neighbours of a class, and yet few classes in a chunk."""
+    turns = [i % 10 for i in range(100)] + [10 + i % 10 for i in range(100)]
+    assert guards.about_order(turns, 50.0, 51.0) == []
+    assert "seem to be in class order" in guards.about_order(turns, 10.0, 95.0)[0]
+
+
+def test_a_short_last_chunk_is_told() -> None:
+    assert [guards.about_chunks(n, 5000) for n in (10, 5000, 50_000)] == [[], [], []]
+    assert "the last one of these 50001 images has 1" in guards.about_chunks(50_001, 5000)[0]
+
+
+def test_a_damaged_block_of_another_rank_is_waited_for(tmp_path: Path) -> None:
+    paths = [tmp_path / name for name in ("a", "b")]
+    for path in paths:
+        path.write_bytes(b"whole")
+    paths[1].write_bytes(b"damaged")
+
+    def there(i: int) -> bool:
+        if i == 1 and looked.append(i) is None and len(looked) == 3:
+            paths[1].write_bytes(b"whole")  # the other rank
+        return paths[i].read_bytes() == b"whole"
+
+    looked: list[int] = []
+    wait_for_files(paths, 2, 5.0, what="blocks", every=0.01, there=there)
+    paths[1].write_bytes(b"damaged")
+    with pytest.raises(CheckpointError, match="lacks 1 of 2 blocks, of rank 1 of 2"):
+        wait_for_files(paths, 2, 0.02, what="blocks", every=0.01, there=lambda i: i == 0)

@@ -22,7 +22,10 @@ from var_ext.checkpoints import save_model
 from var_ext.cli import main
 from var_ext.evaluation import features
 from var_ext.evaluation.efficientnet_lite0 import EfficientNetLite0
+from var_ext.evaluation.fid import evaluate_fid
+from var_ext.evaluation.fid_reference import read_reference, write_reference
 from var_ext.evaluation.frechet import frechet_distance
+from var_ext.evaluation.image_sources import open_images
 from var_ext.evaluation.inception_weights import HUB_FILE
 from var_ext.training.frozen_vit import load_vit
 
@@ -205,7 +208,44 @@ BAD_SAMPLES = {
     "nothing": (lambda f: f / "bad.npz", "bad.npz does not exist"),
 }  # fmt: skip
 
+
+# As other programs damage files: a compression or an encryption that is unknown, a header that is no header.
+def _patched(folder: Path, at: int, value: int) -> Path:
+    path = folder / "bad.npz"
+    np.savez_compressed(path, arr_0=pictures(4, 1))
+    content = bytearray(path.read_bytes())
+    entry = content.rindex(b"PK\x01\x02")
+    for start in (0, entry + 2):  # of the file, and of the table at its end
+        content[start + at] = value
+    path.write_bytes(content)
+    return path
+
+
+def _header(folder: Path) -> Path:
+    with zipfile.ZipFile(folder / "bad.npz", "w") as bad:
+        text = b"{'descr': '|u1', 'shape': (4, 8, 8"
+        bad.writestr("arr_0.npy", b"\x93NUMPY\x01\x00" + len(text).to_bytes(2, "little") + text)
+    return folder / "bad.npz"
+
+
+BAD_SAMPLES |= {
+    "unknown compression": (lambda f: _patched(f, 8, 97), "must be a complete .npz file"),
+    "encrypted": (lambda f: _patched(f, 6, 1), "must be a complete .npz file"),
+    "header": (_header, "must be an array as numpy.save writes it"),
+}
+
+
+def _covariance(at: tuple[int, int], value: float) -> np.ndarray:
+    found = np.eye(2048)
+    found[at] = value
+    return found
+
+
 BAD_REFERENCES = {
+    "not symmetric": (lambda f: _npz(f, **{**STATISTICS, "sigma": _covariance((0, 5), 1.0)}), "is not symmetric"),
+    "negative": (
+        lambda f: _npz(f, **{**STATISTICS, "sigma": -np.eye(2048)}), "must be a covariance, but has the eigenvalue -1"
+    ),
     "neither": (lambda f: _npz(f, other=np.zeros(3)), r"must have images \(arr_0\) or statistics .*, got other"),
     "no sigma": (lambda f: _npz(f, mu=np.zeros(2048)), "must have mu and sigma, got no sigma"),
     "shapes": (lambda f: _npz(f, **{**STATISTICS, "sigma": np.eye(5)}), r"\(D,\) and \(D, D\), got \(2048,\)"),
@@ -305,3 +345,28 @@ def test_a_reference_is_written_to_a_file(files: Path, tmp_path: Path) -> None:
     )
     assert "must be written to NAME.npz" in call(*words, fails=True)
     assert not list(tmp_path.iterdir())
+
+
+def test_a_reference_does_not_replace_its_images(files: Path, tmp_path: Path) -> None:
+    path = save(tmp_path / "images.npz", pictures(6, 1))
+    before = path.read_bytes()
+    link = tmp_path / "link.npz"
+    link.symlink_to(path)
+    for out in (path, link):
+        with pytest.raises(ValueError, match=r"must not replace the images it is of, got .*npz"):
+            write_reference(open_images(path), linear(), out, tmp_path / "cache")
+    assert path.read_bytes() == before
+
+
+def test_other_arrays_of_a_file_do_not_matter(tmp_path: Path) -> None:
+    for other in (np.array(5), np.array([{}], dtype=object), np.array(["a"] * 6)):
+        np.savez(tmp_path / "images.npz", arr_0=pictures(6, 1), arr_1=other)
+        assert open_images(tmp_path / "images.npz").labels is None
+
+
+def test_a_distance_that_the_reference_lacks_is_named(files: Path, tmp_path: Path) -> None:
+    reference = tmp_path / "pool.npz"
+    np.savez(reference, mu=np.zeros(2048), sigma=np.eye(2048), arr_0=pictures(6, 2))
+    report = evaluate_fid(open_images(files / "samples.npz"), read_reference(reference), linear())
+    assert report is not None and "sFID" not in report.figures
+    assert any(warning.startswith("sFID is left out") for warning in report.warnings)

@@ -174,3 +174,21 @@ def test_backward_kernel_refuses() -> None:
         ValueError, match=r"^cross_entropy_backward: grad_logits must have the shape of logits"
     ):
         _C.cross_entropy_backward(*given, view(torch.zeros(2, 5)), 0.0)
+
+
+@pytest.mark.parametrize("wrong", [-100, -8, 4, 10**6])
+def test_a_compiled_pass_refuses_targets_out_of_range(wrong: int) -> None:
+    """They are places in memory: before the mend a compiled pass read and wrote beside the logits."""
+    logits, targets = torch.zeros(3, 4, requires_grad=True), torch.tensor([0, wrong, 1])
+    compiled = torch.compile(lambda x, y: ops.cross_entropy(x, y).sum(), backend="aot_eager", fullgraph=True)
+    with pytest.raises(ValueError, match=r"targets must be in 0..V-1 = 0..3"):
+        compiled(logits, targets)
+    with pytest.raises(ValueError, match=r"targets must be in 0..V-1 = 0..3"):
+        torch.ops.var_ext.cross_entropy.default(logits, targets, 0.0)
+
+
+def test_under_torchs_transforms_it_is_torchs() -> None:
+    logits, targets = torch.randn(3, 5), torch.tensor([0, 4, 1])
+    wanted = torch.func.grad(lambda x: F.cross_entropy(x, targets))(logits)
+    found = torch.func.grad(lambda x: ops.cross_entropy(x, targets).mean())(logits)
+    torch.testing.assert_close(found, wanted)

@@ -81,6 +81,15 @@ def test_the_table_has_all_of_losses_and_critic() -> None:
     assert listed | {name for part in PARTS for name in part.off} <= known
 
 
+def test_a_part_can_be_taken_back() -> None:
+    recipe = TokenizerRecipe.paper().with_options(
+        discriminator="dino.pth", semantic="vit.pth", weight_semantic=1
+    )
+    nothing = {"discriminator": "patch", "semantic": "", "lpips": (), "lecam": 0}
+    back = recipe.with_options(weight_adversarial=0, weight_semantic=0, weight_perceptual=0, **nothing)
+    assert back.discriminator == "patch" and back.weight_adversarial == 0
+
+
 SOURCE = {"vocab_size": 8, "z_channels": 4, "ch": 32, "ch_mult": [1, 1], "v_patch_nums": [1, 2], "beta": 0.5}
 PRESETS = {
     "digits": TokenizerRecipe.digits(), "small": TokenizerRecipe.small(), "paper": TokenizerRecipe.paper(),

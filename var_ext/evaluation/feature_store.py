@@ -75,7 +75,9 @@ class FeatureStore:
                 with atomic_write(path) as handle:
                     np.save(handle, rows)
         if rank == 0:
-            wait_for_files(self.paths, world, patience, what="blocks of features")
+            # a damaged one of another rank, which makes it anew, is not there yet
+            whole = lambda i: self._read(self.blocks[i], self.paths[i]) is not None  # noqa: E731
+            wait_for_files(self.paths, world, patience, what="blocks of features", there=whole)
 
     def _loaded(self, blocks: list[range]) -> Iterator[np.ndarray]:
         """Pixels of these blocks; the next one is read from its files while one is computed."""

@@ -14,6 +14,7 @@ from var_ext.evaluation.efficientnet_lite0 import HEAD, SIZE, read_lite0
 from var_ext.evaluation.inception import POOL, SPATIAL, InceptionV3
 from var_ext.evaluation.inception_weights import find_weights, read_inception
 from var_ext.training.digests import digest_of_entries
+from var_ext.training.precision import tf32
 
 PRECISIONS = {"fp32": torch.float32, "bf16": torch.bfloat16}
 VIT_SIDE = 224
@@ -65,7 +66,8 @@ class Extractor:
         """Its first field alone, for images in [0, 1] that are multiples of 1/255."""
 
         def features(images: Tensor) -> Tensor:
-            return self.compute(images.mul(255).round().to(torch.uint8))[self.main]
+            with tf32(False):  # fp32 is what it says, on GPUs too
+                return self.compute(images.mul(255).round().to(torch.uint8))[self.main]
 
         return Space(self.titles[self.main], features)
 

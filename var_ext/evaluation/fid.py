@@ -124,6 +124,14 @@ class _Measured:
             self._compare(Field(self.store, extractor.main), self._few(self.others))
         found = guards.about_images(samples, self.reference.images, title)
         found += guards.about_order(samples.labels, *scores)
+        if scores[0] is not None:
+            found += guards.about_chunks(len(self.store), CHUNK)
+        found += [
+            f"{name} is left out: the reference file has no statistics for it. Take a file of `var-ext reference`, or "
+            "a folder of images"
+            for name in self.extractor.titles.values()
+            if name not in self.figures
+        ]
         found += guards.about_duplicates(self.store)
         if extractor.precision != "fp32":
             found.append(

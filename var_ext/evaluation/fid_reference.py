@@ -23,6 +23,7 @@ from var_ext.paths import user_path
 
 # of Inception's fields in ADM's files: mean and covariance
 STATISTICS = {"pool": ("mu", "sigma"), "spatial": ("mu_s", "sigma_s")}
+ROUNDING = 1e-6  # of what is largest: so far a covariance may be from symmetric, and its eigenvalues below 0
 KEPT = 10_000  # images that ADM's reference files hold, for precision and recall
 
 Gaussian = tuple[Tensor, Tensor]
@@ -86,6 +87,14 @@ def _gaussian(file: Path, mean_name: str, covariance_name: str) -> Gaussian:
     found = torch.from_numpy(mean).double(), torch.from_numpy(covariance).double()
     if not all(torch.isfinite(each).all() for each in found):
         raise DataError(f"{mean_name} and {covariance_name} of {file} must be finite, got NaN or infinity")
+    covariances = found[1]
+    if float((covariances - covariances.T).abs().max()) > ROUNDING * float(covariances.abs().max()):
+        raise DataError(f"{covariance_name} of {file} must be a covariance, but is not symmetric")
+    values = torch.linalg.eigvalsh(covariances)
+    if float(values[0]) < -ROUNDING * float(values.abs().max()):
+        raise DataError(
+            f"{covariance_name} of {file} must be a covariance, but has the eigenvalue {float(values[0]):.3g}"
+        )
     return found
 
 
@@ -126,7 +135,8 @@ def write_reference(
         the path, on rank 0.
 
     Raises:
-        ValueError: the extractor is not Inception's, the name does not end with .npz, fewer than two images.
+        ValueError: the extractor is not Inception's, the name does not end with .npz or is that of the images, or fewer
+            than two images.
         CheckpointError: the file cannot be written, or another rank is lost.
         DataError: an image cannot be read.
     """
@@ -136,6 +146,10 @@ def write_reference(
     if set(extractor.fields) != set(STATISTICS):
         raise ValueError(
             f"ADM's layout is of Inception's features, got {extractor.weights}{extractor.suffix}"
+        )
+    if images.path is not None and path.exists() and path.samefile(images.path):
+        raise ValueError(
+            f"a reference must not replace the images it is of, got {path} for both: name another file"
         )
     check_writable(path)
     store = FeatureStore(cache, images, extractor, batch_size=batch_size)

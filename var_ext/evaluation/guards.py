@@ -62,9 +62,20 @@ def about_order(labels: Sequence[int] | None, in_order: float | None, shuffled: 
             return [
                 f"images are in class order ({together:.0%} are followed by one of their class): {remedy}"
             ]
-    elif in_order is not None and shuffled is not None and shuffled > APART * in_order:
+    if in_order is not None and shuffled is not None and shuffled > APART * in_order:
         return [f"images seem to be in class order: {remedy}"]
     return []
+
+
+def about_chunks(count: int, chunk: int) -> list[str]:
+    """A sentence where the Inception Score's last chunk is short: it counts as much as the others."""
+    short = count % chunk
+    if count <= chunk or not short:
+        return []
+    return [
+        f"the Inception Score is a mean over chunks of {chunk}, and the last one of these {count} images has {short}, "
+        f"which lowers it: draw a multiple of {chunk}"
+    ]
 
 
 def about_duplicates(store: FeatureStore) -> list[str]:

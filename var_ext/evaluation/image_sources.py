@@ -8,6 +8,7 @@ import os
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from pathlib import Path
 
 import numpy as np
@@ -36,6 +37,7 @@ class Images(ABC):
         labels: a class for each, or None where none is known.
         key: digest of what they are, which cached features are found by.
         lossy: how many are JPEG files.
+        path: the one file that they are in, if there is one.
         ahead: whether to load a block while the one before it is computed: they come from files.
     """
 
@@ -46,6 +48,7 @@ class Images(ABC):
     labels: Sequence[int] | None = None
     key: str
     lossy: int = 0
+    path: Path | None = None
     ahead: bool = True
 
     @property
@@ -77,13 +80,14 @@ class NpzImages(Images):
             )
         if not len(self.member):
             raise DataError(f"{self.member} must have images, got none")
-        self.name, self.count, self.size = path.name, shape[0], (shape[1], shape[2])
+        self.path, self.name, self.count, self.size = path, path.name, shape[0], (shape[1], shape[2])
         self.order, self.key = "as in the file", self.member.key
         self.labels = _planned(path.with_name(f"{path.name}.plan.json"), self.count)
         if self.labels is None and "arr_1" in members(path):
-            labels = whole(path, "arr_1")
-            if labels.shape == (self.count,) and labels.dtype.kind in "iu":
-                self.labels = labels.tolist()
+            with suppress(DataError):  # it may be anything, and nothing has to be there
+                labels = whole(path, "arr_1")
+                if labels.shape == (self.count,) and labels.dtype.kind in "iu":
+                    self.labels = labels.tolist()
 
     def load(self, block: range) -> np.ndarray:
         return self.member[block.start : block.stop]
@@ -101,7 +105,7 @@ class FolderImages(Images):
     """
 
     def __init__(self, path: Path, side: int | None = None) -> None:
-        self.path, self.side = path, side
+        self.folder, self.side = path, side
         self.files, classes = _pictures(path)
         self.name, self.count = path.name, len(self.files)
         self.order = "by class folder and name" if classes is not None else "by name"
@@ -120,14 +124,14 @@ class FolderImages(Images):
             return np.stack(list(pool.map(self._fitting, block)))
 
     def _read(self, index: int) -> np.ndarray:
-        image = read_published(self.path / self.files[index])
+        image = read_published(self.folder / self.files[index])
         return np.asarray(image if self.side is None else adm_crop(image, self.side))
 
     def _fitting(self, index: int) -> np.ndarray:
         pixels = self._read(index)
         if pixels.shape[:2] != self.size:
             raise DataError(
-                f"pictures of {self.path} must have one size, got {_sides(self.size)} first and "
+                f"pictures of {self.folder} must have one size, got {_sides(self.size)} first and "
                 f"{_sides(pixels.shape)} in {self.files[index]}: --image-size crops and resizes them"
             )
         return pixels

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import os
+import tokenize
 import zipfile
 import zlib
 from collections.abc import Iterable, Mapping
@@ -20,6 +21,9 @@ from numpy.lib import format as npy
 
 from var_ext.data import DataError
 from var_ext.paths import user_path
+
+# what reading a damaged or foreign archive may raise
+BROKEN = (OSError, zipfile.BadZipFile, zlib.error, EOFError, NotImplementedError, RuntimeError)
 
 ENDS = 1 << 16  # bytes at both ends of a member that its key is made of, with its size and check sum
 
@@ -56,7 +60,7 @@ class Member:
             raise DataError(
                 f"{path} must have an array {name}, got {', '.join(members(path)) or 'none'}"
             ) from error
-        except (OSError, zipfile.BadZipFile, EOFError) as error:
+        except BROKEN as error:
             raise _damaged(path, error) from error
         ends = []
         if self._map is not None:
@@ -87,7 +91,7 @@ class Member:
                 self._stream = self._archive.open(f"{self.name}.npy")
             self._stream.seek(self._header + start * row)  # forward: what lies between is decompressed
             data = self._stream.read((stop - start) * row)
-        except (OSError, zipfile.BadZipFile, zlib.error, EOFError, ValueError) as error:
+        except (*BROKEN, ValueError) as error:
             raise _damaged(self.path, error) from error
         if len(data) != (stop - start) * row:
             raise _damaged(self.path, EOFError(f"{self.name} ends early"))
@@ -112,7 +116,7 @@ def members(path: Path) -> list[str]:
     try:
         with zipfile.ZipFile(path) as archive:
             return [name.removesuffix(".npy") for name in archive.namelist() if name.endswith(".npy")]
-    except (OSError, zipfile.BadZipFile) as error:
+    except BROKEN as error:
         raise _damaged(path, error) from error
 
 
@@ -157,7 +161,7 @@ def _header(handle: Any, member: Member) -> tuple[tuple[int, ...], bool, np.dtyp
         if version not in readers:
             raise ValueError(f"version {version}")
         shape, fortran, dtype = readers[version](handle)
-    except ValueError as error:
+    except (ValueError, SyntaxError, tokenize.TokenError) as error:
         raise DataError(f"{member} must be an array as numpy.save writes it: {error}") from error
     if dtype.hasobject:
         raise DataError(

@@ -3,14 +3,20 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from var_ext.checkpoints import CheckpointError
 
 
 def wait_for_files(
-    paths: Sequence[Path], world: int, patience: float, *, what: str, every: float = 0.5
+    paths: Sequence[Path],
+    world: int,
+    patience: float,
+    *,
+    what: str,
+    every: float = 0.5,
+    there: Callable[[int], bool] | None = None,
 ) -> None:
     """Returns when all files are there; file i is written by rank i modulo `world`.
 
@@ -18,12 +24,14 @@ def wait_for_files(
         patience: seconds without a new file after which the ranks that owe one count as lost.
         what: the files are, in the message.
         every: seconds between looks.
+        there: whether file i is there and whole; None looks for its name alone.
 
     Raises:
         CheckpointError: patience has run out; names the ranks.
     """
     left, quiet = list(enumerate(paths)), 0.0
-    while still := [(i, path) for i, path in left if not path.exists()]:
+    is_there = there or (lambda i: paths[i].exists())
+    while still := [(i, path) for i, path in left if not is_there(i)]:
         quiet = 0.0 if len(still) < len(left) else quiet
         if quiet >= patience:
             ranks = ", ".join(map(str, sorted({i % world for i, _ in still})[:8]))

@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from var_ext import backend, reference
+from var_ext import _torch, backend, reference
 from var_ext.ops._checks import check_dtype, check_shape, check_together, require
 from var_ext.ops._native import kernels, view
 from var_ext.ops._registry import differentiate, implement
@@ -17,7 +17,15 @@ def _fake(logits: Tensor, targets: Tensor, smoothing: float) -> tuple[Tensor, Te
     return logits.new_empty(targets.shape), logits.new_empty((targets.numel(), 2))
 
 
+def _check_targets(logits: Tensor, targets: Tensor) -> None:
+    if targets.numel():
+        least, most = (int(t) for t in targets.aminmax())
+        wanted = f"targets must be in 0..V-1 = 0..{logits.shape[-1] - 1}"
+        require(least >= 0 and most < logits.shape[-1], "cross_entropy", wanted, f"{least}..{most}")
+
+
 def _native(logits: Tensor, targets: Tensor, smoothing: float) -> tuple[Tensor, Tensor]:
+    _check_targets(logits, targets)  # here, where a compiled pass has numbers too
     losses, stats = _fake(logits, targets, smoothing)
     logits, targets = logits.contiguous(), targets.contiguous()
     kernels(logits).cross_entropy(view(logits), view(targets), view(losses), view(stats), smoothing)
@@ -27,6 +35,7 @@ def _native(logits: Tensor, targets: Tensor, smoothing: float) -> tuple[Tensor, 
 def _native_backward(
     grad: Tensor, logits: Tensor, targets: Tensor, stats: Tensor, smoothing: float
 ) -> Tensor:
+    _check_targets(logits, targets)
     grad, logits, targets = grad.contiguous(), logits.contiguous(), targets.contiguous()
     out = torch.empty_like(logits)
     kernel: Any = kernels(logits).cross_entropy_backward
@@ -104,11 +113,10 @@ def cross_entropy(logits: Tensor, targets: Tensor, *, smoothing: float = 0.0) ->
     check_dtype(op, "targets", targets, (torch.int64,))
     check_together(op, same_dtype=False, logits=logits, targets=targets)
     require(0 <= smoothing <= 1, op, "smoothing must be in [0, 1]", smoothing)
-    if targets.device.type == "cpu" and targets.numel() and not torch.compiler.is_compiling():
-        least, most = (int(t) for t in targets.aminmax())
-        wanted = f"targets must be in 0..V-1 = 0..{logits.shape[-1] - 1}"
-        require(least >= 0 and most < logits.shape[-1], op, wanted, f"{least}..{most}")
-    if not backend.use_native("cross_entropy", logits.device.type):  # torch's own, its gradient too
+    if not backend.use_native("cross_entropy", logits.device.type) or _torch.under_transforms():
+        # torch's own, its gradient too
+        if targets.device.type == "cpu" and not (torch.compiler.is_compiling() or _torch.under_transforms()):
+            _check_targets(logits, targets)
         return reference.cross_entropy(logits, targets, smoothing=smoothing)
     losses, _ = torch.ops.var_ext.cross_entropy.default(logits, targets, float(smoothing))
     return losses

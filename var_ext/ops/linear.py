@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from var_ext import backend, reference
+from var_ext import _torch, backend, reference
 from var_ext.ops._checks import check_dtype, check_last_dim, check_shape, check_together, require
 from var_ext.ops._native import kernels, maybe_view, view
 from var_ext.ops._registry import differentiate, implement
@@ -138,7 +138,9 @@ def linear(
     together = torch.float64 in (x.dtype, weight.dtype)
     check_together(op, same_dtype=together, x=x, weight=weight, bias=bias)
     require(precision in PRECISIONS, op, "precision must be torch.float32, torch.bfloat16 or None", precision)
-    if not backend.use_native("linear", x.device.type):  # torch's own, its gradient too
+    if (
+        not backend.use_native("linear", x.device.type) or _torch.under_transforms()
+    ):  # torch's own, its gradient too
         return reference.linear(x, weight, bias, precision=precision)
     bf16 = (x.dtype if precision is None else precision) == torch.bfloat16
     return torch.ops.var_ext.linear.default(x, weight, bias, bf16)

@@ -90,12 +90,13 @@ PARTS = (
     Part(
         {"init_from": True},
         ("init_gain", "init_adaln", "init_adaln_gamma", "init_head"),
-        "is of random weights, got those of --init-from",
+        "is of random weights, got those of --init-from: leave out --init-from",
     ),
 )
 # Values that ask for nothing, wherever they stand.
 NOTHING = {
     **{name: 0 for part in PARTS for name in part.off}, "lecam": 0, "critic_blur": 0, "critic_throttle": 0, "copies": 1,
+    "discriminator": "patch", "semantic": "", "lpips": (),
 }  # fmt: skip
 
 
