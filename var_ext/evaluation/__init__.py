@@ -1,5 +1,5 @@
 """Measured quality: of samples by FID and its kin or by a judge fitted to real images, and of tokenizers by what they
-give back."""
+give back; and a page of all that is measured of a model."""
 
 from var_ext.evaluation.choose import Choice, Trial, choose_sampling
 from var_ext.evaluation.digits import evaluate_digits
@@ -10,6 +10,8 @@ from var_ext.evaluation.fid_report import FidReport
 from var_ext.evaluation.frechet import frechet_distance, pixel_distances
 from var_ext.evaluation.image_sources import DrawnImages, FolderImages, Images, NpzImages, open_images
 from var_ext.evaluation.judge import DigitsJudge
+from var_ext.evaluation.model_report import write_model_report
+from var_ext.evaluation.model_subject import ReportOptions
 from var_ext.evaluation.report import DigitsReport
 from var_ext.evaluation.similarity import psnr, ssim
 from var_ext.evaluation.tokenizer import evaluate_tokenizer
@@ -26,6 +28,7 @@ __all__ = [
     "Images",
     "NpzImages",
     "Reference",
+    "ReportOptions",
     "Space",
     "TokenizerReport",
     "Trial",
@@ -39,5 +42,6 @@ __all__ = [
     "psnr",
     "read_reference",
     "ssim",
+    "write_model_report",
     "write_reference",
 ]
