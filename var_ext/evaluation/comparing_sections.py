@@ -132,7 +132,11 @@ def neighbours(of: Subject) -> Section:
 
     def show(result: dict[str, Any]) -> str:
         found = NeighbourTable(**result["table"])
-        where = "pixels in [0, 1]" if of.extractor is None else f"the space of {of.extractor.weights}"
+        where = (
+            "pixels in [0, 1]"
+            if of.extractor is None
+            else f"the space of {of.extractor.titles[of.extractor.main]}"
+        )
         among = f"{result['searched']} of {result['training_images']} training images ({result['data']})"
         lines = [
             f"L2 in {where} to the nearest of {among}: of {result['samples']} samples ({said(result['sampling'])}), "

@@ -56,7 +56,7 @@ class GuidanceGrid:
         return [(cfg, top_p) for top_p, cfg in pairs]
 
     def settings(self) -> dict[str, Any]:
-        """What all cells depend on, as JSON values."""
+        """What all cells depend on, as JSON values. ValueError: an option is out of range."""
         return {"cells": [self._settings(self._images(*pair)) for pair in self._pairs]}
 
     def compute(
@@ -105,6 +105,7 @@ class GuidanceGrid:
 
     def _images(self, cfg: float, top_p: float) -> DrawnImages:
         options = {**self.sampler.defaults, **self.options, "cfg": cfg, "top_p": top_p}
+        self.sampler.options(**options)  # refuses what is out of range
         plan = evaluation_plan(
             self.sampler.num_classes, self.per_class, self.seed, batch_size=self.batch_size, **options
         )

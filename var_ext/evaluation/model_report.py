@@ -66,7 +66,7 @@ def write_model_report(
     _check(sampler, data, reference, extractor)
     if reference is None and data is not None and extractor is not None:
         images = DatasetImages(data[0], options.search)
-        reference = Reference(images.name, {}, images)
+        reference = Reference(f"{images.count} of {images.total} images of {images.name}", {}, images)
     train, held_out = data or (None, None)
     of = Subject(
         sampler, name, digest(sampler), options, folder, cache or folder / "features", facts or {}, machine or {},

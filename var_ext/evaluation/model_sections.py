@@ -6,6 +6,8 @@ from dataclasses import asdict
 from time import strftime
 from typing import Any
 
+import torch
+
 from var_ext.bench import Timing, measure
 from var_ext.evaluation.model_subject import Section, Subject, class_name, said, table
 from var_ext.evaluation.tokenizer import evaluate_tokenizer
@@ -25,10 +27,12 @@ def facts_section(of: Subject) -> Section:
 
 
 def samples(of: Subject) -> Section:
-    """A picture: classes by seeds."""
+    """A picture: classes by seeds. ValueError: a label or an option is out of range."""
     options, sampler, sampling = of.options, of.sampler, of.sampling
     labels = shown_classes(sampler.num_classes) if options.labels is None else list(options.labels)
     seeds = list(range(options.seed, options.seed + options.count))
+    sampler.var.checked_labels(torch.tensor(labels))  # before any work
+    sampler.options(**sampling)
 
     def compute() -> dict[str, Any]:
         pairs = [(label, seed) for label in labels for seed in seeds]
