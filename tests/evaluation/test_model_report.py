@@ -237,7 +237,7 @@ def test_without_matplotlib_the_page_says_so(
 
     monkeypatch.setattr(builtins, "__import__", without)
     text = write(sampler, tmp_path)
-    assert "Plots: there are none: they need matplotlib, `pip install 'var_ext[plots]'`." in text
+    assert text.count("There are no plots: they need matplotlib, `pip install 'var_ext[plots]'`.") == 2
     assert "trade-off.png" not in text and "scales.png" not in text and "](samples.png)" in text
 
 

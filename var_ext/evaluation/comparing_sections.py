@@ -72,7 +72,7 @@ def guidance(of: Subject) -> Section:
                 handle.write(picture)
             lines += ["![The trade-off of quality and variety](trade-off.png)", ""]
         except ImportError:
-            lines += [f"Plots: {NO_PLOTS[0].lower()}{NO_PLOTS[1:]}", ""]
+            lines += [NO_PLOTS, ""]
         how = f"All cells draw the same classes with the same seeds; top_k {of.sampling['top_k']}. "
         lines += [f"{how}How figures are made, those of the first cell:", ""]
         lines.append(table(("of", "convention"), list(cells[0]["conventions"].items())))

@@ -10,13 +10,20 @@ import torch
 
 from var_ext.bench import Timing, measure
 from var_ext.evaluation.model_subject import Section, Subject, class_name, said, table
+from var_ext.evaluation.plots import NO_PLOTS, installed
 from var_ext.evaluation.tokenizer import evaluate_tokenizer
 from var_ext.grid import labelled_grid, save_picture, shown_classes
 
 
 def facts_section(of: Subject) -> Section:
     """The model's facts, versions, machine and date."""
-    rows = {**of.facts, "digest": of.digest, "precision": of.sampler.precision.name, **of.machine}
+    rows = {
+        **of.facts,
+        "sampling": said(of.sampler.defaults),
+        "digest": of.digest,
+        "precision": of.sampler.precision.name,
+        **of.machine,
+    }
     return Section(
         "facts",
         "The model and its surroundings",
@@ -88,7 +95,8 @@ def reconstructions(of: Subject) -> Section:
     title, options, data = "Reconstruction by scales", of.options, of.held_out
     if data is None:
         return Section("reconstructions", title, lacking="give `--data DATA`, images to give back")
-    files = ("tokenizer/tokenizer.md", "tokenizer/reconstructions.png")
+    plots = ["tokenizer/scales.png"] if installed() else []  # made once it is
+    files = ("tokenizer/tokenizer.md", "tokenizer/reconstructions.png", *plots)
 
     def compute() -> dict[str, Any]:
         report = evaluate_tokenizer(
@@ -114,7 +122,8 @@ def reconstructions(of: Subject) -> Section:
             for name, caption in pictures.items()
             if (of.folder / "tokenizer" / name).is_file()
         ]
-        return "\n\n".join([result["text"].rstrip(), *shown])
+        lacking = [] if len(shown) == len(pictures) else [NO_PLOTS]
+        return "\n\n".join([result["text"].rstrip(), *shown, *lacking])
 
     settings = {
         "model": of.digest,

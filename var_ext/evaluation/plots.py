@@ -4,12 +4,18 @@ from __future__ import annotations
 
 import io
 from collections.abc import Mapping, Sequence
+from importlib.util import find_spec
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from var_ext.evaluation.tokenizer_report import ScaleRow
 
-NO_PLOTS = "There are none: they need matplotlib, `pip install 'var_ext[plots]'`."
+NO_PLOTS = "There are no plots: they need matplotlib, `pip install 'var_ext[plots]'`."
+
+
+def installed() -> bool:
+    """Whether there will be plots."""
+    return find_spec("matplotlib") is not None
 
 
 def scale_bars(rows: Sequence[ScaleRow]) -> bytes:
