@@ -85,16 +85,32 @@ def _batches(value: str) -> list[int]:
 @space_options
 @network_options
 @click.option(
-    "--grid-cfg", type=_values(-math.inf), default="0,1,1.5,3", show_default=True, help="Guidance of cells."
+    "--grid-cfg",
+    metavar="NUMBERS",
+    type=_values(-math.inf),
+    default="0,1,1.5,3",
+    show_default=True,
+    help="Guidance of cells.",
 )
 @click.option(
-    "--grid-top-p", type=_values(0, 1), default="0.9,0.96", show_default=True, help="Likewise; 0 is all."
+    "--grid-top-p",
+    metavar="NUMBERS",
+    type=_values(0, 1),
+    default="0.9,0.96",
+    show_default=True,
+    help="Likewise; 0 is all.",
+)
+@click.option("--grid-labels", type=numbers, help="Classes of cells.  [default: all]")
+@click.option(
+    "--per-class", type=COUNT, help="Images of each class in a cell.  [default: as few as make 100]"
 )
 @click.option(
-    "--per-class", type=COUNT, default=10, show_default=True, help="Images of each class in a cell."
-)
-@click.option(
-    "--speed-batches", type=_batches, default="1,16", show_default=True, help="Images drawn at once, timed."
+    "--speed-batches",
+    metavar="NUMBERS",
+    type=_batches,
+    default="1,16",
+    show_default=True,
+    help="Images drawn at once, timed.",
 )
 @click.option("--repeats", type=COUNT, default=3, show_default=True, help="Timed runs; median shown.")
 def report(
@@ -125,8 +141,9 @@ def report(
     Example: var-ext report digits --out page --data digits
     Example: var-ext report var-d16 --out page --reference VIRTUAL_imagenet256_labeled.npz --device cuda --per-class 50
     Example: var-ext report runs/var --out page --data photos/ --features lite0 --lite0 efficientnet_lite0.whl
-    Markdown with pictures and plots. What is lacking for a section stands in its place. The same command goes on after
-    a kill, and computes only what is not there or was asked for otherwise; ranks of torchrun share features.
+    Markdown with pictures and plots; what is lacking for a section stands in its place. --cfg and --top-p are of its
+    samples, cells have their own. The same command goes on after a kill, and computes only what is not there or was
+    asked for otherwise; ranks of torchrun share features.
     """
     from var_ext import load
     from var_ext.data import load_dataset
@@ -180,7 +197,7 @@ def _check_options(data: str | None, reference: Path | None, spaced: bool) -> No
         raise click.UsageError(f"{given} is of pictures of --reference, got none")
     if data is None and reference is None and spaced:
         raise click.UsageError(f"{given_of(*SPACE)} are of --reference or --data, got neither")
-    of_grid = given_of("grid_cfg", "grid_top_p", "per_class")
+    of_grid = given_of("grid_cfg", "grid_top_p", "grid_labels", "per_class")
     if reference is None and of_grid and not (data is not None and spaced):
         raise click.UsageError(
             f"{of_grid} are of the guidance grid: give it --reference, or --data and the weights of a space"

@@ -31,9 +31,12 @@ from var_ext.evaluation import (
     read_reference,
     write_model_report,
 )
+from var_ext.evaluation.comparing_sections import guidance
 from var_ext.evaluation.dataset_images import DatasetImages
+from var_ext.evaluation.fid_reference import Reference
 from var_ext.evaluation.image_sources import DrawnImages
 from var_ext.evaluation.kept import Kept
+from var_ext.evaluation.model_subject import Subject
 from var_ext.evaluation.neighbours import Searched, nearest
 from var_ext.export import evaluation_plan, export_images
 from var_ext.sampling import Sampler
@@ -137,6 +140,18 @@ def test_the_same_again_computes_nothing(sampler: Sampler, page: Path, computed:
     assert {p: b for p, b in after.items() if p.suffix != ".png"} == {
         p: b for p, b in before.items() if p.suffix != ".png"
     }
+
+
+@pytest.mark.parametrize(("labels", "per_class"), [(None, 20), ((1, 4, 2), 34)])
+def test_a_cell_has_100_images_unless_told(sampler: Sampler, labels: Any, per_class: int) -> None:
+    reference = Reference("r", {}, DatasetImages(digits()[0], 5))
+    options = ReportOptions(grid_labels=labels)
+    of = Subject(
+        sampler, "tiny", "", options, Path(), Path(), {}, {}, reference=reference, extractor=linear(SIDE)
+    )
+    cells = guidance(of).settings["cells"]
+    plan = evaluation_plan(labels or 5, per_class, batch_size=32, cfg=0.0, top_p=0.9, top_k=8)
+    assert len(cells) == 8 and cells[0]["images"] == DrawnImages(sampler, plan, "tiny").key
 
 
 CHANGES: dict[str, tuple[dict[str, Any], dict[str, int]]] = {
@@ -343,7 +358,18 @@ def test_the_command(models: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPat
     monkeypatch.setattr(
         "var_ext.evaluation.features.inception", lambda path, **options: asked.append(path) or linear(SIDE)
     )
-    grid = ("--reference", models / "real.npz", "--grid-cfg", "0,1.5", "--grid-top-p", "0", "--per-class", 1)
+    grid = (
+        "--reference",
+        models / "real.npz",
+        "--grid-cfg",
+        "0,1.5",
+        "--grid-top-p",
+        "0",
+        "--grid-labels",
+        "0,4",
+        "--per-class",
+        2,
+    )
     words = (models / "tiny", "--out", tmp_path / "page", *SMALL, *grid, "--cfg", 2, "--labels", "1,3")
     code, said = call(*words)
     assert code == 0 and said == f"page: {tmp_path / 'page' / 'report.md'}", said
@@ -352,6 +378,7 @@ def test_the_command(models: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPat
     assert "| transformer | " in text and "| torch | " in text and "| date | 20" in text
     assert "columns seeds; cfg 2.0, top_k 900, top_p 0.96, fp32." in text
     assert "| 0 | 0 (all) |" in text and "| 1.5 | 0 (all) |" in text and "top_k 900" in text
+    assert "4 of tiny, 16 x 16, order: classes take turns; 2 classes, 2 images each" in text
     assert "Left out: give `--data DATA`, images to give back." in text
     assert "Left out: give `--data DATA`, the images that the model learned from." in text
 
@@ -401,6 +428,10 @@ REFUSED: dict[str, tuple[Callable[[Path], tuple[object, ...]], str]] = {
     "top-p": (lambda m: (m / "tiny", "--grid-top-p", "0.9,2"), "must be finite numbers in [0, 1], got 0.9,2"),
     "cfg": (lambda m: (m / "tiny", "--grid-cfg", "a"), "must be numbers such as 0,1.5,3, got 'a'"),
     "batches": (lambda m: (m / "tiny", "--speed-batches", "0,4"), "must be at least 1, got 0,4"),
+    "label of the grid": (
+        lambda m: (m / "tiny", "--reference", m / "real.npz", "--grid-labels", "2,6"),
+        "labels must be in 0..5 (5: no class), got [6, 6",
+    ),
     "a value a scale": (lambda m: (m / "tiny", "--cfg", "1,2,3"), "cfg must be"),
     "label": (lambda m: (m / "tiny", "--labels", "9"), "labels must be"),
 }  # fmt: skip

@@ -14,7 +14,7 @@ from var_ext.evaluation.digits import compare_neighbours
 from var_ext.evaluation.guidance_grid import GuidanceGrid
 from var_ext.evaluation.image_sources import DrawnImages
 from var_ext.evaluation.kept import Kept
-from var_ext.evaluation.model_subject import Section, Subject, class_name, said, table
+from var_ext.evaluation.model_subject import CELL, Section, Subject, class_name, said, table
 from var_ext.evaluation.neighbours import Searched, nearest
 from var_ext.evaluation.plots import NO_PLOTS, trade_off
 from var_ext.evaluation.report import NeighbourTable
@@ -36,13 +36,15 @@ def guidance(of: Subject) -> Section:
             "`--data` with the weights of a space (`--weights`, `--lite0` or `--vit`), whose training images then "
             "serve",
         )
+    labels = range(of.sampler.num_classes) if options.grid_labels is None else options.grid_labels
     grid = GuidanceGrid(
         of.sampler,
         of.name,
         {name: value for name, value in of.sampling.items() if name == "top_k"},
         options.grid_cfg,
         options.grid_top_p,
-        options.per_class,
+        labels,
+        options.per_class or -(-CELL // len(labels)),
         options.seed,
         of.reference,
         of.extractor,

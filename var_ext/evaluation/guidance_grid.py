@@ -31,7 +31,7 @@ class GuidanceGrid:
         name: of the model, in reports.
         options: keywords of `Sampler.stream` besides cfg and top_p.
         cfgs, top_ps: the values, at least one each.
-        per_class, seed: images of each class, and the seed of the first.
+        labels, per_class, seed: classes, images of each, and the seed of the first.
         reference, extractor: what they are compared with, in which space.
         batch_size: images drawn, and features computed, at once.
     """
@@ -41,6 +41,7 @@ class GuidanceGrid:
     options: Mapping[str, Any]
     cfgs: Sequence[float]
     top_ps: Sequence[float]
+    labels: Sequence[int]
     per_class: int
     seed: int
     reference: Reference
@@ -56,7 +57,7 @@ class GuidanceGrid:
         return [(cfg, top_p) for top_p, cfg in pairs]
 
     def settings(self) -> dict[str, Any]:
-        """What all cells depend on, as JSON values. ValueError: an option is out of range."""
+        """What all cells depend on, as JSON values. ValueError: a label or an option is out of range."""
         return {"cells": [self._settings(self._images(*pair)) for pair in self._pairs]}
 
     def compute(
@@ -106,9 +107,7 @@ class GuidanceGrid:
     def _images(self, cfg: float, top_p: float) -> DrawnImages:
         options = {**self.sampler.defaults, **self.options, "cfg": cfg, "top_p": top_p}
         self.sampler.options(**options)  # refuses what is out of range
-        plan = evaluation_plan(
-            self.sampler.num_classes, self.per_class, self.seed, batch_size=self.batch_size, **options
-        )
+        plan = evaluation_plan(self.labels, self.per_class, self.seed, batch_size=self.batch_size, **options)
         return DrawnImages(self.sampler, plan, self.name)
 
 

@@ -14,6 +14,8 @@ from var_ext.evaluation.features import Extractor
 from var_ext.evaluation.fid_reference import Reference
 from var_ext.sampling import Sampler
 
+CELL = 100  # images of a cell of the grid, at least
+
 
 @dataclass(frozen=True)
 class ReportOptions:
@@ -22,7 +24,8 @@ class ReportOptions:
     Attributes:
         labels, count, seed: classes (None: all, or 8 of many), images of each, and the first seed, of the picture.
         sampling: cfg, top_k and top_p of samples; missing ones, and None, are the model's. The grid takes its top_k.
-        grid_cfg, grid_top_p, per_class: the grid's values, and images of each class and cell.
+        grid_cfg, grid_top_p: the grid's values.
+        grid_labels, per_class: classes of a cell (None: all), and images of each (None: as few as make `CELL`).
         speed_batches, repeats: images drawn at once, and timed runs of each.
         reconstructions: held-out images that the tokenizer gives back.
         neighbours, search: samples, and as many held-out images, whose nearest ones are searched among at most `search`
@@ -36,7 +39,8 @@ class ReportOptions:
     sampling: Mapping[str, Any] = field(default_factory=dict)
     grid_cfg: Sequence[float] = (0.0, 1.0, 1.5, 3.0)
     grid_top_p: Sequence[float] = (0.9, 0.96)
-    per_class: int = 10
+    grid_labels: Sequence[int] | None = None
+    per_class: int | None = None
     speed_batches: Sequence[int] = (1, 16)
     repeats: int = 3
     reconstructions: int = 64
@@ -45,8 +49,9 @@ class ReportOptions:
     batch_size: int = BATCH
 
     def __post_init__(self) -> None:
-        names = ("count", "per_class", "repeats", "reconstructions", "neighbours", "search", "batch_size")
+        names = ("count", "repeats", "reconstructions", "neighbours", "search", "batch_size")
         numbers = {name: getattr(self, name) for name in names}
+        numbers["per_class"] = 1 if self.per_class is None else self.per_class
         numbers |= {f"speed_batches[{i}]": batch for i, batch in enumerate(self.speed_batches)}
         wrong = [f"{name} {value}" for name, value in numbers.items() if value < 1]
         if wrong:
