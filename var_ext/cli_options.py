@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any, TypeVar, get_origin
 import click
 
 from var_ext.checkpoints import CheckpointError, check_writable
+from var_ext.data import DECODES, GEOMETRIES
 from var_ext.paths import user_path
 
 if TYPE_CHECKING:
@@ -264,6 +265,17 @@ precision_option = click.option(
     help="Arithmetic of transformer and decoder.  [default: bf16 where the device has it, else fp32]",
 )
 
+reading_options = _options(
+    click.option(
+        "--geometry",
+        type=click.Choice(GEOMETRIES),
+        help="How picture files are read, as in training.  [default: that of the run's recipe, else published]",
+    ),
+    click.option(
+        "--decode", type=click.Choice(DECODES), help="Likewise.  [default: of the run's recipe, else exact]"
+    ),
+)
+
 model_option = click.option(
     "--model",
     default="digits",
@@ -342,6 +354,18 @@ plan_options = _options(
 )
 
 
+def reading_of(run: str, data: str, geometry: str | None, decode: str | None) -> dict[str, Any]:
+    """How picture files of DATA are read: as asked, or as the run in a model's folder read its own."""
+    from var_ext.checkpoints.training_run import read_recipe
+
+    # digits has no picture files
+    own = {} if data == "digits" else read_recipe(user_path(run)).get("recipe", {})
+    return {
+        "geometry": geometry or own.get("geometry", "published"),
+        "decode": decode or own.get("decode", "exact"),
+    }
+
+
 def say(text: str) -> None:
     """Print what all ranks of a launcher have to say once."""
     from var_ext.export import rank_and_world
@@ -397,6 +421,13 @@ def _tuning(cls: type[R], init_from: str, given: dict[str, Any]) -> R:
     adapters = {"adapters": True} if given.get("lora") else {}
     tuned: R = cls.finetune(source.config, **adapters)  # type: ignore[attr-defined]
     return tuned
+
+
+def given_of(*names: str) -> str:
+    """Flags of those options of the command that were given, "--seed, --cfg", or nothing."""
+    context, default = click.get_current_context(), click.core.ParameterSource.DEFAULT
+    given = [name for name in names if context.get_parameter_source(name) is not default]
+    return ", ".join(f"--{name.replace('_', '-')}" for name in given)
 
 
 def _given(options: dict[str, Any]) -> dict[str, Any]:

@@ -65,6 +65,12 @@ def labelled_grid(images: torch.Tensor, rows: Sequence[str], columns: Sequence[s
     return grid
 
 
+def shown_classes(num_classes: int) -> list[int]:
+    """Classes of a grid where none are asked for: all, or 8 of many."""
+    every = 1 if num_classes <= 20 else num_classes // 8
+    return list(range(0, num_classes, every))[: 8 if every > 1 else None]
+
+
 def edit_sheet(
     before: torch.Tensor, replaced: torch.Tensor, after: torch.Tensor, row: str, columns: Sequence[str]
 ) -> Image.Image:

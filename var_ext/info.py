@@ -18,15 +18,12 @@ from var_ext.checkpoints.training_run import progress
 
 def describe_installation() -> str:
     """Build, chip, ISA, versions, and the backend of every op: the first question of each bug report."""
+    rows = installation() | {
+        "training": f"linear layers on the CPU: {_products()}",
+        "models": f"bundled: {', '.join(bundled_models()) or 'none'}",
+    }
     lines = [
-        f"var_ext    {__version__}",
-        f"python     {platform.python_version()} on {platform.system()} {platform.machine()}",
-        f"torch      {torch.__version__}, {torch.get_num_threads()} threads",
-        *_build_lines(),
-        f"gpu        {_gpu()}{_first_call()}",
-        f"backend    {backend.current()} (set VAR_EXT_BACKEND to {' or '.join(backend.CHOICES)})",
-        f"training   linear layers on the CPU: {_products()}",
-        f"models     bundled: {', '.join(bundled_models()) or 'none'}",
+        *(f"{label:<11}{text}" for label, text in rows.items()),
         f"           published: {', '.join(MODELS)}",
         "",
         f"{'op':<24}" + "".join(f"{device:<11}" for device in backend.DEVICES).rstrip(),
@@ -37,23 +34,35 @@ def describe_installation() -> str:
     return "\n".join(lines)
 
 
+def installation() -> dict[str, str]:
+    """Build, chip and versions by label: what figures and timings depend on."""
+    return {
+        "var_ext": __version__,
+        "python": f"{platform.python_version()} on {platform.system()} {platform.machine()}",
+        "torch": f"{torch.__version__}, {torch.get_num_threads()} threads",
+        **_build_rows(),
+        "gpu": f"{_gpu()}{_first_call()}",
+        "backend": f"{backend.current()} (set VAR_EXT_BACKEND to {' or '.join(backend.CHOICES)})",
+    }
+
+
 def _products() -> str:
     """Whose products the layers of a transformer are in training."""
     own = [name for name, bf16 in (("fp32", False), ("bf16", True)) if backend.multiplies("cpu", bf16=bf16)]
     return f"this package's in {' and '.join(own)}" if own else "torch's"
 
 
-def _build_lines() -> list[str]:
+def _build_rows() -> dict[str, str]:
     try:
         native: Any = importlib.import_module("var_ext._C")
     except ImportError as error:
-        return [f"build      no compiled part: {error}", f"cpu        {_chip()}"]
+        return {"build": f"no compiled part: {error}", "cpu": _chip()}
     build, cpu = native.build_info(), native.cpu_info()
-    return [
-        f"build      {build['build_type']}, {build['compiler']}, "
+    return {
+        "build": f"{build['build_type']}, {build['compiler']}, "
         f"OpenMP {'on' if build['openmp'] else 'off'}, CUDA {_cuda(build)}",
-        f"cpu        {_chip()}; kernels run {cpu['selected']} (this chip can: {', '.join(cpu['isa'])})",
-    ]
+        "cpu": f"{_chip()}; kernels run {cpu['selected']} (this chip can: {', '.join(cpu['isa'])})",
+    }
 
 
 def _cuda(build: dict[str, Any]) -> str:
@@ -126,7 +135,12 @@ def _gpu() -> str:
 
 
 def describe_model(name_or_path: str | os.PathLike[str]) -> str:
-    """Sizes, scales and recommended settings of a model: from its config alone, no weights are read or
+    """`model_rows` as text."""
+    return "\n".join(f"{label:<13}{text}" for label, text in model_rows(name_or_path).items())
+
+
+def model_rows(name_or_path: str | os.PathLike[str]) -> dict[str, str]:
+    """Sizes, scales and recommended settings of a model by label: from its config alone, no weights are read or
     fetched.
 
     Raises:
@@ -152,7 +166,7 @@ def describe_model(name_or_path: str | os.PathLike[str]) -> str:
         rows["classes"] = ", ".join(folder.class_names[:20]) + (
             ", ..." if len(folder.class_names) > 20 else ""
         )
-    return "\n".join(f"{label:<13}{text}" for label, text in rows.items())
+    return rows
 
 
 def _millions(model: torch.nn.Module) -> str:

@@ -366,7 +366,8 @@ def test_other_arrays_of_a_file_do_not_matter(tmp_path: Path) -> None:
 
 def test_a_distance_that_the_reference_lacks_is_named(files: Path, tmp_path: Path) -> None:
     reference = tmp_path / "pool.npz"
-    np.savez(reference, mu=np.zeros(2048), sigma=np.eye(2048), arr_0=pictures(6, 2))
+    size = linear().fields["pool"]
+    np.savez(reference, mu=np.zeros(size), sigma=np.eye(size), arr_0=pictures(6, 2))
     report = evaluate_fid(open_images(files / "samples.npz"), read_reference(reference), linear())
     assert report is not None and "sFID" not in report.figures
     assert any(warning.startswith("sFID is left out") for warning in report.warnings)

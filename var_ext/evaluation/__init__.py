@@ -1,5 +1,5 @@
 """Measured quality: of samples by FID and its kin or by a judge fitted to real images, and of tokenizers by what they
-give back."""
+give back; and a page of all that is measured of a model."""
 
 from var_ext.evaluation.best_of_curve import BestOfCurve, best_of_curve
 from var_ext.evaluation.choose import Choice, Trial, choose_sampling
@@ -11,6 +11,8 @@ from var_ext.evaluation.fid_report import FidReport
 from var_ext.evaluation.frechet import frechet_distance, pixel_distances
 from var_ext.evaluation.image_sources import DrawnImages, FolderImages, Images, NpzImages, open_images
 from var_ext.evaluation.judge import DigitsJudge
+from var_ext.evaluation.model_report import write_model_report
+from var_ext.evaluation.model_subject import ReportOptions
 from var_ext.evaluation.report import DigitsReport
 from var_ext.evaluation.scoring import Classifier, JudgeMargin, Likelihood, named_score
 from var_ext.evaluation.similarity import psnr, ssim
@@ -32,6 +34,7 @@ __all__ = [
     "Likelihood",
     "NpzImages",
     "Reference",
+    "ReportOptions",
     "Space",
     "TokenizerReport",
     "Trial",
@@ -47,5 +50,6 @@ __all__ = [
     "psnr",
     "read_reference",
     "ssim",
+    "write_model_report",
     "write_reference",
 ]

@@ -1,15 +1,21 @@
-"""Plots of a tokenizer's report, as PNG files; they need matplotlib, the extra `plots`."""
+"""Plots of reports, as PNG files; they need matplotlib, the extra `plots`."""
 
 from __future__ import annotations
 
 import io
 from collections.abc import Mapping, Sequence
+from importlib.util import find_spec
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from var_ext.evaluation.tokenizer_report import ScaleRow
 
-NO_PLOTS = "There are none: they need matplotlib, `pip install 'var_ext[plots]'`."
+NO_PLOTS = "There are no plots: they need matplotlib, `pip install 'var_ext[plots]'`."
+
+
+def installed() -> bool:
+    """Whether there will be plots."""
+    return find_spec("matplotlib") is not None
 
 
 def scale_bars(rows: Sequence[ScaleRow]) -> bytes:
@@ -46,6 +52,37 @@ def curves(lines: Sequence[Mapping[str, Any]]) -> bytes:
         axis.set_title(f"{name} in validation" + (" (%)" if name == "usage" else ""))
         if found:
             axis.legend(fontsize="x-small")
+    return _png(figure)
+
+
+def trade_off(cells: Sequence[Mapping[str, Any]], distance: str) -> bytes:
+    """A line for each top-p: the distance over guidance, and quality beside variety where figures of both are there.
+
+    Args:
+        cells: with "cfg", "top_p" and "figures", see `guidance_grid`.
+        distance: the name of the Fréchet distance, such as "FID".
+    """
+    names = list(cells[0]["figures"])
+    precision, recall = (next((n for n in names if n.startswith(k)), None) for k in ("precision", "recall"))
+    pairs = [("cfg", distance)]
+    pairs += [("IS", distance)] if "IS" in names else []
+    pairs += [(recall, precision)] if precision and recall else []
+    figure, axes = _figure(len(pairs))
+    for axis, (x, y) in zip([axes] if len(pairs) == 1 else axes, pairs, strict=True):
+        for top_p in dict.fromkeys(cell["top_p"] for cell in cells):
+            mine = sorted((cell for cell in cells if cell["top_p"] == top_p), key=lambda cell: cell["cfg"])
+            points = [({"cfg": cell["cfg"], **cell["figures"]}, cell["cfg"]) for cell in mine]
+            axis.plot(
+                [point[x] for point, _ in points],
+                [point[y] for point, _ in points],
+                marker="o",
+                label=f"top-p {top_p:g}",
+            )
+            for point, cfg in points if x != "cfg" else ():
+                axis.annotate(f"{cfg:g}", (point[x], point[y]), fontsize="x-small")
+        axis.set_xlabel(x)
+        axis.set_ylabel(y)
+        axis.legend(fontsize="x-small")
     return _png(figure)
 
 
