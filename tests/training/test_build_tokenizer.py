@@ -95,6 +95,10 @@ def test_other_scales_have_the_same_weights(tokenizer: Path, tuning: TokenizerRe
         ({"centre": 0.1}, "where quant_conv is frozen, got centre = 0.1: --centre 0"),
         ({"gradient": "rotation"}, "gradient = rotation is of the encoder, which is frozen"),
         (
+            {"restart_every": 3, "centre": 0.1, "weight_entropy": 0.1},
+            "got restart_every = 3: .*; .* got centre = 0.1: --centre 0; weight_entropy = 0.1 is of encoder and codes",
+        ),
+        (
             {"gradient": "rotation", "freeze": "encoder.*,quant_conv.*"},
             "gradient = rotation is of the encoder, which is frozen",
         ),

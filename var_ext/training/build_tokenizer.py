@@ -93,33 +93,36 @@ def _plain(value: Any) -> Any:
 
 
 def _check_frozen(recipe: TokenizerRecipe, vae: VQVAE) -> None:
-    if not vae.quantize.embedding.weight.requires_grad:
-        fields = [name for name in ("codebook_init", "restart_every", "anchors") if getattr(recipe, name)]
-        changing = [f"{name} = {getattr(recipe, name)}" for name in fields]
-        if changing:
-            raise ValueError(
-                f"frozen codes must stay as they are, got {' and '.join(changing)}: --codebook-init 0 "
-                "--restart-every 0 --no-anchors"
-            )
-    if recipe.centre and not all(p.requires_grad for p in vae.quant_conv.parameters()):
-        raise ValueError(
-            f"features must stay as they are where quant_conv is frozen, got centre = {recipe.centre:g}: --centre 0"
-        )
+    """One ValueError that names all that would change what is frozen."""
+    wrong = []
+    codes = vae.quantize.embedding.weight.requires_grad
     trained = {name.partition(".")[0] for name, p in vae.named_parameters() if p.requires_grad}
     features = not trained.isdisjoint({"encoder", "quant_conv"})
+    changing = [name for name in ("codebook_init", "restart_every", "anchors") if getattr(recipe, name)]
+    if changing and not codes:
+        values = " and ".join(f"{name} = {getattr(recipe, name)}" for name in changing)
+        wrong.append(
+            f"frozen codes must stay as they are, got {values}: --codebook-init 0 --restart-every 0 --no-anchors"
+        )
+    if recipe.centre and not all(p.requires_grad for p in vae.quant_conv.parameters()):
+        wrong.append(
+            f"features must stay as they are where quant_conv is frozen, got centre = {recipe.centre:g}: --centre 0"
+        )
     if recipe.gradient != "straight_through" and not features:
-        raise ValueError(
+        wrong.append(
             f"gradient = {recipe.gradient} is of the encoder, which is frozen: leave out one of them"
         )
-    if recipe.weight_entropy > 0 and not features and not vae.quantize.embedding.weight.requires_grad:
-        raise ValueError(
+    if recipe.weight_entropy > 0 and not features and not codes:
+        wrong.append(
             f"weight_entropy = {recipe.weight_entropy:g} is of encoder and codes, which are frozen: "
             "--weight-entropy 0, or train one of them"
         )
     if recipe.weight_adversarial > 0 and not last_layer(vae).requires_grad:
-        raise ValueError(
+        wrong.append(
             "weight_adversarial must be 0 where decoder.conv_out is frozen: the adversarial loss trains the decoder"
         )
+    if wrong:
+        raise ValueError("; ".join(wrong))
 
 
 def set_trainable(module: nn.Module, names: set[str]) -> None:
