@@ -78,7 +78,7 @@ def network_options(command: Command) -> Command:
         click.option(
             "--cache",
             type=UserPath(file_okay=False),
-            help="Folder of features to go on from, 16 KB an image.  [default: beside what is written, else a temporary one]",
+            help="Folder of features to go on from, 16 KB an image.  [default: beside what is written, or temporary]",
         ),
         click.option("--quiet", is_flag=True, help="No progress bar."),
         machine_options,
