@@ -14,6 +14,7 @@ from PIL import Image
 from torch import Tensor
 
 from tests.threads import threads
+from var_ext.training import TokenizerRecipe
 
 PROGRAM = Path(__file__).resolve().parents[2] / "python" / "ablate_tokenizer.py"
 SIZES = ["epochs=1", "ch_mult=1,1", "patch_nums=1,4,6", "vocab_size=32", "batch_size=4", "codebook_init=64"]
@@ -143,3 +144,23 @@ def test_every_variant_is_a_recipe(program: ModuleType) -> None:
     assert program.BASE.image_size == 64
     for options in program.VARIANTS.values():
         program.BASE.with_options(**options)
+
+
+def test_an_option_of_some_variants_may_be_set_for_all(
+    program: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    recipes: list[TokenizerRecipe] = []
+
+    def measured(out: Path, data: str, recipe: TokenizerRecipe, *rest: object) -> None:
+        recipes.append(recipe)
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(program, "measured", measured)
+    for variant in ("plain", "cosine+centre+restarts"):
+        with pytest.raises(KeyboardInterrupt):
+            program.main(
+                ["nowhere", "--out", str(tmp_path), "--variants", variant, "--set", "restart_until=0.5"]
+            )
+    plain, restarts = recipes
+    assert plain.restart_every == 0 and restarts.restart_every > 0
+    assert plain.restart_until == restarts.restart_until == 0.5

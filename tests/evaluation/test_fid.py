@@ -448,3 +448,16 @@ def test_a_damaged_block_of_another_rank_is_waited_for(tmp_path: Path) -> None:
     paths[1].write_bytes(b"damaged")
     with pytest.raises(CheckpointError, match="lacks 1 of 2 blocks, of rank 1 of 2"):
         wait_for_files(paths, 2, 0.02, what="blocks", every=0.01, there=lambda i: i == 0)
+
+
+def test_features_of_a_tokenizers_evaluation_are_not_in_tf32(monkeypatch: pytest.MonkeyPatch) -> None:
+    seen: list[tuple[bool, bool]] = []
+    whole = linear()
+
+    def compute(pixels: torch.Tensor) -> dict[str, torch.Tensor]:
+        seen.append((torch.backends.cudnn.allow_tf32, torch.backends.cuda.matmul.allow_tf32))
+        return whole.compute(pixels)
+
+    monkeypatch.setattr(torch.backends.cudnn, "allow_tf32", True)
+    replace(whole, compute=compute).space().features(torch.zeros(2, 3, 8, 8))
+    assert seen == [(False, False)] and torch.backends.cudnn.allow_tf32
