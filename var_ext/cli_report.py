@@ -78,6 +78,13 @@ def _batches(value: str) -> list[int]:
     "--search", type=COUNT, default=10000, show_default=True, help="Of --data: training images, at most."
 )
 @click.option(
+    "--class-images",
+    type=COUNT,
+    default=20,
+    show_default=True,
+    help="Of --data and a space: samples of each class that a linear probe judges; as many held-out images at most.",
+)
+@click.option(
     "--reference",
     type=UserPath(exists=True),
     help="For the grid: ADM's .npz, or a folder of images.  [default: training images of --data]",
@@ -135,7 +142,8 @@ def report(
     top_p: Any,
     **options: Any,
 ) -> None:
-    """Write a page about MODEL: facts, samples, speed, reconstructions, nearest training images, guidance x top-p.
+    """Write a page about MODEL: facts, samples, speed, reconstructions, classes, nearest training images,
+    guidance x top-p.
 
     \b
     Example: var-ext report digits --out page --data digits
@@ -190,13 +198,17 @@ def report(
 
 def _check_options(data: str | None, reference: Path | None, spaced: bool) -> None:
     """Refuse options that would be of no effect."""
-    of_data = given_of("geometry", "decode", "reconstructions", "neighbours", "search")
+    of_data = given_of("geometry", "decode", "reconstructions", "neighbours", "search", "class_images")
     if data is None and of_data:
         raise click.UsageError(f"{of_data} are of images: name them with --data")
     if reference is None and (given := given_of("image_size")):
         raise click.UsageError(f"{given} is of pictures of --reference, got none")
     if data is None and reference is None and spaced:
         raise click.UsageError(f"{given_of(*SPACE)} are of --reference or --data, got neither")
+    if not spaced and reference is None and given_of("class_images"):
+        raise click.UsageError(
+            "--class-images is of a probe in a feature space: give its weights, such as --lite0"
+        )
     of_grid = given_of("grid_cfg", "grid_top_p", "grid_labels", "per_class")
     if reference is None and of_grid and not (data is not None and spaced):
         raise click.UsageError(

@@ -46,7 +46,7 @@ FEW = ReportOptions(
 )  # fmt: skip
 TITLES = [
     "The model and its surroundings", "Samples by class and seed", "Speed", "Reconstruction by scales",
-    "Nearest training images", "Guidance x top-p",
+    "Classes", "Nearest training images", "Guidance x top-p",
 ]  # fmt: skip
 
 

@@ -30,6 +30,7 @@ class ReportOptions:
         reconstructions: held-out images that the tokenizer gives back.
         neighbours, search: samples, and as many held-out images, whose nearest ones are searched among at most `search`
             training images, evenly spaced in the data.
+        class_images: samples of each class that a probe judges, and held-out images beside them, at most.
         batch_size: images drawn, or computed, at once.
     """
 
@@ -46,10 +47,11 @@ class ReportOptions:
     reconstructions: int = 64
     neighbours: int = 100
     search: int = 10_000
+    class_images: int = 20
     batch_size: int = BATCH
 
     def __post_init__(self) -> None:
-        names = ("count", "repeats", "reconstructions", "neighbours", "search", "batch_size")
+        names = ("count", "repeats", "reconstructions", "neighbours", "search", "class_images", "batch_size")
         numbers = {name: getattr(self, name) for name in names}
         numbers["per_class"] = 1 if self.per_class is None else self.per_class
         numbers |= {f"speed_batches[{i}]": batch for i, batch in enumerate(self.speed_batches)}
