@@ -103,7 +103,7 @@ def test_refuses(change: dict[str, Any], message: str) -> None:
 
 
 def test_the_section(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Held-out images in place of samples have their accuracy, and a spread of 1; 30 of them have two classes with one image."""
+    """Held-out images in place of samples have their accuracy, and a spread of 1 where there are two."""
     pytest.importorskip("sklearn")
     sampler = Sampler(*tiny(patch_nums=(1, 2, 4, 8), num_classes=10), precision="fp32", defaults={"top_k": 8})
     data = tuple(load_dataset("digits", split, sampler.image_size) for split in ("train", "val"))
