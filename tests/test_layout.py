@@ -84,7 +84,7 @@ FLOORS = (
     {"engine", "checkpoints", "data"},
     {"editing", "selection"},
     {"sampling"},
-    {"loading", "accelerate", "bench", "grid", "export"},
+    {"loading", "accelerate", "bench", "grid", "show", "export"},
     {"training"},
     {"evaluation"},
     {"__init__"},
