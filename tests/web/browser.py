@@ -219,24 +219,34 @@ def refuses(page: Page, screens: Path | None) -> None:
 
 
 def crowd(browser: Browser, address: str, pid: int, users: int, seconds: float) -> None:
-    """Users who draw again as soon as they have their picture, in tabs of their own."""
+    """Users in tabs of their own who ask again as soon as they are answered: pictures, edits, precisions, batches."""
     pages = [opened(browser, address) for _ in range(users)]
     play = """async (user) => {
         window.drawn = 0; window.errors = []; window.over = false; window.longest = 0;
+        mask.fillRect(0, 0, model.side, model.side / 2);
+        window.half = painted();
         const status = document.getElementById("status");
         for (let seed = user * 100000; !window.over; seed++) {
             document.getElementById("label").value = seed % 11;
             document.getElementById("seed").value = seed;
             const start = performance.now();
-            await request("draw", asked(), stage);
+            const others = () => {};
+            const [what, body, shows] = [
+                ["draw", asked(), stage],
+                ["edit", { ...asked(), image: now(), mask: window.half, paste: false }, stage],
+                ["draw", asked(), stage],
+                ["compare", { ...asked(), precisions: model.precisions }, others],
+                ["draw", asked(), stage],
+                ["batch", { labels: [seed % 11], seed, count: 4 }, others],
+            ][seed % 6];
+            await request(what, body, shows);
             window.longest = Math.max(window.longest, performance.now() - start);
             if (status.textContent.startsWith("done")) window.drawn++;
             else window.errors.push(status.textContent);
         }
-        window.ended = true;
     }"""
     for i, page in enumerate(pages):
-        page.evaluate(f"user => {{ ({play})(user); }}", i)
+        page.evaluate(f"user => {{ window.playing = ({play})(user); }}", i)
     start, memory = time.monotonic(), []
     while time.monotonic() - start < seconds:
         time.sleep(1)
@@ -244,17 +254,19 @@ def crowd(browser: Browser, address: str, pid: int, users: int, seconds: float) 
     for page in pages:
         page.evaluate("window.over = true")
     for page in pages:
-        page.wait_for_function("window.ended")
+        page.evaluate("window.playing")  # a promise
     took = time.monotonic() - start
     drawn = [page.evaluate("window.drawn") for page in pages]
     errors = [error for page in pages for error in page.evaluate("window.errors")]
     longest = max(page.evaluate("window.longest") for page in pages) / 1000
     early, late = memory[len(memory) // 3], memory[-1]
     print(
-        f"crowd: {users} users, {took:.0f} s: {sum(drawn)} pictures ({min(drawn)} to {max(drawn)} each), "
+        f"crowd: {users} users, {took:.0f} s: {sum(drawn)} requests ({min(drawn)} to {max(drawn)} each), "
         f"{len(errors)} errors, the longest wait {longest:.1f} s"
     )
-    print(f"memory: {memory[0]} MB at first, {early} MB after a third, {late} MB at the end, most {max(memory)} MB")
+    print(
+        f"memory: {memory[0]} MB at first, {early} MB after a third, {late} MB at the end, most {max(memory)} MB"
+    )
     assert not errors, errors[:3]
     assert min(drawn) > 0
     assert late <= STEADY * early, "memory grows"

@@ -13,6 +13,7 @@ import torch
 from PIL import Image
 from starlette.testclient import TestClient
 
+from tests.tiny import tiny
 from var_ext import Sampler, to_pil
 from var_ext.grid import labelled_grid
 from var_ext.show import png
@@ -197,6 +198,19 @@ def test_answers_under_names_of_the_loopback(client: TestClient, host: str) -> N
 def test_answers_under_any_name_where_it_is_open(digits: Sampler) -> None:
     with TestClient(make_app(digits, "digits", loopback_only=False), base_url="http://host") as client:
         assert client.get("/api/model").status_code == 200
+
+
+def test_another_model_with_names() -> None:
+    """Nothing is fitted to the digits: other sides, scales, codes and classes."""
+    sampler = Sampler(*tiny(), class_names=["ant", "bee", "cat", "dog", "eel"], precision="fp32")
+    image, mask = sampler(1, 2)[0], torch.ones(8, 8, dtype=torch.bool)
+    with TestClient(make_app(sampler, "tiny"), base_url="http://localhost") as client:
+        assert client.get("/api/model").json()["classes"][4] == "eel"
+        assert same(ask(client, "draw", label=1, seed=2)[-2], image)
+        wanted = sampler.edit(image, mask, 5, 3)[0]
+        assert same(ask(client, "edit", label=5, seed=3, **edit_of(image, mask))[-2], wanted)
+        refused = client.post("/api/draw", json={"label": 6, "seed": 0, "top_k": 17})
+        assert "label must be a whole number in 0..5, got 6" in refused.text
 
 
 def test_an_error_while_drawing_is_told_and_the_next_is_drawn(

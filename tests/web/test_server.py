@@ -99,6 +99,17 @@ def test_who_leaves_frees_the_queue(served: Served, held: threading.Semaphore) -
     wait_for(lambda: queue.drawing is None)
 
 
+def test_a_request_that_does_not_come_is_ended(served: Served) -> None:
+    address, _ = served(Limits(body_seconds=0.2))
+    connection = HTTPConnection(address.removeprefix("http://"), timeout=60)
+    connection.putrequest("POST", "/api/draw")
+    connection.putheader("Content-Length", "100")
+    connection.endheaders(b"{")
+    answer = connection.getresponse()
+    assert answer.status == 408 and b"must come within 0.2 s" in answer.read()
+    connection.close()
+
+
 def test_the_command_serves_until_it_is_interrupted() -> None:
     words = [sys.executable, "-m", "var_ext", "web", "--port", "0", "--threads", "1"]
     with subprocess.Popen(words, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:

@@ -14,6 +14,7 @@ from starlette.middleware import Middleware
 from starlette.requests import Request as HttpRequest
 from starlette.responses import FileResponse, JSONResponse, Response, StreamingResponse
 from starlette.routing import Route
+from starlette.types import Receive, Scope, Send
 
 from var_ext import editing
 from var_ext.sampling import Sampler
@@ -75,7 +76,7 @@ def make_app(
             except Full:
                 told = f"{limits.waiting} requests wait already: try again in a few seconds"
                 return _refused(503, told, {"Retry-After": "5"})
-            return StreamingResponse(_lines(queue, job, events), media_type="application/x-ndjson")
+            return Answer(_lines(events), lambda: queue.cancel(job))
 
         return answer
 
@@ -132,13 +133,24 @@ async def _body(http: HttpRequest, most: int) -> bytes:
     return b"".join(parts)
 
 
-async def _lines(queue: DrawQueue, job: Job, events: asyncio.Queue[Event | None]) -> AsyncIterator[bytes]:
-    """Events as lines of JSON until the end; when the client leaves, the job is cancelled."""
-    try:
-        while (event := await events.get()) is not None:
-            yield json.dumps(event).encode() + b"\n"
-    finally:
-        queue.cancel(job)
+async def _lines(events: asyncio.Queue[Event | None]) -> AsyncIterator[bytes]:
+    """Events as lines of JSON until the end."""
+    while (event := await events.get()) is not None:
+        yield json.dumps(event).encode() + b"\n"
+
+
+class Answer(StreamingResponse):
+    """A stream of lines; `left` is called at its end or when the client is gone, even before the first line."""
+
+    def __init__(self, lines: AsyncIterator[bytes], left: Callable[[], None]) -> None:
+        super().__init__(lines, media_type="application/x-ndjson")
+        self._left = left
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        try:
+            await super().__call__(scope, receive, send)
+        finally:
+            self._left()
 
 
 def _refused(status: int, message: str, headers: dict[str, str] | None = None) -> Response:

@@ -196,10 +196,11 @@ async function start() {
     for (const id of ["label", "labels"]) $(id).add(new Option(name, i));
   });
   for (const name of ["cfg", "top_k", "top_p", "temperature"]) $(name).placeholder = model.defaults[name];
+  const { cfg, top_k, top_p } = model.editing;
+  $("editing").textContent = `Of redraws: guidance ${cfg}, top-k ${top_k}, top-p ${top_p}.`;
   for (const canvas of [$("picture"), $("mask")]) canvas.width = canvas.height = model.side;
   picture.fillStyle = "#888";
   picture.fillRect(0, 0, model.side, model.side);
-  $("precisions").innerHTML = "";
   for (const name of model.precisions) {
     const label = document.createElement("label"), box = document.createElement("input");
     label.className = "check";
