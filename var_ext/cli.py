@@ -162,7 +162,10 @@ def sample(
         if stages is None:
             images = sampler(each_label, each_seed, batch_size=batch_size, **options).cpu()
         else:
-            images = _with_stages(sampler, each_label, each_seed, batch_size, stages, count, options)
+            columns_of_stages = count if count > 1 else 8  # one of each class: side by side
+            images = _with_stages(
+                sampler, each_label, each_seed, batch_size, stages, columns_of_stages, options
+            )
         columns = [str(each) for each in seeds]
     seconds = time.perf_counter() - start
     names = [class_name(sampler.class_names, label) for label in labels]

@@ -143,6 +143,7 @@ def edits(page: Page, screens: Path | None) -> None:
     box = page.locator("#mask").bounding_box()
     assert box
     x, y, side = box["x"], box["y"], box["width"]
+    page.fill("#brush", "50")
     page.mouse.move(x + 0.1 * side, y + 0.2 * side)
     page.mouse.down()
     for step in range(1, 21):
