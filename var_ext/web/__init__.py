@@ -1,6 +1,6 @@
 """A page to play with a model: `var-ext web`.
 
-Starlette and uvicorn serve it: two packages of 2 MB, whose own dependencies are here anyway. Gradio 6 would bring 20
+Starlette and uvicorn serve it: two packages of 2 MB, whose own dependencies are here anyway. Gradio 6 would bring 18
 packages and an older pillow, and neither its queue nor its editor says when a stage is drawn or who has left; FastAPI
 adds pydantic and opentelemetry for checks that are a page of code here, with this project's messages. The page is three
 files without anything from elsewhere, so it works without a network.

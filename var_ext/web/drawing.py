@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import time
 from base64 import b64encode
-from collections.abc import Generator
-from typing import Any
+from collections.abc import Generator, Iterator
 
 import torch
 from PIL import Image
+from torch import Tensor
 
 from var_ext.engine import named_precision
 from var_ext.engine.precision import NAMES
@@ -36,18 +36,20 @@ class Drawing:
 
     def draw(self, request: Request) -> Events:
         """An event a scale, then the end."""
+        start = time.perf_counter()
         stages = self.sampler.stages(request.label, request.seed, **request.options)
-        yield from self._shown(stages)
+        yield from self._shown(stages, start)
 
     def edit(self, request: EditRequest) -> Events:
         """The same for a picture that is partly redrawn."""
+        start = time.perf_counter()
         stages = self.sampler.edit_stages(
             request.image, request.mask, request.label, request.seed, paste=request.paste, **request.options
         )
-        yield from self._shown(stages)
+        yield from self._shown(stages, start)
 
-    def _shown(self, stages: Any) -> Events:
-        sides, start = self.sampler.vae.schedule.patch_nums, time.perf_counter()
+    def _shown(self, stages: Iterator[Tensor], start: float) -> Events:
+        sides = self.sampler.vae.schedule.patch_nums
         for k, (side, images) in enumerate(zip(sides, stages, strict=True)):
             shown = {"scale": k + 1, "scales": len(sides), "side": side, "image": _url(to_pil(images)[0])}
             yield {"event": "stage", **shown}
