@@ -64,6 +64,7 @@ def evaluate_fid(
             f"{world} ranks must share a folder of features, got none: name one with --cache or --json"
         )
     known = _fitting(reference, extractor)
+    _check_counts(samples, reference)
     with ExitStack() as stack:
         folder = cache or Path(stack.enter_context(TemporaryDirectory()))
         store = FeatureStore(folder, samples, extractor, batch_size=batch_size)
@@ -94,6 +95,20 @@ def _fitting(reference: Reference, extractor: Extractor) -> dict[str, Gaussian]:
                 f"Inception's, got {len(mean)}: it is of another network"
             )
     return reference.statistics
+
+
+def _check_counts(samples: Images, reference: Reference) -> None:
+    """Refuse too few images before hours of features."""
+    if reference.images is None:
+        if samples.count < 2:
+            raise ValueError(f"a covariance needs at least 2 images, got {samples.count} of {samples.name}")
+        return
+    for images in (samples, reference.images):
+        if images.count <= K:
+            raise ValueError(
+                f"precision and recall of k = {K} need at least {K + 1} images of both kinds, got {images.count} of "
+                f"{images.name}"
+            )
 
 
 class _Measured:

@@ -151,6 +151,8 @@ def write_reference(
         raise ValueError(
             f"a reference must not replace the images it is of, got {path} for both: name another file"
         )
+    if images.count < 2:
+        raise ValueError(f"a covariance needs at least 2 images, got {images.count} of {images.name}")
     check_writable(path)
     store = FeatureStore(cache, images, extractor, batch_size=batch_size)
     store.fill("features of the reference", progress=progress, patience=patience)
