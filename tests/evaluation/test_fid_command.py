@@ -115,6 +115,26 @@ def test_the_space_of_a_vit(files: Path, tmp_path: Path) -> None:
     torch.testing.assert_close(mine, load_vit(str(tmp_path / "vit.pth"), 224)(x)[-1][:, 0])
 
 
+def test_the_space_of_clip(files: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("var_ext.evaluation.features.clip", lambda path, **options: linear())
+    (tmp_path / "clip.pth").touch()
+    options = (
+        "--features",
+        "clip",
+        "--clip",
+        tmp_path / "clip.pth",
+        "--quiet",
+        "--json",
+        tmp_path / "fd.json",
+    )
+    call("eval", "fid", files / "samples.npz", "--reference", files / "photos", *options)
+    assert "FID" in json.loads((tmp_path / "fd.json").read_text())["figures"]
+    said = call(
+        "eval", "fid", files / "samples.npz", "--reference", files / "photos", *options[2:], fails=True
+    )
+    assert "--clip is of --features clip, got --features inception" in said
+
+
 def test_a_model_is_drawn(files: Path, tmp_path: Path) -> None:
     save_model(tmp_path / "model", *tiny())
     options = ("--features", "lite0", "--lite0", files / "lite0.pth", "--quiet", "--threads", 1)
