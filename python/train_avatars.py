@@ -26,6 +26,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from types import FrameType
 from typing import Any
 
 import click
@@ -44,6 +45,7 @@ from var_ext.evaluation.image_sources import DrawnImages, Images
 from var_ext.evaluation.kept import Kept
 from var_ext.export import evaluation_plan
 from var_ext.training import TokenizerRecipe, VARRecipe, train_tokenizer, train_var
+from var_ext.training.interrupts import STOPPED
 
 ROOT = Path(__file__).resolve().parent.parent
 RENDER = ROOT / "python/avatars/render.py"
@@ -123,15 +125,26 @@ def draw_pictures(work: Work, side: int, counts: tuple[int, int]) -> None:
 
 @contextmanager
 def limited(minutes: float) -> Iterator[None]:
-    """After so many minutes a training is asked to write a checkpoint and to end; 0 is never."""
+    """After so many minutes the program is asked to end; 0 is never. A training writes a checkpoint first."""
+
+    def stop(number: int, frame: FrameType | None) -> None:
+        raise SystemExit(
+            STOPPED
+        )  # between trainings, which catch the signal themselves: what is done is kept
+
+    if not minutes:
+        yield
+        return
+    before = signal.signal(signal.SIGTERM, stop)
     timer = threading.Timer(60 * minutes, os.kill, (os.getpid(), signal.SIGTERM))
     timer.daemon = True
-    if minutes:
-        timer.start()
+    timer.start()
     try:
         yield
     finally:
         timer.cancel()
+        timer.join()
+        signal.signal(signal.SIGTERM, before)
 
 
 @dataclass(frozen=True)

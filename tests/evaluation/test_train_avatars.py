@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import importlib.util
 import json
+import signal
 import sys
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from types import ModuleType
@@ -122,6 +124,16 @@ def test_a_stage_ends_and_goes_on(program: ModuleType, tmp_path: Path, made: Pat
     for name in ("vae", "var"):
         file = f"{name}.safetensors"
         assert (tmp_path / "out" / file).read_bytes() == (made / "out" / file).read_bytes()
+
+
+def test_the_clock_ends_what_is_no_training(
+    program: ModuleType, made: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Without a handler of its own the signal would end the process, and these tests with it."""
+    before = signal.getsignal(signal.SIGTERM)
+    monkeypatch.setattr(program, "measure", lambda *_: time.sleep(60))
+    assert call(program, made, "--minutes", "0.005").exit_code == 75
+    assert signal.getsignal(signal.SIGTERM) is before
 
 
 def test_refuses(program: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
