@@ -6,7 +6,7 @@ import json
 import time
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import TypeVar
 
 import click
 import torch
@@ -55,22 +55,23 @@ def found(path: Path, recipe: TokenizerRecipe | VARRecipe) -> str:
     return f"{', '.join(numbers)} (step {line['step']})"
 
 
-def decisive(pinned: dict[str, Any]) -> dict[str, Any]:
-    """The fields of a recipe that decide these weights: no perceptual hook is given here."""
-    return {name: value for name, value in pinned.items() if name != "weight_perceptual"}
-
-
 def listing(recipe: TokenizerRecipe | VARRecipe) -> str:
-    """Those fields, for the card."""
-    return ", ".join(f"{name} {value}" for name, value in decisive(recipe.pinned()).items())
+    """The fields of a recipe that decide the weights, for the card."""
+    return ", ".join(f"{name} {value}" for name, value in recipe.pinned().items())
 
 
-def finished(folder: Path, recipe: TokenizerRecipe | VARRecipe) -> bool:
-    """Whether the latest training in a folder was of this recipe and ended: its config.json comes last."""
+def finished(folder: Path, recipe: TokenizerRecipe | VARRecipe, source: Path | None = None) -> bool:
+    """Whether the latest training in a folder was of this recipe and ended: its config.json comes last.
+
+    Args:
+        source: the folder of what it was trained with; a later training there makes this one unfinished.
+    """
     config, began = folder / "config.json", folder / "recipe.json"
     if not (config.is_file() and began.is_file()) or config.stat().st_mtime < began.stat().st_mtime:
         return False
-    return decisive(json.loads(began.read_text(encoding="utf-8"))["recipe"]) == decisive(recipe.pinned())
+    if source is not None and config.stat().st_mtime < (source / "config.json").stat().st_mtime:
+        return False
+    return json.loads(began.read_text(encoding="utf-8"))["recipe"] == recipe.pinned()
 
 
 def size_of(model: torch.nn.Module, file: Path) -> str:

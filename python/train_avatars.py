@@ -51,7 +51,8 @@ ROOT = Path(__file__).resolve().parent.parent
 RENDER = ROOT / "python/avatars/render.py"
 TOKENIZER: dict[str, Any] = {"epochs": 4, "augment": 0.0, "autocast": "bf16", "validate_every": 1}
 TRANSFORMER: dict[str, Any] = {
-    "epochs": 6, "batch_size": 64, "augment": 0.0, "autocast": "bf16", "depth": 8, "embed_dim": 256, "num_heads": 4,
+    "half": False, "select": "last", "copies": 1, "epochs": 6, "batch_size": 64, "augment": 0.0, "autocast": "bf16",
+    "depth": 8, "embed_dim": 256, "num_heads": 4,
     "shared_aln": True, "drop_rate": 0.0, "drop_path_rate": 0.05, "base_lr": 2.4e-3, "warmup": 0.05, "ema": 0.999,
     "init_adaln_gamma": 1e-2, "top_k": 0, "validate_every": 1,
 }  # fmt: skip
@@ -61,21 +62,10 @@ DECODER: dict[str, Any] = {
     "adversarial_start": 0.1,
 }  # fmt: skip
 SMOKE: dict[str, dict[str, Any]] = {
-    "tokenizer": {
-        "epochs": 1,
-        "vocab_size": 32,
-        "z_channels": 8,
-        "ch_mult": (1, 1),
-        "patch_nums": (1, 2, 4, 8),
-    },
+    "tokenizer": {"epochs": 1, "vocab_size": 32, "z_channels": 8, "ch_mult": (1, 1), "patch_nums": (1, 2, 4, 8)},
     "transformer": {"epochs": 1, "depth": 1, "embed_dim": 64, "num_heads": 1},
-    "decoder": {
-        "perceptual": "structural",
-        "lpips": (),
-        "weight_adversarial": 0.0,
-        "adversarial_start": 0.22,
-    },
-}
+    "decoder": {"perceptual": "structural", "lpips": (), "weight_adversarial": 0.0, "adversarial_start": 0.22},
+}  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -94,30 +84,16 @@ class Size:
 TOY = Size(40, 10, (0.0, 1.5), (0.96,), 4, 4, 4)
 
 
-@dataclass(frozen=True)
-class Work:
-    """The folder of a run, and what is in it."""
-
-    folder: Path
-
-    @property
-    def data(self) -> Path:
-        return self.folder / "data"
-
-    def of(self, part: str) -> Path:
-        return self.folder / part
-
-
-def draw_pictures(work: Work, side: int, counts: tuple[int, int]) -> None:
+def draw_pictures(work: Path, side: int, counts: tuple[int, int]) -> None:
     """The training and held-out pictures, unless they are there."""
-    note, asked = work.of("data.json"), {"side": side, "counts": list(counts)}
+    note, asked = work / "data.json", {"side": side, "counts": list(counts)}
     if note.exists() and json.loads(note.read_text()) == asked:
         return
     note.unlink(missing_ok=True)
-    if work.data.exists():
-        shutil.rmtree(work.data)
+    if (work / "data").exists():
+        shutil.rmtree(work / "data")
     train, held_out = map(str, counts)
-    command = [sys.executable, str(RENDER), "--out", str(work.data), "--size", str(side)]
+    command = [sys.executable, str(RENDER), "--out", str(work / "data"), "--size", str(side)]
     if subprocess.run([*command, "--train", train, "--val", held_out], check=False).returncode:
         raise click.ClickException("the pictures could not be drawn; what is lacking is said above")
     note.write_text(json.dumps(asked))
@@ -128,9 +104,7 @@ def limited(minutes: float) -> Iterator[None]:
     """After so many minutes the program is asked to end; 0 is never. A training writes a checkpoint first."""
 
     def stop(number: int, frame: FrameType | None) -> None:
-        raise SystemExit(
-            STOPPED
-        )  # between trainings, which catch the signal themselves: what is done is kept
+        raise SystemExit(STOPPED)  # between trainings, which catch it themselves; what is done is kept
 
     if not minutes:
         yield
@@ -153,40 +127,60 @@ class Recipes:
 
     tokenizer: TokenizerRecipe
     transformer: VARRecipe
-    decoder: dict[str, Any]  # of a finished tokenizer, whose sizes it takes
+    decoder: TokenizerRecipe
+
+    @classmethod
+    def of(cls, changes: dict[str, dict[str, Any]]) -> Recipes:
+        """With changes by part. ValueError: a name or a value cannot be."""
+        tokenizer = TokenizerRecipe.small().with_options(**{**TOKENIZER, **changes["tokenizer"]})
+        sizes = (
+            "vocab_size",
+            "z_channels",
+            "ch",
+            "ch_mult",
+            "share_quant_resi",
+            "using_znorm",
+            "beta",
+            "dropout",
+        )
+        config = {name: getattr(tokenizer, name) for name in sizes}
+        decoder = TokenizerRecipe.finetune({**config, "v_patch_nums": tokenizer.patch_nums})
+        return cls(
+            tokenizer.beginning(from_source=False),
+            VARRecipe.digits().with_options(**{**TRANSFORMER, **changes["transformer"]}),
+            decoder.with_options(**{**DECODER, **changes["decoder"]}).beginning(from_source=True),
+        )
 
 
-def train(work: Work, recipes: Recipes, clock: Clock) -> None:
+def train(work: Path, recipes: Recipes, clock: Clock) -> None:
     """The three trainings, each unless it is finished."""
-    tokenizer, transformer, decoder = (work.of(part) for part in ("tokenizer", "transformer", "decoder"))
+    tokenizer, transformer, decoder = (work / part for part in ("tokenizer", "transformer", "decoder"))
     if not finished(tokenizer, recipes.tokenizer):
         clock.run(
             "tokenizer",
-            lambda: train_tokenizer(work.data, tokenizer, recipes.tokenizer),
+            lambda: train_tokenizer(work / "data", tokenizer, recipes.tokenizer),
             tokenizer / "log.jsonl",
         )
-    if not finished(transformer, recipes.transformer):
+    if not finished(transformer, recipes.transformer, tokenizer):
         clock.run(
             "transformer",
-            lambda: train_var(work.data, tokenizer, transformer, recipes.transformer),
+            lambda: train_var(work / "data", tokenizer, transformer, recipes.transformer),
             transformer / "log.jsonl",
         )
-    config = load_tokenizer(tokenizer).config
-    recipe = TokenizerRecipe.finetune(config).with_options(**recipes.decoder).beginning(from_source=True)
-    if not finished(decoder, recipe):
+    if not finished(decoder, recipes.decoder, tokenizer):
         clock.run(
             "decoder",
-            lambda: train_tokenizer(work.data, decoder, recipe, init_from=tokenizer),
+            lambda: train_tokenizer(work / "data", decoder, recipes.decoder, init_from=tokenizer),
             decoder / "log.jsonl",
         )
 
 
-def assembled(work: Work, sampling: dict[str, Any] | None = None) -> Path:
+def assembled(work: Path, sampling: dict[str, Any] | None = None) -> Path:
     """The model as it ships: the transformer, the encoder and codes that it knows, the second decoder; fp16."""
-    own = var_ext.load(work.of("transformer"))
+    own = var_ext.load(work / "transformer")
     return save_model(
-        work.of("model"),
-        load_tokenizer(work.of("decoder")),
+        work / "model",
+        load_tokenizer(work / "decoder"),
         own.var,
         sampling=sampling or own.defaults,
         class_names=own.class_names,
@@ -194,24 +188,24 @@ def assembled(work: Work, sampling: dict[str, Any] | None = None) -> Path:
     )
 
 
-def chosen(work: Work, extractor: Extractor, size: Size) -> dict[str, Any]:
+def chosen(work: Path, extractor: Extractor, size: Size) -> dict[str, Any]:
     """The guidance and top-p whose samples are nearest to training pictures."""
     sampler = var_ext.load(assembled(work))
-    train = load_dataset(work.data, "train", sampler.image_size)
+    train = load_dataset(work / "data", "train", sampler.image_size)
     grid = GuidanceGrid(
         sampler, "avatars", {"top_k": 0}, size.cfgs, size.top_ps, range(sampler.num_classes), size.per_cell, 0,
         Reference("training pictures", {}, DatasetImages(train, ReportOptions.search)), extractor,
     )  # fmt: skip
-    cells = grid.compute(Kept(work.of("page")), work.of("features"), device=sampler.device, progress=True)
+    cells = grid.compute(Kept(work / "page"), work / "features", device=sampler.device, progress=True)
     best = min(cells, key=lambda cell: cell["figures"][extractor.titles[extractor.main]])
     return {"cfg": best["cfg"], "top_k": 0, "top_p": best["top_p"]}
 
 
-def compared(work: Work, model: Path, extractor: Extractor, size: Size) -> dict[str, Any]:
+def compared(work: Path, model: Path, extractor: Extractor, size: Size) -> dict[str, Any]:
     """Figures of samples, of as many training pictures, and of what the tokenizer gives back of these, against all
     held-out pictures."""
     sampler = var_ext.load(model)
-    train, held_out = (load_dataset(work.data, split, sampler.image_size) for split in ("train", "val"))
+    train, held_out = (load_dataset(work / "data", split, sampler.image_size) for split in ("train", "val"))
     plan = evaluation_plan(sampler.num_classes, size.per_class)
     real = DatasetImages(train, len(plan))
     sets: dict[str, Images] = {
@@ -223,29 +217,29 @@ def compared(work: Work, model: Path, extractor: Extractor, size: Size) -> dict[
     for name, images in sets.items():
         report = evaluate_fid(
             images, Reference("held-out pictures", {}, DatasetImages(held_out)), extractor,
-            cache=work.of("features"), progress=True,
+            cache=work / "features", progress=True,
         )  # fmt: skip
         assert report is not None
         found[name] = report.as_dict()
     return found
 
 
-def measure(work: Work, lite0: Path, size: Size) -> dict[str, Any]:
+def measure(work: Path, lite0: Path, size: Size) -> dict[str, Any]:
     """Chooses the settings, measures the model as it ships, and writes its page."""
     extractor = features.lite0(lite0)
     sampling = chosen(work, extractor, size)
     model = assembled(work, sampling)
     sampler = var_ext.load(model)
-    data = tuple(load_dataset(work.data, split, sampler.image_size) for split in ("train", "val"))
+    data = tuple(load_dataset(work / "data", split, sampler.image_size) for split in ("train", "val"))
     options = ReportOptions(
         grid_cfg=size.cfgs, grid_top_p=size.top_ps, per_class=size.per_cell, class_images=size.per_probe
     )
     write_model_report(
-        sampler, "avatars", work.of("page"), options=options, data=data, extractor=extractor,
-        cache=work.of("features"), progress=True,
+        sampler, "avatars", work / "page", options=options, data=data, extractor=extractor,
+        cache=work / "features", progress=True,
     )  # fmt: skip
     found = {"sampling": sampling, "figures": compared(work, model, extractor, size)}
-    write_json(work.of("quality.json"), found)
+    write_json(work / "quality.json", found)
     return found
 
 
@@ -282,31 +276,20 @@ def main(
     smoke: bool,
 ) -> None:
     logging.basicConfig(level=logging.INFO, format="%(message)s")
-    size, toy = (
-        TOY if smoke else Size(),
-        SMOKE if smoke else {"tokenizer": {}, "transformer": {}, "decoder": {}},
-    )
+    size, toy = (TOY, SMOKE) if smoke else (Size(), {part: {} for part in SMOKE})
+    given = {"tokenizer": for_tokenizer, "transformer": for_transformer, "decoder": for_decoder}
     try:
-        recipes = Recipes(
-            TokenizerRecipe.small()
-            .with_options(seed=seed, **{**TOKENIZER, **toy["tokenizer"], **options(for_tokenizer)})
-            .beginning(from_source=False),
-            VARRecipe.digits().with_options(
-                seed=seed, **{"half": False, "select": "last", "copies": 1, **TRANSFORMER, **toy["transformer"]},
-                **options(for_transformer),
-            ),
-            {"seed": seed, **DECODER, **toy["decoder"], **options(for_decoder)},
-        )  # fmt: skip
+        changes = {part: {"seed": seed, **toy[part], **options(pairs)} for part, pairs in given.items()}
+        recipes = Recipes.of(changes)
     except ValueError as error:
         raise click.UsageError(str(error)) from error
-    place = Work(work)
-    place.folder.mkdir(parents=True, exist_ok=True)
+    work.mkdir(parents=True, exist_ok=True)
     clock = Clock(work / "seconds.json")
     try:
         with limited(minutes):
-            draw_pictures(place, recipes.tokenizer.image_size, (size.train, size.held_out))
-            train(place, recipes, clock)
-            found = clock.run("measurement", lambda: measure(place, lite0, size))
+            draw_pictures(work, recipes.tokenizer.image_size, (size.train, size.held_out))
+            train(work, recipes, clock)
+            found = clock.run("measurement", lambda: measure(work, lite0, size))
     except (ValueError, OSError, CheckpointError) as error:
         raise click.ClickException(str(error)) from error
     publish(work / "model", out)

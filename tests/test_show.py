@@ -54,6 +54,16 @@ def test_stages_check_before_they_draw(sampler: Sampler) -> None:
         sampler.stages([0], [0], top_p=2)
 
 
+def test_stages_drawn_in_turns_are_those_drawn_alone(sampler: Sampler) -> None:
+    alone = [sampler.scales(label, 4) for label in (1, 2)]
+    both = [[], []]
+    for pair in zip(sampler.stages(1, 4), sampler.stages(2, 4), strict=True):
+        for seen, stage in zip(both, pair, strict=True):
+            seen.append(stage)
+        sampler([3], [5])  # a whole call between two scales
+    assert all(torch.equal(torch.stack(mine), wanted) for mine, wanted in zip(both, alone, strict=True))
+
+
 def test_stages_can_be_left(sampler: Sampler) -> None:
     """A generator that is closed in the middle leaves nothing behind that changes the next image."""
     wanted = sampler([1], [2])

@@ -5,13 +5,14 @@ from __future__ import annotations
 import math
 import os
 from collections.abc import Callable
+from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
 import click
 
 from var_ext.checkpoints import check_writable
-from var_ext.cli_fid import check_space, extractor_of, network_options, space_options
+from var_ext.cli_fid import Network, network_options, space_options
 from var_ext.cli_options import (
     SEED,
     UserPath,
@@ -25,7 +26,7 @@ from var_ext.cli_options import (
 )
 
 COUNT = click.IntRange(min=1)
-SPACE = ("features", "lite0", "vit", "clip", "weights", "net_precision")
+SPACE = tuple(field.name for field in fields(Network))
 
 
 def _values(low: float, high: float = math.inf) -> Callable[[str], list[float]]:
@@ -80,9 +81,8 @@ def _batches(value: str) -> list[int]:
 @click.option(
     "--class-images",
     type=COUNT,
-    default=20,
-    show_default=True,
-    help="Of --data and a space: samples of each class that a linear probe judges; as many held-out images at most.",
+    help="Of --data and a space: samples of each class that a linear probe judges; as many held-out images at most.  "
+    "[default: as few as make 200]",
 )
 @click.option(
     "--reference",
@@ -127,12 +127,6 @@ def report(
     geometry: str | None,
     decode: str | None,
     reference: Path | None,
-    features: str,
-    lite0: Path | None,
-    vit: Path | None,
-    clip: Path | None,
-    weights: Path | None,
-    net_precision: str,
     image_size: int | None,
     cache: Path | None,
     quiet: bool,
@@ -163,10 +157,10 @@ def report(
     from var_ext.info import installation, model_rows
 
     device = local_device(device)
-    spaced = bool(given_of(*SPACE))
+    network, spaced = Network.taken(options), bool(given_of(*SPACE))
     _check_options(data, reference, spaced)
     if spaced:
-        check_space(features, weights, lite0, vit, clip, net_precision)
+        network.check()
     check_writable(out / PAGE)
     if cache is not None:
         check_writable(cache / ".check")
@@ -179,7 +173,7 @@ def report(
     compared = None if reference is None else read_reference(reference, image_size)
     extractor = None
     if spaced or compared is not None:
-        extractor = extractor_of(features, weights, lite0, vit, clip, net_precision, device)
+        extractor = network.extractor(device)
     page = write_model_report(
         sampler,
         os.path.basename(os.path.normpath(model)),

@@ -17,6 +17,7 @@ from var_ext.data import load_dataset
 from var_ext.evaluation import ReportOptions, class_section, write_model_report
 from var_ext.evaluation.class_figures import RIDGE, LinearProbe, spread
 from var_ext.evaluation.dataset_images import DatasetImages
+from var_ext.evaluation.model_subject import Subject
 from var_ext.sampling import Sampler
 
 
@@ -124,3 +125,22 @@ def test_the_section(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     result, _ = written(tmp_path / "real")
     assert all(row["spread"] in (1, None) and row["samples"] == row["held_out"] for row in result["rows"])
     assert sum(row["held_out"] for row in result["rows"]) > 3  # random features, yet far above chance
+
+
+def subject(sampler: Sampler, folder: Path, **options: Any) -> Subject:
+    train, held_out = (load_dataset("digits", split, sampler.image_size) for split in ("train", "val"))
+    return Subject(
+        sampler, "tiny", "digest", ReportOptions(**options), folder, folder, {}, {}, train, held_out,
+        extractor=linear(sampler.image_size),
+    )  # fmt: skip
+
+
+def test_the_section_needs_training_images_of_every_class_before_it_draws(tmp_path: Path) -> None:
+    pytest.importorskip("sklearn")
+    sampler = Sampler(*tiny(patch_nums=(1, 2, 4, 8), num_classes=10), precision="fp32", defaults={"top_k": 8})
+    lacking = class_section.classes(subject(sampler, tmp_path, search=9)).lacking
+    assert lacking.startswith("9 of 1197 training images are searched") and "a larger `--search`" in lacking
+    found = [class_section.classes(subject(sampler, tmp_path, search=400, class_images=n)) for n in (None, 3)]
+    assert [each.settings["class_images"] for each in found] == [20, 3]  # as few as make 200
+    with pytest.raises(ValueError, match="class_images 0"):
+        ReportOptions(class_images=0)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 import json
+import shutil
 import signal
 import sys
 import time
@@ -19,6 +20,7 @@ from PIL import Image
 
 import var_ext
 from tests.evaluation.test_fid import linear
+from var_ext.evaluation import guidance_grid
 
 PROGRAM = Path(__file__).resolve().parents[2] / "python" / "train_avatars.py"
 SIDE = 16
@@ -48,6 +50,14 @@ def program() -> Iterator[ModuleType]:
 
         patch.setattr(module.subprocess, "run", render)
         patch.setattr(module.features, "lite0", lambda path: linear(SIDE))
+        drawn = module.drawn = []  # cells of the grid
+        whole = guidance_grid.evaluate_fid
+
+        def counted(*arguments: Any, **options: Any) -> Any:
+            drawn.append(arguments[0].key)
+            return whole(*arguments, **options)
+
+        patch.setattr(guidance_grid, "evaluate_fid", counted)
         patch.setattr(module, "TOY", module.Size(12, 6, (0.0, 1.5), (0.96,), 4, 2, 3))
         yield module
 
@@ -88,6 +98,24 @@ def test_writes_a_model_that_loads_with_its_settings(made: Path) -> None:
     cells = json.loads((made / "work" / "page" / "guidance.json").read_text())["result"]["cells"]
     assert min(cells, key=lambda cell: cell["figures"]["FID"])["cfg"] == found["sampling"]["cfg"]
     assert "## Classes" in (made / "work" / "page" / "report.md").read_text()
+
+
+def test_the_page_takes_the_cells_of_the_choice(program: ModuleType, made: Path) -> None:
+    assert len(program.drawn) == len(set(program.drawn)) == 2  # each of the two was drawn once
+
+
+def test_a_later_tokenizer_or_another_recipe_is_not_passed_over(
+    program: ModuleType, made: Path, tmp_path: Path
+) -> None:
+    shutil.copytree(made, tmp_path, dirs_exist_ok=True, copy_function=shutil.copy2)
+    (tmp_path / "work" / "tokenizer" / "config.json").touch()
+    seen: list[str] = []
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(program, "train_var", lambda *_: seen.append("transformer"))
+        patch.setattr(program, "train_tokenizer", lambda *_, **__: seen.append("decoder"))
+        assert call(program, tmp_path).exit_code == 0 and seen == ["transformer", "decoder"]
+    result = call(program, tmp_path, "--decoder", "weight_perceptual=0.25")
+    assert result.exit_code == 1 and "weight_perceptual" in result.output
 
 
 def test_codes_are_the_tokenizers_and_the_decoder_is_not(made: Path) -> None:
@@ -140,6 +168,7 @@ def test_refuses(program: ModuleType, tmp_path: Path, monkeypatch: pytest.Monkey
     for words, message in (
         (("--tokenizer", "epoch=3"), "options of TokenizerRecipe are"),
         (("--decoder", "weight_l1"), "NAME=VALUE, got 'weight_l1'"),
+        (("--decoder", "weight_l=2"), "options of TokenizerRecipe are"),
         (("--minutes", "-1"), "-1"),
     ):
         result = call(program, tmp_path, *words)

@@ -12,8 +12,9 @@ from var_ext.evaluation.class_figures import LinearProbe, spread
 from var_ext.evaluation.dataset_images import DatasetImages
 from var_ext.evaluation.feature_store import FeatureStore, Field
 from var_ext.evaluation.image_sources import DrawnImages, Images
-from var_ext.evaluation.model_subject import Section, Subject, class_name, said, table
+from var_ext.evaluation.model_subject import JUDGED, Section, Subject, said, table
 from var_ext.export import evaluation_plan
+from var_ext.show import class_name
 
 MOST = 50  # classes that have a row of their own
 
@@ -28,13 +29,21 @@ def classes(of: Subject) -> Section:
         return Section(
             name, title, lacking=f"the data has {of.train.num_classes} classes and the model {total}"
         )
-    extractor = of.extractor
+    extractor, train = of.extractor, DatasetImages(of.train, options.search)
+    if len(set(train.labels or ())) < total:
+        return Section(
+            name,
+            title,
+            lacking=f"{train.count} of {train.total} training images are searched, not some of each of the {total} "
+            "classes: give a larger `--search`",
+        )
+    per_class = options.class_images or -(-JUDGED // total)
     plan = evaluation_plan(
-        range(total), options.class_images, options.seed, batch_size=options.batch_size, **of.sampling
+        range(total), per_class, options.seed, batch_size=options.batch_size, **of.sampling
     )
     sets: dict[str, Images] = {
-        "train": DatasetImages(of.train, options.search),
-        "held_out": DatasetImages(of.held_out, total * options.class_images),
+        "train": train,
+        "held_out": DatasetImages(of.held_out, total * per_class),
         "samples": DrawnImages(sampler, plan, of.name),
     }
     stores = {
@@ -65,7 +74,7 @@ def classes(of: Subject) -> Section:
             known = theirs > 0 and not math.isnan(mine)
             rows.append(
                 {
-                    "class": class_name(sampler, label),
+                    "class": class_name(sampler.class_names, label),
                     "samples": accuracy,
                     "held_out": None if math.isnan(real) else real,  # held-out images may lack a class
                     "spread": mine / theirs if known else None,
@@ -91,9 +100,9 @@ def classes(of: Subject) -> Section:
     settings = {
         **of.drawing,
         "sampling": of.sampling,
-        "class_images": options.class_images,
+        "class_images": per_class,
         "seed": options.seed,
-        "train": sets["train"].key,
+        "train": train.key,
         "held_out": sets["held_out"].key,
         "space": of.space,
     }

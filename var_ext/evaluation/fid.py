@@ -15,7 +15,14 @@ from var_ext.data import DataError
 from var_ext.evaluation import guards
 from var_ext.evaluation.feature_store import BATCH, PATIENCE, FeatureStore, Field
 from var_ext.evaluation.features import Extractor
-from var_ext.evaluation.fid_reference import KEPT, STATISTICS, Gaussian, Reference, gaussians
+from var_ext.evaluation.fid_reference import (
+    KEPT,
+    STATISTICS,
+    Gaussian,
+    Reference,
+    check_covariance,
+    gaussians,
+)
 from var_ext.evaluation.fid_report import FidReport
 from var_ext.evaluation.frechet import gaussian_distance
 from var_ext.evaluation.image_sources import DrawnImages, FolderImages, Images
@@ -100,8 +107,7 @@ def _fitting(reference: Reference, extractor: Extractor) -> dict[str, Gaussian]:
 def _check_counts(samples: Images, reference: Reference) -> None:
     """Refuse too few images before hours of features."""
     if reference.images is None:
-        if samples.count < 2:
-            raise ValueError(f"a covariance needs at least 2 images, got {samples.count} of {samples.name}")
+        check_covariance(samples)
         return
     for images in (samples, reference.images):
         if images.count <= K:
