@@ -108,14 +108,14 @@ def test_a_later_tokenizer_or_another_recipe_is_not_passed_over(
     program: ModuleType, made: Path, tmp_path: Path
 ) -> None:
     shutil.copytree(made, tmp_path, dirs_exist_ok=True, copy_function=shutil.copy2)
+    result = call(program, tmp_path, "--decoder", "weight_perceptual=0.25")
+    assert result.exit_code == 1 and "weight_perceptual" in result.output
     (tmp_path / "work" / "tokenizer" / "config.json").touch()
     seen: list[str] = []
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(program, "train_var", lambda *_: seen.append("transformer"))
         patch.setattr(program, "train_tokenizer", lambda *_, **__: seen.append("decoder"))
         assert call(program, tmp_path).exit_code == 0 and seen == ["transformer", "decoder"]
-    result = call(program, tmp_path, "--decoder", "weight_perceptual=0.25")
-    assert result.exit_code == 1 and "weight_perceptual" in result.output
 
 
 def test_codes_are_the_tokenizers_and_the_decoder_is_not(made: Path) -> None:
