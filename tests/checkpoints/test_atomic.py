@@ -33,6 +33,16 @@ def test_write_appears_whole_and_leaves_nothing_else(tmp_path: Path) -> None:
     assert os.listdir(target.parent) == ["a.bin"]
 
 
+def test_a_rewritten_file_keeps_its_permissions(tmp_path: Path) -> None:
+    (tmp_path / "private").touch(0o600)
+    with atomic_write(tmp_path / "private") as handle:
+        assert all(
+            path.stat().st_mode & 0o077 == 0 for path in tmp_path.iterdir()
+        )  # while it is written, too
+        handle.write(b"x")
+    assert (tmp_path / "private").stat().st_mode & 0o777 == 0o600
+
+
 def test_permissions_follow_the_umask(tmp_path: Path) -> None:
     old = os.umask(0o022)
     try:

@@ -1,6 +1,8 @@
 """The loop on a toy task: batches, seeds, resume, selection, log."""
 
 import json
+import subprocess
+import sys
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
@@ -12,7 +14,7 @@ from torch import Tensor
 from tests.disk import small_disk
 from var_ext.checkpoints import CheckpointError
 from var_ext.training.log import Diverged
-from var_ext.training.loop import Moment, Task, epoch_batches, fit, step_seed
+from var_ext.training.loop import Moment, Task, epoch_batches, fit, own_folder, step_seed
 from var_ext.training.recipes import Recipe
 
 
@@ -251,3 +253,29 @@ def test_a_run_that_diverges_before_its_first_checkpoint_goes_back_to_the_start(
         fit(Toy(), tmp_path / "b", progress=False)["value"],
     )
     assert lines(tmp_path / "a")[0] == {"step": 0, "phase": "halve", "rate": 0.5}
+
+
+HOLD = """
+import sys
+from pathlib import Path
+from var_ext.training.loop import own_folder
+with own_folder(Path(sys.argv[1])):
+    print("mine", flush=True)
+    sys.stdin.read()
+"""
+
+
+def test_a_folder_is_of_one_training_until_its_process_ends(tmp_path: Path) -> None:
+    other = subprocess.Popen(
+        [sys.executable, "-c", HOLD, str(tmp_path)], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+    )
+    assert other.stdout and other.stdout.readline() == "mine\n"
+    with pytest.raises(CheckpointError, match="in use by another training"), own_folder(tmp_path):
+        pytest.fail("two trainings in a folder")
+    (tmp_path / ".last.ckpt.1-abcd.tmp").touch()
+    other.kill()
+    other.wait()
+    with own_folder(tmp_path):
+        assert {path.name for path in tmp_path.iterdir()} == {"log.jsonl", ".lock"}  # nor what it left
+    with own_folder(tmp_path):
+        pass

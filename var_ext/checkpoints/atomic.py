@@ -6,6 +6,7 @@ import errno
 import json
 import os
 import secrets
+import stat
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -47,6 +48,8 @@ def atomic_write(path: str | os.PathLike[str]) -> Iterator[BinaryIO]:
             raise NotADirectoryError(errno.ENOTDIR, os.strerror(errno.ENOTDIR))  # mkdir says "exists"
         target.parent.mkdir(parents=True, exist_ok=True)
         with open(temporary, "xb") as handle:
+            if target.is_file():  # what was private stays so
+                os.chmod(temporary, stat.S_IMODE(target.stat().st_mode))
             yield handle
             handle.flush()
             os.fsync(handle.fileno())
@@ -58,6 +61,14 @@ def atomic_write(path: str | os.PathLike[str]) -> Iterator[BinaryIO]:
     finally:
         with suppress(OSError):
             temporary.unlink(missing_ok=True)
+
+
+def clear_remains(folder: Path, pattern: str = "*") -> None:
+    """Removes the temporary files that killed writers left for such names: none must be alive, unless it would write
+    what is there already."""
+    for remains in folder.glob(f".{pattern}.*.tmp"):
+        with suppress(OSError):
+            remains.unlink()
 
 
 class _Withdrawn(Exception):

@@ -23,7 +23,7 @@ from numpy.lib import format as npy
 from PIL import Image
 from torch import Tensor, uint8
 
-from var_ext.checkpoints import CheckpointError, atomic_write
+from var_ext.checkpoints import CheckpointError, atomic_write, clear_remains
 from var_ext.export.plan import Plan
 from var_ext.paths import user_path
 
@@ -123,7 +123,7 @@ class Folder(Place):
             list(pool.map(save, missing))
 
     def finish(self) -> None:
-        _remove_remains(self.path, "*.png")
+        clear_remains(self.path, "*.png")
 
 
 class Npz(Place):
@@ -176,9 +176,9 @@ class Npz(Place):
                 # the same export at the same time may have finished and removed the parts, or a killed one left a
                 # file that fills the disk
                 if not self.finished():
-                    _remove_remains(self.path.parent, self.path.name)
+                    clear_remains(self.path.parent, self.path.name)
                     self._assemble()
-        _remove_remains(self.path.parent, self.path.name)
+        clear_remains(self.path.parent, self.path.name)
         shutil.rmtree(self.parts, ignore_errors=True)
         if self.parts.exists():
             log.warning("could not remove %s, which is no longer needed", self.parts)
@@ -241,7 +241,7 @@ class Scores(Place):
         for part in self.plan.parts:
             with suppress(OSError):
                 self.part(part).unlink()
-        _remove_remains(self.path, "*.npy")
+        clear_remains(self.path, "*.npy")
 
 
 def place_of(out: str | os.PathLike[str], plan: Plan, side: int) -> Place:
@@ -290,13 +290,3 @@ def _listed(folder: Path) -> Sequence[str]:
         return []
     except OSError as error:
         raise CheckpointError(f"could not read {folder}: {error.strerror or error}") from error
-
-
-def _remove_remains(folder: Path, pattern: str) -> None:
-    """Removes temporary files that killed writers left for such names (see `atomic_write`).
-
-    One that is alive finds the file complete, so this comes after.
-    """
-    for remains in folder.glob(f".{pattern}.*.tmp"):
-        with suppress(OSError):
-            remains.unlink()

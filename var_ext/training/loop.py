@@ -17,10 +17,11 @@ from typing import Any
 
 import numpy as np
 import torch
+from filelock import FileLock, Timeout
 from torch import Tensor
 from tqdm import tqdm
 
-from var_ext.checkpoints import CheckpointError, atomic_write, write_json
+from var_ext.checkpoints import CheckpointError, atomic_write, clear_remains, write_json
 from var_ext.checkpoints.training_run import LAST, LOG, RECIPE
 from var_ext.grid import save_picture, to_pil
 from var_ext.training.board import Board
@@ -36,7 +37,7 @@ from var_ext.training.speed import Meter
 
 log = logging.getLogger(__name__)
 
-BOARD, SAMPLES = "tensorboard", "samples"
+BOARD, SAMPLES, LOCK = "tensorboard", "samples", ".lock"
 
 
 @dataclass(frozen=True)
@@ -169,15 +170,38 @@ def in_float32() -> Iterator[None]:
         torch.set_default_dtype(before)
 
 
-def prepare(out: Path, ranks: Ranks = ALONE) -> None:
-    """Create a run's folder first, so that an unwritable one fails before hours of work.
+@contextmanager
+def own_folder(out: Path, ranks: Ranks = ALONE) -> Iterator[None]:
+    """The folder of a run, for this training alone while the block runs.
+
+    It is created first, so that an unwritable one fails before hours of work. The lock ends with its process.
 
     Raises:
-        CheckpointError: nothing can be written there.
+        CheckpointError: nothing can be written there, or another training writes there.
     """
-    if ranks.rank == 0 and not (out / LOG).exists():
-        with atomic_write(out / LOG):
-            pass
+    lock, failure = FileLock(out / LOCK, timeout=0), None
+    if ranks.rank == 0:
+        try:
+            if not (out / LOG).exists():
+                with atomic_write(out / LOG):
+                    pass
+            lock.acquire()
+            clear_remains(out)  # whoever left them is gone
+        except CheckpointError as error:
+            failure = error
+        except Timeout:
+            failure = CheckpointError(
+                f"{out} is in use by another training: wait for its end, or choose another output folder"
+            )
+        except (OSError, NotImplementedError) as error:  # some network file systems have no locks
+            log.warning("%s has no locks (%s): nothing keeps a second training out of it", out, error)
+    (failed,) = ranks.any(failure is not None)
+    if failed:
+        raise failure or CheckpointError(f"rank 0 could not take {out}; its own message says why")
+    try:
+        yield
+    finally:
+        lock.release()
 
 
 @dataclass

@@ -22,7 +22,7 @@ from var_ext.training.build_tokenizer import build_tokenizer, last_layer, set_tr
 from var_ext.training.checkpoint import DIGESTS
 from var_ext.training.critics import Critic, build_discriminator
 from var_ext.training.keeper import Keeper, restart
-from var_ext.training.loop import Moment, Task, fit, in_float32, prepare, step_seed
+from var_ext.training.loop import Moment, Task, fit, in_float32, own_folder, step_seed
 from var_ext.training.losses import Loss
 from var_ext.training.losses.adversarial import adaptive_weight, last_gradients
 from var_ext.training.losses.chosen import digests_of as digests_of_losses
@@ -86,8 +86,7 @@ def train_tokenizer(
     """
     out = user_path(out)
     check_apart(out, init_from=init_from)
-    with join(device, recipe.rank_timeout) as (ranks, device):
-        prepare(out, ranks)
+    with join(device, recipe.rank_timeout) as (ranks, device), own_folder(out, ranks):
         source = None if init_from is None else load_tokenizer(init_from)
         task = TokenizerTask(data, recipe, perceptual=perceptual, source=source, device=device, ranks=ranks)
         weights = fit(task, out, resume=resume, progress=progress)

@@ -22,7 +22,7 @@ from var_ext.schedule import ScaleSchedule
 from var_ext.training.checkpoint import DIGESTS
 from var_ext.training.flops import flops_of
 from var_ext.training.init_from import with_scales
-from var_ext.training.loop import Moment, Task, fit, in_float32, prepare, step_seed
+from var_ext.training.loop import Moment, Task, fit, in_float32, own_folder, step_seed
 from var_ext.training.loss_weights import token_weights
 from var_ext.training.network import (
     first_network,
@@ -104,8 +104,7 @@ def train_var(
     """
     out = user_path(out)
     check_apart(out, tokenizer=tokenizer, init_from=init_from)
-    with join(device, recipe.rank_timeout) as (ranks, device):
-        prepare(out, ranks)
+    with join(device, recipe.rank_timeout) as (ranks, device), own_folder(out, ranks):
         vae = load_tokenizer(tokenizer)
         if recipe.patch_nums:
             vae = with_scales(vae, recipe.patch_nums)
