@@ -23,9 +23,10 @@ __device__ float dropped(const KeyedDropoutParams& p, float x, uint64_t word, ui
     return x * (static_cast<int16_t>(word >> (16 * lane)) < p.threshold ? p.scale : 0.0f);
 }
 
-// `units`: of N elements of a row, of all rows together. With N elements at a time numbers follow each other
-// as the elements do. budget: registers <= 64, shared <= 0, blocks >= 4 sass <8>: LDG.E.128, STG.E.128 sass
-// <float, 4>: LDG.E.128, STG.E.128
+// `units`: of N elements of a row, of all rows together. Numbers of N at a time follow each other as they do.
+// budget: registers <= 64, shared <= 0, blocks >= 4
+// sass <8>: LDG.E.128, STG.E.128
+// sass <float, 4>: LDG.E.128, STG.E.128
 template <class T, int N>
 __global__ void __launch_bounds__(keyed_dropout_threads, 4)
     keyed_dropout_kernel(const KeyedDropoutParams p, uint32_t units) {
