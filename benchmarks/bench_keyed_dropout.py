@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from harness.case import Case, compiled, nbytes, same
 
-from var_ext import ops, reference
+from var_ext import ops, reference, splitmix64
 
 FORMATS = {"contiguous": torch.contiguous_format, "channels last": torch.channels_last}
 DTYPES = {"": torch.float32, ", bf16": torch.bfloat16}
@@ -45,7 +45,7 @@ def case(batch: int, channels: int, side: int, layout: str, dtype: torch.dtype, 
         for part in torch.randn(2, batch, channels, side, side).to(dtype)
     )
     x.requires_grad_(train)
-    given = x, torch.arange(batch), torch.tensor(1), round(0.9 * 2**16)
+    given = x, torch.arange(batch), splitmix64.counter(1), round(0.9 * 2**16)
     calls = {
         "var_ext": lambda: ops.keyed_dropout(*given),
         "reference": lambda: reference.keyed_dropout(*given),

@@ -10,7 +10,6 @@ from torch import Tensor
 
 GOLDEN = 0x9E3779B97F4A7C15
 FACTORS = (0xBF58476D1CE4E5B9, 0x94D049BB133111EB)
-INVERSE = pow(GOLDEN, -1, 2**64)
 
 
 def signed(value: int) -> int:
@@ -29,10 +28,16 @@ def mixed(x: Tensor) -> Tensor:
     return _shifted(_shifted(x, 27) * signed(FACTORS[1]), 31)
 
 
-def words(keys: Tensor, first: Tensor, count: int) -> Tensor:
-    """mixed(key + first + GOLDEN i), i = 1..count: (B,), () -> (B, count), int64.
+def counter(first: int, device: torch.device | str = "cpu") -> Tensor:
+    """Where a counter begins, and its step: (2,) int64.
 
-    The counter is not multiplied alone: compilers take such a product for an index, which must not overflow.
+    A tensor, although the step is always the same: compilers reason that a product with a constant does not overflow,
+    and take loops over what does for short.
     """
-    begin = (keys + first) * signed(INVERSE)
-    return mixed((begin[:, None] + torch.arange(1, count + 1, device=keys.device)) * signed(GOLDEN))
+    return torch.tensor([signed(first % 2**64), signed(GOLDEN)], device=device)
+
+
+def words(keys: Tensor, counter: Tensor, count: int) -> Tensor:
+    """mixed(key + first + step i), i = 1..count: (B,), (2,) -> (B, count), int64."""
+    first, step = counter.unbind()
+    return mixed(keys[:, None] + first + torch.arange(1, count + 1, device=keys.device) * step)

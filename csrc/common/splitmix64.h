@@ -9,8 +9,6 @@
 
 namespace var_ext {
 
-constexpr uint64_t splitmix64_step = 0x9E3779B97F4A7C15;  // from one counter to the next
-
 // The hash of a uint64_t, or of each in a vector.
 template <class U>
 VAR_EXT_HOST_DEVICE inline __attribute__((always_inline)) constexpr U splitmix64(U x) {
@@ -20,6 +18,6 @@ VAR_EXT_HOST_DEVICE inline __attribute__((always_inline)) constexpr U splitmix64
 }
 
 // The first number of the published code, seeded with 0.
-static_assert(splitmix64(splitmix64_step) == 0xE220A8397B1DCDAF);
+static_assert(splitmix64(uint64_t{0x9E3779B97F4A7C15}) == 0xE220A8397B1DCDAF);
 
 }  // namespace var_ext

@@ -14,8 +14,8 @@ constexpr int keyed_dropout_steps = 4;  // in flight per thread
 constexpr uint32_t keyed_dropout_chunk = keyed_dropout_threads * keyed_dropout_steps;
 
 __device__ uint64_t word_at(const KeyedDropoutParams& p, uint32_t row, uint64_t i) {
-    const uint64_t origin = static_cast<uint64_t>(p.keys[row]) + static_cast<uint64_t>(*p.first);
-    return splitmix64(origin + (i + 1) * splitmix64_step);
+    const uint64_t key = p.keys[row], first = p.counter[0], step = p.counter[1];
+    return splitmix64(key + first + step * (i + 1));
 }
 
 // Not replaced where it is dropped: 0 times NaN stays NaN.

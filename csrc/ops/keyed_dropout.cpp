@@ -4,8 +4,8 @@
 
 namespace var_ext {
 
-KeyedDropoutParams keyed_dropout_params(const TensorView& x, const TensorView& keys, const TensorView& first,
-                                        const TensorView& out, int64_t kept) {
+KeyedDropoutParams keyed_dropout_params(const TensorView& x, const TensorView& keys,
+                                        const TensorView& counter, const TensorView& out, int64_t kept) {
     const char* op = "keyed_dropout";
     check_dtype(op, "x", x, {DType::float32, DType::bfloat16, DType::float16});
     if (x.dim() < 1) contract_error(op, "x must have shape (B, ...), got ()");
@@ -16,8 +16,9 @@ KeyedDropoutParams keyed_dropout_params(const TensorView& x, const TensorView& k
     check_dtype(op, "keys", keys, {DType::int64});
     check_shape(op, "keys", keys, {{"B", x.shape[0]}});
     check_contiguous(op, "keys", keys);
-    check_dtype(op, "first", first, {DType::int64});
-    check_shape(op, "first", first, {});
+    check_dtype(op, "counter", counter, {DType::int64});
+    check_shape(op, "counter", counter, {{"2", 2}});
+    check_contiguous(op, "counter", counter);
     if (kept < 1 || kept >= 1 << 16) {
         contract_error(op, "kept must be in 1..65535, of 2^16, got " + std::to_string(kept));
     }
@@ -33,7 +34,7 @@ KeyedDropoutParams keyed_dropout_params(const TensorView& x, const TensorView& k
     }
     p.x = x.data;
     p.keys = static_cast<const int64_t*>(keys.data);
-    p.first = static_cast<const int64_t*>(first.data);
+    p.counter = static_cast<const int64_t*>(counter.data);
     p.out = out.data;
     p.dtype = x.dtype;
     p.rows = x.shape[0];

@@ -9,14 +9,14 @@
 
 namespace var_ext {
 
-// Word i of a row is splitmix64(key + first + splitmix64_step (i + 1)); its lanes of 16 bits, the lowest
+// Word i of a row is splitmix64(key + first + step (i + 1)); its lanes of 16 bits, the lowest
 // first, are of the numbers 4 i to 4 i + 3. An element is kept if its lane, signed, is below the threshold.
 struct KeyedDropoutParams {
-    const void* x;        // (rows, size), dense
-    const int64_t* keys;  // (rows,)
-    const int64_t* first;
-    void* out;    // (rows, size), dense
-    DType dtype;  // of x and out: float32, bfloat16, float16; the product is float32
+    const void* x;           // (rows, size), dense
+    const int64_t* keys;     // (rows,)
+    const int64_t* counter;  // (2,): first and step
+    void* out;               // (rows, size), dense
+    DType dtype;             // of x and out: float32, bfloat16, float16; the product is float32
     int64_t rows, size;
     // Of a row that is (channels, pixels), whose numbers count channels last: element i has number
     // i % pixels * channels + i / pixels. 1: number i.
@@ -27,8 +27,8 @@ struct KeyedDropoutParams {
 
 // Checks the contract; throws std::invalid_argument. x and out are (B, ...), contiguous, or as maps
 // (B, C, H, W) channels-last, both alike; keys are (B,).
-KeyedDropoutParams keyed_dropout_params(const TensorView& x, const TensorView& keys, const TensorView& first,
-                                        const TensorView& out, int64_t kept);
+KeyedDropoutParams keyed_dropout_params(const TensorView& x, const TensorView& keys,
+                                        const TensorView& counter, const TensorView& out, int64_t kept);
 
 namespace cpu {
 void keyed_dropout(const KeyedDropoutParams& p);

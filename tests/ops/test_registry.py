@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from tests.threads import threads
-from var_ext import ScaleSchedule, ops
+from var_ext import ScaleSchedule, ops, splitmix64
 
 SCHEDULE = ScaleSchedule((1, 2))
 
@@ -32,7 +32,7 @@ DIFFERENTIABLE: dict[str, tuple[Callable[..., Tensor], tuple[tuple[int, ...], ..
     ),
     "group_norm_silu": (lambda x, w, b: ops.group_norm_silu(x, w, b, groups=2), ((2, 4, 3, 3), (4,), (4,))),
     "keyed_dropout": (
-        lambda x: ops.keyed_dropout(x, torch.arange(len(x)), torch.tensor(3), 2**15),
+        lambda x: ops.keyed_dropout(x, torch.arange(len(x)), splitmix64.counter(3), 2**15),
         ((2, 5, 8),),
     ),
     "linear": (ops.linear, ((5, 8), (3, 8), (3,))),

@@ -11,7 +11,7 @@ import copy
 import torch
 from torch import Tensor, nn
 
-from var_ext.splitmix64 import GOLDEN, mixed, signed, words
+from var_ext.splitmix64 import GOLDEN, counter, mixed, signed, words
 
 PLACE = 2**40  # words of one place and row: more than any layer draws
 
@@ -29,16 +29,12 @@ class Rows:
 
 
 class Draws:
-    """The random numbers of one place in a model.
-
-    Attributes:
-        first: () int64, what the counter of the place begins at; a tensor, so that layers that differ in nothing else
-            are compiled once.
-    """
+    """The random numbers of one place in a model."""
 
     def __init__(self, rows: Rows, place: int) -> None:
         self.rows = rows
-        self.first = torch.tensor(signed(place * PLACE * GOLDEN % 2**64), device=rows.keys.device)
+        # a tensor, so that layers that differ in nothing else are compiled once
+        self.counter = counter(place * PLACE * GOLDEN, rows.keys.device)
 
     def of(self, keys: Tensor) -> Draws:
         """Those of the same place for rows with other keys, (N,) int64."""
@@ -49,7 +45,7 @@ class Draws:
 
     def uniform(self, count: int) -> Tensor:
         """(B, count) float32 in [0, 1)."""
-        return (words(self.rows.keys, self.first, count) & (2**24 - 1)).float() / 2**24
+        return (words(self.rows.keys, self.counter, count) & (2**24 - 1)).float() / 2**24
 
 
 def key_rows(model: nn.Module, device: torch.device | str) -> Rows:

@@ -152,7 +152,7 @@ class Dropout(nn.Dropout):
     def forward(self, x: Tensor) -> Tensor:
         kept = round((1 - self.p) * 2**16)  # of 2^16
         if self.draws is not None and self.training and kept not in (0, 2**16):
-            return ops.keyed_dropout(x, self.draws.rows.keys, self.draws.first, kept)
+            return ops.keyed_dropout(x, self.draws.rows.keys, self.draws.counter, kept)
         traced = torch.compiler.is_compiling() or _torch.under_transforms()
         if not self.training or self.inplace or x.device.type != "cpu" or kept in (0, 2**16) or traced:
             return super().forward(x)

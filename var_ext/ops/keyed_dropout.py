@@ -21,20 +21,20 @@ def _empty(x: Tensor) -> Tensor:
     return torch.empty_like(x, memory_format=_layout(x))
 
 
-def _native(x: Tensor, keys: Tensor, first: Tensor, kept: int) -> Tensor:
+def _native(x: Tensor, keys: Tensor, counter: Tensor, kept: int) -> Tensor:
     out = _empty(x)
-    x, keys = x.contiguous(memory_format=_layout(x)), keys.contiguous()
-    kernels(x).keyed_dropout(view(x), view(keys), view(first), view(out), kept)
+    x, keys, counter = x.contiguous(memory_format=_layout(x)), keys.contiguous(), counter.contiguous()
+    kernels(x).keyed_dropout(view(x), view(keys), view(counter), view(out), kept)
     return out
 
 
-def _reference(x: Tensor, keys: Tensor, first: Tensor, kept: int) -> Tensor:
-    return reference.keyed_dropout(x, keys, first, kept).contiguous(memory_format=_layout(x))
+def _reference(x: Tensor, keys: Tensor, counter: Tensor, kept: int) -> Tensor:
+    return reference.keyed_dropout(x, keys, counter, kept).contiguous(memory_format=_layout(x))
 
 
 def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
-    _, keys, first, ctx.kept = inputs
-    ctx.save_for_backward(keys, first)
+    _, keys, counter, ctx.kept = inputs
+    ctx.save_for_backward(keys, counter)
 
 
 def _gradient(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
@@ -43,19 +43,19 @@ def _gradient(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
 
 implement(
     "keyed_dropout",
-    "keyed_dropout(Tensor x, Tensor keys, Tensor first, int kept) -> Tensor",
+    "keyed_dropout(Tensor x, Tensor keys, Tensor counter, int kept) -> Tensor",
     native=_native,
     fallback=_reference,
-    fake=lambda x, keys, first, kept: _empty(x),
+    fake=lambda x, keys, counter, kept: _empty(x),
     float64=False,
 )
 differentiate("keyed_dropout", _gradient, _setup_context, twice=True)
 
 
-def keyed_dropout(x: Tensor, keys: Tensor, first: Tensor, kept: int) -> Tensor:
+def keyed_dropout(x: Tensor, keys: Tensor, counter: Tensor, kept: int) -> Tensor:
     """Dropout (arXiv 1207.0580) with 16 bits of SplitMix64 an element, keyed by row: x * mask * 2^16 / kept.
 
-    Word i of a row is the hash of key + first + golden (i + 1) and decides four elements, the first by its lowest bits;
+    Word i of a row is the hash of key + first + step (i + 1) and decides four elements, the first by its lowest bits;
     maps count in the order of channels last, whatever their memory. The gradient draws the mask again, and has a
     gradient itself. A dropped element is a product with 0, so NaN and infinities become NaN.
 
@@ -63,7 +63,7 @@ def keyed_dropout(x: Tensor, keys: Tensor, first: Tensor, kept: int) -> Tensor:
         x: (B, ...), float32, bfloat16, float16 or float64; maps (B, C, H, W) may be channels-last, and what is neither
             that nor contiguous is copied first.
         keys: (B,) int64, one a row.
-        first: () int64, where the counter begins; read on the device of x, which is not waited for.
+        counter: (2,) int64, first and step (`splitmix64.counter`); read on the device of x, which is not waited for.
         kept: of 2^16 elements, 1..2^16 - 1.
 
     Returns:
@@ -77,12 +77,12 @@ def keyed_dropout(x: Tensor, keys: Tensor, first: Tensor, kept: int) -> Tensor:
     check_dtype(op, "x", x, FLOATS)
     require(x.ndim > 0, op, "x must have shape (B, ...)", tuple(x.shape))
     check_shape(op, "keys", keys, "(B,)", x.shape[0])
-    check_shape(op, "first", first, "()")
-    for name, numbers in (("keys", keys), ("first", first)):
+    check_shape(op, "counter", counter, "(2,)", 2)
+    for name, numbers in (("keys", keys), ("counter", counter)):
         check_dtype(op, name, numbers, (torch.int64,))
-    check_together(op, same_dtype=False, x=x, keys=keys, first=first)
+    check_together(op, same_dtype=False, x=x, keys=keys, counter=counter)
     require(0 < kept < 2**16, op, "kept must be in 1..65535, of 2^16", kept)
     transformed = not torch.compiler.is_compiling() and _torch.under_transforms()
     if backend.current() == "reference" or transformed:  # torch's own rules of transforms
-        return reference.keyed_dropout(x, keys, first, kept)
-    return torch.ops.var_ext.keyed_dropout.default(x, keys, first, kept)
+        return reference.keyed_dropout(x, keys, counter, kept)
+    return torch.ops.var_ext.keyed_dropout.default(x, keys, counter, kept)
