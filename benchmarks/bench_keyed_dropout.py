@@ -1,7 +1,7 @@
-"""keyed_dropout of the tokenizer: the widest map of 256 px and that of the bundled model, in both memory formats.
+"""keyed_dropout of a tokenizer: the widest map of 256 px and a smaller one, in both memory formats.
 
 On a GPU it reads x and writes y in one launch, and again in the backward pass. At 3.0 TB/s, 4 x 160 x 256 x 256 in
-bf16: 56 us.
+bf16: 56 us each.
 """
 
 from __future__ import annotations
