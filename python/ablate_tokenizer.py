@@ -94,6 +94,7 @@ def measured(
             spaces=[space] if space else [],
             lpips=lpips,
             perturbed_tokens=None,
+            partial=False,  # a table of codes and of whole reconstructions
             progress=True,
         )
         report.write(out / "report", f"The tokenizer of {out.name}", out / "log.jsonl")

@@ -16,20 +16,18 @@ import json
 import logging
 import platform
 import shlex
-import time
-from collections.abc import Callable
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 import click
 import torch
+from making import Clock, finished, found, listing, options, publish, size_of
 
 import var_ext
-from var_ext.checkpoints import CheckpointError, atomic_write, save_model
+from var_ext.checkpoints import CheckpointError, save_model
 from var_ext.evaluation import Choice, DigitsReport, choose_sampling, evaluate_digits
 from var_ext.grid import labelled_grid
 from var_ext.training import TokenizerRecipe, VARRecipe, train_tokenizer, train_var
-from var_ext.training.log import read_log
 
 ROOT = Path(__file__).resolve().parent.parent
 NAMES = [str(digit) for digit in range(10)]
@@ -97,81 +95,12 @@ settings whose class accuracy is at most 2 points below that of the real validat
 {trials}
 """
 
-T = TypeVar("T")
-
-
-class Clock:
-    """Seconds of each stage, kept in the work folder so that a resumed run knows what went before."""
-
-    def __init__(self, path: Path) -> None:
-        self.path = path
-        self.seconds: dict[str, float] = json.loads(path.read_text()) if path.exists() else {}
-
-    def run(self, stage: str, work: Callable[[], T], log: Path | None = None) -> T:
-        """Runs a stage and notes its time. One with a log resumes: its earlier runs count as well."""
-        began = time.perf_counter()
-        result = work()
-        spent = time.perf_counter() - began
-        if log is not None:
-            spent = max(
-                [
-                    self.seconds.get(stage, 0.0) + spent,
-                    *(line["seconds"] for line in read_log(log)),
-                ]
-            )
-        self.seconds[stage] = spent
-        self.path.write_text(json.dumps(self.seconds))
-        return result
-
-    def minutes(self, stage: str) -> str:
-        return f"{self.seconds[stage] / 60:.1f} min"
-
-
-def found(path: Path, recipe: TokenizerRecipe | VARRecipe) -> str:
-    """What a trainer measured on validation data with the weights it kept."""
-    lines = [line for line in read_log(path) if line["phase"] == "val"]
-    line = min(lines, key=lambda item: item["loss"]) if recipe.select == "best" else lines[-1]
-    numbers = [
-        f"{key} {value:.4g}" for key, value in line.items() if isinstance(value, float) and key != "seconds"
-    ]
-    return f"{', '.join(numbers)} (step {line['step']})"
-
-
-def decisive(pinned: dict[str, Any]) -> dict[str, Any]:
-    """The fields of a recipe that decide these weights: no perceptual hook is given here."""
-    return {name: value for name, value in pinned.items() if name != "weight_perceptual"}
-
-
-def listing(recipe: TokenizerRecipe | VARRecipe) -> str:
-    """Those fields, for the card."""
-    return ", ".join(f"{name} {value}" for name, value in decisive(recipe.pinned()).items())
-
-
-def finished(folder: Path, recipe: TokenizerRecipe | VARRecipe) -> bool:
-    """Whether the latest training in a folder was of this recipe and ended: its config.json comes last."""
-    config, began = folder / "config.json", folder / "recipe.json"
-    if not (config.is_file() and began.is_file()) or config.stat().st_mtime < began.stat().st_mtime:
-        return False
-    return decisive(json.loads(began.read_text(encoding="utf-8"))["recipe"]) == decisive(recipe.pinned())
-
-
-def size_of(model: torch.nn.Module, file: Path) -> str:
-    count = sum(p.numel() for p in model.parameters())
-    return f"{count / 1e6:.2f} M parameters, {file.stat().st_size / 1e6:.2f} MB"
-
 
 def write_picture(path: Path, sampler: var_ext.Sampler) -> None:
     """The picture that `var-ext sample` draws of these weights."""
     labels, seeds = range(len(NAMES)), range(SEEDS)
     images = sampler([i for i in labels for _ in seeds], [j for _ in labels for j in seeds])
     labelled_grid(images, NAMES, [str(seed) for seed in seeds]).save(path, format="PNG")
-
-
-def publish(model: Path, out: Path) -> None:
-    """Copies the finished files, each whole or not at all, the one that makes a folder a model last."""
-    for path in sorted(model.glob("[!.]*"), key=lambda path: path.name == "config.json"):
-        with atomic_write(out / path.name) as handle:
-            handle.write(path.read_bytes())
 
 
 def write_card(
@@ -218,14 +147,6 @@ def write_card(
         trials="\n".join(rows),
     )
     (model / "README.md").write_text(text, encoding="utf-8")
-
-
-def options(pairs: tuple[str, ...]) -> dict[str, str]:
-    """("epochs=3",) -> {"epochs": "3"}."""
-    for pair in pairs:
-        if "=" not in pair:
-            raise click.BadParameter(f"a recipe option must be NAME=VALUE, got {pair!r}")
-    return {pair.split("=", 1)[0]: pair.split("=", 1)[1] for pair in pairs}
 
 
 @click.command(help=str(__doc__).replace("\n\n    python", "\n\n\b\n    python"))

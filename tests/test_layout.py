@@ -84,11 +84,12 @@ FLOORS = (
     {"engine", "checkpoints", "data"},
     {"editing", "selection"},
     {"sampling"},
-    {"loading", "accelerate", "bench", "grid", "export"},
+    {"loading", "accelerate", "bench", "grid", "show", "export"},
     {"training"},
     {"evaluation"},
     {"__init__"},
-    {"info", "cli_options", "cli_fid", "cli_report", "cli", "__main__"},
+    {"web"},
+    {"info", "cli_options", "cli_fid", "cli_report", "cli_web", "cli", "__main__"},
 )
 
 # Rooms side by side that know nothing of each other: running a model, keeping it, and pictures.
@@ -433,6 +434,7 @@ PAGES = (
     "CHANGELOG.md",
     "CONTRIBUTING.md",
     "benchmarks/COUNTS.md",
+    "docs/web.md",
     "python/avatars/README.md",
     "var_ext/evaluation/acceptance.md",
     "var_ext/weights/digits/README.md",

@@ -17,6 +17,7 @@ def tiny(
     patch_nums: tuple[int, ...] = SCALES,
     shared_aln: bool = False,
     attn_l2_norm: bool = True,
+    num_classes: int = 5,
 ) -> tuple[VQVAE, VAR]:
     """Models of a few thousand parameters with every kind of entry, and weights that are not all alike."""
     torch.manual_seed(seed)
@@ -25,7 +26,7 @@ def tiny(
     )
     var = VAR(
         vae,
-        num_classes=5,
+        num_classes=num_classes,
         depth=2,
         embed_dim=64,
         num_heads=1,

@@ -10,9 +10,21 @@ from importlib.metadata import version as _version
 from var_ext import _torch  # noqa: F401  brings torch first: the compiled part shares its thread pool
 from var_ext.accelerate import accelerate
 from var_ext.checkpoints import save_model
+from var_ext.grid import to_pil
 from var_ext.loading import load
 from var_ext.sampling import Sampler
 from var_ext.schedule import ScaleSchedule
+from var_ext.show import Grid, show
 
 __version__ = _version("var_ext")
-__all__ = ["Sampler", "ScaleSchedule", "__version__", "accelerate", "load", "save_model"]
+__all__ = [
+    "Grid",
+    "Sampler",
+    "ScaleSchedule",
+    "__version__",
+    "accelerate",
+    "load",
+    "save_model",
+    "show",
+    "to_pil",
+]

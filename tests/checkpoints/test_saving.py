@@ -51,6 +51,18 @@ def test_a_merged_adapter_comes_back(tmp_path):
     assert answer(var_ext.load(tmp_path, precision="fp32")) == answer(Sampler(vae, var, precision="fp32"))
 
 
+def test_a_transformer_goes_with_another_decoder_of_its_codes(tmp_path):
+    """As after a training of the decoder alone; the tokenizer that the transformer was built with has the old one."""
+    vae, var = tiny()
+    other, _ = tiny()
+    with torch.no_grad():
+        other.decoder.conv_out.weight.mul_(1.5)
+    save_model(tmp_path, other, var)
+    again = var_ext.load(tmp_path, precision="fp32")
+    assert torch.equal(again.vae.decoder.conv_out.weight, 1.5 * vae.decoder.conv_out.weight)
+    assert answer(again) == answer(Sampler(vae, var, precision="fp32"))
+
+
 class OwnLogits(VAR):
     def get_logits(self, h, cond):
         return 2 * super().get_logits(h, cond)

@@ -76,7 +76,8 @@ def test_figures_by_hand(vae: VQVAE, report: TokenizerReport) -> None:
         assert row.perplexity == pytest.approx(float(torch.exp(-(share * share.log()).sum())), rel=1e-5)
         assert row.psnr == pytest.approx(float(psnr(step, real).mean()), rel=1e-4)
         assert row.ssim == pytest.approx(float(ssim(step, real).mean()), rel=1e-4)
-    assert report.scales[0].psnr < report.scales[-1].psnr
+    assert report.scales[0].psnr < report.scales[-1].psnr  # type: ignore[operator]
+    assert report.shown is not None
     torch.testing.assert_close(report.shown[:, 0], real[::5])
     torch.testing.assert_close(report.shown[:, -1], last[::5], rtol=1e-3, atol=1e-4)
 
@@ -136,6 +137,32 @@ def test_the_page(report: TokenizerReport, tmp_path: Path) -> None:
     found = json.loads(json.dumps(report.as_dict()))
     assert found["scales"][0]["side"] == 1 and "shown" not in found
     assert found["distances"] == [dataclasses.asdict(report.distances[0])]
+
+
+def test_all_scales_alone(
+    vae: VQVAE, report: TokenizerReport, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The same figures but those of fewer scales, and each image is decoded once."""
+    decoded: list[int] = []
+    decode = VQVAE.fhat_to_img
+    monkeypatch.setattr(VQVAE, "fhat_to_img", lambda self, f: decoded.append(len(f)) or decode(self, f))
+    data = load_dataset("digits", "val", 32)
+    lpips = lambda x, y: (x - y).abs().amax((1, 2, 3))  # noqa: E731
+    options: dict[str, Any] = {"batch_size": 8, "spaces": [Space("FD-x", features)], "lpips": lpips}
+    with threads(1):
+        found = evaluate_tokenizer(vae, data, count=COUNT, partial=False, **options)
+    assert sum(decoded) == 2 * COUNT  # and once more from perturbed tokens
+    wanted, came = report.as_dict(), found.as_dict()
+    for row in wanted["scales"]:
+        row |= {"psnr": None, "ssim": None}
+    assert came == wanted and json.dumps(came)
+    text = found.write(tmp_path, "A tokenizer").read_text()
+    assert f"| PSNR (dB) | {report.psnr:.2f} |" in text and "PSNR up to it" not in text
+    lines = text.splitlines()
+    head = next(i for i, line in enumerate(lines) if line.startswith("| scale |"))
+    assert {line.count("|") for line in lines[head : head + 2 + len(found.scales)]} == {6}
+    assert {path.name for path in tmp_path.iterdir()} == {"tokenizer.md", "scales.png"}
+    assert "reconstructions.png" not in text and "![Codes in use and perplexity by scale](scales.png)" in text
 
 
 def test_without_matplotlib_the_page_says_so(

@@ -289,6 +289,22 @@ def test_features_are_found_by_what_they_depend_on(folder: Path, tmp_path: Path)
     assert sum(seen) == 60
 
 
+def test_too_few_images_are_noticed_before_features(folder: Path, tmp_path: Path) -> None:
+    few, one = save(tmp_path / "few.npz", pictures(3, 1)), save(tmp_path / "one.npz", pictures(1, 1))
+    seen: list[int] = []
+    for pair in ((few, folder / "real.npz"), (folder / "samples.npz", few)):
+        with pytest.raises(ValueError, match=r"need at least 4 images of both kinds, got 3 of few\.npz"):
+            evaluate_fid(open_images(pair[0]), read_reference(pair[1]), counting(seen))
+    with pytest.raises(ValueError, match=r"at least 2 images, got 1 of one\.npz"):
+        write_reference(open_images(one), counting(seen), tmp_path / "ref.npz", tmp_path / "cache")
+    write_reference(open_images(folder / "real.npz"), linear(), tmp_path / "ref.npz", tmp_path / "cache")
+    with np.load(tmp_path / "ref.npz") as there:
+        np.savez(tmp_path / "statistics.npz", mu=there["mu"], sigma=there["sigma"])
+    with pytest.raises(ValueError, match=r"at least 2 images, got 1 of one\.npz"):
+        evaluate_fid(open_images(one), read_reference(tmp_path / "statistics.npz"), counting(seen))
+    assert not seen
+
+
 def test_a_block_at_a_time_is_in_memory(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     asked: list[int] = []
     load = NpzImages.load

@@ -115,6 +115,26 @@ def test_the_space_of_a_vit(files: Path, tmp_path: Path) -> None:
     torch.testing.assert_close(mine, load_vit(str(tmp_path / "vit.pth"), 224)(x)[-1][:, 0])
 
 
+def test_the_space_of_clip(files: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("var_ext.evaluation.features.clip", lambda path, **options: linear())
+    (tmp_path / "clip.pth").touch()
+    options = (
+        "--features",
+        "clip",
+        "--clip",
+        tmp_path / "clip.pth",
+        "--quiet",
+        "--json",
+        tmp_path / "fd.json",
+    )
+    call("eval", "fid", files / "samples.npz", "--reference", files / "photos", *options)
+    assert "FID" in json.loads((tmp_path / "fd.json").read_text())["figures"]
+    said = call(
+        "eval", "fid", files / "samples.npz", "--reference", files / "photos", *options[2:], fails=True
+    )
+    assert "--clip is of --features clip, got --features inception" in said
+
+
 def test_a_model_is_drawn(files: Path, tmp_path: Path) -> None:
     save_model(tmp_path / "model", *tiny())
     options = ("--features", "lite0", "--lite0", files / "lite0.pth", "--quiet", "--threads", 1)
@@ -198,8 +218,8 @@ BAD_SAMPLES = {
     "fortran": (lambda f: _npz(f, arr_0=np.asfortranarray(pictures(4, 1))), "C order, got Fortran order"),
     "empty": (lambda f: _npz(f, arr_0=np.zeros((0, 8, 8, 3), np.uint8)), "must have images, got none"),
     "other array": (lambda f: _npz(f, images=pictures(4, 1)), "must have an array arr_0, got images"),
-    "one image": (lambda f: _npz(f, arr_0=pictures(1, 1)), "a covariance needs at least 2 images, got 1"),
-    "three images": (lambda f: _npz(f, arr_0=pictures(3, 1)), "need at least 4 samples, got 3"),
+    "one image": (lambda f: _npz(f, arr_0=pictures(1, 1)), "need at least 4 images of both kinds, got 1 of bad.npz"),
+    "three images": (lambda f: _npz(f, arr_0=pictures(3, 1)), "need at least 4 images of both kinds, got 3 of bad.npz"),
     "empty folder": (lambda f: _folder(f), r"bad must hold images \(.png.*\), got nothing"),
     "texts": (lambda f: _folder(f, "a.txt"), "got a.txt"),
     "mixed": (lambda f: _folder(f, "a.png", "c/b.png"), "pictures or class folders of them, got a.png beside c/"),

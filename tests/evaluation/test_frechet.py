@@ -55,6 +55,18 @@ def test_fewer_images_than_features() -> None:
     assert frechet_distance(x, x) < 1e-12
 
 
+def test_singular_covariances_lose_nothing() -> None:
+    """The exact value takes no root of a covariance: of n images, tr (S_a S_b)^1/2 = |A B^T|_* / (n - 1), centred."""
+    generator = torch.Generator().manual_seed(0)
+    mixed = torch.randn(300, 300, generator=generator).double()
+    x, y = (torch.randn(60, 300, generator=generator).double() @ mixed + 40 for _ in "ab")
+    a, b = x - x.mean(0), y - y.mean(0)
+    overlap = torch.linalg.svdvals(a @ b.T).sum() / 59
+    spread = (a.square().sum() + b.square().sum()) / 59
+    expected = float((x.mean(0) - y.mean(0)).square().sum() + spread - 2 * overlap)
+    assert frechet_distance(x, y) == pytest.approx(expected, rel=1e-11)  # 2e-8 by roots of roots
+
+
 @pytest.mark.parametrize(
     ("a", "b", "message"),
     [

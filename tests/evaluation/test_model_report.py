@@ -28,7 +28,7 @@ from var_ext.evaluation import (
     write_model_report,
 )
 from var_ext.evaluation.comparing_sections import guidance
-from var_ext.evaluation.dataset_images import DatasetImages
+from var_ext.evaluation.dataset_images import DatasetImages, ReconstructedImages
 from var_ext.evaluation.fid_reference import Reference
 from var_ext.evaluation.image_sources import DrawnImages
 from var_ext.evaluation.kept import Kept
@@ -46,7 +46,7 @@ FEW = ReportOptions(
 )  # fmt: skip
 TITLES = [
     "The model and its surroundings", "Samples by class and seed", "Speed", "Reconstruction by scales",
-    "Nearest training images", "Guidance x top-p",
+    "Classes", "Nearest training images", "Guidance x top-p",
 ]  # fmt: skip
 
 
@@ -301,6 +301,24 @@ def test_images_of_a_data_set() -> None:
     assert images.key == DatasetImages(data, 10).key
     assert len({images.key, DatasetImages(data, 9).key, DatasetImages(digits()[1], 10).key}) == 3
     assert DatasetImages(data).count == DatasetImages(data, 5000).count == 1197
+
+
+def test_reconstructions_of_a_data_set() -> None:
+    vae, _ = tiny(patch_nums=SCALES)
+    images = DatasetImages(digits()[0], 7)
+    found = ReconstructedImages(images, vae, batch_size=3)
+    assert (found.count, found.size, found.labels) == (images.count, images.size, images.labels)
+    assert (
+        found.key
+        != ReconstructedImages(images, tiny(1, patch_nums=SCALES)[0], batch_size=3).key
+        != images.key
+    )
+    x = torch.from_numpy(images.load(range(7))).permute(0, 3, 1, 2).float() / 127.5 - 1
+    wanted = torch.cat([vae.reconstruct(each[None])[0] for each in x]).clamp(-1, 1)
+    pixels = torch.from_numpy(found.load(range(2, 6))).permute(0, 3, 1, 2)
+    assert (pixels - (wanted[2:6] + 1) / 2 * 255).abs().max() <= 1 + 1e-2  # truncated, as exports are
+    with pytest.raises(ValueError, match="the tokenizer's 16 x 16, got 8 x 8"):
+        ReconstructedImages(DatasetImages(digits(8)[0], 7), vae)
 
 
 def test_features_of_a_search_are_the_same_at_hand_and_kept(tmp_path: Path) -> None:

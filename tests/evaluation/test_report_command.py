@@ -72,7 +72,7 @@ def test_the_command(models: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPat
 def test_without_anything_the_page_says_what_to_give(models: Path, tmp_path: Path) -> None:
     code, _ = call(models / "small", "--out", tmp_path, *SMALL)
     text = (tmp_path / "report.md").read_text()
-    assert code == 0 and text.count("Left out: give `--") == 3
+    assert code == 0 and text.count("Left out: give `--") == 4
     assert "Left out: give `--reference REF`, as `var-ext eval fid` takes it: ADM's .npz, or a folder" in text
 
 
@@ -91,7 +91,7 @@ REFUSED: dict[str, tuple[Callable[[Path], tuple[object, ...]], str]] = {
     "no data": (lambda m: (m / "tiny", "--data", m / "nowhere"), "nowhere, which does not exist"),
     "unknown features": (
         lambda m: (m / "tiny", "--data", "digits", "--features", "dino"),
-        "'dino' is not one of 'inception', 'lite0', 'vit'",
+        "'dino' is not one of 'inception', 'lite0', 'vit', 'clip'",
     ),
     "features without weights": (
         lambda m: (m / "tiny", "--data", "digits", "--features", "lite0"),
@@ -104,6 +104,10 @@ REFUSED: dict[str, tuple[Callable[[Path], tuple[object, ...]], str]] = {
     "features of nothing": (
         lambda m: (m / "tiny", "--features", "lite0", "--lite0", m / "lite0.pth"),
         "--features, --lite0 are of --reference or --data, got neither",
+    ),
+    "a probe without a space": (
+        lambda m: (m / "tiny", "--data", "digits", "--class-images", 3),
+        "--class-images is of a probe in a feature space: give its weights, such as --lite0",
     ),
     "grid of nothing": (
         lambda m: (m / "tiny", "--data", "digits", "--per-class", 3, "--grid-cfg", "1"),

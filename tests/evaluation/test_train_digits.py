@@ -23,7 +23,9 @@ def program() -> ModuleType:
     spec = importlib.util.spec_from_file_location("train_digits", PROGRAM)
     assert spec and spec.loader
     module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.syspath_prepend(str(PROGRAM.parent))
+        spec.loader.exec_module(module)
     return module
 
 

@@ -72,6 +72,12 @@ def test_a_command_refuses_even_the_value_of_the_preset(
     assert found.exit_code == 1 and any(said), found.output
 
 
+def test_targets_of_restarts_are_of_cosine_codes() -> None:
+    with pytest.raises(ValueError, match=r"restart_target is of restarts of cosine codes.*add using_znorm"):
+        TokenizerRecipe().with_options(restart_target=0.5)
+    TokenizerRecipe().with_options(restart_target=0.5, using_znorm=True)
+
+
 def test_the_table_has_all_of_losses_and_critic() -> None:
     listed = {name for part in PARTS for name in part.options}
     for cls in (LossFields, CriticFields):

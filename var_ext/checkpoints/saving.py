@@ -112,7 +112,8 @@ def _settings(module: torch.nn.Module | None) -> dict[str, object]:
     """The construction arguments of a part of a model, besides weights."""
     if module is None:
         return {}
-    state = ("training", "changes", "record_hit", "cond_drop_rate")
+    # a transformer may be saved with another tokenizer of the same codes, such as one whose decoder was trained on
+    state = ("training", "changes", "record_hit", "cond_drop_rate", "vae_proxy")
     return {
         key: value
         for key, value in module.__dict__.items()

@@ -14,13 +14,14 @@ from var_ext.evaluation.digits import compare_neighbours
 from var_ext.evaluation.guidance_grid import GuidanceGrid
 from var_ext.evaluation.image_sources import DrawnImages
 from var_ext.evaluation.kept import Kept
-from var_ext.evaluation.model_subject import CELL, Section, Subject, class_name, said, table
+from var_ext.evaluation.model_subject import CELL, Section, Subject, said, table
 from var_ext.evaluation.neighbours import Searched, nearest
 from var_ext.evaluation.plots import NO_PLOTS, trade_off
 from var_ext.evaluation.report import NeighbourTable
 from var_ext.evaluation.tokenizer import evenly
 from var_ext.export import Plan
 from var_ext.grid import labelled_grid, save_picture
+from var_ext.show import class_name
 
 NEAREST, SHOWN = 3, 6  # training images beside a sample in the picture, and samples in it
 
@@ -33,8 +34,8 @@ def guidance(of: Subject) -> Section:
             "guidance",
             title,
             lacking="give `--reference REF`, as `var-ext eval fid` takes it: ADM's .npz, or a folder of pictures; or "
-            "`--data` with the weights of a space (`--weights`, `--lite0` or `--vit`), whose training images then "
-            "serve",
+            "`--data` with the weights of a space (`--weights`, `--lite0`, `--vit` or `--clip`), whose training images "
+            "then serve",
         )
     labels = range(of.sampler.num_classes) if options.grid_labels is None else options.grid_labels
     grid = GuidanceGrid(
@@ -115,7 +116,7 @@ def neighbours(of: Subject) -> Section:
         mine, theirs = found[: len(pixels), 0], found[len(pixels) :, 0]
         order = mine.argsort(stable=True)[:SHOWN].tolist()
         row = np.concatenate([_beside(train, pixels[i], places[i].tolist()) for i in order])
-        names = [f"{class_name(sampler, labels[i])}, seed {seeds[i]}" for i in order]
+        names = [f"{class_name(sampler.class_names, labels[i])}, seed {seeds[i]}" for i in order]
         columns = ["sample", *(f"{k + 1}." for k in range(found.shape[1]))]
         images = torch.from_numpy(row).permute(0, 3, 1, 2).float() / 255
         save_picture(labelled_grid(images, names, columns), of.folder / "neighbours.png")

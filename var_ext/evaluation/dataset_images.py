@@ -10,6 +10,9 @@ import torch
 from var_ext.data import DataError, ImageDataset
 from var_ext.evaluation.image_sources import Images
 from var_ext.evaluation.tokenizer import evenly
+from var_ext.export import to_uint8
+from var_ext.models import VQVAE
+from var_ext.training.digests import digest_of_entries
 
 
 class DatasetImages(Images):
@@ -37,3 +40,36 @@ class DatasetImages(Images):
         images, _ = self.data.batch(self.places[block.start : block.stop])  # (b, 3, S, S) in [-1, 1]
         pixels = ((images + 1) * 127.5).round().clamp(0, 255).to(torch.uint8)
         return pixels.permute(0, 2, 3, 1).numpy()
+
+
+class ReconstructedImages(Images):
+    """What a tokenizer gives back of images of its size, as the bytes of an export.
+
+    Args:
+        images: those.
+        vae: on any device; left there, in evaluation mode.
+
+    Raises:
+        ValueError: the images have another size.
+    """
+
+    def __init__(self, images: DatasetImages, vae: VQVAE, batch_size: int = 32) -> None:
+        side = vae.image_size
+        if images.size != (side, side):
+            height, width = images.size
+            raise ValueError(f"images must be of the tokenizer's {side} x {side}, got {width} x {height}")
+        self.images, self.vae, self.batch_size = images, vae.eval(), batch_size
+        self.name, self.size, self.count = f"reconstructions of {images.name}", images.size, images.count
+        self.order, self.labels = images.order, images.labels
+        text = f"{images.key} {digest_of_entries(vae.state_dict())} {batch_size}"
+        self.key = hashlib.blake2b(text.encode(), digest_size=16).hexdigest()
+
+    @torch.inference_mode()
+    def load(self, block: range) -> np.ndarray:
+        device = next(self.vae.parameters()).device
+        pixels = torch.from_numpy(self.images.load(block)).permute(0, 3, 1, 2)
+        parts = []
+        for part in pixels.split(self.batch_size):
+            found, _ = self.vae.reconstruct(part.to(device).float() / 127.5 - 1)  # (b, 3, S, S)
+            parts.append(to_uint8((found.float().clamp(-1, 1) + 1) / 2).cpu().numpy())
+        return np.concatenate(parts)

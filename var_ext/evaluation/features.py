@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from var_ext.evaluation.clip import load_clip
 from var_ext.evaluation.efficientnet_lite0 import HEAD, SIZE, read_lite0
 from var_ext.evaluation.inception import POOL, SPATIAL, InceptionV3
 from var_ext.evaluation.inception_weights import find_weights, read_inception
@@ -142,6 +143,19 @@ def vit(path: str | Path, *, device: str | torch.device = "cpu") -> Extractor:
     resize = f"antialiased bicubic to {VIT_SIDE}"
     suffix = f" ({network.name})"
     return _of_space(space, network.channels, suffix, Path(path).name, network.digest(), resize, device)
+
+
+def clip(path: str | Path, *, device: str | torch.device = "cpu") -> Extractor:
+    """The space of CLIP's image embeddings (arXiv 2203.06026): projected, not normalized. Raises CheckpointError."""
+    network = load_clip(str(path)).to(device)
+    side = (network.size, network.size)
+
+    def features(images: Tensor) -> Tensor:
+        return network(F.interpolate(images, side, mode="bicubic", antialias=True).clamp(0, 1))
+
+    space = Space(f"FD-{network.name}", features)
+    digest, resize = digest_of_entries(network.state_dict()), f"antialiased bicubic to {network.size}"
+    return _of_space(space, network.embedding, f" ({network.name})", Path(path).name, digest, resize, device)
 
 
 def _of_space(

@@ -15,7 +15,14 @@ from var_ext.data import DataError
 from var_ext.evaluation import guards
 from var_ext.evaluation.feature_store import BATCH, PATIENCE, FeatureStore, Field
 from var_ext.evaluation.features import Extractor
-from var_ext.evaluation.fid_reference import KEPT, STATISTICS, Gaussian, Reference, gaussians
+from var_ext.evaluation.fid_reference import (
+    KEPT,
+    STATISTICS,
+    Gaussian,
+    Reference,
+    check_covariance,
+    gaussians,
+)
 from var_ext.evaluation.fid_report import FidReport
 from var_ext.evaluation.frechet import gaussian_distance
 from var_ext.evaluation.image_sources import DrawnImages, FolderImages, Images
@@ -64,6 +71,7 @@ def evaluate_fid(
             f"{world} ranks must share a folder of features, got none: name one with --cache or --json"
         )
     known = _fitting(reference, extractor)
+    _check_counts(samples, reference)
     with ExitStack() as stack:
         folder = cache or Path(stack.enter_context(TemporaryDirectory()))
         store = FeatureStore(folder, samples, extractor, batch_size=batch_size)
@@ -94,6 +102,19 @@ def _fitting(reference: Reference, extractor: Extractor) -> dict[str, Gaussian]:
                 f"Inception's, got {len(mean)}: it is of another network"
             )
     return reference.statistics
+
+
+def _check_counts(samples: Images, reference: Reference) -> None:
+    """Refuse too few images before hours of features."""
+    if reference.images is None:
+        check_covariance(samples)
+        return
+    for images in (samples, reference.images):
+        if images.count <= K:
+            raise ValueError(
+                f"precision and recall of k = {K} need at least {K + 1} images of both kinds, got {images.count} of "
+                f"{images.name}"
+            )
 
 
 class _Measured:

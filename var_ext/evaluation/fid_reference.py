@@ -111,6 +111,12 @@ def gaussians(store: FeatureStore) -> dict[str, Gaussian]:
     return {name: each.gaussian() for name, each in moments.items()}
 
 
+def check_covariance(images: Images) -> None:
+    """Raises ValueError for too few images, before hours of features."""
+    if images.count < 2:
+        raise ValueError(f"a covariance needs at least 2 images, got {images.count} of {images.name}")
+
+
 def write_reference(
     images: Images,
     extractor: Extractor,
@@ -151,6 +157,7 @@ def write_reference(
         raise ValueError(
             f"a reference must not replace the images it is of, got {path} for both: name another file"
         )
+    check_covariance(images)
     check_writable(path)
     store = FeatureStore(cache, images, extractor, batch_size=batch_size)
     store.fill("features of the reference", progress=progress, patience=patience)

@@ -31,20 +31,25 @@ def gaussian(features: Tensor) -> tuple[Tensor, Tensor]:
 def gaussian_distance(mean_a: Tensor, cov_a: Tensor, mean_b: Tensor, cov_b: Tensor) -> float:
     """Squared Fréchet distance of two Gaussians (Dowson and Landau 1982), in float64.
 
-    |m_a - m_b|^2 + tr(S_a + S_b - 2 (S_a^1/2 S_b S_a^1/2)^1/2). The symmetric form needs only two
-    symmetric eigen-decompositions and stays real for rank-deficient covariances, where sqrtm(S_a S_b) does not.
+    |m_a - m_b|^2 + tr(S_a + S_b) - 2 |F_a^T F_b|_*, the nuclear norm, where S = F F^T. It is the trace of
+    (S_a S_b)^1/2 without a root of what rounding left of the eigenvalues that are 0: with fewer images than features
+    those are most of the error, 2e-6 of the distance in (S_a^1/2 S_b S_a^1/2)^1/2 and 2e-7 in sqrtm(S_a S_b).
 
     Args:
         mean_a, mean_b: (D,).
         cov_a, cov_b: (D, D), symmetric, positive semi-definite.
     """
-    values, vectors = torch.linalg.eigh(cov_a.double())
-    root = (vectors * values.clamp_min(0).sqrt()) @ vectors.T  # (D, D)
-    inner = root @ cov_b.double() @ root
-    overlap = torch.linalg.eigvalsh((inner + inner.T) / 2).clamp_min(0).sqrt().sum()
+    overlap = torch.linalg.svdvals(_factor(cov_a).T @ _factor(cov_b)).sum()
     shift = (mean_a.double() - mean_b.double()).square().sum()
     distance = shift + cov_a.double().trace() + cov_b.double().trace() - 2 * overlap
     return float(distance.clamp_min(0))  # rounding can make it negative
+
+
+def _factor(covariance: Tensor) -> Tensor:
+    """F with S = F F^T: (D, D) -> (D, rank), float64."""
+    values, vectors = torch.linalg.eigh(covariance.double())
+    positive = values > 0  # rounding makes some of those that are 0 negative
+    return vectors[:, positive] * values[positive].sqrt()
 
 
 def frechet_distance(a: Tensor, b: Tensor) -> float:

@@ -7,6 +7,7 @@ from pathlib import Path
 
 from var_ext.checkpoints import atomic_write
 from var_ext.data import DataError, ImageDataset
+from var_ext.evaluation.class_section import classes
 from var_ext.evaluation.comparing_sections import guidance, neighbours
 from var_ext.evaluation.dataset_images import DatasetImages
 from var_ext.evaluation.features import Extractor
@@ -20,7 +21,7 @@ from var_ext.sampling import Sampler
 from var_ext.training.digests import digest_of_entries
 
 PAGE = "report.md"
-SECTIONS = (facts_section, samples, speed, reconstructions, neighbours, guidance)  # the longest last
+SECTIONS = (facts_section, samples, speed, reconstructions, classes, neighbours, guidance)  # the longest last
 
 
 def write_model_report(

@@ -9,10 +9,11 @@ from typing import Any
 import torch
 
 from var_ext.bench import Timing, measure
-from var_ext.evaluation.model_subject import Section, Subject, class_name, said, table
+from var_ext.evaluation.model_subject import Section, Subject, said, table
 from var_ext.evaluation.plots import NO_PLOTS, installed
 from var_ext.evaluation.tokenizer import evaluate_tokenizer
 from var_ext.grid import labelled_grid, save_picture, shown_classes
+from var_ext.show import class_name
 
 
 def facts_section(of: Subject) -> Section:
@@ -44,7 +45,7 @@ def samples(of: Subject) -> Section:
     def compute() -> dict[str, Any]:
         pairs = [(label, seed) for label in labels for seed in seeds]
         images = sampler(*map(list, zip(*pairs, strict=True)), batch_size=options.batch_size, **sampling)
-        names = [class_name(sampler, label) for label in labels]
+        names = [class_name(sampler.class_names, label) for label in labels]
         save_picture(
             labelled_grid(images.cpu(), names, [str(seed) for seed in seeds]), of.folder / "samples.png"
         )

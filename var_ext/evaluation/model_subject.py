@@ -15,6 +15,7 @@ from var_ext.evaluation.fid_reference import Reference
 from var_ext.sampling import Sampler
 
 CELL = 100  # images of a cell of the grid, at least
+JUDGED = 200  # samples whose classes are judged, at least
 
 
 @dataclass(frozen=True)
@@ -30,6 +31,8 @@ class ReportOptions:
         reconstructions: held-out images that the tokenizer gives back.
         neighbours, search: samples, and as many held-out images, whose nearest ones are searched among at most `search`
             training images, evenly spaced in the data.
+        class_images: samples of each class that a probe judges (None: as few as make `JUDGED`), and held-out images
+            beside them, at most.
         batch_size: images drawn, or computed, at once.
     """
 
@@ -46,12 +49,14 @@ class ReportOptions:
     reconstructions: int = 64
     neighbours: int = 100
     search: int = 10_000
+    class_images: int | None = None
     batch_size: int = BATCH
 
     def __post_init__(self) -> None:
         names = ("count", "repeats", "reconstructions", "neighbours", "search", "batch_size")
         numbers = {name: getattr(self, name) for name in names}
-        numbers["per_class"] = 1 if self.per_class is None else self.per_class
+        optional = {name: getattr(self, name) for name in ("per_class", "class_images")}
+        numbers |= {name: value for name, value in optional.items() if value is not None}
         numbers |= {f"speed_batches[{i}]": batch for i, batch in enumerate(self.speed_batches)}
         wrong = [f"{name} {value}" for name, value in numbers.items() if value < 1]
         if wrong:
@@ -142,8 +147,3 @@ def table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
 def said(sampling: Mapping[str, Any]) -> str:
     """Names and values, for a sentence."""
     return ", ".join(f"{name} {value}" for name, value in sampling.items())
-
-
-def class_name(sampler: Sampler, label: int) -> str:
-    """Of a label, which may be that of no class."""
-    return [*sampler.class_names, "no class"][label]

@@ -19,8 +19,9 @@ def installed() -> bool:
 
 
 def scale_bars(rows: Sequence[ScaleRow]) -> bytes:
-    """Codes in use beside those allowed, perplexity, and PSNR up to each scale."""
-    figure, axes = _figure(3)
+    """Codes in use beside those allowed, perplexity, and PSNR up to each scale where it was measured."""
+    measured = all(row.psnr is not None for row in rows)
+    figure, axes = _figure(3 if measured else 2)
     names = [f"{row.side}x{row.side}" for row in rows]
     axes[0].bar(names, [row.allowed for row in rows], color="0.85", label="allowed")
     axes[0].bar(names, [row.codes for row in rows], width=0.5, label="in use")
@@ -28,8 +29,9 @@ def scale_bars(rows: Sequence[ScaleRow]) -> bytes:
     axes[0].legend()
     axes[1].bar(names, [row.perplexity for row in rows])
     axes[1].set_title("perplexity")
-    axes[2].plot(names, [row.psnr for row in rows], marker="o")
-    axes[2].set_title("PSNR up to the scale (dB)")
+    if measured:
+        axes[2].plot(names, [row.psnr for row in rows], marker="o")
+        axes[2].set_title("PSNR up to the scale (dB)")
     return _png(figure)
 
 

@@ -19,15 +19,15 @@ PAGE = "tokenizer.md"
 
 @dataclass(frozen=True)
 class ScaleRow:
-    """One scale; `psnr` (dB) and `ssim` are of reconstructions from this scale and the coarser ones."""
+    """One scale; `psnr` (dB) and `ssim` are of reconstructions from this scale and the coarser ones, where decoded."""
 
     side: int
     tokens: int  # of all images
     codes: int  # different ones among them
     allowed: float  # so many would be different if all codes were equally likely
     perplexity: float
-    psnr: float
-    ssim: float
+    psnr: float | None
+    ssim: float | None
 
     @property
     def share(self) -> float:
@@ -63,7 +63,8 @@ class TokenizerReport:
     perturbed_tokens: float | None
     perturbed_codes: int
     scales: tuple[ScaleRow, ...]
-    shown: Tensor = field(repr=False)  # images and their reconstructions by scales, (n, 1 + K, 3, S, S)
+    # images and their reconstructions by scales, (n, 1 + K, 3, S, S); None: these were not decoded
+    shown: Tensor | None = field(repr=False)
 
     def as_dict(self) -> dict[str, Any]:
         """Plain values for JSON."""
@@ -96,14 +97,15 @@ class TokenizerReport:
             "| --- | --- |",
             *(f"| {name} | {value} |" for name, value in rows),
             "",
-            "| scale | tokens | codes in use | of those allowed | perplexity | PSNR up to it | SSIM up to it |",
-            "| --- | --- | --- | --- | --- | --- | --- |",
+            "| scale | tokens | codes in use | of those allowed | perplexity |"
+            + (" PSNR up to it | SSIM up to it |" if self.shown is not None else ""),
+            "| --- | --- | --- | --- | --- |" + (" --- | --- |" if self.shown is not None else ""),
         ]
         for row in self.scales:
             share = f"{row.share:.0%} of {row.allowed:.0f}" + (" (few)" if row.share < ENOUGH else "")
+            quality = "" if row.psnr is None else f" {row.psnr:.2f} | {row.ssim:.4f} |"
             lines.append(
-                f"| {row.side} x {row.side} | {row.tokens} | {row.codes} | {share} | {row.perplexity:.1f} | "
-                f"{row.psnr:.2f} | {row.ssim:.4f} |"
+                f"| {row.side} x {row.side} | {row.tokens} | {row.codes} | {share} | {row.perplexity:.1f} |{quality}"
             )
         lines += [
             "",
@@ -131,25 +133,29 @@ class TokenizerReport:
         Raises:
             CheckpointError: a file cannot be written.
         """
-        columns = ["image", *(f"1 .. {row.side}" if row.side > 1 else "1" for row in self.scales)]
-        names = [str(i) for i in range(len(self.shown))]
-        save_picture(labelled_grid(self.shown.flatten(0, 1), names, columns), folder / "reconstructions.png")
-        text = [
-            f"# {title}", "", self.as_markdown(),
-            "## From the coarsest scale to all", "",
-            "![Images, and their reconstructions from more and more scales](reconstructions.png)", "",
-            "## Plots", "",
-        ]  # fmt: skip
+        text = [f"# {title}", "", self.as_markdown()]
+        caption = "Codes in use and perplexity by scale"
+        if self.shown is not None:
+            caption = "Codes in use, perplexity and PSNR by scale"
+            columns = ["image", *(f"1 .. {row.side}" if row.side > 1 else "1" for row in self.scales)]
+            names = [str(i) for i in range(len(self.shown))]
+            picture = labelled_grid(self.shown.flatten(0, 1), names, columns)
+            save_picture(picture, folder / "reconstructions.png")
+            text += [
+                "## From the coarsest scale to all", "",
+                "![Images, and their reconstructions from more and more scales](reconstructions.png)", "",
+            ]  # fmt: skip
+        text += ["## Plots", ""]
         try:
-            figures = {"scales.png": (scale_bars(self.scales), "Codes in use, perplexity and PSNR by scale")}
+            figures = {"scales.png": (scale_bars(self.scales), caption)}
             if log is not None and log.exists():
                 figures["course.png"] = (curves(read_log(log)), "The course of the training")
         except ImportError:
             text.append(NO_PLOTS)
         else:
-            for name, (picture, caption) in figures.items():
+            for name, (plot, caption) in figures.items():
                 with atomic_write(folder / name) as handle:
-                    handle.write(picture)
+                    handle.write(plot)
                 text += [f"![{caption}]({name})", ""]
         page = folder / PAGE
         with atomic_write(page) as handle:

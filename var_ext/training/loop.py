@@ -22,7 +22,7 @@ from tqdm import tqdm
 
 from var_ext.checkpoints import CheckpointError, atomic_write, write_json
 from var_ext.checkpoints.training_run import LAST, LOG, RECIPE
-from var_ext.grid import as_picture, save_picture
+from var_ext.grid import save_picture, to_pil
 from var_ext.training.board import Board
 from var_ext.training.checkpoint import Saver, load_checkpoint
 from var_ext.training.extras import need
@@ -292,7 +292,9 @@ def _train(task: Task, saver: Saver, run: Run, lines: Log, interrupts: Interrupt
                 with meter.pause():
                     picture = task.picture()
                     if picture is not None:
-                        save_picture(as_picture(picture), saver.path.parent / SAMPLES / f"{epoch + 1:04}.png")
+                        save_picture(
+                            to_pil(picture[None])[0], saver.path.parent / SAMPLES / f"{epoch + 1:04}.png"
+                        )
                         lines.show(step + 1, picture)
                     ranks.wait()  # for the one that draws; waiting in the next step has its limit
             bar.set_postfix(shown, refresh=False)

@@ -70,6 +70,11 @@ PARTS = (
         "is of restarts of codes, of which there are none: add restart_every, such as 100",
     ),
     Part(
+        {"using_znorm": False},
+        ("restart_target",),
+        "is of restarts of cosine codes, got codes at Euclidean distances: add using_znorm",
+    ),
+    Part(
         {"scale_dropout": 0},
         ("scale_dropout_start",),
         "is of images that leave out scales, of which there are none: add scale_dropout, such as 0.1",

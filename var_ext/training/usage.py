@@ -102,7 +102,10 @@ def advice(
         (not recipe.using_znorm and not tuned, "compare directions with --using-znorm"),
         (recipe.centre == 0 and features, "keep features around zero with --centre 0.1"),
         (recipe.restart_every == 0, "move unused codes with --restart-every 100"),
-        (recipe.restart_target == 0, "want more codes at every scale with --restart-target 0.5"),
+        (
+            recipe.restart_target == 0 and recipe.using_znorm,
+            "want more codes at every scale with --restart-target 0.5",
+        ),
         (not recipe.anchors, "move rarely used codes at each step with --anchors"),
         (recipe.scale_dropout == 0, "make coarse scales matter with --scale-dropout 0.1"),
         (recipe.weight_entropy == 0, "spread codes with --weight-entropy 0.05"),

@@ -1,0 +1,94 @@
+"""What the programs that make bundled models share: clocks of stages, finished runs, cards, whole folders."""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import TypeVar
+
+import click
+import torch
+
+from var_ext.checkpoints import atomic_write
+from var_ext.training import TokenizerRecipe, VARRecipe
+from var_ext.training.log import read_log
+
+T = TypeVar("T")
+
+
+class Clock:
+    """Seconds of each stage, kept in the work folder so that a resumed run knows what went before."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self.seconds: dict[str, float] = json.loads(path.read_text()) if path.exists() else {}
+
+    def run(self, stage: str, work: Callable[[], T], log: Path | None = None) -> T:
+        """Runs a stage and notes its time. One with a log resumes: its earlier runs count as well."""
+        began = time.perf_counter()
+        result = work()
+        spent = time.perf_counter() - began
+        if log is not None:
+            spent = max(
+                [
+                    self.seconds.get(stage, 0.0) + spent,
+                    *(line["seconds"] for line in read_log(log)),
+                ]
+            )
+        self.seconds[stage] = spent
+        self.path.write_text(json.dumps(self.seconds))
+        return result
+
+    def minutes(self, stage: str) -> str:
+        return f"{self.seconds[stage] / 60:.1f} min"
+
+
+def found(path: Path, recipe: TokenizerRecipe | VARRecipe) -> str:
+    """What a trainer measured on validation data with the weights it kept."""
+    lines = [line for line in read_log(path) if line["phase"] == "val"]
+    line = min(lines, key=lambda item: item["loss"]) if recipe.select == "best" else lines[-1]
+    numbers = [
+        f"{key} {value:.4g}" for key, value in line.items() if isinstance(value, float) and key != "seconds"
+    ]
+    return f"{', '.join(numbers)} (step {line['step']})"
+
+
+def listing(recipe: TokenizerRecipe | VARRecipe) -> str:
+    """The fields of a recipe that decide the weights, for the card."""
+    return ", ".join(f"{name} {value}" for name, value in recipe.pinned().items())
+
+
+def finished(folder: Path, recipe: TokenizerRecipe | VARRecipe, source: Path | None = None) -> bool:
+    """Whether the latest training in a folder was of this recipe and ended: its config.json comes last.
+
+    Args:
+        source: the folder of what it was trained with; a later training there makes this one unfinished.
+    """
+    config, began = folder / "config.json", folder / "recipe.json"
+    if not (config.is_file() and began.is_file()) or config.stat().st_mtime < began.stat().st_mtime:
+        return False
+    if source is not None and config.stat().st_mtime < (source / "config.json").stat().st_mtime:
+        return False
+    return json.loads(began.read_text(encoding="utf-8"))["recipe"] == recipe.pinned()
+
+
+def size_of(model: torch.nn.Module, file: Path) -> str:
+    count = sum(p.numel() for p in model.parameters())
+    return f"{count / 1e6:.2f} M parameters, {file.stat().st_size / 1e6:.2f} MB"
+
+
+def publish(model: Path, out: Path) -> None:
+    """Copies the finished files, each whole or not at all, the one that makes a folder a model last."""
+    for path in sorted(model.glob("[!.]*"), key=lambda path: path.name == "config.json"):
+        with atomic_write(out / path.name) as handle:
+            handle.write(path.read_bytes())
+
+
+def options(pairs: tuple[str, ...]) -> dict[str, str]:
+    """("epochs=3",) -> {"epochs": "3"}."""
+    for pair in pairs:
+        if "=" not in pair:
+            raise click.BadParameter(f"a recipe option must be NAME=VALUE, got {pair!r}")
+    return {pair.split("=", 1)[0]: pair.split("=", 1)[1] for pair in pairs}

