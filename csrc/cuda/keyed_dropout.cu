@@ -76,7 +76,7 @@ __global__ void __launch_bounds__(keyed_dropout_threads, 4)
     const int64_t pixels = p.size / p.channels;
     const uint32_t steps = static_cast<uint32_t>(pixels / N), fours = static_cast<uint32_t>(p.channels / 4);
     const uint32_t map = unit / steps;  // of rows, and four channels
-    const int64_t pixel = static_cast<int64_t>(unit % steps) * N, offset = map * 4 * pixels + pixel;
+    const int64_t pixel = static_cast<int64_t>(unit % steps) * N, offset = map * (4 * pixels) + pixel;
     uint4 bits[4];
 #pragma unroll
     for (int k = 0; k < 4; ++k) bits[k] = ptx::load_16(static_cast<const T*>(p.x) + offset + k * pixels);

@@ -1,7 +1,11 @@
 from __future__ import annotations
 
+from math import prod
+from pathlib import Path
+
 import pytest
 import torch
+from torch import Tensor
 
 from tests.cuda.conftest import Gpu
 from tests.emulator import emulation
@@ -28,12 +32,12 @@ def test_any_place(gpu: Gpu, dtype: torch.dtype, memory_format: torch.memory_for
     """The kernel itself, x and the output in turn off the alignment."""
     keys, counter = keys_of(2)
     near = torch.randn(2, 4, 8, 4).to(dtype).contiguous(memory_format=memory_format)
-    off = torch.empty(near.numel() + 1, dtype=dtype)[1:].as_strided(near.shape, near.stride(), 1).copy_(near)
-    for x, out in ((off, near), (near, off)):
-        x, out = (
-            gpu(x),
-            gpu(torch.empty_like(out) if out is near else out.clone(memory_format=torch.preserve_format)),
-        )
+
+    def off(t: Tensor) -> Tensor:
+        return torch.empty(t.numel() + 1, dtype=dtype)[1:].as_strided(t.shape, t.stride()).copy_(t)
+
+    for x, out in ((off(near), near.clone()), (near, off(near))):
+        x, out = gpu(x), gpu(out)
         kernels(x).keyed_dropout(view(x), view(gpu(keys)), view(gpu(counter)), view(out), KEPT)
         check(out, near, keys, counter)
 
@@ -67,16 +71,19 @@ def test_many_blocks(gpu: Gpu, memory_format: torch.memory_format) -> None:
         assert torch.equal(ops.keyed_dropout(gpu(x), gpu(keys), gpu(counter), KEPT).cpu(), wanted)
 
 
-@pytest.mark.parametrize("shape", [(2**25, 4, 8, 2), (2**24 - 1, 6, 7, 3), (1, 4, 2**29 + 4)], ids=str)
-def test_offsets_beyond_32_bits(gpu: Gpu, shape: tuple[int, ...]) -> None:
-    """Of contiguous maps, four channels at a time or element by element, and of one row, whose numbers go as far."""
+@pytest.mark.parametrize(
+    "shape", [(2**25, 4, 8, 2), (1, 2**32 + 4, 4, 2), (2**24 - 1, 6, 7, 3), (1, 4, 2**29 + 4)], ids=str
+)
+def test_offsets_beyond_32_bits(gpu: Gpu, tmp_path: Path, shape: tuple[int, ...]) -> None:
+    """Of contiguous maps, four channels at a time, whose number goes as far, or element by element, and of one row."""
     if gpu.level != "emulated":
-        pytest.skip("spans 8 GB, of which the emulator touches a few pages")
-    x = torch.empty(shape, dtype=torch.bfloat16)
+        pytest.skip("spans up to 64 GB, in a sparse file, of which the emulator touches a few pages")
+    x = torch.from_file(str(tmp_path / "x"), shared=True, size=prod(shape), dtype=torch.bfloat16).view(shape)
     keys, counter = torch.zeros(shape[0], dtype=torch.int64), splitmix64.counter(5)
     x.view(-1)[-8:] = torch.arange(1, 9)
-    with gpu.sampled(2):
-        found = ops.keyed_dropout(x, keys, counter, KEPT).view(-1)[-8:]
+    with gpu.sampled(2):  # in place: a thread reads its own elements before it writes them
+        kernels(x).keyed_dropout(view(x), view(keys), view(counter), view(x), KEPT)
+    found = x.view(-1)[-8:]
     if len(shape) == 4:  # the last pixels of a channel
         *_, channels, height, width = shape
         numbers = range(channels * (height * width - 7) - 1, channels * height * width, channels)

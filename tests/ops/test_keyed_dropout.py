@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import math
+from functools import partial
 
 import pytest
 import torch
 from torch import Tensor
+from torch.autograd import forward_ad
 from torch.utils.checkpoint import checkpoint
 
 from tests.ops import oracle
@@ -145,11 +147,19 @@ def test_the_backward_pass_keeps_no_mask() -> None:
     assert sorted(t.numel() for t in kept) == [2, 2]
 
 
-def test_gradients_of_gradients(either_backend: str) -> None:
+def test_gradients_of_gradients_and_forward_mode(either_backend: str) -> None:
     keys, counter = keys_of(2)
     x = torch.randn(2, 3, 5, dtype=torch.float64, requires_grad=True)
-    assert torch.autograd.gradcheck(lambda x: ops.keyed_dropout(x, keys, counter, KEPT), (x,))
-    assert torch.autograd.gradgradcheck(lambda x: ops.keyed_dropout(x, keys, counter, KEPT), (x,))
+
+    def drop(x: Tensor) -> Tensor:
+        return ops.keyed_dropout(x, keys, counter, KEPT)
+
+    assert torch.autograd.gradcheck(drop, (x,), check_forward_ad=True)
+    assert torch.autograd.gradgradcheck(drop, (x,), check_fwd_over_rev=True)
+    x, tangent = x.detach().float(), torch.randn(2, 3, 5)
+    with forward_ad.dual_level():
+        found = forward_ad.unpack_dual(drop(forward_ad.make_dual(x, tangent)))
+    assert torch.equal(found.primal, drop(x)) and torch.equal(found.tangent, drop(tangent))
 
 
 def test_checkpointing_draws_the_same(either_backend: str) -> None:
@@ -180,8 +190,10 @@ def test_transforms_are_torchs(either_backend: str) -> None:
         return ops.keyed_dropout(x, keys, counter, KEPT)
 
     assert torch.equal(torch.func.vmap(drop)(x), torch.stack([drop(one) for one in x]))
-    value, slope = torch.func.jvp(drop, (x[0],), (tangent,))
-    assert torch.equal(value, drop(x[0])) and torch.equal(slope, drop(tangent))
+    jvp = partial(torch.func.jvp, drop)
+    for call in (jvp, torch.compile(jvp, backend="aot_eager", fullgraph=True)):
+        value, slope = call((x[0],), (tangent,))
+        assert torch.equal(value, drop(x[0])) and torch.equal(slope, drop(tangent))
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])

@@ -35,10 +35,16 @@ def _reference(x: Tensor, keys: Tensor, counter: Tensor, kept: int) -> Tensor:
 def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
     _, keys, counter, ctx.kept = inputs
     ctx.save_for_backward(keys, counter)
+    ctx.save_for_forward(keys, counter)
+
+
+def _masked(ctx: Any, tangent: Tensor, *_: Any) -> Tensor:
+    """Linear in x: tangents and gradients get the mask of x."""
+    return torch.ops.var_ext.keyed_dropout.default(tangent, *ctx.saved_tensors, ctx.kept)
 
 
 def _gradient(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
-    return torch.ops.var_ext.keyed_dropout.default(grad, *ctx.saved_tensors, ctx.kept), None, None, None
+    return _masked(ctx, grad), None, None, None
 
 
 implement(
@@ -49,7 +55,7 @@ implement(
     fake=lambda x, keys, counter, kept: _empty(x),
     float64=False,
 )
-differentiate("keyed_dropout", _gradient, _setup_context, twice=True)
+differentiate("keyed_dropout", _gradient, _setup_context, twice=True, jvp=_masked)
 
 
 def keyed_dropout(x: Tensor, keys: Tensor, counter: Tensor, kept: int) -> Tensor:
@@ -57,7 +63,8 @@ def keyed_dropout(x: Tensor, keys: Tensor, counter: Tensor, kept: int) -> Tensor
 
     Word i of a row is the hash of key + first + step (i + 1) and decides four elements, the first by its lowest bits;
     maps count in the order of channels last, whatever their memory. The gradient draws the mask again, and has a
-    gradient itself. A dropped element is a product with 0, so NaN and infinities become NaN.
+    gradient itself; tangents of forward mode get the mask too. A dropped element is a product with 0, so NaN and
+    infinities become NaN.
 
     Args:
         x: (B, ...), float32, bfloat16, float16 or float64; maps (B, C, H, W) may be channels-last, and what is neither
@@ -82,7 +89,6 @@ def keyed_dropout(x: Tensor, keys: Tensor, counter: Tensor, kept: int) -> Tensor
         check_dtype(op, name, numbers, (torch.int64,))
     check_together(op, same_dtype=False, x=x, keys=keys, counter=counter)
     require(0 < kept < 2**16, op, "kept must be in 1..65535, of 2^16", kept)
-    transformed = not torch.compiler.is_compiling() and _torch.under_transforms()
-    if backend.current() == "reference" or transformed:  # torch's own rules of transforms
+    if backend.current() == "reference" or _torch.under_transforms():  # torch's own rules of transforms
         return reference.keyed_dropout(x, keys, counter, kept)
     return torch.ops.var_ext.keyed_dropout.default(x, keys, counter, kept)
