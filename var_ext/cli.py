@@ -44,6 +44,7 @@ from var_ext.cli_options import (
     writes_images,
 )
 from var_ext.cli_report import report
+from var_ext.cli_tokens import tokens
 from var_ext.cli_web import web
 
 if TYPE_CHECKING:
@@ -307,8 +308,9 @@ def train() -> None:
              var-ext train var digits --tokenizer runs/tokenizer --out runs/var
     DATA is `digits`; a folder with one folder of images (png, jpg, webp, bmp, tif, ppm, pgm) for each class, or
     with train/ and val/ of such folders; `wds:PATTERN`, tar shards as WebDataset writes them, such as
-    wds:data/{split}-*.tar; or `hf:NAME`, a data set of the hub or a folder that save_to_disk wrote. A run that was
-    stopped goes on where it was when the same command is given again.
+    wds:data/{split}-*.tar; or `hf:NAME`, a data set of the hub or a folder that save_to_disk wrote; for a transformer
+    also `tokens:FOLDER` of `var-ext tokens`. A run that was stopped goes on where it was when the same command is given
+    again.
     """
 
 
@@ -440,6 +442,7 @@ def evaluate() -> None:
 evaluate.add_command(fid)
 main.add_command(reference)
 main.add_command(report)
+main.add_command(tokens)
 main.add_command(web)
 
 

@@ -96,6 +96,11 @@ def test_a_stopped_run_resumes_to_the_same_weights_and_log(tmp_path: Path, stop:
     assert lines(tmp_path / "cut") == lines(tmp_path / "whole")
 
 
+def test_validations_by_steps_come_besides_those_by_epochs(tmp_path: Path) -> None:
+    fit(Toy(validate_every=2, validate_steps=5), tmp_path, progress=False)  # 12 steps, 3 an epoch
+    assert [row["step"] for row in lines(tmp_path) if row["phase"] == "val"] == [5, 6, 10, 12]
+
+
 def test_a_finished_run_is_not_run_again(tmp_path: Path) -> None:
     whole = fit(Toy(), tmp_path, progress=False)
     assert torch.equal(fit(Toy(stop=0), tmp_path, progress=False)["value"], whole["value"])

@@ -13,8 +13,10 @@ from var_ext.checkpoints import CheckpointError, load_tokenizer
 from var_ext.data import ImageDataset, load_dataset
 from var_ext.data.picture_dataset import PictureDataset
 from var_ext.models import VQVAE
+from var_ext.training import VARRecipe
 from var_ext.training import tokens as module
-from var_ext.training.tokens import CachedTokens, OnlineTokens, digest_of, open_tokens
+from var_ext.training.stored_tokens import open_splits, open_tokens
+from var_ext.training.tokens import CachedTokens, OnlineTokens, digest_of
 
 
 @pytest.fixture
@@ -214,10 +216,12 @@ def test_a_broken_cache_is_named(vae: VQVAE, images: Path, tmp_path: Path) -> No
             cached(vae, data, tmp_path)
 
 
-def test_both_sources_are_opened_by_name(vae: VQVAE, images: Path, tmp_path: Path) -> None:
-    data = load_dataset(images, "val", 8)
-    assert isinstance(open_tokens("online", vae, data, tmp_path), OnlineTokens)
-    tokens = open_tokens("cached", vae, data, tmp_path, progress=False)
-    assert isinstance(tokens, CachedTokens) and len(tokens) == 4
-    with pytest.raises(ValueError, match="tokens must be 'cached' or 'online', got 'none'"):
-        open_tokens("none", vae, data, tmp_path)
+def test_the_recipe_says_where_tokens_come_from(
+    vae: VQVAE, images: Path, var_recipe: VARRecipe, tmp_path: Path
+) -> None:
+    train, val = open_splits(images, vae, var_recipe.with_options(tokens="online"))
+    online = var_recipe.with_options(tokens="online")
+    assert isinstance(open_tokens(vae, train, online, tmp_path), OnlineTokens)
+    found = open_tokens(vae, val, online, tmp_path, progress=False)
+    assert isinstance(found, CachedTokens) and len(found) == 4
+    assert isinstance(open_tokens(vae, train, var_recipe, tmp_path, progress=False), CachedTokens)

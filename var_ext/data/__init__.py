@@ -11,10 +11,15 @@ from var_ext.data.image_folder import FolderDataset
 from var_ext.data.loader import ImageLoader
 from var_ext.data.shards import ShardDataset
 
+TOKENS = (
+    "tokens:"  # what DATA begins with where it is no pictures but their tokens, see `training.stored_tokens`
+)
+
 __all__ = [
     "DECODES",
     "GEOMETRIES",
     "SPLITS",
+    "TOKENS",
     "DataError",
     "DigitsDataset",
     "FolderDataset",
@@ -63,6 +68,10 @@ def load_dataset(
         raise ValueError(f"image_size must be at least 1, got {image_size}")
     check_choices(geometry, decode)
     name = str(spec)
+    if name.startswith(TOKENS):
+        raise DataError(
+            f"images are wanted, and {name} holds their tokens, of which only a transformer learns"
+        )
     if name == "digits":
         if (geometry, decode) != ("published", "exact"):
             raise ValueError(

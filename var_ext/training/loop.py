@@ -280,7 +280,8 @@ def _train(task: Task, saver: Saver, run: Run, lines: Log, interrupts: Interrupt
                 metrics = {**metrics, **meter.read()}
                 lines.write(step + 1, "train", metrics)
                 shown |= {key: _short(value) for key, value in metrics.items() if key in SHOWN}
-            if last or (step + 1) % (recipe.validate_every * per_epoch) == 0:
+            periods = [recipe.validate_every * per_epoch, recipe.validate_steps]
+            if last or any(period and (step + 1) % period == 0 for period in periods):
                 with meter.pause():
                     metrics = task.validate()
                 lines.write(step + 1, "val", metrics)

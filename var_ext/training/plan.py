@@ -16,7 +16,6 @@ from torch import Tensor
 
 from var_ext._torch import dispatch_mode, fake_tensors
 from var_ext.checkpoints import find_model, load_tokenizer
-from var_ext.data import load_dataset
 from var_ext.export import rank_and_world
 from var_ext.models import VAR, VQVAE
 from var_ext.training.flops import flops_of
@@ -27,6 +26,7 @@ from var_ext.training.optim import of_muon
 from var_ext.training.precision import DTYPES, autocast
 from var_ext.training.ranks import check_share
 from var_ext.training.recipes import TokenizerRecipe, VARRecipe
+from var_ext.training.stored_tokens import open_splits
 
 GB = 2**30
 R = TypeVar("R", VARRecipe, TokenizerRecipe)
@@ -161,7 +161,7 @@ def describe(
     vae = load_tokenizer(tokenizer)
     if recipe.patch_nums:
         vae = with_scales(vae, recipe.patch_nums)
-    images = load_dataset(data, "train", vae.schedule.side * vae.downsample)
+    images, _ = open_splits(data, vae, recipe)
     new = None
     if init_from is not None:
         folder = find_model(init_from)

@@ -61,6 +61,9 @@ class Recipe:
         ("last", "best", "best_last_scale"),
     )
     validate_every: int = option(1, "epochs between two validations", COUNT)
+    validate_steps: int = option(
+        0, "steps between two validations, besides those by epochs; 0 is by epochs alone", NATURAL, free=True
+    )
     checkpoint_every: int = option(200, "steps between two checkpoints", COUNT, free=True)
     checkpoint_minutes: float = option(
         0.0,

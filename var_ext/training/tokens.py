@@ -8,7 +8,8 @@ augmentation, copies), so a stale one is never read; its bytes do not depend on 
 
 import hashlib
 from abc import ABC, abstractmethod
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
+from itertools import repeat
 from pathlib import Path
 from typing import Any
 
@@ -26,7 +27,6 @@ BATCH = 64  # images encoded at once, unless the caller wants fewer
 SHARD = 16_384  # augmented images of a shard: 22 MB at 256 px
 PATIENCE = 3600.0  # seconds without a new shard of another rank
 LOOK_EVERY = 0.5  # seconds
-SOURCES = ("cached", "online")
 
 
 def digest_of(model: VQVAE | VAR) -> str:
@@ -90,6 +90,68 @@ class OnlineTokens(Tokens):
             yield encode(self.vae, images[:, 0], self.batch_size), labels
 
 
+class Shards:
+    """Files of tokens (n, copies, L), mapped into memory as one array.
+
+    Args:
+        paths: in order.
+        shapes, dtype: what they must hold; None: any integers, of as many copies and tokens each.
+
+    Attributes:
+        copies: versions of each image.
+
+    Raises:
+        CheckpointError: a file is missing, broken, or holds something else.
+    """
+
+    def __init__(
+        self,
+        paths: Sequence[Path],
+        shapes: Sequence[tuple[int, int, int]] | None = None,
+        dtype: np.dtype | None = None,
+    ) -> None:
+        self.parts = [
+            self._read(path, shape, dtype)
+            for path, shape in zip(paths, shapes if shapes else repeat(None, len(paths)), strict=True)
+        ]
+        kinds = {(part.shape[1:], part.dtype) for part in self.parts}
+        if len(kinds) != 1:
+            raise CheckpointError(
+                f"shards of tokens must be of one shape, got {sorted(map(str, kinds)) or 'none'}"
+            )
+        self.copies = self.parts[0].shape[1]
+        self.ends = np.cumsum([len(part) for part in self.parts])
+
+    def __len__(self) -> int:
+        return int(self.ends[-1])
+
+    def rows(self, indices: Tensor, versions: Tensor | int) -> Tensor:
+        """Tokens (B, L) of one version of each image, on the CPU."""
+        where = np.searchsorted(self.ends, indices.numpy(), side="right")
+        chosen = torch.as_tensor(versions).expand(len(indices)).tolist()
+        rows = zip(where.tolist(), indices.tolist(), chosen, strict=True)
+        return torch.from_numpy(
+            np.stack([self.parts[p][i - self.ends[p], version] for p, i, version in rows])
+        )
+
+    def _read(self, path: Path, shape: tuple[int, int, int] | None, dtype: np.dtype | None) -> np.ndarray:
+        try:
+            # a plain array over the map: a memmap of its own for each row would cost more than the row
+            tokens = np.asarray(np.load(path, mmap_mode="r"))
+        except (OSError, ValueError, EOFError) as error:
+            raise CheckpointError(
+                f"{path} must be a shard of tokens, but: {error}; delete the file"
+            ) from error
+        fits = tokens.ndim == 3 and tokens.dtype in (np.int16, np.int32) and min(tokens.shape) > 0
+        if shape is not None:
+            fits = tokens.shape == shape and tokens.dtype == dtype
+        if not fits:
+            wanted = "int16 or int32 (n, copies, L)" if shape is None else f"{dtype} {shape}"
+            came = f"{tokens.dtype} {tokens.shape}"
+            raise CheckpointError(f"wanted tokens {wanted} in {path}, got {came}; delete the file")
+        return tokens
+
+
 class CachedTokens(Tokens):
     """Tokens of `copies` augmented versions of every image, from the shards in a folder, made where they are missing.
 
@@ -145,16 +207,12 @@ class CachedTokens(Tokens):
             for i in missing:
                 self._write(paths[i], len(parts[i]), vae, batches, batch_size, bar)
         wait_for_files(paths, world, patience, what="shards", every=LOOK_EVERY)
-        shapes = [(len(part), copies, vae.schedule.num_tokens) for part in parts]
-        self.shards = [self._read(path, shape) for path, shape in zip(paths, shapes, strict=True)]
+        self.paths, length = paths, vae.schedule.num_tokens
+        self.shards = Shards(paths, [(len(part), copies, length) for part in parts], self.dtype)
 
     def rows(self, indices: Tensor, versions: Tensor | int) -> Tensor:
         """Tokens (B, L) of one version of each image, int16 or int32, on the CPU."""
-        places = zip(indices.tolist(), torch.as_tensor(versions).expand(len(indices)).tolist(), strict=True)
-        size = self.per_shard
-        return torch.from_numpy(
-            np.stack([self.shards[i // size][i % size, version] for i, version in places])
-        )
+        return self.shards.rows(indices, versions)
 
     def feed(self, epoch: int, batches: Iterable[Tensor]) -> Iterator[tuple[Tensor, Tensor]]:
         for indices in batches:
@@ -176,47 +234,8 @@ class CachedTokens(Tokens):
                 count -= len(images)
                 bar.update(len(tokens))
 
-    def _read(self, path: Path, shape: tuple[int, int, int]) -> np.ndarray:
-        try:
-            # a plain array over the map: a memmap of its own for each row would cost more than the row
-            tokens = np.asarray(np.load(path, mmap_mode="r"))
-        except (OSError, ValueError, EOFError) as error:
-            raise CheckpointError(
-                f"{path} must be a shard of tokens, but: {error}; delete the file"
-            ) from error
-        if tokens.shape != shape or tokens.dtype != self.dtype:
-            wanted, came = f"{self.dtype} {shape}", f"{tokens.dtype} {tokens.shape}"
-            raise CheckpointError(f"wanted tokens {wanted} in {path}, got {came}; delete the file")
-        return tokens
-
 
 @torch.no_grad()
 def encode(vae: VQVAE, images: Tensor, batch_size: int = BATCH) -> Tensor:
     """Tokens of images, `batch_size` at once: (B, 3, S, S) in [-1, 1] -> (B, L) int64."""
     return torch.cat([torch.cat(vae.img_to_idxBl(part), dim=1) for part in images.split(batch_size)])
-
-
-def open_tokens(
-    source: str,
-    vae: VQVAE,
-    data: ImageDataset,
-    folder: Path,
-    *,
-    copies: int = 1,
-    batch_size: int = BATCH,
-    workers: int = 0,
-    progress: bool = True,
-) -> Tokens:
-    """`CachedTokens` for "cached", `OnlineTokens` for "online", which has no use for `folder`, `copies` and `progress`.
-
-    Raises:
-        ValueError: another source.
-        DataError, CheckpointError: see `CachedTokens`.
-    """
-    if source not in SOURCES:
-        raise ValueError(f"tokens must be {' or '.join(map(repr, SOURCES))}, got {source!r}")
-    if source == "online":
-        return OnlineTokens(vae, data, batch_size=batch_size, workers=workers)
-    return CachedTokens(
-        vae, data, folder, copies=copies, batch_size=batch_size, workers=workers, progress=progress
-    )

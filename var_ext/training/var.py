@@ -13,7 +13,6 @@ import torch
 from torch import Tensor
 
 from var_ext.checkpoints import check_apart, find_model, load_tokenizer
-from var_ext.data import load_dataset
 from var_ext.grid import tiles
 from var_ext.models import VAR, VQVAE
 from var_ext.models.keyed import row_keys
@@ -57,8 +56,9 @@ from var_ext.training.progressive import check_first, stage
 from var_ext.training.ranks import ALONE, Part, Ranks, join
 from var_ext.training.recipes import VARRecipe
 from var_ext.training.speed import Meter, peak_tflops
+from var_ext.training.stored_tokens import open_splits, open_tokens
 from var_ext.training.tally import Tally, token_losses
-from var_ext.training.tokens import BATCH, digest_of, digests_of, open_tokens
+from var_ext.training.tokens import digest_of, digests_of
 
 log = logging.getLogger(__name__)
 
@@ -79,7 +79,8 @@ def train_var(
     `recipe.lora_save` "adapter" the adapters alone.
 
     Args:
-        data: "digits" or a folder of class folders of images.
+        data: as of `load_dataset`, such as a folder of class folders of images; or "tokens:FOLDER", see
+            `stored_tokens`.
         tokenizer: folder of a trained tokenizer.
         out: folder of the result; it also keeps recipe.json, last.ckpt, log.jsonl and the cached tokens of
             the run.
@@ -149,10 +150,7 @@ class VARTask(Task):
         self.token_weights = token_weights(recipe.loss_weights, self.schedule).to(self.device)  # (L,)
         if recipe.pg:
             check_first(recipe.pg0, len(self.schedule))
-        size = self.schedule.side * vae.downsample
-        read: dict[str, Any] = {"geometry": recipe.geometry, "decode": recipe.decode}
-        self.train_data = load_dataset(data, "train", size, augment=recipe.augment, seed=recipe.seed, **read)
-        self.val_data = load_dataset(data, "val", size, **read)
+        self.train_data, self.val_data = open_splits(data, vae, recipe)
         self.num_items, self.class_names = len(self.train_data), self.train_data.class_names
         self.cache, self.progress = cache, progress
         digests = digests_of(self.train_data, self.val_data) | {"tokenizer": digest_of(vae)}
@@ -214,15 +212,9 @@ class VARTask(Task):
 
     def load_data(self) -> None:
         """Open the tokens of the training and the validation images, the latter always cached."""
-        recipe = self.recipe
-        options: dict[str, Any] = {
-            "batch_size": min(BATCH, recipe.micro_batch or recipe.batch_size), "workers": recipe.workers,
-            "progress": self.progress,
-        }  # fmt: skip
-        copies = recipe.copies if recipe.augment > 0 else 1
-        self.val_tokens = open_tokens("cached", self.vae, self.val_data, self.cache, **options)
-        self.tokens = open_tokens(
-            recipe.tokens, self.vae, self.train_data, self.cache, copies=copies, **options
+        self.val_tokens, self.tokens = (
+            open_tokens(self.vae, data, self.recipe, self.cache, progress=self.progress)
+            for data in (self.val_data, self.train_data)
         )
 
     def feed(self, epoch: int, batches: Tensor) -> Iterable[tuple[Tensor, Tensor]]:

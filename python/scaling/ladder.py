@@ -1,0 +1,293 @@
+"""A ladder of transformers on images seen once, for `var-ext scaling fit`: sizes, seeds, probes of the learning rate.
+
+    npm ci --prefix python/avatars                                       # once: what draws the pictures
+    python python/scaling/ladder.py --dry-run                            # runs, parameters, FLOPs, predicted hours
+    python python/scaling/ladder.py --minutes 110                        # a stage; again until it says "done"
+    python python/scaling/ladder.py --minutes 110 --largest-first        # a second worker beside the first
+
+A run is a training of `train_var`, resumed where it was; a finished one is a row of scaling.csv, and its validations
+rows of curves.csv. Workers share the runs by locks. Every size is trained on the same images, each seen once.
+
+Rules fixed before the first run: width 32 d and d heads of 32; peak rate at width w of --rate * sqrt(64 / w), which
+falls linearly to 1% of itself; batches of 64. Probes with half and twice the rate, at two sizes and a quarter of the
+images, say whether the optimum lies inside.
+"""
+
+from __future__ import annotations
+
+import csv
+import json
+import logging
+import math
+import os
+import signal
+import tempfile
+import threading
+import time
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import click
+import torch
+from filelock import FileLock, Timeout
+from source import STYLES, first_of, make_tokens, random_tokens
+
+import var_ext
+from var_ext.checkpoints import load_tokenizer, write_json
+from var_ext.models import VQVAE
+from var_ext.training import VARRecipe, train_var
+from var_ext.training.flops import flops_of
+from var_ext.training.interrupts import STOPPED
+from var_ext.training.log import read_log
+from var_ext.training.network import build_network
+from var_ext.training.precision import autocast
+from var_ext.training.stored_tokens import StoredTokens, TokenData
+from var_ext.training.tally import token_losses
+
+ROOT = Path(__file__).resolve().parents[2]
+BATCH = 64
+POINTS = 12  # validations of a run
+
+
+@dataclass(frozen=True)
+class Ladder:
+    """What is trained.
+
+    Attributes:
+        depths: sizes, in blocks; seeds: seeds of each size, one where none is named.
+        probes: sizes whose rates are probed, with these factors.
+        images, held_out: training images, a multiple of the batch, and validation images.
+        rate: peak learning rate at width 64 and batches of 64.
+    """
+
+    depths: tuple[int, ...] = (2, 3, 4, 5, 6, 8)
+    seeds: dict[int, int] = field(default_factory=lambda: {2: 3, 3: 3})
+    probes: tuple[int, ...] = (2, 6)
+    factors: tuple[float, ...] = (0.5, 1.0, 2.0)
+    images: int = 770_048
+    held_out: int = 4096
+    rate: float = 2e-3
+
+    def runs(self) -> list[Rung]:
+        """All, from the least to the most work."""
+        rungs = [Rung(depth, seed) for depth in self.depths for seed in range(self.seeds.get(depth, 1))]
+        rungs += [Rung(depth, 0, factor, True) for depth in self.probes for factor in self.factors]
+        return sorted(rungs, key=lambda rung: rung.depth**3 * (0.25 if rung.probe else 1))
+
+    def recipe(self, rung: Rung) -> VARRecipe:
+        width = 32 * rung.depth
+        steps = self.steps(rung)
+        return VARRecipe(
+            seed=rung.seed, epochs=1, batch_size=BATCH, autocast="bf16", depth=rung.depth, embed_dim=width,
+            num_heads=rung.depth, drop_path_rate=0.0, init_adaln_gamma=1e-2,
+            base_lr=self.rate * rung.factor * math.sqrt(64 / width) * 256 / BATCH, lr_end=0.01,
+            validate_steps=max(1, steps // POINTS), top_k=0,
+        )  # fmt: skip
+
+    def steps(self, rung: Rung) -> int:
+        return self.images // BATCH // (4 if rung.probe else 1)
+
+
+@dataclass(frozen=True)
+class Rung:
+    """A run: a size, a seed, and a factor on the rate; a probe sees a quarter of the images."""
+
+    depth: int
+    seed: int = 0
+    factor: float = 1.0
+    probe: bool = False
+
+    @property
+    def name(self) -> str:
+        return f"d{self.depth}-seed{self.seed}" + (f"-rate{self.factor:g}" if self.probe else "")
+
+
+def facts(rung: Rung, ladder: Ladder, vae: VQVAE) -> dict[str, Any]:
+    """What is known of a run beforehand: parameters as the paper counts them (blocks with AdaLN, without embeddings and
+    head) and all of them, training FLOPs of an image by the architecture, and by 6 N a token."""
+    recipe = ladder.recipe(rung)
+    images = ladder.steps(rung) * BATCH
+    flops = flops_of(recipe, vae.schedule, vae.vocab_size, vae.Cvae)
+    blocks = 18 * rung.depth * recipe.embed_dim**2
+    every = sum(p.numel() for p in build_network(recipe, vae, len(STYLES)).parameters())
+    return {
+        "run": rung.name, "kind": "probe" if rung.probe else "run", "depth": rung.depth, "width": recipe.embed_dim,
+        "seed": rung.seed, "rate": recipe.base_lr * BATCH / 256, "parameters": blocks, "parameters_all": every,
+        "images": images, "tokens": images * vae.schedule.num_tokens, "flops": flops * images,
+        "flops_6nt": 6 * blocks * images * vae.schedule.num_tokens,
+    }  # fmt: skip
+
+
+@torch.no_grad()
+def standard_errors(out: Path, data: Path, recipe: VARRecipe) -> dict[str, float]:
+    """Of the finished model's losses and errors, over held-out images."""
+    sampler = var_ext.load(out)
+    vae, var = sampler.vae, sampler.var.eval()
+    tokens = StoredTokens(vae, TokenData(f"tokens:{data}", "val", vae))
+    found = []
+    for rows, labels in tokens.feed(0, torch.arange(len(tokens)).split(BATCH)):
+        known = vae.quantize.idxBl_to_var_input([rows[:, where] for where in vae.schedule.slices])
+        with autocast(torch.device("cpu"), recipe.autocast):
+            logits = var(labels, known).float()
+        losses, last = token_losses(logits, rows, 0.0), vae.schedule.slices[-1]
+        wrong = 100 * (logits.argmax(-1) != rows).float()
+        parts = (losses, losses[:, last], wrong, wrong[:, last])
+        found.append(torch.stack([part.mean(1) for part in parts], 1).double())
+    every = torch.cat(found)  # (N, 4)
+    names = ("loss_se", "loss_last_se", "error_se", "error_last_se")
+    return dict(zip(names, (every.std(0) / len(every) ** 0.5).tolist(), strict=True))
+
+
+def rows_of(log: Path, about: dict[str, Any]) -> list[dict[str, Any]]:
+    """A row for each validation of a run."""
+    rows = []
+    for line in read_log(log):
+        if line["phase"] != "val":
+            continue
+        share = line["step"] * BATCH / about["images"]
+        measured = {
+            "step": line["step"], "seconds": line["seconds"], "loss": line["loss"], "loss_last": line["loss_last"],
+            "error": 100 - line["accuracy"], "error_last": 100 - line["accuracy_last"],
+            **{f"loss_{k + 1}": value for k, value in enumerate(line["loss_scales"])},
+            **{f"error_{k + 1}": 100 - value for k, value in enumerate(line["accuracy_scales"])},
+        }  # fmt: skip
+        grown = {key: about[key] * share for key in ("images", "tokens", "flops", "flops_6nt")}
+        rows.append({**about, **{key: round(value) for key, value in grown.items()}, **measured})
+    return rows
+
+
+def write_tables(work: Path, ladder: Ladder) -> int:
+    """scaling.csv, a row a finished run, and curves.csv, a row a validation; returns the number of finished runs."""
+    whole: list[dict[str, Any]] = []
+    curves: list[dict[str, Any]] = []
+    for rung in ladder.runs():
+        file = work / rung.name / "rows.json"
+        if file.exists():
+            rows = json.loads(file.read_text())
+            whole.append(rows["final"])
+            curves += rows["curve"]
+    for name, rows in (("scaling.csv", whole), ("curves.csv", curves)):
+        if rows:
+            with (work / name).open("w", newline="") as handle:
+                writer = csv.DictWriter(handle, list(rows[0]), lineterminator="\n")
+                writer.writeheader()
+                writer.writerows(rows)
+    return len(whole)
+
+
+def do(rung: Rung, ladder: Ladder, work: Path, tokenizer: str, threads: int) -> None:
+    """Trains and measures one run, to the end or until the time is over."""
+    vae = load_tokenizer(tokenizer)
+    data, out, recipe = (
+        work / ("probe-tokens" if rung.probe else "tokens"),
+        work / rung.name,
+        ladder.recipe(rung),
+    )
+    train_var(f"tokens:{data}", tokenizer, out, recipe)
+    about = {**facts(rung, ladder, vae), "threads": threads}
+    rows = rows_of(out / "log.jsonl", about)
+    final: dict[str, Any] = rows[-1] | standard_errors(out, data, recipe)
+    write_json(out / "rows.json", {"final": final, "curve": rows})
+    (out / "last.ckpt").unlink(missing_ok=True)
+
+
+def predicted(ladder: Ladder, work: Path, tokenizer: str) -> list[dict[str, Any]]:
+    """All runs with the seconds that they will take, from a few steps of each size by the trainer itself."""
+    vae, rates, table = load_tokenizer(tokenizer), dict[int, float](), []
+    data = random_tokens(work / "speed-tokens", tokenizer, 12 * BATCH)
+    for rung in ladder.runs():
+        if rung.depth not in rates:
+            with tempfile.TemporaryDirectory() as folder:
+                recipe = ladder.recipe(rung).with_options(log_every=6, validate_steps=0)
+                train_var(f"tokens:{data}", tokenizer, folder, recipe, progress=False)
+                lines = [line for line in read_log(Path(folder) / "log.jsonl") if line["phase"] == "train"]
+                rates[rung.depth] = lines[-1]["images_per_second"]
+        about = facts(rung, ladder, vae)
+        table.append({**about, "seconds": about["images"] / rates[rung.depth]})
+    return table
+
+
+def limit(minutes: float) -> None:
+    """After so many minutes the training is asked for a checkpoint and the end, and this program with it."""
+
+    def ask() -> None:
+        time.sleep(60 * minutes)
+        while True:
+            os.kill(os.getpid(), signal.SIGTERM)
+            time.sleep(5)
+
+    def stop(*_: object) -> None:
+        raise SystemExit(STOPPED)
+
+    signal.signal(signal.SIGTERM, stop)
+    if minutes:
+        threading.Thread(target=ask, daemon=True).start()
+
+
+@click.command(help=str(__doc__).replace("\n\n    npm", "\n\n\b\n    npm"))
+@click.option(
+    "--work", type=click.Path(path_type=Path), default=ROOT / "runs/scaling", help="Tokens and runs."
+)
+@click.option("--tokenizer", default="avatars", show_default=True, help="Name or folder; frozen.")
+@click.option("--depths", help="Sizes, such as 2,3,4.  [default: 2,3,4,5,6,8]")
+@click.option(
+    "--images", type=click.IntRange(min=4 * BATCH), help="Seen by each run.  [default: 770048, 100M tokens]"
+)
+@click.option("--held-out", type=click.IntRange(min=2), help="Validation images.  [default: 4096]")
+@click.option("--rate", type=float, help="Peak rate at width 64.  [default: 0.002]")
+@click.option("--minutes", type=click.FloatRange(min=0), default=0.0, help="Of a stage; 0: no end.")
+@click.option("--largest-first", is_flag=True, help="Begin with the most work.")
+@click.option("--dry-run", is_flag=True, help="Say what it will take, and end.")
+def main(
+    work: Path,
+    tokenizer: str,
+    depths: str | None,
+    images: int | None,
+    held_out: int | None,
+    rate: float | None,
+    minutes: float,
+    largest_first: bool,
+    dry_run: bool,
+) -> None:
+    logging.basicConfig(level=logging.INFO, format="%(message)s")
+    given: dict[str, Any] = {
+        "images": images and images // (4 * BATCH) * 4 * BATCH,
+        "held_out": held_out,
+        "rate": rate,
+    }
+    if depths:
+        sizes = tuple(int(depth) for depth in depths.split(","))
+        given |= {"depths": sizes, "probes": tuple(depth for depth in Ladder.probes if depth in sizes)}
+    ladder = Ladder(**{name: value for name, value in given.items() if value is not None})
+    limit(minutes)
+    torch.set_num_threads(int(os.environ.get("OMP_NUM_THREADS", "1")))
+    if dry_run:
+        table = predicted(ladder, work, tokenizer)
+        for row in table:
+            click.echo(
+                f"{row['run']:16} {row['parameters'] / 1e6:8.3f}M {row['tokens'] / 1e6:6.1f}M tokens "
+                f"{row['flops'] / 1e15:8.2f} PFLOP {row['seconds'] / 3600:6.2f} h"
+            )
+        click.echo(f"{sum(row['seconds'] for row in table) / 3600:.1f} h of one worker in all")
+        write_json(work / "predicted.json", {"runs": table})
+        return
+    tokens = make_tokens(work / "tokens", tokenizer, {"train": ladder.images, "val": ladder.held_out})
+    first_of(work / "probe-tokens", tokens, tokenizer, ladder.images // 4)
+    runs = ladder.runs()
+    for rung in reversed(runs) if largest_first else runs:
+        try:
+            with FileLock(work / f"{rung.name}.lock", timeout=0):
+                if not (work / rung.name / "rows.json").exists():
+                    do(rung, ladder, work, tokenizer, torch.get_num_threads())
+        except Timeout:
+            continue  # another worker has it
+        write_tables(work, ladder)
+    count = write_tables(work, ladder)
+    click.echo(
+        f"{'done: ' if count == len(runs) else ''}{count} of {len(runs)} runs in {work / 'scaling.csv'}"
+    )
+
+
+if __name__ == "__main__":
+    main()

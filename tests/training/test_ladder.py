@@ -1,0 +1,122 @@
+"""python/scaling: images seen once, none twice; runs of the trainer as rows of a table; workers and stages."""
+
+from __future__ import annotations
+
+import csv
+import importlib.util
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from click.testing import CliRunner
+from filelock import FileLock
+
+from var_ext.checkpoints import load_tokenizer
+from var_ext.training.stored_tokens import StoredTokens, TokenData
+
+FOLDER = Path(__file__).resolve().parents[2] / "python" / "scaling"
+STYLES = ("a", "b", "c")
+
+
+@pytest.fixture(scope="module")
+def program() -> Iterator[ModuleType]:
+    """With pictures that need no node, of which every fourth is drawn again later."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.syspath_prepend(str(FOLDER))
+        spec = importlib.util.spec_from_file_location("ladder", FOLDER / "ladder.py")
+        assert spec and spec.loader
+        module = importlib.util.module_from_spec(spec)
+        patch.setitem(sys.modules, "ladder", module)  # where dataclasses look for it
+        spec.loader.exec_module(module)
+        source = sys.modules["source"]
+
+        def render(command: list[str], **_: Any) -> Any:
+            split, count, first = command[4].removeprefix("--"), int(command[5]), int(command[7])
+            side = int(command[9])
+            images = []
+            for index in range(first, first + count):
+                seed = 0 if index % 4 == 0 else index + 10_000 * (split == "val")
+                images += list(np.random.default_rng(seed).integers(0, 256, (3, side, side, 3), np.uint8))
+            labels = np.tile(np.arange(3), count)
+            np.savez(command[3], **{f"{split}_images": np.array(images), f"{split}_labels": labels})  # type: ignore[arg-type]
+            return type("Done", (), {"returncode": 0})
+
+        patch.setattr(source.subprocess, "run", render)
+        patch.setattr(source, "STYLES", STYLES)
+        patch.setattr(module, "STYLES", STYLES)
+        patch.setattr(source.make_tokens, "__kwdefaults__", {"part": 40})
+        patch.setattr(module.signal, "signal", lambda *_: None)
+        yield module
+        sys.modules.pop("source")
+
+
+def call(program: ModuleType, work: Path, tokenizer: Path, *more: str) -> str:
+    words = ["--work", str(work), "--tokenizer", str(tokenizer), "--depths", "1,2", "--images", "300"]
+    result = CliRunner().invoke(program.main, [*words, "--held-out", "20", *more])
+    assert result.exit_code == 0, result.output
+    return result.output
+
+
+@pytest.fixture(scope="module")
+def done(program: ModuleType, tokenizer: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    work = tmp_path_factory.mktemp("ladder")
+    assert "done: 7 of 7 runs" in call(program, work, tokenizer)
+    return work
+
+
+def table(path: Path) -> list[dict[str, str]]:
+    with path.open(newline="") as handle:
+        return list(csv.DictReader(handle))
+
+
+def test_no_image_is_there_twice(done: Path, tokenizer: Path) -> None:
+    vae = load_tokenizer(tokenizer)
+    rows = []
+    for split, count in (("train", 256), ("val", 20)):
+        data = TokenData(f"tokens:{done / 'tokens'}", split, vae)
+        assert len(data) == count and data.class_names == list(STYLES)
+        ((tokens, labels),) = StoredTokens(vae, data).feed(0, [torch.arange(count)])
+        assert labels.bincount().min() > 0
+        rows += tokens.tolist()
+    assert len({tuple(row) for row in rows}) == len(rows) == 276
+
+
+def test_a_run_is_a_row_and_a_validation_too(done: Path, program: ModuleType) -> None:
+    rows, curves = table(done / "scaling.csv"), table(done / "curves.csv")
+    assert [row["run"] for row in rows] == [
+        rung.name for rung in program.Ladder((1, 2), probes=(2,), images=256).runs()
+    ]
+    assert {row["run"] for row in rows if row["kind"] == "probe"} == {
+        f"d2-seed0-rate{x}" for x in ("0.5", "1", "2")
+    }
+    whole = next(row for row in rows if row["run"] == "d2-seed1")
+    mine = [row for row in curves if row["run"] == "d2-seed1"]
+    assert [row["step"] for row in mine] == ["1", "2", "3", "4"] and mine[-1]["loss"] == whole["loss"]
+    assert int(mine[0]["flops"]) * 4 == int(whole["flops"]) and whole["images"] == "256"
+    assert int(whole["parameters"]) == 18 * 2 * 64**2 and int(whole["tokens"]) == 256 * 21
+    assert float(whole["loss_se"]) > 0 and float(whole["error"]) <= 100
+    rates = {row["run"]: float(row["rate"]) for row in rows}
+    assert rates["d2-seed0"] == pytest.approx(2e-3) and rates["d2-seed0-rate0.5"] == pytest.approx(1e-3)
+    assert rates["d1-seed0"] == pytest.approx(2e-3 * 2**0.5)
+
+
+def test_finished_runs_and_tokens_are_kept_and_another_worker_is_left_alone(
+    program: ModuleType, done: Path, tokenizer: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(program, "train_var", None)
+    assert "done: 7 of 7 runs" in call(program, done, tokenizer, "--largest-first")
+    (done / "d2-seed2" / "rows.json").rename(done / "away")
+    with FileLock(done / "d2-seed2.lock"):
+        assert "6 of 7 runs" in call(program, done, tokenizer)
+    (done / "away").rename(done / "d2-seed2" / "rows.json")
+
+
+def test_a_dry_run_predicts_and_trains_nothing(program: ModuleType, tokenizer: Path, tmp_path: Path) -> None:
+    output = call(program, tmp_path, tokenizer, "--dry-run")
+    assert "h of one worker in all" in output and len(output.splitlines()) == 8
+    assert not (tmp_path / "scaling.csv").exists() and not (tmp_path / "tokens").exists()

@@ -1,0 +1,278 @@
+"""Tokens as a data set of their own: made once, trained on by many runs, without pictures.
+
+`store_tokens` writes a folder, tokens.json beside shards and labels; "tokens:FOLDER" is then DATA for `train_var`, with
+the tokenizer that made it. Whoever has tokens of another source writes such a folder with `write_token_set`.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from var_ext.checkpoints import CheckpointError, atomic_write, load_tokenizer, read_json, write_json
+from var_ext.data import TOKENS, DataError, ImageDataset, load_dataset
+from var_ext.models import VQVAE
+from var_ext.paths import user_path
+from var_ext.training.ranks import join
+from var_ext.training.recipes import VARRecipe
+from var_ext.training.tokens import BATCH, CachedTokens, OnlineTokens, Shards, Tokens, digest_of
+
+NAME = "tokens.json"
+FORMAT = 1
+RANK_TIMEOUT = 25.0  # minutes until a rank that others wait for is lost
+
+
+@dataclass(frozen=True)
+class TokenSplit:
+    """Tokens of a split.
+
+    Attributes:
+        shards: files in the folder, each (n, copies, L) int16 or int32, in order.
+        labels: (N,) int64, N the sum of all n.
+        made: what is said of their making, for the record: JSON values.
+    """
+
+    shards: Sequence[Path]
+    labels: Tensor
+    made: Mapping[str, Any]
+
+
+def write_token_set(
+    folder: Path, vae: VQVAE, class_names: Sequence[str], splits: Mapping[str, TokenSplit]
+) -> Path:
+    """Makes a folder of shards a data set: labels and tokens.json, the latter last.
+
+    Args:
+        vae: the tokenizer that made the tokens.
+        class_names: K names; labels are 0..K-1.
+        splits: "train" and "val".
+
+    Raises:
+        CheckpointError: a file cannot be written, or a shard is none.
+        DataError: other numbers of images and labels, or a token or a label is out of range.
+    """
+    found: dict[str, Any] = {}
+    for name, split in splits.items():
+        shards = Shards(split.shards)
+        _check(name, shards, split.labels, vae, len(class_names))
+        with atomic_write(folder / f"labels-{name}.npy") as handle:
+            np.save(handle, split.labels.numpy().astype(np.int32))
+        found[name] = {
+            "images": len(shards),
+            "copies": shards.copies,
+            "shards": [path.name for path in split.shards],
+            "digests": [hashlib.sha256(path.read_bytes()).hexdigest() for path in split.shards],
+            "made": dict(split.made),
+        }
+    about = {
+        "format": FORMAT,
+        "class_names": list(class_names),
+        "patch_nums": list(vae.schedule.patch_nums),
+        "vocab_size": vae.vocab_size,
+        "tokenizer": digest_of(vae),
+        "splits": found,
+    }
+    write_json(folder / NAME, about)
+    return folder
+
+
+def _check(name: str, shards: Shards, labels: Tensor, vae: VQVAE, classes: int) -> None:
+    tokens, length = shards.parts[0].shape[2], vae.schedule.num_tokens
+    if (len(shards), tokens) != (len(labels), length):
+        raise DataError(
+            f"{name} must have {length} tokens and a label for each image, got {tokens} tokens of {len(shards)} images "
+            f"and {len(labels)} labels"
+        )
+    for what, end, parts in (("tokens", vae.vocab_size, shards.parts), ("labels", classes, [labels.numpy()])):
+        low, high = min(int(part.min()) for part in parts), max(int(part.max()) for part in parts)
+        if not 0 <= low <= high < end:
+            raise DataError(f"{what} of {name} must be in 0..{end - 1}, got {low} to {high}")
+
+
+def store_tokens(
+    data: str | Path,
+    tokenizer: str | Path,
+    out: str | Path,
+    *,
+    copies: int = 1,
+    augment: float = 0.0,
+    seed: int = 0,
+    geometry: str = "published",
+    decode: str = "exact",
+    batch_size: int = BATCH,
+    workers: int = 0,
+    device: str | torch.device = "cpu",
+    progress: bool = True,
+) -> Path:
+    """Writes the tokens of a data set's training and validation images; a stopped call goes on, ranks share the work.
+
+    Args:
+        data, geometry, decode: as in `load_dataset`.
+        tokenizer: name or folder.
+        out: the folder.
+        copies, augment, seed: augmented versions of each training image, and of what; several need `augment`.
+        batch_size, workers: images encoded at once, and processes that read them.
+
+    Raises:
+        ValueError: copies without augmentation, or less than one.
+        DataError, CheckpointError: data or tokenizer cannot be used, or `out` cannot be written.
+    """
+    if copies < 1 or (copies > 1 and augment == 0):
+        raise ValueError(
+            f"copies must be at least 1, and several be augmented ones, got {copies} with augment {augment:g}"
+        )
+    out = user_path(out)
+    with join(device, RANK_TIMEOUT) as (ranks, device):
+        vae = load_tokenizer(tokenizer).to(device).eval()
+        splits = {}
+        for name, versions, strength in (("train", copies, augment), ("val", 1, 0.0)):
+            side = vae.schedule.side * vae.downsample
+            images = load_dataset(
+                data, name, side, augment=strength, seed=seed, geometry=geometry, decode=decode
+            )
+            cached = CachedTokens(
+                vae, images, out, copies=versions, batch_size=batch_size, workers=workers, progress=progress
+            )
+            made = {
+                "data": images.spec, "images": images.fingerprint(), "augment": strength, "seed": seed,
+                "geometry": geometry, "decode": decode,
+            }  # fmt: skip
+            splits[name] = TokenSplit(cached.paths, images.labels, made)
+        if ranks.rank == 0:
+            write_token_set(out, vae, images.class_names, splits)
+        ranks.wait()
+    return out
+
+
+class TokenData(ImageDataset):
+    """A split of stored tokens, as the images that they are of: labels and names, but no pixels.
+
+    Args:
+        spec: "tokens:FOLDER".
+        vae: the tokenizer that made them.
+
+    Raises:
+        DataError: the folder holds no tokens, lacks the split, or another tokenizer made them.
+    """
+
+    def __init__(self, spec: str, split: str, vae: VQVAE) -> None:
+        folder = user_path(spec.removeprefix(TOKENS))
+        try:
+            about: dict[str, Any] = read_json(folder / NAME)
+            names = about["class_names"]
+            if about["format"] != FORMAT:
+                raise DataError(f"{folder / NAME} must be of format {FORMAT}, got {about['format']!r}")
+            if about["tokenizer"] != digest_of(vae):
+                raise DataError(
+                    f"{spec} must be made by the tokenizer of the training, got other weights: give the one that made "
+                    f"it, or make it anew with `var-ext tokens`"
+                )
+            mine = about["splits"][split]
+            self.paths = [folder / name for name in mine["shards"]]
+            self.copies, self.augment = int(mine["copies"]), float(mine["made"].get("augment", 0))
+            self.labels = torch.from_numpy(np.load(folder / f"labels-{split}.npy")).long()
+        except (CheckpointError, KeyError, TypeError, OSError, ValueError) as error:
+            if isinstance(error, DataError):
+                raise
+            lacking = "the split " + repr(split) if error.args == (split,) else str(error)
+            raise DataError(
+                f"{spec} must be tokens: and a folder that `var-ext tokens` wrote, but: {lacking}"
+            ) from error
+        self.made: dict[str, Any] = mine["made"]
+        self.spec, self.split, self.class_names = spec, split, list(names)
+        self.image_size = vae.schedule.side * vae.downsample
+        self.about = json.dumps([names, mine, about["tokenizer"]], sort_keys=True)
+        if len(self.labels) != mine["images"] or not len(self.labels):
+            raise DataError(
+                f"{spec} must have a label for each of its {mine['images']} images, got {len(self.labels)}"
+            )
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+    def load(self, index: int, epochs: Sequence[int]) -> Tensor:
+        raise DataError(f"{self.spec} holds tokens, not images")
+
+    def describe(self) -> Iterable[str]:
+        return [self.about]
+
+
+class StoredTokens(Tokens):
+    """Tokens of a `TokenData`, mapped into memory; epoch e takes version (i + e) modulo copies of image i.
+
+    Args:
+        vae: of whose device batches are.
+
+    Raises:
+        CheckpointError: a shard is missing or broken.
+        DataError: there are other numbers of images than labels.
+    """
+
+    def __init__(self, vae: VQVAE, data: TokenData) -> None:
+        self.data, self.device = data, next(vae.parameters()).device
+        self.shards = Shards(data.paths)
+        if (len(self.shards), self.shards.copies) != (len(data), data.copies):
+            raise DataError(
+                f"{data.spec} must hold {len(data)} images in {data.copies} versions, got {len(self.shards)} in "
+                f"{self.shards.copies}"
+            )
+
+    def feed(self, epoch: int, batches: Iterable[Tensor]) -> Iterator[tuple[Tensor, Tensor]]:
+        for indices in batches:
+            tokens = self.shards.rows(indices, (indices + epoch) % self.shards.copies)
+            yield tokens.to(self.device).long(), self.data.labels[indices].to(self.device)
+
+
+def open_splits(data: str | Path, vae: VQVAE, recipe: VARRecipe) -> tuple[ImageDataset, ImageDataset]:
+    """Images to train and to validate on, or stored tokens of such.
+
+    Raises:
+        DataError: they cannot be used.
+        ValueError: stored tokens were made in another way than the recipe asks for.
+    """
+    side = vae.schedule.side * vae.downsample
+    if not str(data).startswith(TOKENS):
+        read: dict[str, Any] = {"geometry": recipe.geometry, "decode": recipe.decode}
+        train = load_dataset(data, "train", side, augment=recipe.augment, seed=recipe.seed, **read)
+        return train, load_dataset(data, "val", side, **read)
+    stored = TokenData(str(data), "train", vae)
+    asked = {
+        "tokens": recipe.tokens, "copies": recipe.copies if recipe.augment else 1, "augment": recipe.augment,
+        "geometry": recipe.geometry, "decode": recipe.decode,
+    }  # fmt: skip
+    found = {"tokens": "cached", "copies": stored.copies, **stored.made}
+    for name, value in asked.items():
+        if found.get(name, value) != value:
+            raise ValueError(
+                f"{data} was made with {name} {found[name]}: give --{name} {found[name]}, got {value}, or make other "
+                "tokens with `var-ext tokens`"
+            )
+    return stored, TokenData(str(data), "val", vae)
+
+
+def open_tokens(
+    vae: VQVAE, data: ImageDataset, recipe: VARRecipe, cache: Path, *, progress: bool = True
+) -> Tokens:
+    """Tokens of one of `open_splits`: stored ones; or made on the way, online if the recipe says so of training images,
+    else once, in `cache`.
+
+    Raises:
+        DataError, CheckpointError: see `StoredTokens` and `CachedTokens`.
+    """
+    if isinstance(data, TokenData):
+        return StoredTokens(vae, data)
+    batch = min(BATCH, recipe.micro_batch or recipe.batch_size)
+    if recipe.tokens == "online" and data.split == "train":
+        return OnlineTokens(vae, data, batch_size=batch, workers=recipe.workers)
+    copies = recipe.copies if data.augment > 0 else 1
+    return CachedTokens(
+        vae, data, cache, copies=copies, batch_size=batch, workers=recipe.workers, progress=progress
+    )
