@@ -77,7 +77,7 @@ SHARED = {
 
 # From the ground up: a module imports from its own floor and those below.
 FLOORS = (
-    {"_C", "_torch", "schedule", "backend", "paths"},
+    {"_C", "_torch", "schedule", "backend", "paths", "splitmix64"},
     {"reference"},
     {"ops"},
     {"models"},

@@ -15,6 +15,7 @@
 #include "ops/cached_attention.h"
 #include "ops/cross_entropy.h"
 #include "ops/group_norm_silu.h"
+#include "ops/keyed_dropout.h"
 #include "ops/linear.h"
 #include "ops/nearest_code.h"
 #include "ops/qk_norm.h"
@@ -54,6 +55,8 @@
     KERNEL(group_norm_silu_backward,                                                                         \
            "grad x weight bias input_bias grad_x grad_weight grad_bias stats means scratch groups eps",      \
            "Gradients of group_norm_silu.")                                                                  \
+    KERNEL(keyed_dropout, "x keys counter out kept",                                                         \
+           "x * mask * 2^16 / kept: (B, ...), (B,), (2,) -> (B, ...).")                                      \
     CPU_KERNEL(linear, "x weight bias out bf16", "x weight^T + bias: (R, N), (M, N), (M,) -> (R, M).")       \
     CPU_KERNEL(linear_backward, "grad x weight grad_x grad_weight grad_bias bf16", "Gradients of linear.")   \
     KERNEL(nearest_code, "x codebook out cosine scratch",                                                    \

@@ -114,6 +114,7 @@ def call_all(given: dict[str, torch.Tensor], backward: bool = True) -> list[torc
         ),
         ops.area_downsample(image, 1),
         ops.bicubic_upsample(image, 3),
+        ops.keyed_dropout(image, given["seeds"], given["seeds"], 2**15),
         f_hat,
         scales,
         new,

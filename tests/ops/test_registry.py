@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from tests.threads import threads
-from var_ext import ScaleSchedule, ops, reference
+from var_ext import ScaleSchedule, ops, splitmix64
 
 SCHEDULE = ScaleSchedule((1, 2))
 
@@ -31,6 +31,10 @@ DIFFERENTIABLE: dict[str, tuple[Callable[..., Tensor], tuple[tuple[int, ...], ..
         ((2, 5, 2, 8),) * 3,
     ),
     "group_norm_silu": (lambda x, w, b: ops.group_norm_silu(x, w, b, groups=2), ((2, 4, 3, 3), (4,), (4,))),
+    "keyed_dropout": (
+        lambda x: ops.keyed_dropout(x, torch.arange(len(x)), splitmix64.counter(3), 2**15),
+        ((2, 5, 8),),
+    ),
     "linear": (ops.linear, ((5, 8), (3, 8), (3,))),
     "qk_norm": (qk_norm, ((2, 5, 3, 2, 8), (2, 8))),
 }
@@ -56,9 +60,9 @@ def test_a_batch_of_none_has_gradients(either_backend: str, name: str) -> None:
 def test_forward_mode_is_refused_and_not_forgotten(name: str) -> None:
     op, shapes = DIFFERENTIABLE[name]
     first, *rest = (t.detach() for t in inputs(shapes))
-    if name == "linear":  # under torch's transforms it is torch's, which has a forward mode
+    if name in ("keyed_dropout", "linear"):  # linear in x, and under torch's transforms torch's own
         _, tangent = torch.func.jvp(lambda x: op(x, *rest), (first,), (first,))
-        torch.testing.assert_close(tangent, reference.linear(first, rest[0]))
+        torch.testing.assert_close(tangent, op(first, *rest[:1]))
         return
     with pytest.raises((RuntimeError, NotImplementedError), match=r"jvp|setup_context"):
         torch.func.jvp(lambda x: op(x, *rest), (first,), (first,))

@@ -152,21 +152,13 @@ class Dropout(nn.Dropout):
     def forward(self, x: Tensor) -> Tensor:
         kept = round((1 - self.p) * 2**16)  # of 2^16
         if self.draws is not None and self.training and kept not in (0, 2**16):
-            return x * (self._halves(x) < kept - 2**15) * (2**16 / kept)
+            return ops.keyed_dropout(x, self.draws.rows.keys, self.draws.counter, kept)
         traced = torch.compiler.is_compiling() or _torch.under_transforms()
         if not self.training or self.inplace or x.device.type != "cpu" or kept in (0, 2**16) or traced:
             return super().forward(x)
         bits = torch.empty(-(-x.numel() // 4), dtype=torch.int64).random_(-(2**63), None)
         mask = bits.view(torch.int16)[: x.numel()].view(x.shape) < kept - 2**15
         return (x * mask).mul_(2**16 / kept)
-
-    def _halves(self, x: Tensor) -> Tensor:
-        """16 random bits for each element: of pictures (B, C, H, W) in the order of channels last, as convolutions on
-        a CPU leave them, since products of two layouts are slow."""
-        assert self.draws is not None
-        if x.ndim != 4:
-            return self.draws.halves(x.shape)
-        return self.draws.halves(x.permute(0, 2, 3, 1).shape).permute(0, 3, 1, 2)
 
 
 class DropPath(Part):

@@ -459,7 +459,7 @@ class VAR(Part, PublishedVAR):
 
     def drop_paths(self, modulations: list[Modulation], draws: Draws) -> list[Modulation]:
         """Stochastic depth of all blocks: the gates with those of dropped branches zeroed, the others scaled."""
-        rates = torch.tensor([block.drop_path.rate for block in self.blocks], device=draws.first.device)
+        rates = torch.tensor([block.drop_path.rate for block in self.blocks], device=draws.counter.device)
         # a row's first number is its label's
         uniform = draws.uniform(1 + 2 * len(rates))[:, 1:].unflatten(1, (-1, 2))  # (B, depth, 2)
         scales = ((uniform >= rates[:, None]) / (1 - rates[:, None])).to(modulations[0][0].dtype)

@@ -12,6 +12,7 @@ from var_ext.ops.block_causal_attention import block_causal_attention
 from var_ext.ops.cached_attention import cached_attention
 from var_ext.ops.cross_entropy import cross_entropy
 from var_ext.ops.group_norm_silu import group_norm_silu
+from var_ext.ops.keyed_dropout import keyed_dropout
 from var_ext.ops.linear import linear
 from var_ext.ops.nearest_code import nearest_code
 from var_ext.ops.qk_norm import qk_norm
@@ -30,6 +31,7 @@ __all__ = [
     "cached_attention",
     "cross_entropy",
     "group_norm_silu",
+    "keyed_dropout",
     "linear",
     "nearest_code",
     "qk_norm",

@@ -45,7 +45,9 @@ def _unless_float64(native: Body, fallback: Body) -> Body:
     return body
 
 
-def differentiate(name: str, backward: Body, setup_context: Body, *, twice: bool = False) -> None:
+def differentiate(
+    name: str, backward: Body, setup_context: Body, *, twice: bool = False, jvp: Body | None = None
+) -> None:
     """Attach the gradient of a registered op.
 
     What `torch.library.register_autograd` does, without its bookkeeping of keyword arguments: calls are cheaper.
@@ -54,6 +56,8 @@ def differentiate(name: str, backward: Body, setup_context: Body, *, twice: bool
         backward: (ctx, *gradients of the outputs) -> gradient of each input.
         setup_context: (ctx, inputs, output), saves what `backward` needs.
         twice: whether `backward` is made of differentiable ops; if not, a second derivative is an error.
+        jvp: (ctx, tangent of each input) -> tangent of the output, with what was saved for forward mode; without it
+            forward mode is an error, as it is everywhere below `torch.library.register_autograd`.
     """
     backward = backward if twice else once_differentiable(backward)
     below_autograd = _torch.below_autograd
@@ -70,14 +74,13 @@ def differentiate(name: str, backward: Body, setup_context: Body, *, twice: bool
         setup_context(ctx, inputs, output)
         return output
 
+    rules = {"forward": forward, "backward": backward, **({} if jvp is None else {"jvp": jvp})}
     node: Any = type(
-        f"{name}_node",
-        (torch.autograd.Function,),
-        {"forward": staticmethod(forward), "backward": staticmethod(backward)},
+        f"{name}_node", (torch.autograd.Function,), {rule: staticmethod(rules[rule]) for rule in rules}
     )
 
     def call(*inputs: Any) -> Any:
-        # a node has no forward mode and says so; without one, tangents would be lost in silence
+        # a node without a forward mode says so; without a node, tangents would be lost in silence
         wanted = torch.is_grad_enabled() and _torch.any_requires_grad(*inputs)
         if wanted or _torch.forward_mode():
             return node.apply(*inputs)
