@@ -60,7 +60,19 @@ def test_help_has_an_example(words: tuple[str, ...]) -> None:
 
 
 def test_all_commands_are_there() -> None:
-    wanted = {"sample", "edit", "train", "eval", "reference", "report", "convert", "info", "bench", "web"}
+    wanted = {
+        "sample",
+        "edit",
+        "train",
+        "eval",
+        "reference",
+        "report",
+        "scaling",
+        "convert",
+        "info",
+        "bench",
+        "web",
+    }
     assert set(main.commands) == wanted
     assert run("--version").output.split()[-1] == var_ext.__version__
 
