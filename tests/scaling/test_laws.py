@@ -84,6 +84,26 @@ def test_published_laws_come_back(axis: str, name: str, free: bool) -> None:
         assert law.alpha == pytest.approx(true.alpha, rel=0.15)
 
 
+def test_standard_errors_are_noise_that_seeds_do_not_lessen() -> None:
+    """Of the same validation images; each size counts by its own error."""
+
+    def ladder(error: float) -> Runs:
+        values = [
+            (size, TRUE.loss(size), 0.01 if size == SIZES[0] else error) for size in SIZES for _ in range(4)
+        ]
+        runs = [Run("", size, {"loss_avg": loss, "loss_avg_se": np.array([se])}) for size, loss, se in values]
+        return Runs("", tuple(runs), ("loss_avg",))
+
+    seen = size_points(ladder(0.02), "loss_avg")
+    assert seen.noise.known and "standard errors" in str(seen.noise)
+    np.testing.assert_allclose(np.sqrt(seen.variance), [0.01] + 6 * [0.02])
+    around = spread(seen, seen.fit(None), None, draws=2000, seed=0)
+    assert around is not None
+    np.testing.assert_allclose(
+        around.losses.std(0), [0.01] + 6 * [0.02], rtol=0.06
+    )  # 4 deviations of 2000 draws
+
+
 def test_the_public_log_of_d16_fits_the_average_alone() -> None:
     """It ends at 6.05 and 5.34; E is 5.0 and 4.5, and N 73728 x 16^3 = .302 billion (section 5.2)."""
     size = 73728.0 * 16**3

@@ -30,7 +30,9 @@ def test_a_table_of_another_program(tmp_path: Path, delimiter: str) -> None:
     assert runs.ignored == ("notes",)
     small = runs.runs[0]
     assert small.size == 5e5 and small.last("flops") == 2e15 and small.last("tokens") == 1e8
-    assert small.last("err_avg") == pytest.approx(71) and small.last("loss_last") == pytest.approx(2 * np.log(2))
+    assert small.last("err_avg") == pytest.approx(71) and small.last("loss_last") == pytest.approx(
+        2 * np.log(2)
+    )
 
 
 def test_columns_that_are_chosen(tmp_path: Path) -> None:
@@ -50,7 +52,7 @@ def test_units_of_sizes(tmp_path: Path, text: str, factor: float) -> None:
     assert runs.runs[0].size == factor
 
 
-@pytest.mark.parametrize("text", ["flops_P", "PFLOPs", "C [PFLOP]", "compute (P)", "Training FLOPs (peta)"[:14] + " [P]"])
+@pytest.mark.parametrize("text", ["flops_P", "PFLOPs", "C [PFLOP]", "compute (P)", "Training FLOPs [P]"])
 def test_units_of_compute(tmp_path: Path, text: str) -> None:
     runs = read_runs(table(tmp_path, f"n,loss,{text}", "1,3,1", "2,2,2"))
     assert runs.runs[0].last("flops") == 1e15
@@ -118,11 +120,11 @@ def test_columns_that_are_chosen_wrongly(tmp_path: Path, columns: dict[str, str]
 
 
 def test_what_is_no_table(tmp_path: Path) -> None:
-    with pytest.raises(ValueError, match="could not read .*No such file"):
+    with pytest.raises(ValueError, match=r"could not read .*No such file"):
         read_runs(tmp_path / "none.csv")
     (tmp_path / "empty.csv").write_text("")
     with pytest.raises(ValueError, match="got 0 lines"):
         read_runs(tmp_path / "empty.csv")
     (tmp_path / "picture.csv").write_bytes(b"\x89PNG\xff\xfe")
-    with pytest.raises(ValueError, match="could not read .*decode"):
+    with pytest.raises(ValueError, match=r"could not read .*decode"):
         read_runs(tmp_path / "picture.csv")

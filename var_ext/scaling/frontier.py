@@ -53,6 +53,16 @@ class Curves:
         on = np.flatnonzero((lowest < before) & (inner | (not self.crossing)))
         return Points(self.budgets[on], lowest[on], best[on], self.seeds, self.error, noise)
 
+    def between(self, budgets: Array) -> np.ndarray:
+        """Where (K,) budgets are reached by smaller and by larger sizes than the best one: (K,) bool.
+
+        Elsewhere the best size says how long the sizes were trained, not which one is best for the budget.
+        """
+        at = np.isin(self.budgets, budgets)
+        best = self.sizes[self.best(self.loss[:, at])]
+        reach = np.where(np.isnan(self.loss[:, at]), np.nan, self.sizes[:, None])
+        return np.asarray((best > np.nanmin(reach, 0)) & (best < np.nanmax(reach, 0)))
+
     @staticmethod
     def best(loss: Array) -> np.ndarray:
         """Rungs of the lowest loss at each budget: (..., R, G) -> (..., G)."""

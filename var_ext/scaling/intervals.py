@@ -42,12 +42,10 @@ class Noise:
 
     def __str__(self) -> str:
         parts = (
-            [f"seeds, pooled: sd {self.variance**0.5:.2g} with {self.dof} degrees of freedom"]
-            if self.dof
-            else []
+            [f"sd {self.variance**0.5:.2g} over seeds ({self.dof} degrees of freedom)"] if self.dof else []
         )
         parts += ["standard errors over validation subsets"] if self.validation else []
-        return " and ".join(parts) or "no seeds and no standard errors: told from the residuals of the law"
+        return " and ".join(parts) or "no seeds and no standard errors, so as the residuals say"
 
 
 def run_noise(rungs: Sequence[Rung], name: str) -> Noise:

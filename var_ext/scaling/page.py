@@ -28,6 +28,8 @@ it has 5 sizes over 1.5 decades, r <= -.99 for log(L - E) against log X, no curv
 def as_markdown(study: Study) -> str:
     """Tables of all laws, why those fail that do, best sizes at fixed compute, and remarks."""
     parts = [section(study, axis) for axis in AXES]
+    noise = {fit.name: f"{fit.name} {fit.points.noise}" for fit in study.fits}
+    parts.append(f"Noise of runs: {'; '.join(noise.values())}.")
     if study.curves:
         parts += ["**Best sizes at fixed compute**", _isoflops(study)]
     remarks = [*(f"{name}: {why}" for name, why in study.lacking.items()), *study.notes]
@@ -48,10 +50,7 @@ def section(study: Study, axis: str) -> str:
     ]
     rows += [_row(fit) for fit in fits]
     reasons = [f"- {_name(fit)} {fit.verdict}: {fit.reason}" for fit in fits if fit.verdict != "holds"]
-    noise = [f"Noise of runs: {', '.join(dict.fromkeys(f'{f.name} {f.points.noise}' for f in fits))}."]
-    return "\n\n".join(
-        [f"**{TITLE[axis]}**", "\n".join(rows), *(["\n".join(reasons)] if reasons else []), *noise]
-    )
+    return "\n\n".join([f"**{TITLE[axis]}**", "\n".join(rows), *(["\n".join(reasons)] if reasons else [])])
 
 
 def _row(fit: Fit) -> str:
@@ -91,8 +90,10 @@ def _isoflops(study: Study) -> str:
         if iso.refused:
             lines.append(f"- {name}: {iso.refused}")
         else:
-            pairs = ", ".join(f"{n:.3g} at {c:.2g}" for c, n in zip(iso.budgets, iso.sizes, strict=True))
-            lines.append(f"- {name}: N ~ C^{iso.exponent():.2f}; parameters at FLOP: {pairs}")
+            first, last = (f"{iso.sizes[k]:.3g} parameters at {iso.budgets[k]:.2g} FLOP" for k in (0, -1))
+            lines.append(
+                f"- {name}: N ~ C^{iso.exponent():.2f} at {len(iso.budgets)} budgets, from {first} to {last}"
+            )
     return "\n".join(lines)
 
 

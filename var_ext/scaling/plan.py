@@ -74,7 +74,8 @@ def plan_budget(
 
     Raises:
         ValueError: a budget that is not positive, a loss or FLOP that the table lacks, tokens and images lacking both,
-            no budget that several sizes reach, or a frontier of one size.
+            or fewer than two sizes that are best at a budget
+            which smaller and larger ones reach.
     """
     if not flops > 0 or not np.isfinite(flops):
         raise ValueError(f"a budget must be a positive number of FLOP, got {flops:g}")
@@ -99,11 +100,14 @@ def plan_budget(
             "curves, a row each with its flops"
         )
     if iso.refused:
-        budgets, sizes = fit.points.x, curves.sizes[fit.points.group]
+        between = curves.between(fit.points.x)
+        budgets, sizes = fit.points.x[between], curves.sizes[fit.points.group][between]
         source = f"the sizes on the frontier ({iso.refused})"
         if len(set(sizes)) < 2:
             raise ValueError(
-                f"one size, {sizes[0]:g} parameters, is best at every budget, so none can be told for another"
+                f"the best size is known for {len(set(sizes))} sizes and 2 are needed: at {(~between).sum()} of "
+                f"{len(between)} budgets on the frontier it is the smallest or the largest that reaches them; the "
+                "small ones longer, so that they reach the budgets of the larger"
             )
     else:
         budgets, sizes = iso.budgets, iso.sizes

@@ -11,7 +11,7 @@ from var_ext.scaling.frontier import Curves
 from var_ext.scaling.laws import UNITS
 from var_ext.scaling.study import Fit
 
-SHOWN = ("loss_avg", "loss_last", "err_avg", "err_last")  # and scales, which share one picture of L - E
+ALONE = ("loss_avg", "loss_last", "err_avg", "err_last")  # in a panel
 
 
 def plot_laws(fits: Sequence[Fit], curves: Mapping[str, Curves]) -> bytes:
@@ -22,8 +22,8 @@ def plot_laws(fits: Sequence[Fit], curves: Mapping[str, Curves]) -> bytes:
     from matplotlib.figure import Figure  # not pyplot, which keeps figures and looks for a display
 
     free = [fit for fit in fits if fit.irreducible is None]
-    panels: list[list[Fit]] = [[fit] for fit in free if fit.name in SHOWN]
-    if scales := [fit for fit in free if fit.name not in SHOWN]:
+    panels: list[list[Fit]] = [[fit] for fit in free if fit.name in ALONE]
+    if scales := [fit for fit in free if fit.name not in ALONE]:
         panels.append(scales)
     figure = Figure(figsize=(4.5 * len(panels), 3.4), layout="constrained")
     factor, unit = UNITS[fits[0].axis]
@@ -43,6 +43,8 @@ def plot_laws(fits: Sequence[Fit], curves: Mapping[str, Curves]) -> bytes:
                 axis.fill_between(x / factor, span[:, 0], span[:, 1], color=color, alpha=0.2, linewidth=0)
         axis.set_xscale("log")
         axis.set_yscale("log")
+        axis.yaxis.set_major_formatter("{x:g}")
+        axis.yaxis.set_minor_formatter("{x:g}")
         axis.set_xlabel(unit)
         only = panel[0]
         axis.set_title(f"{only.name}: {only.verdict}" if len(panel) == 1 else "scales", fontsize="medium")

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -164,10 +164,23 @@ def fit_runs(
                 continue
             sizes = len(set(curves[name].sizes))
             fits += [_judged(name, "flops", e, points, fewer, sizes, draws, seed) for e in given]
+    notes = [*_short_trainings(fits, curves), *_notes(runs, bool(curves), before_anneal)]
     best = {name: isoflops(curve) for name, curve in curves.items()}
-    return Study(
-        runs.source, tuple(fits), curves, best, lacking, tuple(_notes(runs, bool(curves), before_anneal))
-    )
+    return Study(runs.source, tuple(fits), curves, best, lacking, tuple(notes))
+
+
+def _short_trainings(fits: Sequence[Fit], curves: Mapping[str, Curves]) -> list[str]:
+    """Where a frontier comes from how long the sizes were trained."""
+    notes = []
+    for fit in fits:
+        if fit.axis == "flops" and fit.irreducible is None and curves[fit.name].crossing:
+            short = int((~curves[fit.name].between(fit.points.x)).sum())
+            if short:
+                notes.append(
+                    f"{fit.name}: at {short} of {len(fit.points.x)} budgets of the frontier the best size is the "
+                    "smallest or the largest that reaches them, so a smaller one trained longer (or a larger one) might be better"
+                )
+    return notes
 
 
 def _check_given(runs: Runs, irreducible: Mapping[str, float]) -> None:
