@@ -106,8 +106,8 @@ def plan_budget(
         if len(set(sizes)) < 2:
             raise ValueError(
                 f"the best size is known for {len(set(sizes))} sizes and 2 are needed: at {(~between).sum()} of "
-                f"{len(between)} budgets on the frontier it is the smallest or the largest that reaches them; the "
-                "small ones longer, so that they reach the budgets of the larger"
+                f"{len(between)} budgets on the frontier it is the smallest or the largest that reaches them; train "
+                "the small ones longer, so that they reach the budgets of the larger"
             )
     else:
         budgets, sizes = iso.budgets, iso.sizes

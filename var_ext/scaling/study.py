@@ -178,7 +178,8 @@ def _short_trainings(fits: Sequence[Fit], curves: Mapping[str, Curves]) -> list[
             if short:
                 notes.append(
                     f"{fit.name}: at {short} of {len(fit.points.x)} budgets of the frontier the best size is the "
-                    "smallest or the largest that reaches them, so a smaller one trained longer (or a larger one) might be better"
+                    "smallest or the largest that reaches them, so a smaller one trained longer, or a larger one, "
+                    "might be better"
                 )
     return notes
 
