@@ -69,7 +69,7 @@ def test_fit_without_compute_says_so(tmp_path: Path) -> None:
     code, said = call("fit", path, "--draws", 100)
     assert code == 0 and "Against compute" not in said
     assert "no law against compute: the table has no FLOP; name a column flops" in said
-    assert "no seeds and no standard errors, so" in said
+    assert "Noise of runs: loss_avg without seeds and standard errors" in said
 
 
 def test_plan(tmp_path: Path) -> None:

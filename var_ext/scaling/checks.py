@@ -76,7 +76,7 @@ def curvature(points: Points, law: Law, irreducible: float | None, around: Sprea
     name = "curvature"
     least = points.parameters(law, irreducible) + 2
     if around is None or (not points.noise.known and len(np.unique(points.group)) < least):
-        return Check(name, None, f"cannot be told: {len(points.x)} points and {points.noise}")
+        return Check(name, None, f"cannot be told of {len(points.x)} points {points.noise}")
     (q,), (rest,) = _quadratic(points, points.loss[None], law.irreducible[None])
     drawn, drawn_rest = _quadratic(points, around.losses, around.laws.irreducible)
     drawn /= around.excess  # which a curve may have caused itself

@@ -45,7 +45,7 @@ class Noise:
             [f"sd {self.variance**0.5:.2g} over seeds ({self.dof} degrees of freedom)"] if self.dof else []
         )
         parts += ["standard errors over validation subsets"] if self.validation else []
-        return " and ".join(parts) or "no seeds and no standard errors, so as the residuals say"
+        return " and ".join(parts) or "without seeds and standard errors, as the residuals say"
 
 
 def run_noise(rungs: Sequence[Rung], name: str) -> Noise:

@@ -28,8 +28,10 @@ it has 5 sizes over 1.5 decades, r <= -.99 for log(L - E) against log X, no curv
 def as_markdown(study: Study) -> str:
     """Tables of all laws, why those fail that do, best sizes at fixed compute, and remarks."""
     parts = [section(study, axis) for axis in AXES]
-    noise = {fit.name: f"{fit.name} {fit.points.noise}" for fit in study.fits}
-    parts.append(f"Noise of runs: {'; '.join(noise.values())}.")
+    noise: dict[str, list[str]] = {}
+    for name, text in {fit.name: str(fit.points.noise) for fit in study.fits}.items():
+        noise.setdefault(text, []).append(name)
+    parts.append("Noise of runs: " + "; ".join(f"{', '.join(names)} {text}" for text, names in noise.items()))
     if study.curves:
         parts += ["**Best sizes at fixed compute**", _isoflops(study)]
     remarks = [*(f"{name}: {why}" for name, why in study.lacking.items()), *study.notes]
