@@ -149,3 +149,13 @@ def test_an_e_above_a_loss_has_no_correlation() -> None:
 
 def test_rising_losses_do_not_hold() -> None:
     assert said(points(SIZES, np.linspace(1, 2, 7))) == "does not hold"
+
+
+@pytest.mark.filterwarnings("error")
+def test_losses_without_any_order_are_judged_too() -> None:
+    """Residuals of a million times the noise: some drawn losses are below zero."""
+    losses = 0.1 + 3 * np.random.default_rng(0).random(7)
+    ladder = points(SIZES, losses, SEEDS, 1e-6, 4)
+    around = spread(ladder, ladder.fit(None), None, **DRAWS)
+    assert around is not None and (around.losses < 0).any()
+    assert said(ladder) == "does not hold"

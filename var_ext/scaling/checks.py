@@ -52,18 +52,11 @@ def extent(sizes: int, x: Array) -> list[Check]:
 
 def correlation(points: Points, law: Law) -> Check:
     """Pearson's r of log(L - E) against log X."""
-    r = pearson(points, law)
-    if r is None:
-        return Check("correlation", False, f"none, E = {float(law.irreducible):.4g} is above a loss")
-    return Check("correlation", r <= CORRELATION, f"r = {r:.4f} (at most {CORRELATION})", r)
-
-
-def pearson(points: Points, law: Law) -> float | None:
-    """None: a loss is not above E, or they are all equal."""
-    above = points.loss - law.irreducible
-    if not (above > 0).all() or np.ptp(above) == 0:
-        return None
-    return float(np.corrcoef(np.log(points.x), np.log(above))[0, 1])
+    name, above = "correlation", points.loss - law.irreducible
+    if not (above > 0).all():
+        return Check(name, False, f"none, E = {float(law.irreducible):.4g} is above a loss")
+    r = float(np.corrcoef(np.log(points.x), np.log(above))[0, 1])
+    return Check(name, r <= CORRELATION, f"r = {r:.4f} (at most {CORRELATION})", r)
 
 
 def curvature(points: Points, law: Law, irreducible: float | None, around: Spread | None) -> Check:
@@ -90,16 +83,12 @@ def curvature(points: Points, law: Law, irreducible: float | None, around: Sprea
 
 def _quadratic(points: Points, losses: Array, irreducible: Array) -> tuple[Array, Array]:
     """Quadratic terms (D,) of the weighted parabola through log10(L - E), and what it leaves of weighted squares."""
-    above = np.maximum(losses - irreducible[:, None], 1e-9 * losses)
+    above = np.maximum(losses - irreducible[:, None], 1e-9 * points.loss)
     t, x = np.log10(above), np.log10(points.x / points.x[0])
-    root = above / np.sqrt(
-        points.variance
-    )  # of the weight: an error of log10(L - E) is that of L over (L - E) ln 10
+    # of the weight: an error of ln(L - E) is that of L over L - E
+    root = above / np.sqrt(points.variance)
     powers = np.stack([x**0, x, x**2], 1)
-    left = root[:, :, None] * powers  # (D, n, 3)
-    solved = np.linalg.solve(
-        left.transpose(0, 2, 1) @ left, left.transpose(0, 2, 1) @ (root * t)[:, :, None]
-    )[..., 0]
+    solved = (np.linalg.pinv(root[:, :, None] * powers) @ (root * t)[:, :, None])[..., 0]  # (D, 3)
     rest = root * (t - solved @ powers.T) * np.log(10)
     return solved[:, 2], (rest**2).sum(1)
 
@@ -150,9 +139,9 @@ def prediction(
     (of_loss,), (of_reducible,) = _off(np.array([said]), np.array([loss]), float(law.irreducible))
     passed: bool | None = _within(of_loss, of_reducible)
     figure = f"{said:.4g} for {loss:.4g}, {LIMITS.format(of_loss, of_reducible)}"
-    around = (
-        spread(fewer, law, irreducible, widen=False, draws=draws, seed=seed) if fewer.noise.known else None
-    )
+    around = None
+    if fewer.noise.known:
+        around = spread(fewer, law, irreducible, widen=False, draws=draws, seed=seed)
     if around is not None:
         low, high = around.interval(around.laws.loss(x)[:, 0], TWO_SIGMA)
         figure += f", two sigma of the noise of runs is {low:.4g} to {high:.4g}"

@@ -41,10 +41,11 @@ class Noise:
         return np.asarray(sd * rng.standard_normal((draws, len(seeds))))
 
     def __str__(self) -> str:
-        parts = (
-            [f"sd {self.variance**0.5:.2g} over seeds ({self.dof} degrees of freedom)"] if self.dof else []
-        )
-        parts += ["standard errors over validation subsets"] if self.validation else []
+        parts = []
+        if self.dof:
+            parts.append(f"sd {self.variance**0.5:.2g} over seeds ({self.dof} degrees of freedom)")
+        if self.validation:
+            parts.append("standard errors over validation subsets")
         return " and ".join(parts) or "without seeds and standard errors, as the residuals say"
 
 
@@ -53,9 +54,8 @@ def run_noise(rungs: Sequence[Rung], name: str) -> Noise:
     several = [[run.last(name) for run in rung.runs] for rung in rungs if len(rung.runs) > 1]
     dof = sum(len(losses) - 1 for losses in several)
     squares = sum(len(losses) * np.var(losses) for losses in several)
-    return Noise(
-        float(squares / dof) if dof else 0.0, dof, any(rung.mean(f"{name}_se") > 0 for rung in rungs)
-    )
+    validation = any(rung.mean(f"{name}_se") > 0 for rung in rungs)
+    return Noise(float(squares / dof) if dof else 0.0, dof, validation)
 
 
 @dataclass(frozen=True)

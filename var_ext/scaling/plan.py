@@ -74,22 +74,17 @@ def plan_budget(
 
     Raises:
         ValueError: a budget that is not positive, a loss or FLOP that the table lacks, tokens and images lacking both,
-            or fewer than two sizes that are best at a budget
-            which smaller and larger ones reach.
+            or fewer than two sizes that are best at a budget which smaller and larger ones reach.
     """
     if not flops > 0 or not np.isfinite(flops):
         raise ValueError(f"a budget must be a positive number of FLOP, got {flops:g}")
-    fit = next(
-        (fit for fit in study.fits if fit.axis == "flops" and fit.name == name and fit.irreducible is None),
-        None,
+    wanted = (
+        fit for fit in study.fits if fit.axis == "flops" and fit.name == name and fit.irreducible is None
     )
+    fit = next(wanted, None)
     if fit is None:
-        because = (
-            study.lacking.get("flops")
-            or study.lacking.get(f"{name} against flops")
-            or study.lacking.get(name)
-        )
-        raise ValueError(because or f"no loss {name}: there are {', '.join(runs.losses)}")
+        reasons = (study.lacking.get(key) for key in ("flops", f"{name} against flops", name))
+        raise ValueError(next(filter(None, reasons), f"no loss {name}: there are {', '.join(runs.losses)}"))
     counted = [unit for unit in ("tokens", "images") if runs.has(unit)]
     if not counted:
         raise ValueError("a plan needs how long runs were trained: name a column tokens or images")
@@ -112,17 +107,15 @@ def plan_budget(
     else:
         budgets, sizes = iso.budgets, iso.sizes
         source = f"{len(budgets)} isoFLOP curves, N ~ C^{iso.exponent():.2f}"
-    best = _line(budgets, sizes[None], flops)
-    noise = run_noise(runs.rungs(), name)
+    noise, best = run_noise(runs.rungs(), name), _line(budgets, sizes[None], flops)
     drawn = best
     if noise.known:
         rng = np.random.default_rng(seed)
         errors = noise.errors(rng, draws, curves.seeds, curves.error)
-        found = (
-            drawn_best(curves, budgets, errors, rng) if iso.refused else drawn_vertices(curves, iso, errors)
-        )
-        drawn = _line(budgets, found, flops)
-    loss, around = fit.predict(flops)
+        by_frontier, by_parabola = (curves, budgets, errors, rng), (curves, iso, errors)
+        drawn = drawn_best(*by_frontier) if iso.refused else drawn_vertices(*by_parabola)
+        drawn = _line(budgets, drawn, flops)
+    (loss,), around = fit.predict(flops)
     low, high = float(budgets.min()), float(budgets.max())
     return Plan(
         flops,
@@ -131,8 +124,8 @@ def plan_budget(
         (float(best[0]), Spread.interval(drawn)),
         {unit: _length(runs, unit, flops, best, drawn) for unit in counted},
         (
-            float(loss[0]),
-            (float(loss[0]),) * 2 if around is None else (float(around[0, 0]), float(around[0, 1])),
+            float(loss),
+            (float(loss), float(loss)) if around is None else (float(around[0, 0]), float(around[0, 1])),
         ),
         fit,
         flops / high if flops > high else flops / low if flops < low else 1.0,
@@ -154,9 +147,7 @@ def _length(runs: Runs, unit: str, flops: float, best: Array, drawn: Array) -> t
 
     def paid(size: Array) -> Array:
         z = np.log(size)
-        k = np.clip(
-            np.searchsorted(n, z) - 1, 0, len(n) - 2
-        )  # the piece of the line, the outer ones going on
+        k = np.clip(np.searchsorted(n, z) - 1, 0, len(n) - 2)  # the piece of the line; the outer ones go on
         slope = (price[k + 1] - price[k]) / (n[k + 1] - n[k])
         return np.asarray(flops / np.exp(price[k] + slope * (z - n[k])))
 
