@@ -87,7 +87,7 @@ def fit_law(
     w = w / w.sum()
     z = np.log(x) - np.log(x).mean()
     if irreducible is None:
-        low, high = np.zeros(len(y)), y.min(1) - 1e-3 * np.ptp(y, axis=1)
+        low, high = np.zeros(len(y)), np.maximum(y.min(1) - 1e-3 * np.ptp(y, axis=1), 0)
     else:
         low = high = np.full(len(y), float(irreducible))
 
