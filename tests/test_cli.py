@@ -68,6 +68,7 @@ def test_all_commands_are_there() -> None:
         "eval",
         "reference",
         "report",
+        "scaling",
         "convert",
         "info",
         "bench",

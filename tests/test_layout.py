@@ -87,9 +87,20 @@ FLOORS = (
     {"loading", "accelerate", "bench", "grid", "show", "export"},
     {"training"},
     {"evaluation"},
+    {"scaling"},
     {"__init__"},
     {"web"},
-    {"info", "cli_options", "cli_fid", "cli_report", "cli_tokens", "cli_web", "cli", "__main__"},
+    {
+        "info",
+        "cli_options",
+        "cli_fid",
+        "cli_report",
+        "cli_scaling",
+        "cli_tokens",
+        "cli_web",
+        "cli",
+        "__main__",
+    },
 )
 
 # Rooms side by side that know nothing of each other: running a model, keeping it, and pictures.

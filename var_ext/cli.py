@@ -1,4 +1,5 @@
-"""The command line: `var-ext sample | edit | train | eval | reference | report | convert | info | bench | web`.
+"""The command line: `var-ext sample | edit | train | eval | reference | report | scaling | convert | info | bench |
+web`.
 
 Commands parse, call the public functions and print. What is slow to import is imported inside them.
 """
@@ -44,6 +45,7 @@ from var_ext.cli_options import (
     writes_images,
 )
 from var_ext.cli_report import report
+from var_ext.cli_scaling import scaling
 from var_ext.cli_tokens import tokens
 from var_ext.cli_web import web
 
@@ -443,6 +445,7 @@ evaluate.add_command(fid)
 main.add_command(reference)
 main.add_command(report)
 main.add_command(tokens)
+main.add_command(scaling)
 main.add_command(web)
 
 

@@ -5,8 +5,9 @@
     python python/scaling/ladder.py --minutes 110                        # a stage; again until it says "done"
     python python/scaling/ladder.py --minutes 110 --largest-first        # a second worker beside the first
 
-A run is a training of `train_var`, resumed where it was; a finished one is a row of scaling.csv, and its validations
-rows of curves.csv. Workers share the runs by locks. Every size is trained on the same images, each seen once.
+A run is a training of `train_var`, resumed where it was; a finished one is a row of scaling.csv, its validations are
+rows of curves.csv, and a probe is a row of probes.csv. Workers share the runs by locks. Every size is trained on the same
+images, each seen once.
 
 Rules fixed before the first run: width 32 d and d heads of 32; peak rate at width w of --rate * sqrt(64 / w), which
 falls linearly to 1% of itself; batches of 64. Probes with half and twice the rate, at two sizes and a quarter of the
@@ -16,6 +17,7 @@ images, say whether the optimum lies inside.
 from __future__ import annotations
 
 import csv
+import io
 import json
 import logging
 import math
@@ -34,7 +36,7 @@ from filelock import FileLock, Timeout
 from source import STYLES, first_of, make_tokens, random_tokens
 
 import var_ext
-from var_ext.checkpoints import load_tokenizer, write_json
+from var_ext.checkpoints import atomic_write, load_tokenizer, write_json
 from var_ext.models import VQVAE
 from var_ext.training import VARRecipe, train_var
 from var_ext.training.flops import flops_of
@@ -112,7 +114,7 @@ def facts(rung: Rung, ladder: Ladder, vae: VQVAE) -> dict[str, Any]:
     blocks = 18 * rung.depth * recipe.embed_dim**2
     every = sum(p.numel() for p in build_network(recipe, vae, len(STYLES)).parameters())
     return {
-        "run": rung.name, "kind": "probe" if rung.probe else "run", "depth": rung.depth, "width": recipe.embed_dim,
+        "run": rung.name, "depth": rung.depth, "width": recipe.embed_dim,
         "seed": rung.seed, "rate": recipe.base_lr * BATCH / 256, "parameters": blocks, "parameters_all": every,
         "images": images, "tokens": images * vae.schedule.num_tokens, "flops": flops * images,
         "flops_6nt": 6 * blocks * images * vae.schedule.num_tokens,
@@ -135,7 +137,7 @@ def standard_errors(out: Path, data: Path, recipe: VARRecipe) -> dict[str, float
         parts = (losses, losses[:, last], wrong, wrong[:, last])
         found.append(torch.stack([part.mean(1) for part in parts], 1).double())
     every = torch.cat(found)  # (N, 4)
-    names = ("loss_se", "loss_last_se", "error_se", "error_last_se")
+    names = ("loss_avg_se", "loss_last_se", "err_avg_se", "err_last_se")
     return dict(zip(names, (every.std(0) / len(every) ** 0.5).tolist(), strict=True))
 
 
@@ -147,10 +149,10 @@ def rows_of(log: Path, about: dict[str, Any]) -> list[dict[str, Any]]:
             continue
         share = line["step"] * BATCH / about["images"]
         measured = {
-            "step": line["step"], "seconds": line["seconds"], "loss": line["loss"], "loss_last": line["loss_last"],
-            "error": 100 - line["accuracy"], "error_last": 100 - line["accuracy_last"],
-            **{f"loss_{k + 1}": value for k, value in enumerate(line["loss_scales"])},
-            **{f"error_{k + 1}": 100 - value for k, value in enumerate(line["accuracy_scales"])},
+            "step": line["step"], "seconds": line["seconds"], "loss_avg": line["loss"], "loss_last": line["loss_last"],
+            "err_avg": 100 - line["accuracy"], "err_last": 100 - line["accuracy_last"],
+            **{f"loss_s{k + 1}": value for k, value in enumerate(line["loss_scales"])},
+            **{f"err_s{k + 1}": 100 - value for k, value in enumerate(line["accuracy_scales"])},
         }  # fmt: skip
         grown = {key: about[key] * share for key in ("images", "tokens", "flops", "flops_6nt")}
         rows.append({**about, **{key: round(value) for key, value in grown.items()}, **measured})
@@ -158,22 +160,27 @@ def rows_of(log: Path, about: dict[str, Any]) -> list[dict[str, Any]]:
 
 
 def write_tables(work: Path, ladder: Ladder) -> int:
-    """scaling.csv, a row a finished run, and curves.csv, a row a validation; returns the number of finished runs."""
-    whole: list[dict[str, Any]] = []
-    curves: list[dict[str, Any]] = []
+    """scaling.csv, a row a finished run; curves.csv, a row a validation; probes.csv, a row a probe.
+
+    Returns how many are finished.
+    """
+    tables: dict[str, list[dict[str, Any]]] = {"scaling.csv": [], "curves.csv": [], "probes.csv": []}
     for rung in ladder.runs():
         file = work / rung.name / "rows.json"
-        if file.exists():
-            rows = json.loads(file.read_text())
-            whole.append(rows["final"])
-            curves += rows["curve"]
-    for name, rows in (("scaling.csv", whole), ("curves.csv", curves)):
+        if not file.exists():
+            continue
+        rows = json.loads(file.read_text())
+        tables["probes.csv" if rung.probe else "scaling.csv"].append(rows["final"])
+        tables["curves.csv"] += [] if rung.probe else rows["curve"]
+    for name, rows in tables.items():
         if rows:
-            with (work / name).open("w", newline="") as handle:
-                writer = csv.DictWriter(handle, list(rows[0]), lineterminator="\n")
+            with atomic_write(work / name) as handle:
+                text = io.TextIOWrapper(handle, newline="", write_through=True)
+                writer = csv.DictWriter(text, list(rows[0]), lineterminator="\n")
                 writer.writeheader()
                 writer.writerows(rows)
-    return len(whole)
+                text.detach()
+    return len(tables["scaling.csv"]) + len(tables["probes.csv"])
 
 
 def do(rung: Rung, ladder: Ladder, work: Path, tokenizer: str, threads: int) -> None:

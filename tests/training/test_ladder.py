@@ -17,6 +17,7 @@ from click.testing import CliRunner
 from filelock import FileLock
 
 from var_ext.checkpoints import load_tokenizer
+from var_ext.scaling import read_runs
 from var_ext.training.stored_tokens import StoredTokens, TokenData
 
 FOLDER = Path(__file__).resolve().parents[2] / "python" / "scaling"
@@ -87,22 +88,27 @@ def test_no_image_is_there_twice(done: Path, tokenizer: Path) -> None:
 
 
 def test_a_run_is_a_row_and_a_validation_too(done: Path, program: ModuleType) -> None:
-    rows, curves = table(done / "scaling.csv"), table(done / "curves.csv")
-    assert [row["run"] for row in rows] == [
-        rung.name for rung in program.Ladder((1, 2), probes=(2,), images=256).runs()
-    ]
-    assert {row["run"] for row in rows if row["kind"] == "probe"} == {
-        f"d2-seed0-rate{x}" for x in ("0.5", "1", "2")
-    }
-    whole = next(row for row in rows if row["run"] == "d2-seed1")
+    rows, probes, curves = (table(done / f"{name}.csv") for name in ("scaling", "probes", "curves"))
+    assert [row["run"] for row in rows] == ["d1-seed0", "d2-seed0", "d2-seed1", "d2-seed2"]
+    assert [row["run"] for row in probes] == [f"d2-seed0-rate{factor}" for factor in ("0.5", "1", "2")]
+    whole = rows[2]
     mine = [row for row in curves if row["run"] == "d2-seed1"]
-    assert [row["step"] for row in mine] == ["1", "2", "3", "4"] and mine[-1]["loss"] == whole["loss"]
+    assert [row["step"] for row in mine] == ["1", "2", "3", "4"] and mine[-1]["loss_avg"] == whole["loss_avg"]
     assert int(mine[0]["flops"]) * 4 == int(whole["flops"]) and whole["images"] == "256"
     assert int(whole["parameters"]) == 18 * 2 * 64**2 and int(whole["tokens"]) == 256 * 21
-    assert float(whole["loss_se"]) > 0 and float(whole["error"]) <= 100
-    rates = {row["run"]: float(row["rate"]) for row in rows}
+    assert float(whole["loss_avg_se"]) > 0 and float(whole["err_avg"]) <= 100
+    rates = {row["run"]: float(row["rate"]) for row in rows + probes}
     assert rates["d2-seed0"] == pytest.approx(2e-3) and rates["d2-seed0-rate0.5"] == pytest.approx(1e-3)
     assert rates["d1-seed0"] == pytest.approx(2e-3 * 2**0.5)
+
+
+def test_the_fitter_reads_them(done: Path) -> None:
+    for name, points in (("scaling", 1), ("curves", 4)):
+        runs = read_runs(done / f"{name}.csv")
+        assert {len(run.values["flops"]) for run in runs.runs} == {points}
+        assert [len(rung.runs) for rung in runs.rungs()] == [1, 3]
+        assert set(runs.losses) >= {"loss_avg", "loss_last", "err_avg", "err_last", "loss_s1", "err_s3"}
+    assert read_runs(done / "scaling.csv").has("loss_avg_se")
 
 
 def test_finished_runs_and_tokens_are_kept_and_another_worker_is_left_alone(
