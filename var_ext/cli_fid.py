@@ -267,7 +267,7 @@ def reference(
 
 def _is_model(samples: str) -> bool:
     """Whether SAMPLES names a model: its folder has a config, or there is nothing of this name."""
-    from var_ext.evaluation.npz import is_npz
+    from var_ext.export import is_npz
     from var_ext.paths import user_path
 
     path = user_path(samples)

@@ -30,7 +30,7 @@ def about_images(images: Images, others: Images | None, distance: str) -> list[s
         )
     if others is not None and images.size != others.size:
         found.append(
-            f"samples are of {_sides(images)}, the reference of {_sides(others)}: published figures compare equal "
+            f"samples are of {images.sides}, the reference of {others.sides}: published figures compare equal "
             "sizes. Take the reference of this size"
         )
     if images.lossy:
@@ -88,7 +88,3 @@ def about_duplicates(store: FeatureStore) -> list[str]:
         f"{twins} of {len(digests)} images equal another to the pixel, which narrows what is measured: draw with a "
         "seed of its own for each image"
     ]
-
-
-def _sides(images: Images) -> str:
-    return f"{images.size[1]} x {images.size[0]}"

@@ -7,7 +7,6 @@ mapped from the file; a compressed one is read from front to back.
 from __future__ import annotations
 
 import hashlib
-import os
 import tokenize
 import zipfile
 import zlib
@@ -20,7 +19,6 @@ import numpy as np
 from numpy.lib import format as npy
 
 from var_ext.data import DataError
-from var_ext.paths import user_path
 
 # what reading a damaged or foreign archive may raise
 BROKEN = (OSError, zipfile.BadZipFile, zlib.error, EOFError, NotImplementedError, RuntimeError)
@@ -126,11 +124,6 @@ def whole(path: Path, name: str) -> np.ndarray:
     if not member.shape:
         raise DataError(f"{member} must be an array, got a single value")
     return member[:]
-
-
-def is_npz(path: str | os.PathLike[str]) -> bool:
-    """Whether a path is meant to be an .npz file."""
-    return user_path(path).suffix.lower() == ".npz"
 
 
 @dataclass(frozen=True)
