@@ -135,9 +135,23 @@ class Parts:
     parts: Iterable[np.ndarray]
 
 
-def write_npz(handle: BinaryIO, arrays: Mapping[str, np.ndarray | Parts]) -> None:
-    """As numpy.savez, with memory for one part of an array. No time stamps: equal arrays give equal files."""
+def comment(path: Path) -> bytes:
+    """That of the archive; empty where there is none, or the file is damaged."""
+    try:
+        with zipfile.ZipFile(path) as archive:
+            return archive.comment
+    except BROKEN:
+        return b""
+
+
+def write_npz(handle: BinaryIO, arrays: Mapping[str, np.ndarray | Parts], comment: bytes = b"") -> None:
+    """As numpy.savez, with memory for one part of an array. No time stamps: equal arrays give equal files.
+
+    Args:
+        comment: of the archive, which readers of arrays pass over.
+    """
     with zipfile.ZipFile(handle, "w") as archive:
+        archive.comment = comment
         for name, array in arrays.items():
             member = zipfile.ZipInfo(f"{name}.npy", (1980, 1, 1, 0, 0, 0))
             header = {"descr": array.dtype.str, "fortran_order": False, "shape": array.shape}
