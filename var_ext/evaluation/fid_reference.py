@@ -164,9 +164,12 @@ def write_reference(
     check_writable(path)
     store = FeatureStore(cache, images, extractor, batch_size=batch_size)
     made_of, rank = f"var_ext reference {store.key} {kept}".encode(), rank_and_world()[0]
-    # in this order: features are removed only once the file is whole
-    if store.missing() and path.exists() and comment(path) == made_of:
-        return None if rank else path
+    # in this order, and once: features are removed as soon as the file is whole
+    if store.missing():
+        if path.exists() and comment(path) == made_of:
+            return None if rank else path
+    elif rank:
+        return None
     store.fill("features of the reference", progress=progress, patience=patience)
     if rank:
         return None
