@@ -65,6 +65,7 @@ SHARED = {
         "versus_plots",
         "vs_dit",
         "vs_official",
+        "vs_pil_bicubic",
         "vs_training",
         "vs_torch_fidelity",
         "vs_vaex",
