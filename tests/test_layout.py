@@ -90,7 +90,7 @@ FLOORS = (
     {"evaluation"},
     {"__init__"},
     {"web"},
-    {"info", "cli_options", "cli_fid", "cli_eval", "cli_report", "cli_web", "cli", "__main__"},
+    {"info", "cli_options", "cli_spaces", "cli_fid", "cli_eval", "cli_report", "cli_web", "cli", "__main__"},
 )
 
 # Rooms side by side that know nothing of each other: running a model, keeping it, and pictures.
