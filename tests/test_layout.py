@@ -65,6 +65,7 @@ SHARED = {
         "versus_plots",
         "vs_dit",
         "vs_official",
+        "vs_pil_bicubic",
         "vs_training",
         "vs_torch_fidelity",
         "vs_vaex",
@@ -93,7 +94,9 @@ FLOORS = (
     {
         "info",
         "cli_options",
+        "cli_spaces",
         "cli_fid",
+        "cli_eval",
         "cli_report",
         "cli_scaling",
         "cli_tokens",

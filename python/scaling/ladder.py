@@ -6,8 +6,8 @@
     python python/scaling/ladder.py --minutes 110 --largest-first        # a second worker beside the first
 
 A run is a training of `train_var`, resumed where it was; a finished one is a row of scaling.csv, its validations are
-rows of curves.csv, and a probe is a row of probes.csv. Workers share the runs by locks. Every size is trained on the same
-images, each seen once.
+rows of curves.csv, and a probe is a row of probes.csv. Workers share the runs by locks. Every size is trained on the
+same images, each seen once.
 
 Rules fixed before the first run: width 32 d and d heads of 32; peak rate at width w of --rate * sqrt(64 / w), which
 falls linearly to 1% of itself; batches of 64. Probes with half and twice the rate, at two sizes and a quarter of the

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+import shutil
 import zipfile
 from pathlib import Path
 
@@ -15,13 +16,14 @@ from PIL import Image
 from torch.nn import functional as F
 
 from tests.evaluation.inception import random_inception, save_pth
-from tests.evaluation.test_fid import linear, pictures, save
+from tests.evaluation.test_fid import counting, linear, pictures, save
 from tests.tiny import tiny
 from tests.training.vits import vit_entries
 from var_ext.checkpoints import save_model
 from var_ext.cli import main
-from var_ext.evaluation import features
+from var_ext.evaluation import features, image_sources
 from var_ext.evaluation.efficientnet_lite0 import EfficientNetLite0
+from var_ext.evaluation.feature_store import FeatureStore
 from var_ext.evaluation.fid import evaluate_fid
 from var_ext.evaluation.fid_reference import read_reference, write_reference
 from var_ext.evaluation.frechet import frechet_distance
@@ -391,3 +393,107 @@ def test_a_distance_that_the_reference_lacks_is_named(files: Path, tmp_path: Pat
     report = evaluate_fid(open_images(files / "samples.npz"), read_reference(reference), linear())
     assert report is not None and "sFID" not in report.figures
     assert any(warning.startswith("sFID is left out") for warning in report.warnings)
+
+
+def test_a_late_rank_leaves_no_features(files: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Rank 1 comes, or comes again, when rank 0 has written the file and removed the features."""
+    monkeypatch.setattr(image_sources, "BLOCK", 2)
+    seen: list[int] = []
+    monkeypatch.setattr(features, "inception", lambda path, **options: counting(seen))
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    out = tmp_path / "ref.npz"
+    words = ("reference", files / "photos", "--out", out, "--quiet", "--threads", 1)
+    for rank in ("1", "0", "1"):
+        monkeypatch.setenv("RANK", rank)
+        call(*words)
+    assert list(tmp_path.iterdir()) == [out] and sum(seen) == 5
+    with np.load(out) as there:
+        assert len(there["arr_0"]) == 5
+
+
+def test_features_that_go_while_a_late_rank_looks_at_them(
+    files: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seen: list[int] = []
+    images, cache = open_images(files / "real.npz"), tmp_path / "cache"
+    monkeypatch.setattr(image_sources, "BLOCK", 2)
+    write_reference(images, linear(), tmp_path / "ref.npz", cache)
+    missing = FeatureStore.missing
+
+    def removed_afterwards(store: FeatureStore) -> list[int]:
+        found = missing(store)
+        shutil.rmtree(cache)
+        return found
+
+    monkeypatch.setattr(FeatureStore, "missing", removed_afterwards)
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    monkeypatch.setenv("RANK", "1")
+    assert write_reference(images, counting(seen), tmp_path / "ref.npz", cache) is None
+    assert not seen and not cache.exists()
+
+
+def test_the_same_reference_is_not_made_anew(
+    files: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seen: list[int] = []
+    monkeypatch.setattr(features, "inception", lambda path, **options: counting(seen))
+    out = tmp_path / "ref.npz"
+
+    def written(images: str) -> None:
+        seen.clear()
+        words = ("reference", files / images, "--out", out, "--quiet", "--threads", 1)
+        assert str(out) in call(*words)
+
+    written("photos")
+    whole = out.read_bytes()
+    written("photos")
+    assert not seen and out.read_bytes() == whole
+    out.write_bytes(whole[:-30])  # cut short
+    written("photos")
+    assert sum(seen) == 5 and out.read_bytes() == whole
+    written("samples.npz")
+    assert sum(seen) == 6 and out.read_bytes() != whole
+
+
+def test_several_spaces_and_real_images(files: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(features, "inception", lambda path, **options: linear())
+    found, real = tmp_path / "fd.json", save(tmp_path / "val.npz", pictures(6, 7))
+    words = ("eval", "fid", files / "samples.npz", "--reference", files / "photos", "--quiet", "--threads", 1)
+    options = ("--features", "inception,lite0", "--lite0", files / "lite0.pth")
+    text = call(*words, *options, "--real", real, "--json", found)
+    figures = json.loads(found.read_text())["figures"]
+    assert {"FID", "FD-lite0", "FID of real images", "FDr (FID)", "FDr (FD-lite0)", "FDr"} < set(figures)
+    assert f"| FDr | {figures['FDr']:.4f} |" in text
+    assert figures["FDr"] == pytest.approx((figures["FDr (FID)"] + figures["FDr (FD-lite0)"]) / 2, rel=1e-12)
+    assert len(list((tmp_path / "fd.json.features").iterdir())) == 6  # of three sets in two spaces
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (("--features", "inception,dino"), "must be some of inception, lite0, vit, clip, each once, got"),
+        (("--features", "lite0,lite0", "--lite0", "L"), "each once, got 'lite0,lite0'"),
+        (("--features", "inception,"), "each once, got 'inception,'"),
+        (("--features", "inception,lite0"), "--features lite0 needs its weights: name a file with --lite0"),
+        (("--features", "inception,lite0", "--lite0", "L", "--vit", "L"),
+         "--vit is of --features vit, got --features inception,lite0"),
+        (("--features", "lite0", "--lite0", "L", "--real", "S"), "must have an array arr_0, got mu, sigma"),
+        (("--features", "lite0", "--lite0", "L", "--real", "R"), "must be others than those of the reference"),
+        (("--features", "lite0", "--lite0", "L", "--real", "R/none"), "does not exist"),
+    ],
+)  # fmt: skip
+def test_refuses_spaces_and_real_images(
+    files: Path, tmp_path: Path, options: tuple[str, ...], message: str
+) -> None:
+    np.savez(tmp_path / "s.npz", mu=np.zeros(3), sigma=np.eye(3))
+    there = {"L": files / "lite0.pth", "S": tmp_path / "s.npz", "R": files / "real.npz"}
+    words = [str(there.get(word, word)) for word in options]
+    found = call("eval", "fid", files / "samples.npz", "--reference", files / "real.npz", *words, fails=True)
+    assert message in found
+
+
+def test_a_page_is_of_one_space(files: Path, tmp_path: Path) -> None:
+    save_model(tmp_path / "model", *tiny())
+    words = ("report", tmp_path / "model", "--out", tmp_path / "page", "--reference", files / "real.npz")
+    said = call(*words, "--features", "inception,lite0", "--lite0", files / "lite0.pth", fails=True)
+    assert "--features must be one space here, got inception,lite0" in said

@@ -91,7 +91,7 @@ REFUSED: dict[str, tuple[Callable[[Path], tuple[object, ...]], str]] = {
     "no data": (lambda m: (m / "tiny", "--data", m / "nowhere"), "nowhere, which does not exist"),
     "unknown features": (
         lambda m: (m / "tiny", "--data", "digits", "--features", "dino"),
-        "'dino' is not one of 'inception', 'lite0', 'vit', 'clip'",
+        "must be some of inception, lite0, vit, clip, each once, got 'dino'",
     ),
     "features without weights": (
         lambda m: (m / "tiny", "--data", "digits", "--features", "lite0"),

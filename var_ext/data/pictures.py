@@ -41,8 +41,8 @@ def load_picture(path: Path, size: int, mask_path: Path | None = None) -> tuple[
         return picture, None
     mask = read_picture(mask_path)
     if mask.size != image.size:
-        wanted = "the picture's size, " + _sides(image)
-        raise DataError(f"the mask {mask_path} must have {wanted}, got {_sides(mask)}")
+        wanted = "the picture's size, " + sides(*image.size)
+        raise DataError(f"the mask {mask_path} must have {wanted}, got {sides(*mask.size)}")
     white = Image.fromarray(_white(mask, mask_path).astype(np.float32))
     # the mean over a box is 0 only if nothing in it is white
     return picture, torch.from_numpy(np.asarray(_square(white, size, Image.Resampling.BOX)) > 0)
@@ -74,5 +74,6 @@ def _square(image: Image.Image, size: int, method: Image.Resampling) -> Image.Im
     return image.crop((left, top, left + size, top + size))
 
 
-def _sides(image: Image.Image) -> str:
-    return f"{image.width} x {image.height}"
+def sides(width: int, height: int) -> str:
+    """Those of a picture, as messages say them."""
+    return f"{width} x {height}"

@@ -3,13 +3,14 @@
 A block's file is NAME-PLACE.npy, NAME a digest of images, weights and precision; its rows hold the features of an image
 and a digest of its pixels. Files are written atomically, so a run that was stopped goes on where it was, and with ranks
 block i is made by rank i modulo their number. Every block is computed in the same batches whoever makes it: figures do
-not depend on the number of ranks or on interruptions.
+not depend on the number of ranks or on interruptions. Pictures of a folder are told by name, size and time of
+modification, for to read 150 GB anew would cost as much as what is saved; an .npz by its check sum.
 """
 
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -37,6 +38,9 @@ class FeatureStore:
         folder: of the files; created if missing.
         images, extractor: which, of what network.
         batch_size: images computed at once.
+
+    Attributes:
+        key: digest of all that features depend on.
     """
 
     def __init__(
@@ -46,70 +50,35 @@ class FeatureStore:
         fields = [(name, np.float32, (size,)) for name, size in extractor.fields.items()]
         self.dtype = np.dtype([*fields, (DIGEST, np.uint64, (2,))])
         text = f"{FORMAT} {images.key} {images.count} {extractor.key} {batch_size}"
-        name = hashlib.sha256(text.encode()).hexdigest()[:24]
+        self.key = hashlib.sha256(text.encode()).hexdigest()[:24]
         self.blocks = images.blocks
-        self.paths = [folder / f"{name}-{block.start:08d}.npy" for block in self.blocks]
+        self.paths = [folder / f"{self.key}-{block.start:08d}.npy" for block in self.blocks]
         self._open: tuple[int, np.ndarray] | None = None
 
     def __len__(self) -> int:
         return self.images.count
 
     def fill(self, what: str, *, progress: bool = False, patience: float = PATIENCE) -> None:
-        """Makes this rank's blocks that are not there; rank 0 then waits for the others'.
+        """Makes what is missing in this space alone, see `fill`."""
+        fill([self], what, progress=progress, patience=patience)
 
-        Raises:
-            CheckpointError: a file cannot be written, or another rank is lost.
-            DataError: an image cannot be read.
-            ValueError: features are not finite.
-        """
+    def missing(self) -> list[int]:
+        """Numbers of this rank's blocks that are not there, or not whole."""
         rank, world = rank_and_world()
-        mine = list(zip(self.blocks, self.paths, strict=True))[rank::world]
-        missing = [(block, path) for block, path in mine if self._read(block, path) is None]
-        total, left = sum(len(block) for block, _ in mine), sum(len(block) for block, _ in missing)
-        hidden = not progress or rank > 0
-        with tqdm(total=total, initial=total - left, desc=what, unit="img", disable=hidden) as bar:
-            for (block, path), pixels in zip(
-                missing, self._loaded([block for block, _ in missing]), strict=True
-            ):
-                rows = self._computed(block, pixels, bar)
-                with atomic_write(path) as handle:
-                    np.save(handle, rows)
-        if rank == 0:
-            # a damaged one of another rank, which makes it anew, is not there yet
-            whole = lambda i: self._read(self.blocks[i], self.paths[i]) is not None  # noqa: E731
-            wait_for_files(self.paths, world, patience, what="blocks of features", there=whole)
+        return [i for i in range(rank, len(self.blocks), world) if not self._whole(i)]
 
-    def _loaded(self, blocks: list[range]) -> Iterator[np.ndarray]:
-        """Pixels of these blocks; the next one is read from its files while one is computed."""
-        if not self.images.ahead:
-            yield from map(self.images.load, blocks)
-            return
-        with ThreadPoolExecutor(1) as reader:
-            coming = [reader.submit(self.images.load, block) for block in blocks[:1]]
-            for i in range(len(blocks)):
-                pixels = coming.pop().result()
-                coming = [reader.submit(self.images.load, block) for block in blocks[i + 1 : i + 2]]
-                yield pixels
+    def _compute(self, part: Tensor, rows: np.ndarray, first: int) -> None:
+        """Features of pixels (B, 3, H, W) uint8 into (B,) rows; `first` is the number of the first image."""
+        for name, features in self.extractor.compute(part).items():
+            if not torch.isfinite(features).all():
+                raise ValueError(
+                    f"features must be finite, got NaN or infinity in {name} of images from {first} on of "
+                    f"{self.images.name}: the weights {self.extractor.weights} are broken"
+                )
+            rows[name] = features.cpu().numpy()
 
-    @torch.inference_mode()
-    def _computed(self, block: range, pixels: np.ndarray, bar: tqdm[None]) -> np.ndarray:
-        rows = np.zeros(len(block), self.dtype)
-        for start in range(0, len(block), self.batch_size):
-            part = pixels[start : start + self.batch_size]
-            with tf32(False):  # fp32 is what it says, on GPUs too
-                found = self.extractor.compute(torch.from_numpy(part).permute(0, 3, 1, 2))
-            for name, features in found.items():
-                if not torch.isfinite(features).all():
-                    raise ValueError(
-                        f"features must be finite, got NaN or infinity in {name} of images from {block.start + start} "
-                        f"on of {self.images.name}: the weights {self.extractor.weights} are broken"
-                    )
-                rows[name][start : start + len(part)] = features.cpu().numpy()
-            bar.update(len(part))
-        for row, image in zip(rows, pixels, strict=True):
-            digest = hashlib.blake2b(image.tobytes(), digest_size=16).digest()
-            row[DIGEST] = np.frombuffer(digest, np.uint64)
-        return rows
+    def _whole(self, i: int) -> bool:
+        return self._read(self.blocks[i], self.paths[i]) is not None
 
     def _read(self, block: range, path: Path) -> np.ndarray | None:
         """The rows of a block mapped from its file, or None if it is not there or not whole."""
@@ -133,6 +102,74 @@ class FeatureStore:
                 )
             self._open = (i, rows)
         return self._open[1]
+
+
+def fill(
+    stores: Sequence[FeatureStore], what: str, *, progress: bool = False, patience: float = PATIENCE
+) -> None:
+    """Makes this rank's blocks that are not there; rank 0 then waits for the others'.
+
+    Args:
+        stores: of the same images in one or several spaces, in batches of one size: the pixels of a block are read, or
+            drawn, once for all that lack it.
+        what: is computed, for the progress bar.
+
+    Raises:
+        CheckpointError: a file cannot be written, or another rank is lost.
+        DataError: an image cannot be read.
+        ValueError: features are not finite.
+    """
+    rank, world = rank_and_world()
+    blocks, images = stores[0].blocks, stores[0].images
+    lacking: dict[int, list[FeatureStore]] = {}
+    for store in stores:
+        for i in store.missing():
+            lacking.setdefault(i, []).append(store)
+    missing = sorted(lacking)
+    total, left = sum(map(len, blocks[rank::world])), sum(len(blocks[i]) for i in missing)
+    hidden = not progress or rank > 0
+    with tqdm(total=total, initial=total - left, desc=what, unit="img", disable=hidden) as bar:
+        for i, pixels in zip(missing, _loaded(images, [blocks[i] for i in missing]), strict=True):
+            for store, rows in zip(lacking[i], _computed(lacking[i], blocks[i], pixels, bar), strict=True):
+                with atomic_write(store.paths[i]) as handle:
+                    np.save(handle, rows)
+    if rank == 0:
+        for store in stores:
+            # a damaged one of another rank, which makes it anew, is not there yet
+            wait_for_files(store.paths, world, patience, what="blocks of features", there=store._whole)
+
+
+def _loaded(images: Images, blocks: list[range]) -> Iterator[np.ndarray]:
+    """Pixels of these blocks; the next one is read from its files while one is computed."""
+    if not images.ahead:
+        yield from map(images.load, blocks)
+        return
+    with ThreadPoolExecutor(1) as reader:
+        coming = [reader.submit(images.load, block) for block in blocks[:1]]
+        for i in range(len(blocks)):
+            pixels = coming.pop().result()
+            coming = [reader.submit(images.load, block) for block in blocks[i + 1 : i + 2]]
+            yield pixels
+
+
+@torch.inference_mode()
+def _computed(
+    stores: Sequence[FeatureStore], block: range, pixels: np.ndarray, bar: tqdm[None]
+) -> list[np.ndarray]:
+    """The rows of a block in each space."""
+    found = [np.zeros(len(block), store.dtype) for store in stores]
+    size = stores[0].batch_size
+    for start in range(0, len(block), size):
+        part = torch.from_numpy(pixels[start : start + size]).permute(0, 3, 1, 2)
+        with tf32(False):  # fp32 is what it says, on GPUs too
+            for store, rows in zip(stores, found, strict=True):
+                store._compute(part, rows[start : start + size], block.start + start)
+        bar.update(len(part))
+    for i, image in enumerate(pixels):
+        digest = hashlib.blake2b(image.tobytes(), digest_size=16).digest()
+        for rows in found:
+            rows[DIGEST][i] = np.frombuffer(digest, np.uint64)
+    return found
 
 
 class Field:

@@ -130,7 +130,10 @@ def lite0(path: str | Path, *, device: str | torch.device = "cpu") -> Extractor:
 
 
 def vit(path: str | Path, *, device: str | torch.device = "cpu") -> Extractor:
-    """The space of a DINO or DINOv2 file (arXiv 2306.04675): its normed class token. Raises CheckpointError."""
+    """The space of a DINO or DINOv2 file (arXiv 2306.04675): its normed class token. Raises CheckpointError.
+
+    Resized by torch, as EDM2's evaluator does, not by Pillow, as dgm-eval does: see acceptance.md.
+    """
     from var_ext.training.frozen_vit import load_vit
 
     network = load_vit(str(path), VIT_SIDE).to(device)
@@ -146,7 +149,10 @@ def vit(path: str | Path, *, device: str | torch.device = "cpu") -> Extractor:
 
 
 def clip(path: str | Path, *, device: str | torch.device = "cpu") -> Extractor:
-    """The space of CLIP's image embeddings (arXiv 2203.06026): projected, not normalized. Raises CheckpointError."""
+    """The space of CLIP's image embeddings (arXiv 2203.06026): projected, not normalized. Raises CheckpointError.
+
+    Resized by torch, not by Pillow, as CLIP's preprocessing does: see acceptance.md.
+    """
     network = load_clip(str(path)).to(device)
     side = (network.size, network.size)
 

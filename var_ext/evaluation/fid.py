@@ -1,34 +1,27 @@
-"""`evaluate_fid`: FID, sFID, Inception Score, precision, recall and kernel distance of samples to a reference."""
+"""`evaluate_fid`: FID, sFID, Inception Score, precision, recall and kernel distance of samples to a reference, in one
+feature space or several, and FDr, the mean over spaces in units of what real images have."""
 
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Sequence
 from contextlib import ExitStack
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
 import torch
-from tqdm import tqdm
 
 from var_ext.data import DataError
 from var_ext.evaluation import guards
-from var_ext.evaluation.feature_store import BATCH, PATIENCE, FeatureStore, Field
+from var_ext.evaluation.feature_store import BATCH, PATIENCE, FeatureStore, fill
 from var_ext.evaluation.features import Extractor
-from var_ext.evaluation.fid_reference import (
-    KEPT,
-    STATISTICS,
-    Gaussian,
-    Reference,
-    check_covariance,
-    gaussians,
-)
+from var_ext.evaluation.fid_reference import STATISTICS, Gaussian, Reference, check_covariance
 from var_ext.evaluation.fid_report import FidReport
-from var_ext.evaluation.frechet import gaussian_distance
-from var_ext.evaluation.image_sources import DrawnImages, FolderImages, Images
-from var_ext.evaluation.inception_score import CHUNK, SEED, InceptionScore
-from var_ext.evaluation.kernel_distance import kernel_distance
-from var_ext.evaluation.manifolds import K, distances, precision_recall
+from var_ext.evaluation.fid_space import MeasuredSpace, SpaceFeatures
+from var_ext.evaluation.image_sources import DrawnImages, Images
+from var_ext.evaluation.inception_score import CHUNK
+from var_ext.evaluation.manifolds import K
 from var_ext.export import rank_and_world
 from var_ext.training.precision import tf32
 
@@ -36,8 +29,9 @@ from var_ext.training.precision import tf32
 def evaluate_fid(
     samples: Images,
     reference: Reference,
-    extractor: Extractor,
+    extractors: Extractor | Sequence[Extractor],
     *,
+    real: Images | None = None,
     cache: Path | None = None,
     batch_size: int = BATCH,
     device: str | torch.device = "cpu",
@@ -46,12 +40,17 @@ def evaluate_fid(
 ) -> FidReport | None:
     """Measures samples as ADM's evaluator does (arXiv 2105.05233; its conventions are in the report).
 
-    Memory holds two blocks of images, 10,000 x 2 features and a few covariances, however many images there are.
+    Memory holds two blocks of images, 10,000 x 2 features and a few covariances, however many images there are; pixels
+    are read, or drawn, once for all spaces.
 
     Args:
         samples: of one size; see `image_sources`.
         reference: see `read_reference`; its statistics serve Inception's space alone.
-        extractor: see `features`.
+        extractors: one space or several, see `features`.
+        real: real images that are not the reference's, as many as samples. Their Fréchet distance to the reference is
+            then the unit: FDr of a space is the samples' distance over theirs, FDr the mean over two spaces or more
+            (arXiv 2604.28190: over six, with the 50,000 validation images of ImageNet). No mean of bare distances is
+            given: they differ a thousandfold between spaces.
         cache: folder of features: a run that was stopped goes on from it, and ranks share it. None: none are kept.
         batch_size: images computed at once; figures do not depend on it but for rounding.
         device: where distances between features are computed.
@@ -63,27 +62,58 @@ def evaluate_fid(
     Raises:
         DataError: images cannot be read, or the reference has statistics of another network.
         CheckpointError: features cannot be written, or a rank is lost.
-        ValueError: fewer than two images, features that are not finite, or ranks without `cache`.
+        ValueError: no space, or two of one name; fewer than two images, or real ones that are those of the reference;
+            features that are not finite; ranks without `cache`.
     """
     rank, world = rank_and_world()
     if cache is None and world > 1:
         raise ValueError(
             f"{world} ranks must share a folder of features, got none: name one with --cache or --json"
         )
-    known = _fitting(reference, extractor)
+    spaces = (extractors,) if isinstance(extractors, Extractor) else tuple(extractors)
+    _check_names(spaces)
+    known = [_fitting(reference, extractor) for extractor in spaces]
     _check_counts(samples, reference)
+    if real is not None:
+        _check_real(real, reference)
     with ExitStack() as stack:
         folder = cache or Path(stack.enter_context(TemporaryDirectory()))
-        store = FeatureStore(folder, samples, extractor, batch_size=batch_size)
-        store.fill("features", progress=progress, patience=patience)
-        others = None
+
+        def filled(images: Images, what: str) -> list[FeatureStore]:
+            stores = [FeatureStore(folder, images, extractor, batch_size=batch_size) for extractor in spaces]
+            fill(stores, what, progress=progress, patience=patience)
+            return stores
+
+        mine = filled(samples, "features")
+        others: Sequence[FeatureStore | None] = [None] * len(spaces)
+        theirs: Sequence[FeatureStore | None] = [None] * len(spaces)
         if reference.images is not None:
-            others = FeatureStore(folder, reference.images, extractor, batch_size=batch_size)
-            others.fill("features of the reference", progress=progress, patience=patience)
+            others = filled(reference.images, "features of the reference")
+        if real is not None:
+            theirs = filled(real, "features of real images")
         if rank:
             return None
         with tf32(False):
-            return _Measured(store, reference, known, others, torch.device(device), progress).report()
+            measured = [
+                MeasuredSpace(
+                    SpaceFeatures(*each),
+                    tag=each[0].extractor.suffix if len(spaces) > 1 else "",
+                    device=torch.device(device),
+                    progress=progress,
+                )
+                for each in zip(mine, others, theirs, known, strict=True)
+            ]
+        return _report(measured, reference, real)
+
+
+def _check_names(spaces: Sequence[Extractor]) -> None:
+    """Refuse spaces whose figures could not be told apart."""
+    if not spaces:
+        raise ValueError("there must be a feature space, got none")
+    titles = Counter(title for extractor in spaces for title in extractor.titles.values())
+    twice = [title for title, count in titles.items() if count > 1]
+    if twice:
+        raise ValueError(f"feature spaces must have distances of different names, got {twice[0]} twice")
 
 
 def _fitting(reference: Reference, extractor: Extractor) -> dict[str, Gaussian]:
@@ -117,150 +147,85 @@ def _check_counts(samples: Images, reference: Reference) -> None:
             )
 
 
-class _Measured:
-    """Features of samples and of a reference, and what is found of them."""
-
-    def __init__(
-        self,
-        store: FeatureStore,
-        reference: Reference,
-        known: dict[str, Gaussian],
-        others: FeatureStore | None,
-        device: torch.device,
-        progress: bool,
-    ) -> None:
-        self.store, self.reference, self.known, self.others = store, reference, known, others
-        self.device, self.progress, self.extractor = device, progress, store.extractor
-        self.figures: dict[str, float] = {}
-        self.conventions: dict[str, str] = {}
-        self.facts: dict[str, Any] = {}
-
-    def report(self) -> FidReport:
-        samples, extractor = self.store.images, self.extractor
-        title = extractor.titles[extractor.main]
-        self._describe()
-        self._frechet()
-        scores = self._inception_score()
-        if self.others is not None:
-            self._compare(Field(self.store, extractor.main), self._few(self.others))
-        found = guards.about_images(samples, self.reference.images, title)
-        found += guards.about_order(samples.labels, *scores)
-        if scores[0] is not None:
-            found += guards.about_chunks(len(self.store), CHUNK)
-        found += [
-            f"{name} is left out: the reference file has no statistics for it. Take a file of `var-ext reference`, or "
-            "a folder of images"
-            for name in self.extractor.titles.values()
-            if name not in self.figures
-        ]
-        found += guards.about_duplicates(self.store)
-        if extractor.precision != "fp32":
-            found.append(
-                f"the network computed in {extractor.precision}, which moves {title} by some tenths of a percent: take "
-                "--net-precision fp32 for figures that are compared with published ones"
-            )
-        if self.others is None:
-            found.append(
-                f"{self.reference.name} has no images: precision, recall and kernel distance need some. Take ADM's "
-                "file, which has arr_0, or write one with `var-ext reference`"
-            )
-        elif extractor.logits is not None and not self.known:
-            found.append(
-                f"statistics are of the {self.others.images.count} images of {self.reference.name}, not of a whole "
-                "data set as in ADM's files (mu, sigma)"
-            )
-        return FidReport(self.figures, self.conventions, tuple(found), self.facts)
-
-    def _describe(self) -> None:
-        samples, extractor, say = self.store.images, self.extractor, self.conventions
-        classes = "classes not known"
-        self.facts = {
-            "samples": samples.name,
-            "count": samples.count,
-            "size": list(samples.size),
-            "order": samples.order,
-            "reference": self.reference.name,
-            "reference_images": None if self.others is None else len(self.others),
-            "reference_statistics": bool(self.known),
-            "weights": extractor.weights,
-            "digest": extractor.digest,
-            "precision": extractor.precision,
-            "batch_size": self.store.batch_size,
-        }
-        if samples.labels is not None:
-            counts = Counter(samples.labels)
-            least, most = min(counts.values()), max(counts.values())
-            self.facts |= {"classes": len(counts), "least_per_class": least, "most_per_class": most}
-            each = f"{least}" if least == most else f"{least} to {most}"
-            classes = f"{len(counts)} classes, {each} images each"
-        drawn = isinstance(samples, DrawnImages)
-        say["samples"] = (
-            f"{samples.count} of {samples.name}, {samples.size[1]} x {samples.size[0]}, order: {samples.order}; "
-            f"{classes}"
-        )
-        say["pixels"] = "255 times the value, cut to uint8" if drawn else "uint8, as they are"
-        say["reference"] = self.reference.name
-        say["weights"] = f"{extractor.weights}, sha256 of their values {extractor.digest}"
-        say["network"] = f"{extractor.precision}, batches of {self.store.batch_size}; {extractor.resize}"
-
-    def _frechet(self) -> None:
-        mine = gaussians(self.store)
-        known = self.known
-        if not known and self.others is not None:
-            known = gaussians(self.others)
-        for field, title in self.extractor.titles.items():
-            if field in known:
-                self.figures[title] = gaussian_distance(*mine[field], *known[field])
-        counted = "statistics of the reference file" if self.known else "statistics of the reference's images"
-        titles = " and ".join(title for title in self.extractor.titles.values() if title in self.figures)
-        self.conventions[titles] = (
-            f"unbiased covariances, float64, nothing added to their diagonals; {counted}"
+def _check_real(real: Images, reference: Reference) -> None:
+    check_covariance(real)
+    if reference.images is not None and real.key == reference.images.key:
+        raise ValueError(
+            f"real images must be others than those of the reference, whose distance is 0, got {real.name} for both: "
+            "hold some out, such as a validation set"
         )
 
-    def _inception_score(self) -> tuple[float | None, float | None]:
-        if self.extractor.logits is None:
-            return None, None
-        count = len(self.store)
-        both = InceptionScore(count), InceptionScore(count, shuffle=SEED)
-        for block, rows in self.store.rows():
-            logits = self.extractor.logits(torch.tensor(rows[self.extractor.main]))
-            for each in both:
-                each.add(block.start, logits)
-        in_order, shuffled = (each.value() for each in both)
-        self.figures |= {"IS": in_order, "IS shuffled": shuffled}
-        self.conventions["IS"] = (
-            f"1008 classes, logits without bias, mean over chunks of {CHUNK}; in file order as ADM, and shuffled by "
-            f"numpy's RandomState({SEED})"
-        )
-        return in_order, shuffled
 
-    def _few(self, others: FeatureStore) -> Field:
-        """Features of the reference that precision and recall are of: all of a file's, at most 10,000 of a folder's."""
-        count = min(KEPT, len(others)) if isinstance(others.images, FolderImages) else None
-        return Field(others, self.extractor.main, count)
+def _report(measured: Sequence[MeasuredSpace], reference: Reference, real: Images | None) -> FidReport:
+    """What was found in all spaces, and of all together."""
+    first = measured[0]
+    samples, others, several = first.store.images, reference.images, len(measured) > 1
+    conventions, facts = _described(samples, reference, real)
+    facts["batch_size"] = first.store.batch_size
+    figures: dict[str, float] = {}
+    found = guards.about_images(samples, others, "a distance" if several else first.title)
+    for each in measured:
+        figures |= each.figures
+        conventions |= each.conventions
+    scored = [each.scores for each in measured if each.scores[0] is not None]
+    found += guards.about_order(samples.labels, *(scored[0] if scored else (None, None)))
+    if scored:
+        found += guards.about_chunks(samples.count, CHUNK)
+    facts |= {"spaces": {each.title: each.facts for each in measured}} if several else first.facts
+    if first.real is not None:
+        found += guards.about_real(samples, first.real, first.others)
+        conventions |= _ratios(figures, measured, first.real.images)
+    found += guards.about_duplicates(first.store)
+    for each in measured:
+        found += each.warnings
+    if others is None:
+        found.append(
+            f"{reference.name} has no images: precision, recall and kernel distance need some. Take ADM's file, which "
+            "has arr_0, or write one with `var-ext reference`"
+        )
+    return FidReport(figures, conventions, tuple(found), facts)
 
-    def _compare(self, mine: Field, theirs: Field) -> None:
-        suffix = self.extractor.suffix
-        total = 2 * distances(len(mine), len(theirs))
-        with tqdm(total=total, desc="distances", unit_scale=True, unit="", disable=not self.progress) as bar:
-            half, single = (
-                precision_recall(mine, theirs, half=half, device=self.device, step=bar.update)
-                for half in (True, False)
-            )
-        self.figures |= {f"precision{suffix}": half.precision, f"recall{suffix}": half.recall}
-        self.figures |= {f"precision fp32{suffix}": single.precision, f"recall fp32{suffix}": single.recall}
-        self.conventions["precision and recall"] = (
-            f"k = {K}, squared L2, {len(theirs)} images of the reference; float16 as ADM, {half.fallbacks} blocks of "
-            "10,000 x 10,000 not finite and in float32; and all in float32"
-        )
-        kernel = kernel_distance(
-            lambda numbers: mine.take(numbers).to(self.device),
-            lambda numbers: theirs.take(numbers).to(self.device),
-            (len(mine), len(theirs)),
-        )
-        name = f"KID{suffix}" if self.extractor.logits is not None else f"KD{suffix}"
-        self.figures |= {name: kernel.mean, f"{name} deviation": kernel.deviation}
-        self.conventions[name] = (
-            f"unbiased, kernel (x y / D + 1)^3, mean and deviation over {kernel.subsets} subsets of {kernel.size}, "
-            "drawn as torch-fidelity does"
-        )
+
+def _ratios(figures: dict[str, float], measured: Sequence[MeasuredSpace], real: Images) -> dict[str, str]:
+    """Adds the mean of the ratios of two spaces or more; returns the convention."""
+    text = (
+        f"distance of the samples over that of the {real.count} images of {real.name}, both to the reference"
+    )
+    ratios = [each.ratio for each in measured if each.ratio is not None]
+    if len(ratios) > 1:
+        figures["FDr"] = sum(ratios) / len(ratios)
+        text += f"; mean over {len(ratios)} spaces, {', '.join(each.title for each in measured)}"
+    return {
+        "FDr": f"{text} (arXiv 2604.28190, where it is of Inception, ConvNeXt, DINOv2, MAE, SigLIP and CLIP and of "
+        "ImageNet's validation images: compare equal spaces and images only)"
+    }
+
+
+def _described(
+    samples: Images, reference: Reference, real: Images | None
+) -> tuple[dict[str, str], dict[str, Any]]:
+    """Conventions and facts that are those of all spaces."""
+    others, classes = reference.images, "classes not known"
+    facts: dict[str, Any] = {
+        "samples": samples.name,
+        "count": samples.count,
+        "size": list(samples.size),
+        "order": samples.order,
+        "reference": reference.name,
+        "reference_images": None if others is None else others.count,
+    }
+    if real is not None:
+        facts |= {"real": real.name, "real_images": real.count}
+    if samples.labels is not None:
+        counts = Counter(samples.labels)
+        least, most = min(counts.values()), max(counts.values())
+        facts |= {"classes": len(counts), "least_per_class": least, "most_per_class": most}
+        each = f"{least}" if least == most else f"{least} to {most}"
+        classes = f"{len(counts)} classes, {each} images each"
+    drawn = isinstance(samples, DrawnImages)
+    conventions = {
+        "samples": f"{samples.count} of {samples.name}, {samples.sides}, order: {samples.order}; {classes}",
+        "pixels": "255 times the value, cut to uint8" if drawn else "uint8, as they are",
+        "reference": reference.name,
+    }
+    return conventions, facts

@@ -17,8 +17,8 @@ from var_ext.evaluation.feature_store import BATCH, PATIENCE, FeatureStore
 from var_ext.evaluation.features import Extractor
 from var_ext.evaluation.image_sources import Images, open_images
 from var_ext.evaluation.moments import Moments
-from var_ext.evaluation.npz import Parts, is_npz, members, whole, write_npz
-from var_ext.export import rank_and_world
+from var_ext.evaluation.npz import Parts, comment, members, whole, write_npz
+from var_ext.export import is_npz, rank_and_world
 from var_ext.paths import user_path
 
 # of Inception's fields in ADM's files: mean and covariance
@@ -130,6 +130,9 @@ def write_reference(
 ) -> Path | None:
     """Write a reference file in ADM's layout: statistics of all images, and evenly spaced ones of them for the rest.
 
+    The file says in the comment of its archive what it was made of, and is not made anew: neither by the same command
+    again, nor by a rank that comes late, when the features may have been removed already.
+
     Args:
         images: real ones.
         extractor: Inception's, see `features.inception`.
@@ -160,8 +163,15 @@ def write_reference(
     check_covariance(images)
     check_writable(path)
     store = FeatureStore(cache, images, extractor, batch_size=batch_size)
+    made_of, rank = f"var_ext reference {store.key} {kept}".encode(), rank_and_world()[0]
+    # in this order, and once: features are removed as soon as the file is whole
+    if store.missing():
+        if path.exists() and comment(path) == made_of:
+            return None if rank else path
+    elif rank:
+        return None
     store.fill("features of the reference", progress=progress, patience=patience)
-    if rank_and_world()[0]:
+    if rank:
         return None
     arrays: dict[str, np.ndarray | Parts] = {}
     for field, found in gaussians(store).items():
@@ -177,5 +187,5 @@ def write_reference(
 
     arrays["arr_0"] = Parts((count, *images.size, 3), np.dtype(np.uint8), parts())
     with atomic_write(path) as handle:
-        write_npz(handle, arrays)
+        write_npz(handle, arrays, made_of)
     return path

@@ -14,7 +14,8 @@ class FidReport:
         figures: name -> value; precision, recall and their kin are shares in [0, 1].
         conventions: what a figure depends on -> how it is here.
         warnings: what makes figures incomparable, each with its remedy.
-        facts: of the conventions those that are names and numbers, for JSON: `count`, `digest` and so on.
+        facts: of the conventions those that are names and numbers, for JSON: `count`, `digest` and so on; with several
+            spaces those of a space are in `spaces`, under the name of its Fréchet distance.
     """
 
     figures: Mapping[str, float]

@@ -5,6 +5,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from var_ext.evaluation.moments import Moments
+
 
 def gaussian(features: Tensor) -> tuple[Tensor, Tensor]:
     """Mean and unbiased covariance of a set.
@@ -13,19 +15,16 @@ def gaussian(features: Tensor) -> tuple[Tensor, Tensor]:
         features: (N, D) floats, N >= 2.
 
     Returns:
-        (D,) and (D, D), float64.
+        (D,) and (D, D), float64, on the CPU.
 
     Raises:
         ValueError: not a matrix, fewer than two rows, or a value that is not finite.
     """
     if features.ndim != 2 or features.shape[0] < 2:
         raise ValueError(f"features must have shape (N, D) with N >= 2, got {tuple(features.shape)}")
-    x = features.double()
-    if not torch.isfinite(x).all():
-        raise ValueError("features must be finite, got NaN or infinity")
-    mean = x.mean(0)  # (D,)
-    centred = x - mean
-    return mean, centred.T @ centred / (x.shape[0] - 1)  # (D,), (D, D)
+    moments = Moments()
+    moments.add(features)
+    return moments.gaussian()
 
 
 def gaussian_distance(mean_a: Tensor, cov_a: Tensor, mean_b: Tensor, cov_b: Tensor) -> float:

@@ -30,7 +30,7 @@ def about_images(images: Images, others: Images | None, distance: str) -> list[s
         )
     if others is not None and images.size != others.size:
         found.append(
-            f"samples are of {_sides(images)}, the reference of {_sides(others)}: published figures compare equal "
+            f"samples are of {images.sides}, the reference of {others.sides}: published figures compare equal "
             "sizes. Take the reference of this size"
         )
     if images.lossy:
@@ -78,9 +78,38 @@ def about_chunks(count: int, chunk: int) -> list[str]:
     ]
 
 
+def about_real(samples: Images, real: FeatureStore, others: FeatureStore | None) -> list[str]:
+    """Sentences where the distance of real images is no fair unit.
+
+    Args:
+        real: features of those images.
+        others: of the reference's, where it has some.
+    """
+    images, found = real.images, []
+    if images.count != samples.count:
+        found.append(
+            f"FDr is of {samples.count} samples and {images.count} real images, and a distance is larger for fewer: "
+            "take equally many"
+        )
+    if images.size != samples.size:
+        found.append(
+            f"samples are of {samples.sides}, the real images of {images.sides}: FDr compares equal sizes. Crop and "
+            "resize these as the reference was"
+        )
+    if others is not None:
+        there = set(map(bytes, _digests(others)))
+        twins = sum(bytes(digest) in there for digest in _digests(real))
+        if twins:
+            found.append(
+                f"{twins} of {images.count} real images are in the reference too, which makes the unit of FDr too "
+                "small and FDr too large: hold them out"
+            )
+    return found
+
+
 def about_duplicates(store: FeatureStore) -> list[str]:
     """A sentence where images equal others to the pixel."""
-    digests = np.concatenate([np.array(rows[DIGEST]) for _, rows in store.rows()])
+    digests = _digests(store)
     twins = len(digests) - len(np.unique(digests, axis=0))
     if not twins:
         return []
@@ -90,5 +119,6 @@ def about_duplicates(store: FeatureStore) -> list[str]:
     ]
 
 
-def _sides(images: Images) -> str:
-    return f"{images.size[1]} x {images.size[0]}"
+def _digests(store: FeatureStore) -> np.ndarray:
+    """Of the pixels, (N, 2) uint64."""
+    return np.concatenate([np.array(rows[DIGEST]) for _, rows in store.rows()])

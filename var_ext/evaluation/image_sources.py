@@ -17,9 +17,10 @@ from PIL import Image
 
 from var_ext.data import DataError
 from var_ext.data.image_folder import IMAGES, SUFFIXES
+from var_ext.data.pictures import sides
 from var_ext.data.reading import read_published
-from var_ext.evaluation.npz import Member, is_npz, members, whole
-from var_ext.export import Plan, to_uint8
+from var_ext.evaluation.npz import Member, members, whole
+from var_ext.export import Plan, is_npz, to_uint8
 from var_ext.paths import user_path
 from var_ext.sampling import Sampler
 
@@ -50,6 +51,11 @@ class Images(ABC):
     lossy: int = 0
     path: Path | None = None
     ahead: bool = True
+
+    @property
+    def sides(self) -> str:
+        """Their size, as messages say it."""
+        return sides(self.size[1], self.size[0])
 
     @property
     def blocks(self) -> list[range]:
@@ -131,8 +137,8 @@ class FolderImages(Images):
         pixels = self._read(index)
         if pixels.shape[:2] != self.size:
             raise DataError(
-                f"pictures of {self.folder} must have one size, got {_sides(self.size)} first and "
-                f"{_sides(pixels.shape)} in {self.files[index]}: --image-size crops and resizes them"
+                f"pictures of {self.folder} must have one size, got {self.sides} first and "
+                f"{sides(pixels.shape[1], pixels.shape[0])} in {self.files[index]}: --image-size crops and resizes them"
             )
         return pixels
 
@@ -194,7 +200,7 @@ def open_images(path: str | os.PathLike[str], side: int | None = None) -> Images
         if side is not None and images.size != (side, side):
             raise DataError(
                 f"only pictures of folders are cropped and resized to {side} pixels, got {place} of "
-                f"{_sides(images.size)}"
+                f"{images.sides}"
             )
         return images
     if not place.is_dir():
@@ -261,7 +267,3 @@ def _remedy(shape: tuple[int, ...], dtype: np.dtype) -> str:
     if dtype.kind == "f":
         return ": floats must be scaled to 0..255, clipped and cut to uint8, without NaN"
     return ""
-
-
-def _sides(size: Sequence[int]) -> str:
-    return f"{size[1]} x {size[0]}"

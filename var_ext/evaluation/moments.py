@@ -27,7 +27,7 @@ class Moments:
         self.first, self.second = self.first + x.sum(0), self.second + x.T @ x
 
     def gaussian(self) -> tuple[Tensor, Tensor]:
-        """(D,), (D, D), as `frechet.gaussian` of all at once.
+        """(D,), (D, D) of all that came.
 
         Raises:
             ValueError: fewer than two rows came, or one that is not finite.

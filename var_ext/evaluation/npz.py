@@ -7,7 +7,6 @@ mapped from the file; a compressed one is read from front to back.
 from __future__ import annotations
 
 import hashlib
-import os
 import tokenize
 import zipfile
 import zlib
@@ -20,7 +19,6 @@ import numpy as np
 from numpy.lib import format as npy
 
 from var_ext.data import DataError
-from var_ext.paths import user_path
 
 # what reading a damaged or foreign archive may raise
 BROKEN = (OSError, zipfile.BadZipFile, zlib.error, EOFError, NotImplementedError, RuntimeError)
@@ -128,11 +126,6 @@ def whole(path: Path, name: str) -> np.ndarray:
     return member[:]
 
 
-def is_npz(path: str | os.PathLike[str]) -> bool:
-    """Whether a path is meant to be an .npz file."""
-    return user_path(path).suffix.lower() == ".npz"
-
-
 @dataclass(frozen=True)
 class Parts:
     """An array that comes in parts, one after the other along its first axis."""
@@ -142,9 +135,23 @@ class Parts:
     parts: Iterable[np.ndarray]
 
 
-def write_npz(handle: BinaryIO, arrays: Mapping[str, np.ndarray | Parts]) -> None:
-    """As numpy.savez, with memory for one part of an array. No time stamps: equal arrays give equal files."""
+def comment(path: Path) -> bytes:
+    """That of the archive; empty where there is none, or the file is damaged."""
+    try:
+        with zipfile.ZipFile(path) as archive:
+            return archive.comment
+    except BROKEN:
+        return b""
+
+
+def write_npz(handle: BinaryIO, arrays: Mapping[str, np.ndarray | Parts], comment: bytes = b"") -> None:
+    """As numpy.savez, with memory for one part of an array. No time stamps: equal arrays give equal files.
+
+    Args:
+        comment: of the archive, which readers of arrays pass over.
+    """
     with zipfile.ZipFile(handle, "w") as archive:
+        archive.comment = comment
         for name, array in arrays.items():
             member = zipfile.ZipInfo(f"{name}.npy", (1980, 1, 1, 0, 0, 0))
             header = {"descr": array.dtype.str, "fortran_order": False, "shape": array.shape}

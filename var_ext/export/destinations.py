@@ -251,7 +251,7 @@ def place_of(out: str | os.PathLike[str], plan: Plan, side: int) -> Place:
 
 
 def is_npz(out: str | os.PathLike[str]) -> bool:
-    """Whether images go to one .npz file rather than to a folder."""
+    """Whether a path is meant to be one .npz file of images rather than a folder of them."""
     return os.fspath(out).lower().endswith(".npz")
 
 
