@@ -16,9 +16,6 @@ images, say whether the optimum lies inside.
 
 from __future__ import annotations
 
-import csv
-import io
-import json
 import logging
 import math
 import os
@@ -34,18 +31,15 @@ import click
 import torch
 from filelock import FileLock, Timeout
 from source import STYLES, first_of, make_tokens, random_tokens
+from tables import is_done, keep_run, write_tables
 
-import var_ext
-from var_ext.checkpoints import atomic_write, load_tokenizer, write_json
+from var_ext.checkpoints import load_tokenizer, write_json
 from var_ext.models import VQVAE
 from var_ext.training import VARRecipe, train_var
 from var_ext.training.flops import flops_of
 from var_ext.training.interrupts import STOPPED
 from var_ext.training.log import read_log
 from var_ext.training.network import build_network
-from var_ext.training.precision import autocast
-from var_ext.training.stored_tokens import StoredTokens, TokenData
-from var_ext.training.tally import token_losses
 
 ROOT = Path(__file__).resolve().parents[2]
 BATCH = 64
@@ -121,68 +115,6 @@ def facts(rung: Rung, ladder: Ladder, vae: VQVAE) -> dict[str, Any]:
     }  # fmt: skip
 
 
-@torch.no_grad()
-def standard_errors(out: Path, data: Path, recipe: VARRecipe) -> dict[str, float]:
-    """Of the finished model's losses and errors, over held-out images."""
-    sampler = var_ext.load(out)
-    vae, var = sampler.vae, sampler.var.eval()
-    tokens = StoredTokens(vae, TokenData(f"tokens:{data}", "val", vae))
-    found = []
-    for rows, labels in tokens.feed(0, torch.arange(len(tokens)).split(BATCH)):
-        known = vae.quantize.idxBl_to_var_input([rows[:, where] for where in vae.schedule.slices])
-        with autocast(torch.device("cpu"), recipe.autocast):
-            logits = var(labels, known).float()
-        losses, last = token_losses(logits, rows, 0.0), vae.schedule.slices[-1]
-        wrong = 100 * (logits.argmax(-1) != rows).float()
-        parts = (losses, losses[:, last], wrong, wrong[:, last])
-        found.append(torch.stack([part.mean(1) for part in parts], 1).double())
-    every = torch.cat(found)  # (N, 4)
-    names = ("loss_avg_se", "loss_last_se", "err_avg_se", "err_last_se")
-    return dict(zip(names, (every.std(0) / len(every) ** 0.5).tolist(), strict=True))
-
-
-def rows_of(log: Path, about: dict[str, Any]) -> list[dict[str, Any]]:
-    """A row for each validation of a run."""
-    rows = []
-    for line in read_log(log):
-        if line["phase"] != "val":
-            continue
-        share = line["step"] * BATCH / about["images"]
-        measured = {
-            "step": line["step"], "seconds": line["seconds"], "loss_avg": line["loss"], "loss_last": line["loss_last"],
-            "err_avg": 100 - line["accuracy"], "err_last": 100 - line["accuracy_last"],
-            **{f"loss_s{k + 1}": value for k, value in enumerate(line["loss_scales"])},
-            **{f"err_s{k + 1}": 100 - value for k, value in enumerate(line["accuracy_scales"])},
-        }  # fmt: skip
-        grown = {key: about[key] * share for key in ("images", "tokens", "flops", "flops_6nt")}
-        rows.append({**about, **{key: round(value) for key, value in grown.items()}, **measured})
-    return rows
-
-
-def write_tables(work: Path, ladder: Ladder) -> int:
-    """scaling.csv, a row a finished run; curves.csv, a row a validation; probes.csv, a row a probe.
-
-    Returns how many are finished.
-    """
-    tables: dict[str, list[dict[str, Any]]] = {"scaling.csv": [], "curves.csv": [], "probes.csv": []}
-    for rung in ladder.runs():
-        file = work / rung.name / "rows.json"
-        if not file.exists():
-            continue
-        rows = json.loads(file.read_text())
-        tables["probes.csv" if rung.probe else "scaling.csv"].append(rows["final"])
-        tables["curves.csv"] += [] if rung.probe else rows["curve"]
-    for name, rows in tables.items():
-        if rows:
-            with atomic_write(work / name) as handle:
-                text = io.TextIOWrapper(handle, newline="", write_through=True)
-                writer = csv.DictWriter(text, list(rows[0]), lineterminator="\n")
-                writer.writeheader()
-                writer.writerows(rows)
-                text.detach()
-    return len(tables["scaling.csv"]) + len(tables["probes.csv"])
-
-
 def do(rung: Rung, ladder: Ladder, work: Path, tokenizer: str, threads: int) -> None:
     """Trains and measures one run, to the end or until the time is over."""
     vae = load_tokenizer(tokenizer)
@@ -193,9 +125,7 @@ def do(rung: Rung, ladder: Ladder, work: Path, tokenizer: str, threads: int) -> 
     )
     train_var(f"tokens:{data}", tokenizer, out, recipe)
     about = {**facts(rung, ladder, vae), "threads": threads}
-    rows = rows_of(out / "log.jsonl", about)
-    final: dict[str, Any] = rows[-1] | standard_errors(out, data, recipe)
-    write_json(out / "rows.json", {"final": final, "curve": rows})
+    keep_run(out, data, recipe, about)
     (out / "last.ckpt").unlink(missing_ok=True)
 
 
@@ -282,15 +212,16 @@ def main(
     tokens = make_tokens(work / "tokens", tokenizer, {"train": ladder.images, "val": ladder.held_out})
     first_of(work / "probe-tokens", tokens, tokenizer, ladder.images // 4)
     runs = ladder.runs()
+    names = {rung.name: rung.probe for rung in runs}
     for rung in reversed(runs) if largest_first else runs:
         try:
             with FileLock(work / f"{rung.name}.lock", timeout=0):
-                if not (work / rung.name / "rows.json").exists():
+                if not is_done(work / rung.name):
                     do(rung, ladder, work, tokenizer, torch.get_num_threads())
         except Timeout:
             continue  # another worker has it
-        write_tables(work, ladder)
-    count = write_tables(work, ladder)
+        write_tables(work, names)
+    count = write_tables(work, names)
     click.echo(
         f"{'done: ' if count == len(runs) else ''}{count} of {len(runs)} runs in {work / 'scaling.csv'}"
     )

@@ -22,6 +22,7 @@ from var_ext.training.stored_tokens import StoredTokens, TokenData
 
 FOLDER = Path(__file__).resolve().parents[2] / "python" / "scaling"
 STYLES = ("a", "b", "c")
+NAMES = ("loss_avg", "loss_last", "err_avg", "err_last")
 
 
 @pytest.fixture(scope="module")
@@ -53,7 +54,8 @@ def program() -> Iterator[ModuleType]:
         patch.setattr(source.make_tokens, "__kwdefaults__", {"part": 40})
         patch.setattr(module.signal, "signal", lambda *_: None)
         yield module
-        sys.modules.pop("source")
+        for name in ("source", "tables"):
+            sys.modules.pop(name)
 
 
 def call(program: ModuleType, work: Path, tokenizer: Path, *more: str) -> str:
@@ -96,7 +98,11 @@ def test_a_run_is_a_row_and_a_validation_too(done: Path, program: ModuleType) ->
     assert [row["step"] for row in mine] == ["1", "2", "3", "4"] and mine[-1]["loss_avg"] == whole["loss_avg"]
     assert int(mine[0]["flops"]) * 4 == int(whole["flops"]) and whole["images"] == "256"
     assert int(whole["parameters"]) == 18 * 2 * 64**2 and int(whole["tokens"]) == 256 * 21
-    assert float(whole["loss_avg_se"]) > 0 and float(whole["err_avg"]) <= 100
+    assert float(whole["err_avg"]) <= 100
+    losses = np.stack([np.load(done / row["run"] / "losses.npy") for row in rows])  # (runs, images, 4)
+    assert losses[2].mean(0) == pytest.approx([float(whole[name]) for name in NAMES], rel=1e-4)
+    apart = losses[2, :, 0] - losses[:, :, 0].mean(0)
+    assert float(whole["loss_avg_se"]) == pytest.approx(apart.std(ddof=1) / 20**0.5, rel=1e-6)
     rates = {row["run"]: float(row["rate"]) for row in rows + probes}
     assert rates["d2-seed0"] == pytest.approx(2e-3) and rates["d2-seed0-rate0.5"] == pytest.approx(1e-3)
     assert rates["d1-seed0"] == pytest.approx(2e-3 * 2**0.5)
