@@ -21,11 +21,11 @@ import torch
 from torch import Tensor
 
 from var_ext.checkpoints import CheckpointError, atomic_write, load_tokenizer, read_json, write_json
+from var_ext.checkpoints.digests import digest_of_entries
 from var_ext.data import load_dataset
 from var_ext.evaluation import Space, evaluate_tokenizer
 from var_ext.evaluation.efficientnet_lite0 import read_lite0
 from var_ext.training import TokenizerRecipe, train_tokenizer
-from var_ext.training.digests import digest_of_entries
 from var_ext.training.log import read_log
 from var_ext.training.losses import LPIPS, load_lpips
 

@@ -58,7 +58,7 @@ def listing(recipe: TokenizerRecipe | VARRecipe, preset: TokenizerRecipe | VARRe
 
 
 def finished(folder: Path, recipe: TokenizerRecipe | VARRecipe, source: Path | None = None) -> bool:
-    """Whether the latest training in a folder was of this recipe and ended: its config.json comes last.
+    """Whether the latest training in a folder was of this recipe and ended.
 
     Args:
         source: the folder of what it was trained with; a later training there makes this one unfinished.
@@ -67,6 +67,10 @@ def finished(folder: Path, recipe: TokenizerRecipe | VARRecipe, source: Path | N
     if not (config.is_file() and began.is_file()) or config.stat().st_mtime < began.stat().st_mtime:
         return False
     if source is not None and config.stat().st_mtime < (source / "config.json").stat().st_mtime:
+        return False
+    if "training" in json.loads(
+        config.read_text(encoding="utf-8")
+    ):  # a model from the first step on, of a checkpoint
         return False
     return json.loads(began.read_text(encoding="utf-8"))["recipe"] == recipe.pinned()
 

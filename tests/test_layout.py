@@ -113,6 +113,7 @@ APART = {"engine", "checkpoints", "data"}
 ROOMS = {
     "checkpoints": (
         "atomic",
+        "digests",
         "tensors",
         "pth",
         "sizes",

@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import json
+import shutil
+
 import pytest
+import safetensors.torch
 import torch
 from torch import nn
 
 import var_ext
 from tests.tiny import answer, tiny
 from var_ext import Sampler
-from var_ext.checkpoints import save_model
+from var_ext.checkpoints import CheckpointError, find_model, load_tensors, save_model, saving
 from var_ext.models import VAR
 from var_ext.models.var import FFN
 
@@ -94,3 +98,50 @@ def test_what_a_folder_cannot_hold_is_refused(fault, tmp_path):
     with pytest.raises(ValueError, match=f"but {fault}.*: merge adapters first, or keep the state_dict"):
         save_model(tmp_path / "model", vae, var)
     assert not (tmp_path / "model").exists()
+
+
+def test_a_writer_that_was_stopped_between_files_leaves_no_mixed_model(tmp_path, monkeypatch):
+    """Two models of one size: a tokenizer of one beside the transformer of the other would draw wrong pictures."""
+    first, second = tmp_path / "first", tmp_path / "second"
+    for folder, seed in ((first, 0), (second, 1)):
+        torch.manual_seed(seed)
+        vae, var = tiny()
+        for model in (vae, var):
+            for parameter in model.parameters():
+                torch.nn.init.normal_(parameter)
+        save_model(folder, vae, var)
+    models = find_model(second).models()
+    names = ["vae.safetensors", "var.safetensors", "config.json"]
+    for cut in (1, 2):
+        mixed = tmp_path / f"cut{cut}"
+        shutil.copytree(first, mixed)
+        written = []
+
+        def write(path, *arguments, kept=saving.save_tensors, written=written, cut=cut):
+            if len(written) == cut:
+                raise KeyboardInterrupt
+            written.append(path)
+            kept(path, *arguments)
+
+        with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+            patch.setattr(saving, "save_tensors", write)
+            patch.setattr(saving, "write_json", write)
+            save_model(mixed, *models)
+        assert [path.name for path in written] == names[:cut]
+        with pytest.raises(CheckpointError, match=r"is not the file that .* beside it was written with"):
+            find_model(mixed).models()
+        save_model(mixed, *models)  # the same again goes on
+        assert {name: (mixed / name).read_bytes() for name in names} == {
+            name: (second / name).read_bytes() for name in names
+        }
+
+
+def test_older_folders_and_replaced_files(tmp_path):
+    save_model(tmp_path, *tiny())
+    config = json.loads((tmp_path / "config.json").read_text())
+    safetensors.torch.save_file(load_tensors(tmp_path / "var.safetensors"), tmp_path / "var.safetensors")
+    with pytest.raises(CheckpointError, match='on purpose, take "digests" out'):
+        find_model(tmp_path).models()
+    del config["digests"]
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    find_model(tmp_path).models()  # as folders were before there were digests

@@ -15,9 +15,9 @@ from tests.evaluation.test_efficientnet_lite0 import random_network
 from tests.models.conftest import small_pair
 from var_ext import Sampler
 from var_ext.checkpoints import CheckpointError
+from var_ext.checkpoints.digests import digest_of_entries
 from var_ext.evaluation import Classifier, DigitsJudge, JudgeMargin, Likelihood, named_score
 from var_ext.evaluation.judge import Labelled
-from var_ext.training.digests import digest_of_entries
 
 LABELS = torch.tensor([0, 3, 1, 4, 2, 3])
 

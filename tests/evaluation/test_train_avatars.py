@@ -21,6 +21,7 @@ from PIL import Image
 import var_ext
 from tests.evaluation.test_fid import linear
 from var_ext.evaluation import guidance_grid
+from var_ext.training.interrupts import Interrupts
 
 PROGRAM = Path(__file__).resolve().parents[2] / "python" / "train_avatars.py"
 SIDE = 16
@@ -167,6 +168,27 @@ def test_a_stage_ends_and_goes_on(program: ModuleType, tmp_path: Path, made: Pat
     for name in ("vae", "var"):
         file = f"{name}.safetensors"
         assert (tmp_path / "out" / file).read_bytes() == (made / "out" / file).read_bytes()
+
+
+def test_a_training_that_was_stopped_is_not_taken_for_finished(
+    program: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A run's folder is a model from the first step on."""
+    words = [
+        word for part in ("tokenizer", "transformer", "decoder") for word in (f"--{part}", "batch_size=12")
+    ]
+    for folder in ("whole", "cut"):
+        (tmp_path / folder).mkdir()
+    assert call(program, tmp_path / "whole", *words).exit_code == 0
+    with monkeypatch.context() as patch:
+        patch.setattr(
+            Interrupts, "asked", lambda *_: (True, True, False)
+        )  # stops after every step but the last
+        codes = [call(program, tmp_path / "cut", *words).exit_code for _ in range(7)]
+    assert codes == [75] * 6 + [0]  # three steps of each training
+    for name in ("vae", "var"):
+        files = [tmp_path / folder / "out" / f"{name}.safetensors" for folder in ("whole", "cut")]
+        assert files[0].read_bytes() == files[1].read_bytes()
 
 
 def test_the_clock_ends_what_is_no_training(

@@ -4,7 +4,9 @@ A folder of this project: config.json, vae.safetensors, var.safetensors, and a R
 config.json holds {"format": "var_ext/1", "vae": arguments of VQVAE, "var": arguments of VAR, "sampling":
 {"cfg", "top_k", "top_p"}, "class_names": [...] or null}; a folder with only a tokenizer has neither "var"
 nor var.safetensors. Entries keep their published names; they may be stored in half precision and are loaded
-in fp32. While a run trains the last of the two models, "training" names the checkpoint that has its weights.
+in fp32. "digests" holds what each file of weights says of itself, so that a folder whose writer was stopped between
+two files is not taken for a model. While a run trains the last of the two models, "training" names the checkpoint that
+has its weights.
 
 A folder of the hub's mixin, as `VQVAEHF` and `VARHF` save it: the constructor's arguments as config.json, and
 model.safetensors.
@@ -154,7 +156,8 @@ def parse(config: Mapping[str, Any], source: str, locate: Callable[[str], Path])
     """
 
     def weights(file: str) -> Weights:
-        return Weights(f"{source}/{file}", lambda: load_entries(locate(file)))
+        digest = (config.get("digests") or {}).get(file)
+        return Weights(f"{source}/{file}", lambda: load_entries(locate(file), digest))
 
     name = f"{source}/{CONFIG}"
     if "format" not in config and "vae_kwargs" in config:
@@ -183,7 +186,7 @@ def _check(config: Mapping[str, Any], name: str) -> None:
     if config.get("format") != FORMAT:
         raise CheckpointError(f'{name} must have "format": "{FORMAT}", got {config.get("format", "none")!r}')
     _check_kinds(config, {"vae": dict}, name)
-    optional = {"var": dict, "sampling": dict, "class_names": list, "training": str}
+    optional = {"var": dict, "sampling": dict, "class_names": list, "training": str, "digests": dict}
     _check_kinds(config, {key: kind for key, kind in optional.items() if config.get(key) is not None}, name)
     for key, value in (config.get("sampling") or {}).items():
         whole = key == "top_k"

@@ -11,8 +11,9 @@ from typing import Any
 import torch
 
 from var_ext.checkpoints.atomic import write_json
+from var_ext.checkpoints.digests import digest_of_entries
 from var_ext.checkpoints.model_folder import CONFIG, FORMAT, VAE_WEIGHTS, VAR_WEIGHTS, build_vae, build_var
-from var_ext.checkpoints.tensors import save_tensors
+from var_ext.checkpoints.tensors import DIGEST, save_tensors
 from var_ext.models import VAR, VQVAE
 from var_ext.paths import user_path
 
@@ -54,9 +55,13 @@ def save_model(
         _check_rebuilds(var, build_var(vae, config["var"], "the model"))
     path = user_path(folder)
     trained = None if training is None else vae if var is None else var
+    digests = {}
     for model, file in ((vae, VAE_WEIGHTS), (var, VAR_WEIGHTS)):
         if model is not None and model is not trained:
-            save_tensors(path / file, _stored(model, dtype), {"format": "pt"})
+            entries = _stored(model, dtype)
+            digests[file] = digest_of_entries(entries)
+            save_tensors(path / file, entries, {"format": "pt", DIGEST: digests[file]})
+    config["digests"] = digests
     config["sampling"] = dict(sampling or {})
     config["class_names"] = None if class_names is None else list(class_names)
     if training is not None:

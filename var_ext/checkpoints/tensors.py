@@ -20,6 +20,7 @@ Entries = dict[str, torch.Tensor]
 # FSDP, activation checkpointing. torch's AveragedModel adds a counter beside its "module.".
 WRAPPERS = {"module", "_orig_mod", "_fsdp_wrapped_module", "_checkpoint_wrapped_module"}
 COUNTER = "n_averaged"
+DIGEST = "digest"  # of the entries, in the metadata of a model folder's files
 
 # Largest element first keeps every tensor aligned to its own size, as in the safetensors library.
 _DTYPES = {
@@ -88,10 +89,16 @@ def load_tensors(path: str | os.PathLike[str]) -> dict[str, torch.Tensor]:
         CheckpointError: the file is missing, cut short, or of another format; says which file and what it
             holds.
     """
+    return _read(path)[0]
+
+
+def _read(path: str | os.PathLike[str]) -> tuple[dict[str, torch.Tensor], dict[str, str]]:
+    """Tensors and metadata."""
     file = user_path(path)
     try:
         with _utf8_name(file) as name, safe_open(name, framework="pt") as reader:
-            return {entry: reader.get_tensor(entry) for entry in reader.keys()}  # noqa: SIM118  it is no mapping
+            tensors = {entry: reader.get_tensor(entry) for entry in reader.keys()}  # noqa: SIM118  it is no mapping
+            return tensors, reader.metadata() or {}
     except OSError as error:
         raise CheckpointError(f"could not read {file}: {error.strerror or error}") from error
     except SafetensorError as error:
@@ -136,6 +143,20 @@ def plain_name(name: str) -> str:
     return ".".join(part for part in name.split(".") if part not in WRAPPERS)
 
 
-def load_entries(path: str | os.PathLike[str]) -> Entries:
-    """The entries of a model in a safetensors file, under plain names. Raises CheckpointError."""
-    return plain_names(load_tensors(path), str(path))
+def load_entries(path: str | os.PathLike[str], digest: object = None) -> Entries:
+    """The entries of a model in a safetensors file, under plain names.
+
+    Args:
+        digest: what the file must say of itself, see `DIGEST`; None: anything.
+
+    Raises:
+        CheckpointError: see `load_tensors`; or it says something else.
+    """
+    tensors, metadata = _read(path)
+    if digest is not None and metadata.get(DIGEST) != digest:
+        raise CheckpointError(
+            f"{path} is not the file that config.json beside it was written with: a writer was stopped between them, "
+            "or one was replaced. Write the folder again; if the file was replaced on purpose, take "
+            '"digests" out of config.json'
+        )
+    return plain_names(tensors, str(path))

@@ -7,12 +7,12 @@ import hashlib
 import numpy as np
 import torch
 
+from var_ext.checkpoints.digests import digest_of_entries
 from var_ext.data import DataError, ImageDataset
 from var_ext.evaluation.image_sources import Images
 from var_ext.evaluation.tokenizer import evenly
 from var_ext.export import to_uint8
 from var_ext.models import VQVAE
-from var_ext.training.digests import digest_of_entries
 
 
 class DatasetImages(Images):

@@ -10,11 +10,11 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from var_ext.checkpoints.digests import digest_of_entries
 from var_ext.evaluation.clip import load_clip
 from var_ext.evaluation.efficientnet_lite0 import HEAD, SIZE, read_lite0
 from var_ext.evaluation.inception import POOL, SPATIAL, InceptionV3
 from var_ext.evaluation.inception_weights import find_weights, read_inception
-from var_ext.training.digests import digest_of_entries
 from var_ext.training.precision import tf32
 
 PRECISIONS = {"fp32": torch.float32, "bf16": torch.bfloat16}

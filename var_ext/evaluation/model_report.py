@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from var_ext.checkpoints import atomic_write
+from var_ext.checkpoints.digests import digest_of_entries
 from var_ext.data import DataError, ImageDataset
 from var_ext.evaluation.class_section import classes
 from var_ext.evaluation.comparing_sections import guidance, neighbours
@@ -18,7 +19,6 @@ from var_ext.evaluation.model_subject import ReportOptions, Section, Subject
 from var_ext.evaluation.similarity import LEAST
 from var_ext.export import rank_and_world
 from var_ext.sampling import Sampler
-from var_ext.training.digests import digest_of_entries
 
 PAGE = "report.md"
 SECTIONS = (facts_section, samples, speed, reconstructions, classes, neighbours, guidance)  # the longest last

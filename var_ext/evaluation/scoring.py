@@ -14,12 +14,12 @@ import torch
 from torch import Tensor, nn
 
 from var_ext.checkpoints import CheckpointError
+from var_ext.checkpoints.digests import digest_of_entries
 from var_ext.evaluation.digits import check_sampler
 from var_ext.evaluation.efficientnet_lite0 import CLASSES, read_lite0
 from var_ext.evaluation.judge import DigitsJudge, Labelled, grey
 from var_ext.export.plan import fingerprint
 from var_ext.paths import user_path
-from var_ext.training.digests import digest_of_entries
 
 if TYPE_CHECKING:
     from var_ext.sampling import Sampler

@@ -14,7 +14,7 @@ from torch.nn import functional as F
 from torch.utils.checkpoint import checkpoint
 
 from var_ext.checkpoints import CheckpointError, read_entries
-from var_ext.training.digests import digest_of_entries
+from var_ext.checkpoints.digests import digest_of_entries
 
 MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)  # of input in [0, 1]
 HEAD = 64  # channels

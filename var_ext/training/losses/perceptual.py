@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from var_ext.training.digests import digest_of_entries
+from var_ext.checkpoints.digests import digest_of_entries
 
 
 class FrozenLoss(nn.Module, ABC):

@@ -1,4 +1,4 @@
-"""Digests of weights, which a run's checkpoints pin."""
+"""Digests of weights, by which it is told whether they are the ones that were meant."""
 
 from __future__ import annotations
 
