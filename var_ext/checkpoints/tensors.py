@@ -147,16 +147,16 @@ def load_entries(path: str | os.PathLike[str], digest: object = None) -> Entries
     """The entries of a model in a safetensors file, under plain names.
 
     Args:
-        digest: what the file must say of itself, see `DIGEST`; None: anything.
+        digest: what the config beside it says of it; a file that says something else of itself (`DIGEST`) is of another
+            model, one that says nothing is taken.
 
     Raises:
-        CheckpointError: see `load_tensors`; or it says something else.
+        CheckpointError: see `load_tensors`; or it is of another model.
     """
     tensors, metadata = _read(path)
-    if digest is not None and metadata.get(DIGEST) != digest:
+    if metadata.get(DIGEST, digest) != digest:
         raise CheckpointError(
-            f"{path} is not the file that config.json beside it was written with: a writer was stopped between them, "
-            "or one was replaced. Write the folder again; if the file was replaced on purpose, take "
-            '"digests" out of config.json'
+            f"{path} is of another model than config.json beside it: a writer was stopped between them, or one was "
+            "replaced. Write the folder again (save_model, convert, or the training that was stopped)"
         )
     return plain_names(tensors, str(path))
