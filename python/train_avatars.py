@@ -16,17 +16,11 @@ from __future__ import annotations
 
 import json
 import logging
-import os
 import shutil
-import signal
 import subprocess
 import sys
-import threading
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from types import FrameType
 from typing import Any
 
 import click
@@ -39,11 +33,10 @@ from var_ext.checkpoints import CheckpointError
 from var_ext.evaluation import features
 from var_ext.evaluation.features import Extractor
 from var_ext.training import TokenizerRecipe, VARRecipe, train_tokenizer, train_var
-from var_ext.training.interrupts import STOPPED
+from var_ext.training.interrupts import limited
 
 ROOT = Path(__file__).resolve().parent.parent
 RENDER = ROOT / "python/avatars/render.py"
-AGAIN = 5.0  # seconds until a program that goes on after its time is asked once more to end
 NOTICE = ROOT / "python/avatars/NOTICE"
 TOKENIZER: dict[str, Any] = {"epochs": 3, "augment": 0.0, "autocast": "bf16", "validate_every": 1}
 TRANSFORMER: dict[str, Any] = {
@@ -80,35 +73,6 @@ def draw_pictures(work: Path, side: int, counts: tuple[int, int]) -> None:
     if subprocess.run([*command, "--train", train, "--val", held_out], check=False).returncode:
         raise click.ClickException("the pictures could not be drawn; what is lacking is said above")
     note.write_text(json.dumps(asked))
-
-
-@contextmanager
-def limited(minutes: float) -> Iterator[None]:
-    """After so many minutes the program is asked to end; 0 is never. A training writes a checkpoint first."""
-
-    def stop(number: int, frame: FrameType | None) -> None:
-        raise SystemExit(STOPPED)  # between trainings, which catch it themselves; what is done is kept
-
-    if not minutes:
-        yield
-        return
-    before = signal.signal(signal.SIGTERM, stop)
-    over = threading.Event()
-
-    def ask() -> None:  # and again: an exception that falls into a destructor is lost
-        pause = 60 * minutes
-        while not over.wait(pause):
-            os.kill(os.getpid(), signal.SIGTERM)
-            pause = AGAIN
-
-    clock = threading.Thread(target=ask, daemon=True)
-    clock.start()
-    try:
-        yield
-    finally:
-        over.set()
-        clock.join()
-        signal.signal(signal.SIGTERM, before)
 
 
 @dataclass(frozen=True)

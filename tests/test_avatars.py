@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import importlib.util
 import json
 import re
 import shutil
-import sys
+from collections.abc import Iterator
 from pathlib import Path
 from types import ModuleType
 
@@ -14,17 +13,16 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from tests.programs import program_at
+
 FOLDER = Path(__file__).resolve().parent.parent / "python" / "avatars"
 PACKAGES = FOLDER / "node_modules" / "@dicebear"
 
 
 @pytest.fixture(scope="module")
-def render() -> ModuleType:
-    spec = importlib.util.spec_from_file_location("render", FOLDER / "render.py")
-    assert spec is not None and spec.loader is not None
-    module = sys.modules["render"] = importlib.util.module_from_spec(spec)  # where dataclasses look for it
-    spec.loader.exec_module(module)
-    return module
+def render() -> Iterator[ModuleType]:
+    with program_at("avatars/render.py") as module:
+        yield module
 
 
 def test_splits_and_later_parts_of_a_set_are_apart(render: ModuleType) -> None:

@@ -303,15 +303,21 @@ PRESETS = {"TokenizerRecipe": ("digits", "small", "paper"), "VARRecipe": ("digit
 FOLDERS = {"TokenizerRecipe": "small", "VARRecipe": "paper"}  # the default of other data than digits
 
 
-def recipe_options(name: str) -> Callable[[Command], Command]:
-    """An option for every field of a recipe; the preset fills those that are not given."""
+def recipe_options(name: str, only: tuple[str, ...] = ()) -> Callable[[Command], Command]:
+    """An option for every field of a recipe; the preset fills those that are not given.
+
+    Args:
+        only: of these fields; the recipe's own defaults fill what is not given.
+    """
 
     def add(command: Command) -> Command:
         from var_ext.training import recipes
 
         cls: type[Recipe] = getattr(recipes, name)
-        presets = [getattr(cls, preset)() for preset in PRESETS[name]]
+        presets = [cls()] if only else [getattr(cls, preset)() for preset in PRESETS[name]]
         for field in reversed(dataclasses.fields(cls)):
+            if only and field.name not in only:
+                continue
             flag = "--" + field.name.replace("_", "-")
             values = [_plain(getattr(preset, field.name)) for preset in presets]
             shown = "  [" + " | ".join(values if len(set(values)) > 1 else values[:1]) + "]"

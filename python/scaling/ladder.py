@@ -1,9 +1,9 @@
 """A ladder of transformers on images seen once, for `var-ext scaling fit`: sizes, seeds, probes of the learning rate.
 
     npm ci --prefix python/avatars                                       # once: what draws the pictures
-    python python/scaling/ladder.py --dry-run                            # runs, parameters, FLOPs, predicted hours
-    python python/scaling/ladder.py --minutes 110                        # a stage; again until it says "done"
-    python python/scaling/ladder.py --minutes 110 --largest-first        # a second worker beside the first
+    python python/scaling/ladder.py --tokenizer T --dry-run              # runs, parameters, FLOPs, predicted hours
+    python python/scaling/ladder.py --tokenizer T --minutes 110          # a stage; again until it says "done"
+    python python/scaling/ladder.py --tokenizer T --minutes 110 --largest-first    # a second worker beside the first
 
 A run is a training of `train_var`, resumed where it was; a finished one is a row of scaling.csv, its validations are
 rows of curves.csv, and a probe is a row of probes.csv. Workers share the runs by locks. Every size is trained on the
@@ -19,10 +19,7 @@ from __future__ import annotations
 import logging
 import math
 import os
-import signal
 import tempfile
-import threading
-import time
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -33,13 +30,15 @@ from filelock import FileLock, Timeout
 from source import STYLES, first_of, make_tokens, random_tokens
 from tables import is_done, keep_run, write_tables
 
-from var_ext.checkpoints import load_tokenizer, write_json
+from var_ext.checkpoints import CheckpointError, load_tokenizer, read_json, write_json
+from var_ext.cli_options import numbers
 from var_ext.models import VQVAE
 from var_ext.training import VARRecipe, train_var
 from var_ext.training.flops import flops_of
-from var_ext.training.interrupts import STOPPED
+from var_ext.training.interrupts import limited
 from var_ext.training.log import read_log
 from var_ext.training.network import build_network
+from var_ext.training.tokens import digest_of
 
 ROOT = Path(__file__).resolve().parents[2]
 BATCH = 64
@@ -64,6 +63,10 @@ class Ladder:
     images: int = 770_048
     held_out: int = 4096
     rate: float = 2e-3
+
+    def __post_init__(self) -> None:
+        if min(self.depths) < 1:
+            raise ValueError(f"a depth must be at least 1, got {min(self.depths)}")
 
     def runs(self) -> list[Rung]:
         """All, from the least to the most work."""
@@ -145,41 +148,42 @@ def predicted(ladder: Ladder, work: Path, tokenizer: str) -> list[dict[str, Any]
     return table
 
 
-def limit(minutes: float) -> None:
-    """After so many minutes the training is asked for a checkpoint and the end, and this program with it."""
-
-    def ask() -> None:
-        time.sleep(60 * minutes)
-        while True:
-            os.kill(os.getpid(), signal.SIGTERM)
-            time.sleep(5)
-
-    def stop(*_: object) -> None:
-        raise SystemExit(STOPPED)
-
-    signal.signal(signal.SIGTERM, stop)
-    if minutes:
-        threading.Thread(target=ask, daemon=True).start()
+def pin(work: Path, ladder: Ladder, vae: VQVAE) -> None:
+    """Notes what all runs of a folder share; ValueError where it is of other images, rates or another tokenizer."""
+    mine = {
+        "images": ladder.images, "held_out": ladder.held_out, "rate": ladder.rate, "tokenizer": digest_of(vae)
+    }  # fmt: skip
+    file = work / "ladder.json"
+    if not file.exists():
+        write_json(file, mine)
+    found = read_json(file)
+    for name, value in mine.items():
+        if found.get(name) != value:
+            raise ValueError(
+                f"{work} is of a ladder with {name} {found.get(name)}, got {value}: give the same, or another --work"
+            )
 
 
 @click.command(help=str(__doc__).replace("\n\n    npm", "\n\n\b\n    npm"))
 @click.option(
     "--work", type=click.Path(path_type=Path), default=ROOT / "runs/scaling", help="Tokens and runs."
 )
-@click.option("--tokenizer", default="avatars", show_default=True, help="Name or folder; frozen.")
-@click.option("--depths", help="Sizes, such as 2,3,4.  [default: 2,3,4,5,6,8]")
+@click.option("--tokenizer", required=True, help="Name or folder; frozen.")
+@click.option("--depths", type=numbers, help="Sizes, such as 2,3,4.  [default: 2,3,4,5,6,8]")
 @click.option(
     "--images", type=click.IntRange(min=4 * BATCH), help="Seen by each run.  [default: 770048, 100M tokens]"
 )
 @click.option("--held-out", type=click.IntRange(min=2), help="Validation images.  [default: 4096]")
-@click.option("--rate", type=float, help="Peak rate at width 64.  [default: 0.002]")
+@click.option(
+    "--rate", type=click.FloatRange(min=0, min_open=True), help="Peak rate at width 64.  [default: 0.002]"
+)
 @click.option("--minutes", type=click.FloatRange(min=0), default=0.0, help="Of a stage; 0: no end.")
 @click.option("--largest-first", is_flag=True, help="Begin with the most work.")
 @click.option("--dry-run", is_flag=True, help="Say what it will take, and end.")
 def main(
     work: Path,
     tokenizer: str,
-    depths: str | None,
+    depths: list[int] | None,
     images: int | None,
     held_out: int | None,
     rate: float | None,
@@ -194,21 +198,35 @@ def main(
         "rate": rate,
     }
     if depths:
-        sizes = tuple(int(depth) for depth in depths.split(","))
-        given |= {"depths": sizes, "probes": tuple(depth for depth in Ladder.probes if depth in sizes)}
-    ladder = Ladder(**{name: value for name, value in given.items() if value is not None})
-    limit(minutes)
+        given |= {
+            "depths": tuple(depths),
+            "probes": tuple(depth for depth in Ladder.probes if depth in depths),
+        }
     torch.set_num_threads(int(os.environ.get("OMP_NUM_THREADS", "1")))
-    if dry_run:
-        table = predicted(ladder, work, tokenizer)
-        for row in table:
-            click.echo(
-                f"{row['run']:16} {row['parameters'] / 1e6:8.3f}M {row['tokens'] / 1e6:6.1f}M tokens "
-                f"{row['flops'] / 1e15:8.2f} PFLOP {row['seconds'] / 3600:6.2f} h"
-            )
-        click.echo(f"{sum(row['seconds'] for row in table) / 3600:.1f} h of one worker in all")
-        write_json(work / "predicted.json", {"runs": table})
-        return
+    try:
+        ladder = Ladder(**{name: value for name, value in given.items() if value is not None})
+        with limited(minutes):
+            tell(ladder, work, tokenizer) if dry_run else climb(ladder, work, tokenizer, largest_first)
+    except (ValueError, OSError, CheckpointError) as error:
+        raise click.ClickException(str(error)) from error
+
+
+def tell(ladder: Ladder, work: Path, tokenizer: str) -> None:
+    """The prediction, on standard output and in predicted.json."""
+    table = predicted(ladder, work, tokenizer)
+    for row in table:
+        click.echo(
+            f"{row['run']:16} {row['parameters'] / 1e6:8.3f}M {row['tokens'] / 1e6:6.1f}M tokens "
+            f"{row['flops'] / 1e15:8.2f} PFLOP {row['seconds'] / 3600:6.2f} h"
+        )
+    click.echo(f"{sum(row['seconds'] for row in table) / 3600:.1f} h of one worker in all")
+    write_json(work / "predicted.json", {"runs": table})
+
+
+def climb(ladder: Ladder, work: Path, tokenizer: str, largest_first: bool) -> None:
+    """Tokens and runs, those that are missing."""
+    work.mkdir(parents=True, exist_ok=True)
+    pin(work, ladder, load_tokenizer(tokenizer))
     tokens = make_tokens(work / "tokens", tokenizer, {"train": ladder.images, "val": ladder.held_out})
     first_of(work / "probe-tokens", tokens, tokenizer, ladder.images // 4)
     runs = ladder.runs()
@@ -222,9 +240,8 @@ def main(
             continue  # another worker has it
         write_tables(work, names)
     count = write_tables(work, names)
-    click.echo(
-        f"{'done: ' if count == len(runs) else ''}{count} of {len(runs)} runs in {work / 'scaling.csv'}"
-    )
+    state = "done: " if count == len(runs) else ""
+    click.echo(f"{state}{count} of {len(runs)} runs in {work / 'scaling.csv'}")
 
 
 if __name__ == "__main__":

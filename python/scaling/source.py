@@ -95,9 +95,8 @@ def _make_split(folder: Path, vae: VQVAE, split: str, wanted: int, seen: set[byt
             if not shard.exists():
                 _write(shard, beside, vae, split, k, part, seen, wanted - count)
             tokens, mine = np.load(shard)[:, 0], np.load(beside)
-            keys = [_key(row) for row in tokens]
-            repeated += part * len(STYLES) - len(keys)
-            seen.update(keys)
+            seen.update(map(_key, tokens))  # of a shard that was there
+            repeated += part * len(STYLES) - len(tokens)
             if len(tokens):
                 paths.append(shard)
                 labels.append(mine)
@@ -113,11 +112,11 @@ def _write(
     shard: Path, beside: Path, vae: VQVAE, split: str, k: int, part: int, seen: set[bytes], most: int
 ) -> None:
     tokens: list[np.ndarray] = []
-    labels, known = [], set(seen)
+    labels = []
     for row, label in _drawn(shard.parent, vae, split, k * part, part):
         key = _key(row)
-        if key not in known and len(tokens) < most:
-            known.add(key)
+        if key not in seen and len(tokens) < most:
+            seen.add(key)
             tokens.append(row)
             labels.append(label)
     kind = np.int16 if vae.vocab_size <= 2**15 else np.int32

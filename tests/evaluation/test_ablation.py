@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-import importlib.util
 import re
+from collections.abc import Iterator
 from pathlib import Path
 from types import ModuleType
 
@@ -13,21 +13,18 @@ import torch
 from PIL import Image
 from torch import Tensor
 
+from tests.programs import program_at
 from tests.threads import threads
 from var_ext.training import TokenizerRecipe
 
-PROGRAM = Path(__file__).resolve().parents[2] / "python" / "ablate_tokenizer.py"
 SIZES = ["epochs=1", "ch_mult=1,1", "patch_nums=1,4,6", "vocab_size=32", "batch_size=4", "codebook_init=64"]
 TINY = [word for each in SIZES for word in ("--set", each)]
 
 
 @pytest.fixture(scope="module")
-def program() -> ModuleType:
-    spec = importlib.util.spec_from_file_location("ablate_tokenizer", PROGRAM)
-    assert spec is not None and spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
+def program() -> Iterator[ModuleType]:
+    with program_at("ablate_tokenizer.py") as module:
+        yield module
 
 
 def pictures(folder: Path) -> Path:

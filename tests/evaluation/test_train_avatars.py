@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.util
 import json
 import shutil
 import signal
@@ -20,23 +19,18 @@ from PIL import Image
 
 import var_ext
 from tests.evaluation.test_fid import linear
+from tests.programs import program_at
 from var_ext.evaluation import guidance_grid
+from var_ext.training import interrupts
 from var_ext.training.interrupts import Interrupts
 
-PROGRAM = Path(__file__).resolve().parents[2] / "python" / "train_avatars.py"
 SIDE = 16
 
 
 @pytest.fixture(scope="module")
 def program() -> Iterator[ModuleType]:
     """With drawn pictures and a feature space that need nothing from elsewhere."""
-    spec = importlib.util.spec_from_file_location("train_avatars", PROGRAM)
-    assert spec and spec.loader
-    module = importlib.util.module_from_spec(spec)
-    with pytest.MonkeyPatch.context() as patch:
-        patch.syspath_prepend(str(PROGRAM.parent))
-        patch.setitem(sys.modules, "train_avatars", module)  # where dataclasses look for it
-        spec.loader.exec_module(module)
+    with program_at("train_avatars.py") as module, pytest.MonkeyPatch.context() as patch:
 
         def render(command: list[str], **_: Any) -> Any:
             out, counts = Path(command[3]), dict(zip(("train", "val"), (command[7], command[9]), strict=True))
@@ -213,7 +207,7 @@ def test_the_clock_asks_again(program: ModuleType, made: Path, monkeypatch: pyte
         time.sleep(60)
 
     monkeypatch.setattr(program, "measure", measure)
-    monkeypatch.setattr(program, "AGAIN", 0.7)
+    monkeypatch.setattr(interrupts, "AGAIN", 0.7)
     monkeypatch.setattr(sys, "unraisablehook", lambda _: None)
     assert call(program, made, "--minutes", "0.003").exit_code == 75
 

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-import importlib.util
 import json
 import shutil
+from collections.abc import Iterator
 from pathlib import Path
 from types import ModuleType
 
@@ -14,19 +14,13 @@ from PIL import Image
 from safetensors import safe_open
 
 import var_ext
-
-PROGRAM = Path(__file__).resolve().parents[2] / "python" / "train_digits.py"
+from tests.programs import program_at
 
 
 @pytest.fixture(scope="module")
-def program() -> ModuleType:
-    spec = importlib.util.spec_from_file_location("train_digits", PROGRAM)
-    assert spec and spec.loader
-    module = importlib.util.module_from_spec(spec)
-    with pytest.MonkeyPatch.context() as patch:
-        patch.syspath_prepend(str(PROGRAM.parent))
-        spec.loader.exec_module(module)
-    return module
+def program() -> Iterator[ModuleType]:
+    with program_at("train_digits.py") as module:
+        yield module
 
 
 @pytest.fixture(scope="module")

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import csv
-import importlib.util
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -16,11 +15,11 @@ import torch
 from click.testing import CliRunner
 from filelock import FileLock
 
+from tests.programs import program_at
 from var_ext.checkpoints import load_tokenizer
 from var_ext.scaling import read_runs
 from var_ext.training.stored_tokens import StoredTokens, TokenData
 
-FOLDER = Path(__file__).resolve().parents[2] / "python" / "scaling"
 STYLES = ("a", "b", "c")
 NAMES = ("loss_avg", "loss_last", "err_avg", "err_last")
 
@@ -28,13 +27,7 @@ NAMES = ("loss_avg", "loss_last", "err_avg", "err_last")
 @pytest.fixture(scope="module")
 def program() -> Iterator[ModuleType]:
     """With pictures that need no node, of which every fourth is drawn again later."""
-    with pytest.MonkeyPatch.context() as patch:
-        patch.syspath_prepend(str(FOLDER))
-        spec = importlib.util.spec_from_file_location("ladder", FOLDER / "ladder.py")
-        assert spec and spec.loader
-        module = importlib.util.module_from_spec(spec)
-        patch.setitem(sys.modules, "ladder", module)  # where dataclasses look for it
-        spec.loader.exec_module(module)
+    with program_at("scaling/ladder.py") as module, pytest.MonkeyPatch.context() as patch:
         source = sys.modules["source"]
 
         def render(command: list[str], **_: Any) -> Any:
@@ -52,10 +45,7 @@ def program() -> Iterator[ModuleType]:
         patch.setattr(source, "STYLES", STYLES)
         patch.setattr(module, "STYLES", STYLES)
         patch.setattr(source.make_tokens, "__kwdefaults__", {"part": 40})
-        patch.setattr(module.signal, "signal", lambda *_: None)
         yield module
-        for name in ("source", "tables"):
-            sys.modules.pop(name)
 
 
 def call(program: ModuleType, work: Path, tokenizer: Path, *more: str) -> str:
@@ -132,3 +122,21 @@ def test_a_dry_run_predicts_and_trains_nothing(program: ModuleType, tokenizer: P
     output = call(program, tmp_path, tokenizer, "--dry-run")
     assert "h of one worker in all" in output and len(output.splitlines()) == 8
     assert not (tmp_path / "scaling.csv").exists() and not (tmp_path / "tokens").exists()
+
+
+def test_refuses(program: ModuleType, done: Path, tokenizer: Path, images: Path, tmp_path: Path) -> None:
+    """Another ladder in the same folder would be a mixture of both."""
+    for words, message in (
+        (["--images", "600"], "of a ladder with images 256, got 512: give the same, or another --work"),
+        (["--held-out", "30"], "held_out 20, got 30"),
+        (["--rate", "0.1"], "rate 0.002, got 0.1"),
+        (["--tokenizer", "digits"], "of a ladder with tokenizer"),
+        (["--tokenizer", str(images)], "config.json"),
+        (["--depths", "two"], "two"),
+        (["--depths", "0", "--work", str(tmp_path)], "depth must be at least 1"),
+        (["--rate", "-1"], "-1"),
+    ):
+        before = ["--work", str(done), "--tokenizer", str(tokenizer), "--images", "300", "--held-out", "20"]
+        result = CliRunner().invoke(program.main, [*before, *words])
+        assert result.exit_code in (1, 2) and message in result.output, (words, result.output)
+        assert isinstance(result.exception, SystemExit)

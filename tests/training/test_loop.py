@@ -1,6 +1,8 @@
 """The loop on a toy task: batches, seeds, resume, selection, log."""
 
+import errno
 import json
+import os
 import subprocess
 import sys
 from collections.abc import Iterable, Mapping
@@ -9,6 +11,7 @@ from typing import Any
 
 import pytest
 import torch
+from filelock import FileLock
 from torch import Tensor
 
 from tests.disk import small_disk
@@ -279,3 +282,14 @@ def test_a_folder_is_of_one_training_until_its_process_ends(tmp_path: Path) -> N
         assert {path.name for path in tmp_path.iterdir()} == {"log.jsonl", ".lock"}  # nor what it left
     with own_folder(tmp_path):
         pass
+
+
+def test_a_file_system_without_locks_is_told(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    def acquire(*_: Any) -> None:
+        raise OSError(errno.ENOLCK, os.strerror(errno.ENOLCK))
+
+    monkeypatch.setattr(FileLock, "acquire", acquire)
+    with own_folder(tmp_path):
+        assert "nothing keeps a second training out of it" in caplog.text

@@ -28,9 +28,11 @@ from var_ext.training.stored_tokens import (
 
 
 @pytest.fixture(scope="module")
-def stored(images: Path, tokenizer: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+def stored(
+    images: Path, tokenizer: Path, var_recipe: VARRecipe, tmp_path_factory: pytest.TempPathFactory
+) -> Path:
     folder = tmp_path_factory.mktemp("stored")
-    return store_tokens(images, tokenizer, folder, copies=2, augment=1.0, progress=False)
+    return store_tokens(images, tokenizer, folder, var_recipe, progress=False)
 
 
 def test_a_training_ends_with_the_weights_of_one_on_the_pictures(
@@ -58,12 +60,14 @@ def test_versions_take_turns(stored: Path, images: Path, tokenizer: Path) -> Non
         assert torch.equal(labels, data.labels[rows])
 
 
-def test_a_stopped_call_goes_on(stored: Path, images: Path, tokenizer: Path, tmp_path: Path) -> None:
+def test_a_stopped_call_goes_on(
+    stored: Path, images: Path, tokenizer: Path, var_recipe: VARRecipe, tmp_path: Path
+) -> None:
     shutil.copytree(stored, tmp_path / "cut")
     (tmp_path / "cut" / NAME).unlink()
     shard = next((tmp_path / "cut").glob("tokens-val-*"))
     shard.unlink()
-    store_tokens(images, tokenizer, tmp_path / "cut", copies=2, augment=1.0, progress=False)
+    store_tokens(images, tokenizer, tmp_path / "cut", var_recipe, progress=False)
     assert {p.name: p.read_bytes() for p in stored.iterdir()} == {
         p.name: p.read_bytes() for p in (tmp_path / "cut").iterdir()
     }
@@ -170,4 +174,20 @@ def test_the_command_says_how_to_train(images: Path, tokenizer: Path, tmp_path: 
         in result.output
     )
     result = CliRunner().invoke(main, [*words, "--copies", "2"])
-    assert result.exit_code == 1 and "several be augmented ones, got 2 with augment 0" in result.output
+    assert result.exit_code == 1 and "copies is of augmented images" in result.output
+    result = CliRunner().invoke(main, [*words, "--copies", "2", "--augment", "1"])
+    assert "--tokens cached --augment 1.0 --copies 2\n" in result.output
+
+
+@pytest.mark.parametrize(
+    ("data", "options", "message"),
+    [
+        ("{images}", {"tokens": "online"}, "got online and"),
+        ("tokens:{images}", {}, "got cached and the data tokens:"),
+    ],
+)
+def test_what_cannot_be_stored_is_refused(
+    data: str, options: dict, message: str, images: Path, tokenizer: Path, tmp_path: Path
+) -> None:
+    with pytest.raises(ValueError, match=message):
+        store_tokens(data.format(images=images), tokenizer, tmp_path, VARRecipe(**options))

@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+import os
 import signal
 import threading
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from types import FrameType
 from typing import Any
 
 from var_ext.training.ranks import Ranks
 
 STOPPED = 75  # exit status of a run that SIGTERM ended: EX_TEMPFAIL, "try again later"
+AGAIN = 5.0  # seconds until a program that goes on after its time is asked once more to end
 
 
 class Interrupts:
@@ -58,3 +62,36 @@ class Interrupts:
     def saved(self) -> None:
         """A checkpoint was written: the clock starts again."""
         self.last = time.monotonic()
+
+
+@contextmanager
+def limited(minutes: float) -> Iterator[None]:
+    """After so many minutes the program is asked to end; 0 is never. For programs of several trainings.
+
+    A training inside the block writes a checkpoint first; what else runs there is left by SystemExit, with the same
+    status.
+    """
+
+    def stop(number: int, frame: FrameType | None) -> None:
+        raise SystemExit(STOPPED)
+
+    if not minutes:
+        yield
+        return
+    before = signal.signal(signal.SIGTERM, stop)
+    over = threading.Event()
+
+    def ask() -> None:  # and again: an exception that falls into a destructor is lost
+        pause = 60 * minutes
+        while not over.wait(pause):
+            os.kill(os.getpid(), signal.SIGTERM)
+            pause = AGAIN
+
+    clock = threading.Thread(target=ask, daemon=True)
+    clock.start()
+    try:
+        yield
+    finally:
+        over.set()
+        clock.join()
+        signal.signal(signal.SIGTERM, before)

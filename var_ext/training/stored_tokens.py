@@ -27,7 +27,6 @@ from var_ext.training.tokens import BATCH, CachedTokens, OnlineTokens, Shards, T
 
 NAME = "tokens.json"
 FORMAT = 1
-RANK_TIMEOUT = 25.0  # minutes until a rank that others wait for is lost
 
 
 @dataclass(frozen=True)
@@ -101,51 +100,38 @@ def store_tokens(
     data: str | Path,
     tokenizer: str | Path,
     out: str | Path,
+    recipe: VARRecipe | None = None,
     *,
-    copies: int = 1,
-    augment: float = 0.0,
-    seed: int = 0,
-    geometry: str = "published",
-    decode: str = "exact",
-    batch_size: int = BATCH,
-    workers: int = 0,
     device: str | torch.device = "cpu",
     progress: bool = True,
 ) -> Path:
     """Writes the tokens of a data set's training and validation images; a stopped call goes on, ranks share the work.
 
     Args:
-        data, geometry, decode: as in `load_dataset`.
+        data: as in `load_dataset`.
         tokenizer: name or folder.
         out: the folder.
-        copies, augment, seed: augmented versions of each training image, and of what; several need `augment`.
-        batch_size, workers: images encoded at once, and processes that read them.
+        recipe: how images are read and augmented, and in how many copies; a training on these tokens must say the same.
+            None: as they are, once.
 
     Raises:
-        ValueError: copies without augmentation, or less than one.
+        ValueError: the recipe encodes images online.
         DataError, CheckpointError: data or tokenizer cannot be used, or `out` cannot be written.
     """
-    if copies < 1 or (copies > 1 and augment == 0):
-        raise ValueError(
-            f"copies must be at least 1, and several be augmented ones, got {copies} with augment {augment:g}"
-        )
-    out = user_path(out)
-    with join(device, RANK_TIMEOUT) as (ranks, device):
+    out, recipe = user_path(out), recipe or VARRecipe()
+    if recipe.tokens != "cached" or str(data).startswith(TOKENS):
+        raise ValueError(f"images are stored as tokens = cached, got {recipe.tokens} and the data {data}")
+    with join(device, recipe.rank_timeout) as (ranks, device):
         vae = load_tokenizer(tokenizer).to(device).eval()
         splits = {}
-        for name, versions, strength in (("train", copies, augment), ("val", 1, 0.0)):
-            side = vae.schedule.side * vae.downsample
-            images = load_dataset(
-                data, name, side, augment=strength, seed=seed, geometry=geometry, decode=decode
-            )
-            cached = CachedTokens(
-                vae, images, out, copies=versions, batch_size=batch_size, workers=workers, progress=progress
-            )
+        for images in open_splits(data, vae, recipe):
+            cached = open_tokens(vae, images, recipe, out, progress=progress)
+            assert isinstance(cached, CachedTokens)
             made = {
-                "data": images.spec, "images": images.fingerprint(), "augment": strength, "seed": seed,
-                "geometry": geometry, "decode": decode,
+                "data": images.spec, "images": images.fingerprint(), "augment": images.augment, "seed": images.seed,
+                "geometry": recipe.geometry, "decode": recipe.decode,
             }  # fmt: skip
-            splits[name] = TokenSplit(cached.paths, images.labels, made)
+            splits[images.split] = TokenSplit(cached.paths, images.labels, made)
         if ranks.rank == 0:
             write_token_set(out, vae, images.class_names, splits)
         ranks.wait()
@@ -172,8 +158,8 @@ class TokenData(ImageDataset):
                 raise DataError(f"{folder / NAME} must be of format {FORMAT}, got {about['format']!r}")
             if about["tokenizer"] != digest_of(vae):
                 raise DataError(
-                    f"{spec} must be made by the tokenizer of the training, got other weights: give the one that made "
-                    f"it, or make it anew with `var-ext tokens`"
+                    f"{spec} must be made by the tokenizer of the training, got other weights or scales: give the one "
+                    "that made it, or make it anew with `var-ext tokens`"
                 )
             mine = about["splits"][split]
             self.paths = [folder / name for name in mine["shards"]]
