@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from pathlib import Path
 
 import pytest
@@ -73,6 +74,28 @@ def test_positions_are_resized_and_images_fitted() -> None:
         and vit.fitted(images[..., :48, :48]).shape[-1] == 48
     )
     assert vit.fitted(images[..., :16, :16]).shape == (1, 3, 48, 48)
+
+
+def cubic(before: int, side: int) -> Tensor:
+    """(side, before): Keys' cubic with a = -0.75 at steps of before / (side + 0.1), rows of edges repeated."""
+    weights = torch.zeros(side, before, dtype=torch.float64)
+    for i in range(side):
+        at = (i + 0.5) * before / (side + 0.1) - 0.5
+        for j in range(math.floor(at) - 1, math.floor(at) + 3):
+            d = abs(at - j)
+            near, far = 1.25 * d**3 - 2.25 * d**2 + 1, -0.75 * (d**3 - 5 * d**2 + 8 * d - 4)
+            weights[i, min(max(j, 0), before - 1)] += near if d <= 1 else far if d < 2 else 0.0
+    return weights
+
+
+@pytest.mark.parametrize("scaled", [False, True])
+@pytest.mark.parametrize("side", [2, 3, 7])
+def test_positions_without_registers_are_resized_as_published(side: int, scaled: bool) -> None:
+    entries = vit_entries(scaled=scaled)
+    table = entries["pos_embed"][0, 1:].double().unflatten(0, (4, 4))
+    wanted = torch.einsum("ia,jb,abc->ijc", cubic(4, side), cubic(4, side), table).flatten(0, 1)
+    found = FrozenViT(entries, 8 * side).pos_embed[0, 1:]
+    torch.testing.assert_close(found.double(), wanted, rtol=0, atol=1e-5)  # float32
 
 
 def test_it_is_frozen_and_checkpointing_changes_no_bit() -> None:

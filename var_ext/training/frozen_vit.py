@@ -74,7 +74,7 @@ class FrozenViT(nn.Module):
         registers = entries.get("register_tokens")
         self.patch_embed = nn.ModuleDict({"proj": nn.Conv2d(3, self.channels, self.patch, self.patch)})
         self.cls_token = nn.Parameter(torch.zeros(1, 1, self.channels))
-        self.pos_embed = nn.Parameter(_resized(positions.float(), size // self.patch))
+        self.pos_embed = nn.Parameter(_resized(positions.float(), size // self.patch, registers is not None))
         self.registers = None if registers is None else nn.Parameter(torch.zeros_like(registers))
         self.blocks = nn.ModuleList(Block(self.channels, hidden, scaled) for _ in range(self.depth))
         self.norm = nn.LayerNorm(self.channels, eps=1e-6)
@@ -137,14 +137,20 @@ def _without(x: Tensor, registers: int) -> Tensor:
     return torch.cat([x[:, :1], x[:, 1 + registers :]], 1) if registers else x
 
 
-def _resized(positions: Tensor, side: int) -> Tensor:
-    """Positions (1, 1 + n n, C) of the class token and n x n patches -> (1, 1 + side side, C)."""
+def _resized(positions: Tensor, side: int, registers: bool) -> Tensor:
+    """Positions (1, 1 + n n, C) of the class token and n x n patches -> (1, 1 + side side, C), as published.
+
+    DINO, and DINOv2 without registers, step over the table as if the side were a tenth longer, and do not smooth.
+    """
     first, grid = positions[:, :1], positions[:, 1:]
     before = round(grid.shape[1] ** 0.5)
     if before == side:
         return positions
     maps = grid.unflatten(1, (before, before)).permute(0, 3, 1, 2)
-    maps = F.interpolate(maps, (side, side), mode="bicubic", antialias=True)
+    if registers:
+        maps = F.interpolate(maps, (side, side), mode="bicubic", antialias=True)
+    else:
+        maps = F.interpolate(maps, scale_factor=(side + 0.1) / before, mode="bicubic")
     return torch.cat([first, maps.flatten(2).transpose(1, 2)], 1)
 
 
