@@ -444,28 +444,6 @@ def test_the_version_stands_in_one_file() -> None:
     assert not [path for path in sources if f'"{version}"' in path.read_text(encoding="utf-8")]
 
 
-PAGES = (
-    "README.md",
-    "CHANGELOG.md",
-    "CONTRIBUTING.md",
-    "benchmarks/COUNTS.md",
-    "docs/web.md",
-    "python/avatars/README.md",
-    "var_ext/evaluation/acceptance.md",
-    "var_ext/weights/digits/README.md",
-)
-
-
-@pytest.mark.parametrize("page", PAGES)
-def test_relative_links_lead_somewhere(page: str) -> None:
-    text = re.sub(
-        r"^```.*?^```", "", (ROOT / page).read_text(encoding="utf-8"), flags=re.MULTILINE | re.DOTALL
-    )
-    targets = re.findall(r"\]\(([^)#]+)", text)
-    there = (ROOT / page).parent
-    assert not [target for target in targets if "://" not in target and not (there / target).exists()]
-
-
 def declared(body: list[ast.stmt]) -> set[str]:
     """Public names that a stub's statements declare."""
     names = set()

@@ -1,6 +1,7 @@
 """Visual AutoRegressive modeling (VAR, arXiv 2404.02905) with hand-written CPU and CUDA kernels.
 
 import var_ext
+
 sampler = var_ext.load("digits")
 images = sampler(labels=[0, 1, 2], seeds=[7, 8, 9])  # (3, 3, H, W) in [0, 1]
 """

@@ -113,7 +113,7 @@ def _first_call() -> str:
     code = code_for(targets, torch.cuda.get_device_capability())
     if code == "PTX":
         return "; this build has PTX for it: the first call compiles the kernels, once, and takes a while"
-    return "" if code else "; this build has no code for it: see CMAKE_CUDA_ARCHITECTURES in the README"
+    return "" if code else "; this build has no code for it: see CMAKE_CUDA_ARCHITECTURES in docs/index.md"
 
 
 def _chip() -> str:
