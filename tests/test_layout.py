@@ -86,6 +86,7 @@ FLOORS = (
     {"editing", "selection"},
     {"sampling"},
     {"loading", "accelerate", "bench", "grid", "show", "export"},
+    {"pipeline"},
     {"training"},
     {"evaluation"},
     {"scaling"},

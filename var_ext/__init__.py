@@ -13,6 +13,7 @@ from var_ext.accelerate import accelerate
 from var_ext.checkpoints import save_model
 from var_ext.grid import to_pil
 from var_ext.loading import load
+from var_ext.pipeline import VARPipeline
 from var_ext.sampling import Sampler
 from var_ext.schedule import ScaleSchedule
 from var_ext.show import Grid, show
@@ -22,6 +23,7 @@ __all__ = [
     "Grid",
     "Sampler",
     "ScaleSchedule",
+    "VARPipeline",
     "__version__",
     "accelerate",
     "load",
