@@ -57,14 +57,19 @@ def listing(recipe: TokenizerRecipe | VARRecipe, preset: TokenizerRecipe | VARRe
     return ", ".join(f"{name} {value}" for name, value in items if name not in same or same[name] != value)
 
 
-def finished(folder: Path, recipe: TokenizerRecipe | VARRecipe, source: Path | None = None) -> bool:
+def finished(
+    folder: Path, recipe: TokenizerRecipe | VARRecipe, source: Path | None = None, *, timed: bool = True
+) -> bool:
     """Whether the latest training in a folder was of this recipe and ended.
 
     Args:
         source: the folder of what it was trained with; a later training there makes this one unfinished.
+        timed: whether times of files say which came last, as they do unless they were checked out or unpacked.
     """
     config, began = folder / "config.json", folder / "recipe.json"
-    if not (config.is_file() and began.is_file()) or config.stat().st_mtime < began.stat().st_mtime:
+    if not (config.is_file() and began.is_file()):
+        return False
+    if timed and config.stat().st_mtime < began.stat().st_mtime:
         return False
     if source is not None and config.stat().st_mtime < (source / "config.json").stat().st_mtime:
         return False

@@ -38,7 +38,13 @@ from var_ext.training.interrupts import limited
 ROOT = Path(__file__).resolve().parent.parent
 RENDER = ROOT / "python/avatars/render.py"
 NOTICE = ROOT / "python/avatars/NOTICE"
-TOKENIZER: dict[str, Any] = {"epochs": 3, "augment": 0.0, "autocast": "bf16", "validate_every": 1}
+TOKENIZER: dict[str, Any] = {
+    "epochs": 1,
+    "batch_size": 32,
+    "augment": 0.0,
+    "autocast": "bf16",
+    "validate_every": 1,
+}
 TRANSFORMER: dict[str, Any] = {
     "half": False, "select": "last", "copies": 1, "epochs": 6, "batch_size": 64, "augment": 0.0, "autocast": "bf16",
     "depth": 8, "embed_dim": 256, "num_heads": 4,
@@ -110,13 +116,26 @@ class Recipes:
         )
 
 
-def train(work: Path, recipes: Recipes, clock: Clock) -> None:
-    """The three trainings, each unless it is finished."""
+def take_over(run: Path, out: Path, recipe: TokenizerRecipe) -> None:
+    """Copies a finished training of this recipe. Raises ValueError: it is none."""
+    if not finished(run, recipe, timed=False):
+        raise ValueError(
+            f"{run} is no finished training of this recipe: without it, the tokenizer is trained anew"
+        )
+    out.mkdir(exist_ok=True)
+    for name in ("recipe.json", "log.jsonl", "vae.safetensors", "config.json"):  # the last one finishes a run
+        shutil.copyfile(run / name, out / name)
+
+
+def train(work: Path, recipes: Recipes, clock: Clock, trained: Path | None) -> None:
+    """The three trainings, each unless it is finished; the first may be `trained` elsewhere."""
     tokenizer, transformer, decoder = (work / part for part in ("tokenizer", "transformer", "decoder"))
     if not finished(tokenizer, recipes.tokenizer):
         clock.run(
             "tokenizer",
-            lambda: train_tokenizer(work / "data", tokenizer, recipes.tokenizer),
+            (lambda: take_over(trained, tokenizer, recipes.tokenizer))
+            if trained is not None
+            else (lambda: train_tokenizer(work / "data", tokenizer, recipes.tokenizer)),
             tokenizer / "log.jsonl",
         )
     if not finished(transformer, recipes.transformer, tokenizer):
@@ -163,6 +182,12 @@ def finish(
     default=ROOT / "runs/avatars",
     help="Pictures, checkpoints, logs.",
 )
+@click.option(
+    "--trained-tokenizer",
+    "trained",
+    type=click.Path(exists=True, file_okay=False, path_type=Path),
+    help="A finished training of the tokenizer, as python/avatars/tokenizer, to go on from.",
+)
 @click.option("--minutes", type=click.FloatRange(min=0), default=0.0, help="Of a stage; 0: no end.")
 @click.option("--seed", type=int, default=0, show_default=True, help="Seed of all trainings.")
 @click.option("--tokenizer", "for_tokenizer", multiple=True, metavar="NAME=VALUE", help="Change the recipe.")
@@ -176,6 +201,7 @@ def main(
     out: Path,
     docs: Path,
     work: Path,
+    trained: Path | None,
     minutes: float,
     seed: int,
     for_tokenizer: tuple[str, ...],
@@ -199,7 +225,7 @@ def main(
             clock.run(
                 "pictures", lambda: draw_pictures(work, recipes.tokenizer.image_size, counts), resumes=True
             )
-            train(work, recipes, clock)
+            train(work, recipes, clock, trained)
             extractor = features.lite0(lite0)
             found = clock.run("measurement", lambda: measure(work, extractor, size), resumes=True)
             finish(work, recipes, found, clock, extractor, smoke)

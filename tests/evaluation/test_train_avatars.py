@@ -225,3 +225,24 @@ def test_refuses(program: ModuleType, tmp_path: Path, monkeypatch: pytest.Monkey
     result = call(program, tmp_path)
     assert result.exit_code == 1 and "could not be drawn" in result.output
     assert not (tmp_path / "work" / "data.json").exists()
+
+
+def test_goes_on_from_a_trained_tokenizer(program: ModuleType, made: Path, tmp_path: Path) -> None:
+    """Of this recipe: times of its files do not count, another recipe does."""
+    run = tmp_path / "given"
+    shutil.copytree(made / "work" / "tokenizer", run)
+    (run / "recipe.json").touch()
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(program, "train_tokenizer", lambda *_, **__: pytest.fail("it was trained anew"))
+        patch.setattr(
+            program, "train_var", lambda *_: (_ for _ in ()).throw(OSError("as far as the test goes"))
+        )
+        result = call(program, tmp_path, "--trained-tokenizer", str(run))
+        assert result.exit_code == 1 and "as far as the test goes" in result.output
+        work = tmp_path / "work"
+        weights = [(folder / "vae.safetensors").read_bytes() for folder in (run, work / "tokenizer")]
+        assert weights[0] == weights[1] and json.loads((work / "seconds.json").read_text())["tokenizer"] > 0
+        shutil.rmtree(work)
+        result = call(program, tmp_path, "--trained-tokenizer", str(run), "--tokenizer", "lr=0.5")
+        assert result.exit_code == 1 and "no finished training of this recipe" in result.output
+        assert not (work / "tokenizer").exists() or not list((work / "tokenizer").iterdir())
