@@ -14,6 +14,7 @@ import torch
 from var_ext.checkpoints.adapter_entries import merged, scale_of, without_adapters
 from var_ext.checkpoints.atomic import CheckpointError, first_line, read_json
 from var_ext.checkpoints.tensors import Entries
+from var_ext.paths import is_file_name
 
 FORMAT = "var_ext/train/3"  # 1: random numbers not by row; 2: entries of the model under its kind
 SHARED_OUT = "shared out"  # stands in a checkpoint for a tensor of the folder beside it
@@ -39,8 +40,8 @@ def read_checkpoint(path: Path, *, mmap: bool = False) -> dict[str, Any]:
         ) from error
     match content:
         case {
-            "format": came, "pins": dict(), "step": int(), "world": int(), "folder": _, "state": dict(),
-        } if came == FORMAT:  # fmt: skip
+            "format": came, "pins": dict(), "step": int(), "world": int(), "folder": folder, "state": dict(),
+        } if came == FORMAT and (folder is None or is_file_name(folder)):  # fmt: skip
             return content
         case dict():
             entries = ", ".join(map(str, content)) or "none"
