@@ -5,6 +5,7 @@ from __future__ import annotations
 import difflib
 import os
 import re
+import reprlib
 from importlib import resources
 from pathlib import Path
 
@@ -49,12 +50,12 @@ def find_model(name_or_path: str | os.PathLike[str]) -> ModelFolder:
     if is_name and name in bundled_models():
         return open_folder(bundled_models()[name])
     path = user_path(name)
-    if name and path.is_dir():
-        if not (path / ADAPTER_CONFIG).exists():
+    if name and os.path.isdir(path):  # of pathlib, this and the like raise for a name too long
+        if not os.path.exists(path / ADAPTER_CONFIG):
             return open_folder(path)
         own = read_json(path / CONFIG) if (path / CONFIG).exists() else {}
         return open_adapter(str(path), lambda file: path / file, own, find_model)
-    if path.is_file():
+    if os.path.isfile(path):
         raise ValueError(f"the model must be a name or a folder, got a file: {_use_of(path)}")
     if is_name and re.fullmatch(r"[A-Za-z0-9][\w.-]*/[\w.-]+", name) and not _is_publishers(name):
         hint = f" Nor is there a folder {name!r} here."
@@ -63,7 +64,8 @@ def find_model(name_or_path: str | os.PathLike[str]) -> ModelFolder:
             return open_adapter(address(name), lambda file: fetch(name, file), config, find_model)
         return parse(config, address(name), lambda file: fetch(name, file))
     known = ", ".join([*bundled_models(), *MODELS])
-    came = f"{name!r}{_meant(name)}" if is_name else f"the path {name!r}, where there is none"
+    shown = reprlib.repr(name) if len(name) > 200 else repr(name)
+    came = f"{shown}{_meant(name)}" if is_name else f"the path {shown}, where there is none"
     raise ValueError(
         f"the model must be one of {known}, an existing model folder, or 'owner/name' on the Hugging Face "
         f"hub, got {came}"
