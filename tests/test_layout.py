@@ -324,8 +324,7 @@ def test_each_file_is_read_and_written_in_one_place() -> None:
         }
     }
     assert there == {
-        "checkpoints.hub", "checkpoints.pth", "checkpoints.tensors", "checkpoints.training_run",
-        "training.checkpoint",
+        "checkpoints.hub", "checkpoints.tensors", "checkpoints.torch_files", "training.checkpoint",
     }  # fmt: skip
 
 

@@ -197,9 +197,8 @@ def run(use: Use, folder: Path, size: int) -> str:
 def _child(use: Use, folder: Path, size: int, writer: int) -> None:
     os.dup2(os.open(os.devnull, os.O_WRONLY), 2)
     pages = int(Path("/proc/self/statm").read_text().split()[0])
-    resource.setrlimit(
-        resource.RLIMIT_AS, (pages * resource.getpagesize() + 6 * MEMORY,) * 2
-    )  # what is touched is judged in `run`
+    # a guard: what is touched is judged in `run`
+    resource.setrlimit(resource.RLIMIT_AS, (pages * resource.getpagesize() + 6 * MEMORY,) * 2)
     resource.setrlimit(resource.RLIMIT_CPU, (HANG, HANG + 1))
     signal.alarm(12 * HANG)  # of the clock: other processes may have the cores
     try:
