@@ -78,7 +78,7 @@ SHARED = {
 
 # From the ground up: a module imports from its own floor and those below.
 FLOORS = (
-    {"_C", "_torch", "schedule", "backend", "paths", "splitmix64"},
+    {"_C", "_torch", "schedule", "backend", "paths", "arrays", "splitmix64"},
     {"reference"},
     {"ops"},
     {"models"},
@@ -114,7 +114,9 @@ ROOMS = {
     "checkpoints": (
         "atomic",
         "digests",
+        "arguments",
         "tensors",
+        "torch_files",
         "pth",
         "sizes",
         "released",
