@@ -295,7 +295,7 @@ model_option = click.option(
     "--model",
     default="digits",
     show_default=True,
-    help="digits, var-d16 ... var-d36, a folder, or owner/name.",
+    help="digits, var-d16 ... var-d36, a folder, or owner/name; NAME@REVISION pins those of the hub.",
 )
 
 

@@ -16,6 +16,7 @@ def load(
     *,
     device: torch.device | str = "cpu",
     precision: str | torch.dtype | None = None,
+    revision: str | None = None,
 ) -> Sampler:
     """Loads a model, ready to sample.
 
@@ -27,13 +28,15 @@ def load(
         device: where to put the model.
         precision: "fp32", "bf16", "fp16" or "int8", see `Sampler`; None: "bf16" where the device supports
             it, else "fp32".
+        revision: commit, tag or branch of a model on the hub; "NAME@REVISION" says the same, wherever a name is taken.
+            A commit pins the bytes: git names content by its digest. None: the newest.
 
     Raises:
         ValueError: unknown model, missing device, or one that does not support the precision.
         CheckpointError: its files cannot be fetched, read, or used.
     """
     device = checked_device(device)
-    folder = find_model(name_or_path)
+    folder = find_model(name_or_path, revision)
     vae, var = folder.models()
     return Sampler(
         vae.to(device),

@@ -333,3 +333,40 @@ def test_hub_that_breaks_off(monkeypatch: pytest.MonkeyPatch) -> None:
         CheckpointError, match=r"could not get config\.json .*someone/tiny: peer closed the connection\. "
     ):
         var_ext.load("someone/tiny")
+
+
+@pytest.mark.parametrize(
+    "given", [("someone/tiny", "v1"), ("someone/tiny@v1", None), ("someone/tiny@v1", "v1")]
+)
+def test_a_revision_reaches_every_file(
+    given: tuple[str, str | None], model_folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked = []
+
+    def download(repository: str, file: str, *, revision: str | None = None) -> str:
+        asked.append((repository, file, revision))
+        return str(model_folder / file)
+
+    monkeypatch.setattr("huggingface_hub.hf_hub_download", download)
+    var_ext.load(given[0], revision=given[1])
+    files = ("config.json", "vae.safetensors", "var.safetensors")
+    assert asked == [("someone/tiny", file, "v1") for file in files]
+
+
+@pytest.mark.parametrize("given", [("var-d16", "v1"), ("var-d16@v1", None)])
+def test_published_models_are_pinned(given: tuple[str, str | None], monkeypatch: pytest.MonkeyPatch) -> None:
+    def download(repository: str, file: str, *, revision: str | None = None) -> str:
+        raise ConnectionResetError(f"{repository} {revision}")
+
+    monkeypatch.setattr("huggingface_hub.hf_hub_download", download)
+    wanted = r": FoundationVision/var v1\. .*hf download FoundationVision/var \S+ --revision v1`"
+    with pytest.raises(CheckpointError, match=wanted):
+        var_ext.load(given[0], revision=given[1])
+
+
+def test_a_revision_where_there_is_none_is_refused(model_folder: Path) -> None:
+    for model in ("digits", model_folder, str(model_folder)):
+        with pytest.raises(ValueError, match="a revision is of a model on the hub, got 'v1'"):
+            var_ext.load(model, revision="v1")
+    with pytest.raises(ValueError, match="must be given once, got 'v1' and 'a/b@v2'"):
+        var_ext.load("a/b@v2", revision="v1")

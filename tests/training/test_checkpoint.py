@@ -44,6 +44,18 @@ def test_another_run_is_refused_with_every_difference(saved: Path) -> None:
         load_checkpoint(saved, pins)
 
 
+WHOLE: dict[str, object] = {
+    "format": FORMAT, "pins": {}, "step": 7, "world": 1, "folder": None, "state": {},
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("recipe", [[1], "recipe", {"epochs": "x"}, {"epochs": None}])
+def test_pins_of_no_recipe_are_of_another_run(tmp_path: Path, recipe: object) -> None:
+    torch.save(WHOLE | {"pins": {"recipe": recipe}}, tmp_path / "x.ckpt")
+    with pytest.raises(CheckpointError, match="belongs to another run"):
+        load_checkpoint(tmp_path / "x.ckpt", {"recipe": {"epochs": 2}})
+
+
 @pytest.mark.parametrize("share", [0.0, 0.3, 0.9, 0.999])
 def test_a_truncated_file_is_refused(saved: Path, share: float) -> None:
     content = saved.read_bytes()
@@ -67,6 +79,8 @@ def test_digests_are_not_shown_but_named(tmp_path: Path) -> None:
         ({"format": FORMAT}, f"format {FORMAT} with the entries format"),
         ({"format": FORMAT, "pins": PINS, "step": 7}, f"format {FORMAT} with the entries format, pins, step"),
         ({"format": FORMAT, "pins": 3, "step": 7, "state": {}}, f"format {FORMAT}"),
+        (WHOLE | {"folder": "../elsewhere"}, f"format {FORMAT}"),
+        (WHOLE | {"folder": 3}, f"format {FORMAT}"),
     ],
 )
 def test_a_foreign_file_is_refused(tmp_path: Path, content: object, came: str) -> None:

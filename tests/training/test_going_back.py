@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +14,8 @@ from torch import Tensor, distributed, nn
 from torch.optim import Optimizer
 
 from tests.tiny import tiny
-from var_ext.training import TokenizerRecipe, train_tokenizer
+from var_ext.checkpoints import CheckpointError
+from var_ext.training import TokenizerRecipe, VARRecipe, train_tokenizer, train_var
 from var_ext.training.loop import Moment
 from var_ext.training.optim import build_optimizers, set_rates
 from var_ext.training.parallel import load_optimizer_state, optimizer_state
@@ -103,3 +104,61 @@ def test_a_run_that_diverges_before_its_first_checkpoint_is_trained_to_the_end(
     recipe = tokenizer_recipe.with_options(on_divergence="halve", epochs=2, checkpoint_every=100)
     train_tokenizer(images, tmp_path, recipe, progress=False)
     assert '"phase": "halve", "seconds"' in (tmp_path / "log.jsonl").read_text()
+
+
+FOREIGN = {
+    "rows": lambda moment: torch.cat([moment, moment]),
+    "a single number": lambda moment: moment.new_zeros(1),
+    "dtype": lambda moment: moment.half(),
+    "double": lambda moment: moment.double(),
+    "sparse": lambda moment: moment.to_sparse(),
+    "no tensor": lambda moment: 3,
+}
+
+
+@pytest.mark.parametrize("change", FOREIGN.values(), ids=FOREIGN)
+@pytest.mark.parametrize("key", ["exp_avg", "exp_avg_sq", "step"])
+def test_moments_of_other_parameters_are_refused(key: str, change: Callable[[Tensor], Any]) -> None:
+    _, var = tiny()
+    var.requires_grad_(True)
+    optimizers = build_optimizers("adamw", var, ALONE, "none", 0.1)
+    step(var, optimizers, 1.0)
+    state = copy.deepcopy(optimizer_state(optimizers[0], var, ALONE))
+    whole = torch.ones(1) if key == "step" else state[key]["head.weight"]
+    state[key]["head.weight"] = change(whole)
+    with pytest.raises(ValueError, match=rf"{key} of head\.weight must be torch\.float32 \(.*\), got "):
+        load_optimizer_state(optimizers[0], var, state)
+
+
+def test_moments_whose_rows_share_memory_get_their_own() -> None:
+    _, var = tiny()
+    var.requires_grad_(True)
+    optimizers = build_optimizers("adamw", var, ALONE, "none", 0.1)
+    step(var, optimizers, 1.0)
+    state = copy.deepcopy(optimizer_state(optimizers[0], var, ALONE))
+    moment = state["exp_avg"]["head.weight"]
+    state["exp_avg"]["head.weight"] = moment[:1].expand_as(moment)
+    load_optimizer_state(optimizers[0], var, state)
+    found = optimizers[0].state[var.head.weight]["exp_avg"]
+    assert found.stride() == var.head.weight.stride()
+    assert torch.equal(found, moment[:1].expand_as(moment))
+
+
+@pytest.mark.parametrize(
+    "place", [("optimizer", "exp_avg_sq", "head.weight"), ("model",), ("scale",), ("ema",)]
+)
+def test_a_checkpoint_that_does_not_fit_is_one_line(
+    place: tuple[str, ...], images: Path, tokenizer: Path, var_recipe: VARRecipe, tmp_path: Path
+) -> None:
+    train_var(images, tokenizer, tmp_path, var_recipe.with_options(epochs=1), progress=False)
+    content = torch.load(tmp_path / "last.ckpt", weights_only=True)
+    level = content["state"]["task"]
+    for key in place[:-1]:
+        level = level[key]
+    level[place[-1]] = torch.zeros(2)
+    torch.save(content, tmp_path / "last.ckpt")
+    with pytest.raises(
+        CheckpointError, match=r"last\.ckpt does not fit the model of this recipe: .*"
+    ) as raised:
+        train_var(images, tokenizer, tmp_path, var_recipe.with_options(epochs=2), progress=False)
+    assert "\n" not in str(raised.value)

@@ -122,6 +122,25 @@ def test_missing_and_foreign_shards_are_refused(stored: Path, tokenizer: Path, t
         load_dataset(f"tokens:{stored}", "train", 8)
 
 
+@pytest.mark.parametrize("what", ["tokens", "labels"])
+def test_values_out_of_range_are_refused(what: str, stored: Path, tokenizer: Path, tmp_path: Path) -> None:
+    folder = Path(shutil.copytree(stored, tmp_path / "damaged"))
+    file = next(folder.glob("tokens-train-*.npy" if what == "tokens" else "labels-train.npy"))
+    np.save(file, np.load(file) + 100)
+    vae = load_tokenizer(tokenizer)
+    with pytest.raises(DataError, match=rf"{what} of tokens:.* must be in 0\.\.\d+, got "):
+        next(iter(StoredTokens(vae, TokenData(f"tokens:{folder}", "train", vae)).feed(0, [torch.arange(4)])))
+
+
+def test_shards_elsewhere_are_refused(stored: Path, tokenizer: Path, tmp_path: Path) -> None:
+    folder = Path(shutil.copytree(stored, tmp_path / "damaged"))
+    about = json.loads((folder / NAME).read_text())
+    about["splits"]["train"]["shards"] = ["../elsewhere.npy"]
+    (folder / NAME).write_text(json.dumps(about))
+    with pytest.raises(DataError, match=r"must name shards in its folder, got '\.\./elsewhere\.npy'"):
+        TokenData(f"tokens:{folder}", "train", load_tokenizer(tokenizer))
+
+
 @pytest.mark.parametrize(
     ("options", "message"),
     [

@@ -2,9 +2,12 @@
 
 atomic.py       atomic file writes; JSON
 tensors.py      safetensors files; entry names without wrappers
+torch_files.py  files of torch.save, which cost no more than their size
 pth.py          .pth files, read as tensors only
 sizes.py        the sizes of a model from the shapes of its entries
 released.py     the published models: names, files, sizes
+arguments.py    kind and range of each argument in a config.json
+arguments.py    what a config may ask for
 model_folder.py `ModelFolder`: the config, read once, the paths of the weights, and the models built from them
 adapter_entries.py  entries of adapters (LoRA), and merging them
 training_run.py the weights in the checkpoint of a training run

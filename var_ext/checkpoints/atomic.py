@@ -97,6 +97,14 @@ def write_json(path: str | os.PathLike[str], value: object) -> None:
         handle.write((json.dumps(value, indent=2, allow_nan=False) + "\n").encode())
 
 
+def listed(folder: Path) -> list[str]:
+    """Names of the files in a folder, in order. Raises CheckpointError if it cannot be read."""
+    try:
+        return sorted(os.listdir(folder))
+    except OSError as error:
+        raise CheckpointError(f"could not read {folder}: {error.strerror or error}") from error
+
+
 def read_json(path: str | os.PathLike[str]) -> dict[str, object]:
     """Reads a JSON object.
 
@@ -107,7 +115,10 @@ def read_json(path: str | os.PathLike[str]) -> dict[str, object]:
         value = json.loads(user_path(path).read_text(encoding="utf-8"))
     except OSError as error:
         raise CheckpointError(f"could not read {path}: {error.strerror or error}") from error
-    except ValueError as error:  # broken JSON, or bytes that are not text
+    except (
+        ValueError,
+        RecursionError,
+    ) as error:  # broken JSON, bytes that are not text, or lists in lists in lists
         raise CheckpointError(f"{path} must be a JSON object, but: {error}") from error
     if not isinstance(value, dict):
         raise CheckpointError(f"{path} must be a JSON object, got {type(value).__name__}")

@@ -5,12 +5,13 @@ from __future__ import annotations
 import difflib
 import os
 import re
+import reprlib
 from importlib import resources
 from pathlib import Path
 
 from var_ext.checkpoints.adapter import ADAPTER_CONFIG, is_of_adapters, open_adapter
 from var_ext.checkpoints.atomic import CheckpointError, read_json
-from var_ext.checkpoints.hub import address, fetch
+from var_ext.checkpoints.hub import address, fetch, pinned
 from var_ext.checkpoints.model_folder import CONFIG, ModelFolder, Weights, open_folder, parse
 from var_ext.checkpoints.pth import read_pth
 from var_ext.checkpoints.released import (
@@ -25,6 +26,8 @@ from var_ext.checkpoints.tensors import Entries
 from var_ext.models import VQVAE
 from var_ext.paths import user_path
 
+HUB_NAME = re.compile(r"[A-Za-z0-9][\w.-]*/[\w.-]+(@[\w./-]+)?")
+
 
 def bundled_models() -> dict[str, Path]:
     """The models inside the package: name -> folder."""
@@ -32,11 +35,12 @@ def bundled_models() -> dict[str, Path]:
     return {path.parent.name: path.parent for path in sorted(weights.glob(f"*/{CONFIG}"))}
 
 
-def find_model(name_or_path: str | os.PathLike[str]) -> ModelFolder:
+def find_model(name_or_path: str | os.PathLike[str], revision: str | None = None) -> ModelFolder:
     """The folder of a model, with its config read; no weights are read or fetched.
 
     Args:
         name_or_path: see `var_ext.load`. A str may be a name or a path, anything else is a path.
+        revision: of a hub repository; "NAME@REVISION" says the same.
 
     Raises:
         ValueError: unknown model; the message suggests similar names.
@@ -44,26 +48,32 @@ def find_model(name_or_path: str | os.PathLike[str]) -> ModelFolder:
     """
     name = os.fspath(name_or_path)
     is_name = isinstance(name_or_path, str)
-    if is_name and name in MODELS:
-        return _released(name)
+    if revision is not None:
+        if not is_name or name in bundled_models() or os.path.isdir(user_path(name)):
+            raise ValueError(f"a revision is of a model on the hub, got {revision!r} for {name!r}")
+        name = pinned(name, revision)
+    published, at, pin = name.partition("@")
+    if is_name and published in MODELS:
+        return _released(published, f"{REPOSITORY}{at}{pin}")
     if is_name and name in bundled_models():
         return open_folder(bundled_models()[name])
     path = user_path(name)
-    if name and path.is_dir():
-        if not (path / ADAPTER_CONFIG).exists():
+    if name and os.path.isdir(path):  # of pathlib, this and the like raise for a name too long
+        if not os.path.exists(path / ADAPTER_CONFIG):
             return open_folder(path)
         own = read_json(path / CONFIG) if (path / CONFIG).exists() else {}
         return open_adapter(str(path), lambda file: path / file, own, find_model)
-    if path.is_file():
+    if os.path.isfile(path):
         raise ValueError(f"the model must be a name or a folder, got a file: {_use_of(path)}")
-    if is_name and re.fullmatch(r"[A-Za-z0-9][\w.-]*/[\w.-]+", name) and not _is_publishers(name):
+    if is_name and HUB_NAME.fullmatch(name) and not _is_publishers(name):
         hint = f" Nor is there a folder {name!r} here."
         config = read_json(fetch(name, CONFIG, hint))
         if is_of_adapters(config):
             return open_adapter(address(name), lambda file: fetch(name, file), config, find_model)
         return parse(config, address(name), lambda file: fetch(name, file))
     known = ", ".join([*bundled_models(), *MODELS])
-    came = f"{name!r}{_meant(name)}" if is_name else f"the path {name!r}, where there is none"
+    shown = reprlib.repr(name) if len(name) > 200 else repr(name)
+    came = f"{shown}{_meant(name)}" if is_name else f"the path {shown}, where there is none"
     raise ValueError(
         f"the model must be one of {known}, an existing model folder, or 'owner/name' on the Hugging Face "
         f"hub, got {came}"
@@ -74,7 +84,8 @@ def lasting_name(name_or_path: str | os.PathLike[str]) -> str:
     """A model's name that means the same in every working folder."""
     name = os.fspath(name_or_path)
     path = user_path(name)
-    is_name = isinstance(name_or_path, str) and (name in MODELS or name in bundled_models())
+    published = name.partition("@")[0] in MODELS
+    is_name = isinstance(name_or_path, str) and (published or name in bundled_models())
     return str(path.resolve()) if path.is_dir() and not is_name else name
 
 
@@ -95,7 +106,7 @@ def check_apart(out: Path, **sources: str | os.PathLike[str] | None) -> None:
         while name is not None and name not in seen:
             seen.add(name)
             folder = bundled_models().get(name) or Path(name)
-            if name in MODELS or not folder.is_dir():  # on the hub
+            if name.partition("@")[0] in MODELS or not folder.is_dir():  # on the hub
                 break
             if out.exists() and os.path.samefile(out, folder):
                 raise ValueError(
@@ -115,20 +126,20 @@ def load_tokenizer(name_or_path: str | os.PathLike[str] = "digits") -> VQVAE:
     return find_model(name_or_path).tokenizer()
 
 
-def _released(name: str) -> ModelFolder:
+def _released(name: str, repository: str) -> ModelFolder:
     config = published_config(MODELS[name])
     return ModelFolder(
-        address(REPOSITORY),
+        address(repository),
         name,
         vae_config=config["vae"],
-        vae_weights=_pth_weights(TOKENIZER_FILE, 0),
+        vae_weights=_pth_weights(TOKENIZER_FILE, 0, repository),
         var_config=config["var"],
-        var_weights=_pth_weights(transformer_file(name), 1),
+        var_weights=_pth_weights(transformer_file(name), 1, repository),
         sampling=EVALUATION,
     )
 
 
-def _pth_weights(file: str, which: int) -> Weights:
+def _pth_weights(file: str, which: int, repository: str) -> Weights:
     """The tokenizer's (0) or the transformer's (1) entries in a published file."""
 
     def read() -> Entries:
@@ -136,7 +147,7 @@ def _pth_weights(file: str, which: int) -> Weights:
             " If you have the .pth files, make a folder that load() takes: "
             f"`var-ext convert {TOKENIZER_FILE} var_dN.pth --out FOLDER`."
         )
-        path = fetch(REPOSITORY, file, hint)
+        path = fetch(repository, file, hint)
         entries = read_pth(path)[which]
         if entries is None:
             raise CheckpointError(f"{path} must hold a {('tokenizer', 'transformer')[which]}, but has none")

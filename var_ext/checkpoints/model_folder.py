@@ -18,6 +18,7 @@ import inspect
 import itertools
 import math
 import os
+import reprlib
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -25,10 +26,11 @@ from typing import Any
 
 import torch
 
-from var_ext.checkpoints.atomic import CheckpointError, read_json
+from var_ext.checkpoints.arguments import check_vae, check_var
+from var_ext.checkpoints.atomic import CheckpointError, first_line, listed, read_json
 from var_ext.checkpoints.pth import GO_ON
 from var_ext.checkpoints.tensors import Entries, load_entries
-from var_ext.checkpoints.training_run import LAST, LOG, kept_weights
+from var_ext.checkpoints.training_run import KEPT, LAST, LOG, kept_weights
 from var_ext.models import VAR, VQVAE
 
 FORMAT = "var_ext/1"
@@ -115,6 +117,7 @@ class ModelFolder:
             )
         var = build_var(vae, self.var_config, self.config_name)
         fill(var, self.var_weights.read(), self.var_weights.source)
+        check_levels(var, self.var_weights.source)
         return var
 
     def models(self) -> tuple[VQVAE, VAR]:
@@ -129,8 +132,8 @@ def open_folder(path: Path) -> ModelFolder:
     Raises:
         CheckpointError: it is missing or describes no model; suggests a command for other files found there.
     """
-    if not (path / CONFIG).exists():
-        names = sorted(file.name for file in path.iterdir())
+    if not os.path.exists(path / CONFIG):
+        names = listed(path)
         if set(names) >= RUN:
             raise CheckpointError(
                 f"{path} holds no {CONFIG} but a training run without a checkpoint yet, or of an older version: {GO_ON}"
@@ -155,9 +158,10 @@ def parse(config: Mapping[str, Any], source: str, locate: Callable[[str], Path])
         CheckpointError: the config does not describe a model.
     """
 
+    digests: Mapping[str, Any] = {}  # folders of others have none
+
     def weights(file: str) -> Weights:
-        digest = (config.get("digests") or {}).get(file)
-        return Weights(f"{source}/{file}", lambda: load_entries(locate(file), digest))
+        return Weights(f"{source}/{file}", lambda: load_entries(locate(file), digests.get(file)))
 
     name = f"{source}/{CONFIG}"
     if "format" not in config and "vae_kwargs" in config:
@@ -167,6 +171,7 @@ def parse(config: Mapping[str, Any], source: str, locate: Callable[[str], Path])
     if config and config.keys() <= inspect.signature(VQVAE).parameters.keys():
         return ModelFolder(source, name, config, weights(MIXIN_WEIGHTS))
     _check(config, name)
+    digests = config.get("digests") or {}
     has_var = config.get("var") is not None
     found = ModelFolder(
         source,
@@ -184,7 +189,9 @@ def parse(config: Mapping[str, Any], source: str, locate: Callable[[str], Path])
 
 def _check(config: Mapping[str, Any], name: str) -> None:
     if config.get("format") != FORMAT:
-        raise CheckpointError(f'{name} must have "format": "{FORMAT}", got {config.get("format", "none")!r}')
+        raise CheckpointError(
+            f'{name} must have "format": "{FORMAT}", got {reprlib.repr(config.get("format", "none"))}'
+        )
     _check_kinds(config, {"vae": dict}, name)
     optional = {"var": dict, "sampling": dict, "class_names": list, "training": str, "digests": dict}
     _check_kinds(config, {key: kind for key, kind in optional.items() if config.get(key) is not None}, name)
@@ -192,16 +199,27 @@ def _check(config: Mapping[str, Any], name: str) -> None:
         whole = key == "top_k"
         if type(value) is not int and (whole or type(value) is not float or not math.isfinite(value)):
             wanted = "a whole number" if whole else "a finite number"
-            raise CheckpointError(f'"{key}" of "sampling" in {name} must be {wanted}, got {value!r}')
+            raise CheckpointError(
+                f'"{key}" of "sampling" in {name} must be {wanted}, got {reprlib.repr(value)}'
+            )
+    training = config.get("training")
+    if training is not None and training != LAST and not KEPT.fullmatch(training):
+        raise CheckpointError(
+            f'"training" in {name} must be a checkpoint in its folder, {LAST}, got {training!r}'
+        )
     for class_name in config.get("class_names") or []:
         if not isinstance(class_name, str):
-            raise CheckpointError(f'"class_names" in {name} must be a list of str, got {class_name!r} in it')
+            raise CheckpointError(
+                f'"class_names" in {name} must be a list of str, got {reprlib.repr(class_name)} in it'
+            )
 
 
 def _check_kinds(config: Mapping[str, Any], kinds: Mapping[str, type], name: str) -> None:
     for key, kind in kinds.items():
         if not isinstance(config.get(key), kind):
-            raise CheckpointError(f'"{key}" in {name} must be a {kind.__name__}, got {config.get(key)!r}')
+            raise CheckpointError(
+                f'"{key}" in {name} must be a {kind.__name__}, got {reprlib.repr(config.get(key))}'
+            )
 
 
 def build_vae(config: Mapping[str, Any], source: str) -> VQVAE:
@@ -210,10 +228,13 @@ def build_vae(config: Mapping[str, Any], source: str) -> VQVAE:
     Raises CheckpointError for arguments it does not take.
     """
     try:
+        check_vae(config)
         with torch.device("meta"):
             return VQVAE(**{**config, "test_mode": True}).float()  # whatever torch's default dtype
     except _UNFIT as error:
-        raise CheckpointError(f'"vae" of {source} must be arguments of VQVAE, but: {error}') from error
+        raise CheckpointError(
+            f'"vae" of {source} must be arguments of VQVAE, but: {first_line(error)}'
+        ) from error
 
 
 def build_var(vae: VQVAE, config: Mapping[str, Any], source: str) -> VAR:
@@ -222,10 +243,13 @@ def build_var(vae: VQVAE, config: Mapping[str, Any], source: str) -> VAR:
     Raises CheckpointError for arguments it does not take.
     """
     try:
+        check_var(config)
         with torch.device("meta"):
             return VAR(vae, **config).float().eval()
     except _UNFIT as error:
-        raise CheckpointError(f'"var" of {source} must be arguments of VAR, but: {error}') from error
+        raise CheckpointError(
+            f'"var" of {source} must be arguments of VAR, but: {first_line(error)}'
+        ) from error
 
 
 def fill(
@@ -266,6 +290,17 @@ def fill(
     left = [n for n, t in itertools.chain(model.named_parameters(), model.named_buffers()) if t.is_meta]
     if left:
         raise CheckpointError(f"{source} left entries of {type(model).__name__} without values: {left[:3]}")
+
+
+def check_levels(var: VAR, source: str) -> None:
+    """Raises CheckpointError unless `lvl_1L`, the only entry that is an index, gives each token its scale."""
+    counts = torch.tensor(var.schedule.lengths)
+    levels = torch.arange(len(counts)).repeat_interleave(counts)
+    if not torch.equal(var.lvl_1L, levels[None]):
+        raise CheckpointError(
+            f"{source} must have in lvl_1L the scale of each token, 0..{len(counts) - 1} in order of the patch_nums "
+            f"{var.schedule.patch_nums}, got others: it is damaged, or of another model"
+        )
 
 
 def _fits(tensor: torch.Tensor, wanted: torch.Tensor) -> bool:

@@ -6,7 +6,6 @@ import os
 import pickle
 import re
 import shlex
-import zipfile
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -15,6 +14,7 @@ import torch
 
 from var_ext.checkpoints.atomic import CheckpointError
 from var_ext.checkpoints.tensors import Entries, load_entries, plain_name, plain_names
+from var_ext.checkpoints.torch_files import Unfit, load_plain
 from var_ext.paths import user_path
 
 WRAPPINGS = ("trainer", "model", "state_dict", "ema")  # under which training code saves the entries
@@ -66,8 +66,7 @@ def read_entries(path: str | os.PathLike[str], wrappings: Sequence[str] = ()) ->
 def _content(file: Path) -> object:
     """What a file holds, read as tensors only."""
     try:
-        # Memory-maps the file instead of copying it if its format allows: torch's zip files, not the older kind.
-        return torch.load(file, map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(file))
+        return load_plain(file, mmap=True)
     except OSError as error:
         raise CheckpointError(f"could not read {file}: {error.strerror or error}") from error
     except pickle.UnpicklingError as error:
@@ -76,6 +75,10 @@ def _content(file: Path) -> object:
         raise CheckpointError(
             f"{file} must be a file written by torch.save that holds tensors only, but {came}: refused by "
             f"torch.load(weights_only=True), and nothing in it was run{_extraction(file) if wanted else ''}"
+        ) from error
+    except Unfit as error:
+        raise CheckpointError(
+            f"{file} must hold plain tensors as torch.save writes them, but {error}"
         ) from error
     except Exception as error:  # a damaged file makes the unpickler raise almost any type of error
         size = file.stat().st_size

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import json
+import logging
 import re
 from collections.abc import Mapping
-from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +14,10 @@ import torch
 from var_ext.checkpoints.adapter_entries import merged, scale_of, without_adapters
 from var_ext.checkpoints.atomic import CheckpointError, first_line, read_json
 from var_ext.checkpoints.tensors import Entries
+from var_ext.checkpoints.torch_files import load_plain
+from var_ext.paths import is_file_name
+
+log = logging.getLogger(__name__)
 
 FORMAT = "var_ext/train/3"  # 1: random numbers not by row; 2: entries of the model under its kind
 SHARED_OUT = "shared out"  # stands in a checkpoint for a tensor of the folder beside it
@@ -31,7 +35,7 @@ def read_checkpoint(path: Path, *, mmap: bool = False) -> dict[str, Any]:
     """
     wanted = f"wanted a training checkpoint ({FORMAT}) in {path}"
     try:
-        content = torch.load(path, map_location="cpu", weights_only=True, mmap=mmap)
+        content: Any = load_plain(path, mmap=mmap)
     # torch raises many classes for broken and foreign files: zip, pickle, EOF and runtime errors
     except Exception as error:
         raise CheckpointError(
@@ -39,8 +43,8 @@ def read_checkpoint(path: Path, *, mmap: bool = False) -> dict[str, Any]:
         ) from error
     match content:
         case {
-            "format": came, "pins": dict(), "step": int(), "world": int(), "folder": _, "state": dict(),
-        } if came == FORMAT:  # fmt: skip
+            "format": came, "pins": dict(), "step": int(), "world": int(), "folder": folder, "state": dict(),
+        } if came == FORMAT and (folder is None or is_file_name(folder)):  # fmt: skip
             return content
         case dict():
             entries = ", ".join(map(str, content)) or "none"
@@ -56,6 +60,22 @@ def kept_weights(path: Path) -> Entries:
         CheckpointError: the file is no checkpoint, or what was shared out beside it is missing or damaged.
     """
     content = read_checkpoint(path, mmap=True)
+    try:
+        return _kept(content, path)
+    except (
+        LookupError,
+        TypeError,
+        AttributeError,
+        ValueError,
+        ArithmeticError,
+    ) as error:  # a stranger's file
+        why = f"{type(error).__name__}: {first_line(error)}"
+        raise CheckpointError(
+            f"{path} must hold the weights of a training run, but lacks them ({why})"
+        ) from error
+
+
+def _kept(content: Mapping[str, Any], path: Path) -> Entries:
     task, best = content["state"]["task"], content["state"]["best"]
     if best:
         places = {name: (value, f"best/weights/{name}") for name, value in best["weights"].items()}
@@ -86,16 +106,38 @@ def read_recipe(folder: Path) -> dict[str, Any]:
 
 def progress(folder: Path) -> str:
     """Where the run in a folder stands, from the last lines of its log: "step 1200, loss 3.2, in validation 3.4"."""
-    lines = (folder / LOG).read_text(encoding="utf-8").splitlines() if (folder / LOG).is_file() else []
-    latest: dict[str, Any] = {}
-    for text in lines:
-        with suppress(ValueError):  # one that is being written
-            line = json.loads(text)
-            latest[line["phase"]] = line
+    latest: dict[object, tuple[int, float]] = {}
+    for line in log_lines(folder / LOG):
+        match line:
+            case {"phase": str(phase), "step": int(step), "loss": int() | float() as loss}:
+                latest[phase] = step, loss
     if "train" not in latest:
         return "no step is logged yet"
-    said = f"step {latest['train']['step']}, loss {latest['train']['loss']:.3g}"
-    return said + (f", in validation {latest['val']['loss']:.3g}" if "val" in latest else "")
+    step, loss = latest["train"]
+    said = f"step {step}, loss {loss:.3g}"
+    return said + (f", in validation {latest['val'][1]:.3g}" if "val" in latest else "")
+
+
+def log_lines(path: Path) -> list[dict[str, Any]]:
+    """The complete lines of a log.jsonl, those that are JSON objects; none where there is no file. A line that is being
+    written, or was cut off by a kill, is passed over.
+
+    Raises:
+        CheckpointError: the file cannot be read.
+    """
+    try:
+        text = path.read_text(encoding="utf-8", errors="replace") if path.exists() else ""
+    except OSError as error:
+        raise CheckpointError(f"could not read {path}: {error.strerror or error}") from error
+    found: list[dict[str, Any]] = []
+    for line in text.splitlines():
+        try:
+            value = json.loads(line)
+        except (ValueError, RecursionError):
+            log.warning("skipping a broken line in %s", path)
+            continue
+        found += [value] if isinstance(value, dict) else []
+    return found
 
 
 def _read_parts(folder: Path, places: list[str]) -> Mapping[str, torch.Tensor]:

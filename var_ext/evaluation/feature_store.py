@@ -19,6 +19,7 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
+from var_ext.arrays import map_array
 from var_ext.checkpoints import CheckpointError, atomic_write
 from var_ext.evaluation.features import Extractor
 from var_ext.evaluation.image_sources import Images
@@ -83,8 +84,8 @@ class FeatureStore:
     def _read(self, block: range, path: Path) -> np.ndarray | None:
         """The rows of a block mapped from its file, or None if it is not there or not whole."""
         try:
-            rows = np.load(path, mmap_mode="r", allow_pickle=False)
-        except (OSError, ValueError, EOFError):
+            rows = map_array(path)
+        except (OSError, ValueError):
             return None
         return rows if rows.shape == (len(block),) and rows.dtype == self.dtype else None
 

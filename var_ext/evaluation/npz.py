@@ -7,7 +7,6 @@ mapped from the file; a compressed one is read from front to back.
 from __future__ import annotations
 
 import hashlib
-import tokenize
 import zipfile
 import zlib
 from collections.abc import Iterable, Mapping
@@ -18,6 +17,7 @@ from typing import Any, BinaryIO
 import numpy as np
 from numpy.lib import format as npy
 
+from var_ext.arrays import HEADER
 from var_ext.data import DataError
 
 # what reading a damaged or foreign archive may raise
@@ -167,8 +167,15 @@ def _header(handle: Any, member: Member) -> tuple[tuple[int, ...], bool, np.dtyp
         readers = {(1, 0): npy.read_array_header_1_0, (2, 0): npy.read_array_header_2_0}
         if version not in readers:
             raise ValueError(f"version {version}")
+        # numpy would ask for as many bytes as the header says, up to 4 GB
+        length = int.from_bytes(handle.read(2 if version == (1, 0) else 4), "little")
+        if length > HEADER:
+            raise ValueError(f"its header says that it has {length} bytes")
+        handle.seek(npy.MAGIC_LEN)
         shape, fortran, dtype = readers[version](handle)
-    except (ValueError, SyntaxError, tokenize.TokenError) as error:
+    except BROKEN:
+        raise
+    except Exception as error:  # the header is parsed as Python, and what that raises are a dozen classes
         raise DataError(f"{member} must be an array as numpy.save writes it: {error}") from error
     if dtype.hasobject:
         raise DataError(

@@ -23,6 +23,7 @@ from numpy.lib import format as npy
 from PIL import Image
 from torch import Tensor, uint8
 
+from var_ext.arrays import map_array
 from var_ext.checkpoints import CheckpointError, atomic_write, clear_remains
 from var_ext.export.plan import Plan
 from var_ext.paths import user_path
@@ -193,7 +194,7 @@ class Npz(Place):
         ):
             self._write_header(array, len(self.plan))
             for part in self.plan.parts:
-                array.write(np.load(self.part(part)).reshape(-1).data)
+                array.write(map_array(self.part(part)).reshape(-1).data)
 
 
 class Scores(Place):
@@ -229,11 +230,14 @@ class Scores(Place):
         # in this order: another rank may put the parts together and remove them in between
         with suppress(OSError):
             if not self.finished():
-                return np.concatenate([np.empty(0), *(np.load(self.part(part)) for part in self.plan.parts)])
+                return np.concatenate(
+                    [np.empty(0), *(map_array(self.part(part)) for part in self.plan.parts)]
+                )
         try:
-            return np.load(self.whole)
-        except OSError as error:
-            raise CheckpointError(f"could not read {self.whole}: {error.strerror or error}") from error
+            return map_array(self.whole).copy()
+        except (OSError, ValueError) as error:
+            reason = getattr(error, "strerror", None) or error
+            raise CheckpointError(f"could not read {self.whole}: {reason}") from error
 
     def finish(self) -> None:
         if not self.finished():
@@ -269,8 +273,7 @@ def _check_folder(folder: Path, what: str) -> None:
 def _holds(file: Path, shape: tuple[int, ...], dtype: type[np.generic]) -> bool:
     """Whether a .npy file is there, of this shape and dtype, and not cut short."""
     try:
-        # an error where the file is shorter than its header says
-        array = npy.open_memmap(file, mode="r")
+        array = map_array(file)  # an error where the file is shorter than its header says
     except (OSError, ValueError):
         return False
     return array.shape == shape and array.dtype == dtype

@@ -197,8 +197,8 @@ def load_checkpoint(
     """
     content = read_checkpoint(path)
     found, state, folder = content["pins"], content["state"], content["folder"]
-    epochs, wanted = (int(each.get("recipe", {}).get("epochs", 0)) for each in (found, pins))
-    if epochs < wanted:
+    epochs, wanted = (_epochs(each) for each in (found, pins))
+    if 0 < epochs < wanted:
         found = {**found, "recipe": {**found["recipe"], "epochs": wanted}}
     differing = _differences(pins, found)
     if differing:
@@ -209,6 +209,14 @@ def load_checkpoint(
     if folder is not None:
         _read_parts(path.with_name(folder), state, like or {}, ranks)
     return Checkpoint(content["step"], content["world"], epochs, state)
+
+
+def _epochs(pins: Mapping[str, Any]) -> int:
+    """Those of the recipe, 0 where it names none."""
+    match pins:
+        case {"recipe": {"epochs": int(epochs)}}:
+            return epochs
+    return 0
 
 
 def _split(state: Any, path: tuple[str, ...] = ()) -> tuple[Any, dict[str, DTensor]]:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import logging
 import time
 from collections.abc import Mapping
 from pathlib import Path
@@ -13,9 +12,8 @@ import numpy as np
 from torch import Tensor
 
 from var_ext.checkpoints import CheckpointError, atomic_write
+from var_ext.checkpoints.training_run import log_lines
 from var_ext.training.board import Board
-
-log = logging.getLogger(__name__)
 
 
 class Diverged(RuntimeError):
@@ -75,11 +73,9 @@ def _rounded(value: Any) -> Any:
 
 
 def read_log(path: Path) -> list[dict[str, Any]]:
-    """The complete lines of an earlier log; a line cut off by a kill is skipped."""
-    found = []
-    for line in path.read_text(encoding="utf-8").splitlines() if path.exists() else []:
-        try:
-            found.append(json.loads(line))
-        except ValueError:
-            log.warning("skipping a broken line in %s", path)
-    return [line for line in found if isinstance(line, dict) and "step" in line]
+    """The lines of an earlier log that name their step and phase. Raises CheckpointError if it cannot be read."""
+    return [
+        line
+        for line in log_lines(path)
+        if isinstance(line.get("step"), int) and isinstance(line.get("phase"), str)
+    ]

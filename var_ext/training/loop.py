@@ -359,8 +359,9 @@ def _restore(task: Task, path: Path) -> Run:
         if best:
             best["weights"] = {n: as_like(t, like[n]) if n in like else t for n, t in best["weights"].items()}
         halvings = int(state.get("halvings", 0))
-    except (KeyError, ValueError, RuntimeError, TypeError) as error:
-        raise CheckpointError(f"{path} does not fit the model of this recipe: {error}") from error
+    except (LookupError, ValueError, RuntimeError, TypeError, AttributeError) as error:
+        why = " ".join(str(error).split())
+        raise CheckpointError(f"{path} does not fit the model of this recipe: {why}") from error
     if world != task.ranks.world and task.ranks.rank == 0:
         log.warning(
             "%s is of %d ranks and goes on with %d: the same images and random numbers, sums in another order",

@@ -177,6 +177,10 @@ def load_optimizer_state(
     """Put back what `optimizer_state` gave, under any way of sharing out; KeyError if a name is missing.
 
     A parameter that had no state then has none again: it may have diverged since.
+
+    Raises:
+        ValueError: a tensor has not the shape and dtype of its parameter, or "step" is no single float32. Fused
+            optimizers write beyond such tensors without a look.
     """
     inner = _inner(optimizer)
     first, *_ = keys = _kept(inner)
@@ -186,7 +190,23 @@ def load_optimizer_state(
             continue
         inner.state.pop(p, None)
         if name in state[first]:
+            likes = {key: torch.zeros((), device=p.device) if key == "step" else p for key in keys}
             inner.state[p] = {
-                key: state[key][name].to(p.device) if key == "step" else as_like(state[key][name], p)
-                for key in keys
+                key: _put_back(state[key][name], like, f"{key} of {name}") for key, like in likes.items()
             }
+
+
+def _put_back(kept: Tensor, like: Tensor, what: str) -> Tensor:
+    """A tensor of an optimizer's state, with shape, dtype and strides of `like`."""
+    if not isinstance(kept, Tensor) or (kept.shape, kept.dtype, kept.layout) != (
+        like.shape,
+        like.dtype,
+        like.layout,
+    ):
+        came = f"{kept.dtype} {tuple(kept.shape)}" if isinstance(kept, Tensor) else type(kept).__name__
+        raise ValueError(f"{what} must be {like.dtype} {tuple(like.shape)}, got {came}")
+    found = as_like(kept, like)
+    dense = isinstance(found, DTensor) or found.stride() == like.stride()
+    return (
+        found if dense else torch.empty_like(like).copy_(found)
+    )  # rows that share memory are no rows to write to

@@ -17,10 +17,11 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from var_ext.arrays import map_array
 from var_ext.checkpoints import CheckpointError, atomic_write, load_tokenizer, read_json, write_json
 from var_ext.data import TOKENS, DataError, ImageDataset, load_dataset
 from var_ext.models import VQVAE
-from var_ext.paths import user_path
+from var_ext.paths import is_file_name, user_path
 from var_ext.training.ranks import join
 from var_ext.training.recipes import VARRecipe
 from var_ext.training.tokens import BATCH, CachedTokens, OnlineTokens, Shards, Tokens, digest_of
@@ -138,6 +139,19 @@ def store_tokens(
     return out
 
 
+def _in_range(spec: str, what: str, values: Tensor, end: int) -> None:
+    low, high = int(values.min()), int(values.max())
+    if not 0 <= low <= high < end:
+        raise DataError(f"{what} of {spec} must be in 0..{end - 1}, got {low} to {high}: it is damaged")
+
+
+def _labels(path: Path) -> np.ndarray:
+    labels = map_array(path)
+    if labels.ndim != 1 or labels.dtype != np.int32:
+        raise ValueError(f"{path} must hold labels (N,) int32, got {labels.shape} {labels.dtype}")
+    return labels.copy()
+
+
 class TokenData(ImageDataset):
     """A split of stored tokens, as the images that they are of: labels and names, but no pixels.
 
@@ -162,10 +176,13 @@ class TokenData(ImageDataset):
                     "that made it, or make it anew with `var-ext tokens`"
                 )
             mine = about["splits"][split]
+            foreign = [name for name in mine["shards"] if not is_file_name(name)]
+            if foreign:
+                raise DataError(f"{folder / NAME} must name shards in its folder, got {foreign[0]!r}")
             self.paths = [folder / name for name in mine["shards"]]
             self.copies, self.augment = int(mine["copies"]), float(mine["made"].get("augment", 0))
-            self.labels = torch.from_numpy(np.load(folder / f"labels-{split}.npy")).long()
-        except (CheckpointError, KeyError, TypeError, OSError, ValueError) as error:
+            self.labels = torch.from_numpy(_labels(folder / f"labels-{split}.npy")).long()
+        except (CheckpointError, KeyError, TypeError, AttributeError, OSError, ValueError) as error:
             if isinstance(error, DataError):
                 raise
             lacking = "the split " + repr(split) if error.args == (split,) else str(error)
@@ -180,6 +197,7 @@ class TokenData(ImageDataset):
             raise DataError(
                 f"{spec} must have a label for each of its {mine['images']} images, got {len(self.labels)}"
             )
+        _in_range(spec, "labels", self.labels, len(names))
 
     def __len__(self) -> int:
         return len(self.labels)
@@ -199,11 +217,11 @@ class StoredTokens(Tokens):
 
     Raises:
         CheckpointError: a shard is missing or broken.
-        DataError: there are other numbers of images than labels.
+        DataError: there are other numbers of images than labels, or, in `feed`, a token is out of range.
     """
 
     def __init__(self, vae: VQVAE, data: TokenData) -> None:
-        self.data, self.device = data, next(vae.parameters()).device
+        self.data, self.device, self.vocab_size = data, next(vae.parameters()).device, vae.vocab_size
         self.shards = Shards(data.paths)
         if (len(self.shards), self.shards.copies) != (len(data), data.copies):
             raise DataError(
@@ -214,6 +232,7 @@ class StoredTokens(Tokens):
     def feed(self, epoch: int, batches: Iterable[Tensor]) -> Iterator[tuple[Tensor, Tensor]]:
         for indices in batches:
             tokens = self.shards.rows(indices, (indices + epoch) % self.shards.copies)
+            _in_range(self.data.spec, "tokens", tokens, self.vocab_size)
             yield tokens.to(self.device).long(), self.data.labels[indices].to(self.device)
 
 

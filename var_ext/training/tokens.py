@@ -18,6 +18,7 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
+from var_ext.arrays import map_array
 from var_ext.checkpoints import CheckpointError, atomic_write
 from var_ext.data import ImageDataset, ImageLoader
 from var_ext.export import rank_and_world, wait_for_files
@@ -136,9 +137,8 @@ class Shards:
 
     def _read(self, path: Path, shape: tuple[int, int, int] | None, dtype: np.dtype | None) -> np.ndarray:
         try:
-            # a plain array over the map: a memmap of its own for each row would cost more than the row
-            tokens = np.asarray(np.load(path, mmap_mode="r"))
-        except (OSError, ValueError, EOFError) as error:
+            tokens = map_array(path)
+        except (OSError, ValueError) as error:
             raise CheckpointError(
                 f"{path} must be a shard of tokens, but: {error}; delete the file"
             ) from error
