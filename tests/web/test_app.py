@@ -13,6 +13,7 @@ import torch
 from PIL import Image
 from starlette.testclient import TestClient
 
+from tests.data.pictures import PNG_START, chunk
 from tests.tiny import tiny
 from var_ext import Sampler, to_pil
 from var_ext.grid import labelled_grid
@@ -109,6 +110,7 @@ def test_the_page_needs_nothing_from_elsewhere(client: TestClient) -> None:
 
 SMALL = encoded(Image.new("RGB", (32, 32)))
 WHITE = encoded(Image.new("L", (32, 32), 255))
+CUT_HEADER = PNG_START + chunk(b"IHDR", bytes(4)) + chunk(b"IEND")
 REFUSED = [
     ("draw", {"label": 11}, "label must be a whole number in 0..10, got 11"),
     ("draw", {"label": True}, "label must be a whole number in 0..10, got True"),
@@ -125,6 +127,11 @@ REFUSED = [
     ("edit", {"image": "x" * 99, "mask": WHITE}, "in base64, got other text"),
     ("edit", {"image": SMALL[:-40] + "=", "mask": WHITE}, "image must be a PNG of 32 x 32 pixels"),
     ("edit", {"image": b64encode(b"no picture").decode(), "mask": WHITE}, "got a file that is none"),
+    (
+        "edit",
+        {"image": b64encode(CUT_HEADER).decode(), "mask": WHITE},
+        "image must be a PNG of 32 x 32 pixels",
+    ),
     ("edit", {"image": encoded(Image.new("RGB", (32, 33))), "mask": WHITE}, "got 32 x 33"),
     ("edit", {"image": SMALL, "mask": SMALL}, "paint on the picture first"),
     ("edit", {"image": SMALL, "mask": WHITE, "paste": 1}, "paste must be true or false, got 1"),

@@ -1,5 +1,5 @@
 """From a picture file to square crops of its pixels, as in the published recipe (paper, section 4): the shorter side to
-1.125 x the image size, then a crop.
+1.125 x the image size, then a crop. Of a picture more than `LONGEST` times as long as wide the middle is taken first.
 
 Two choices change pixels, and with them the fingerprint of a data set:
 
@@ -21,6 +21,9 @@ from var_ext.data.reading import File, read_published, read_rgb
 READERS = {"published": read_published, "upright": read_rgb}
 GEOMETRIES, DECODES = tuple(READERS), ("exact", "fast")
 MARGIN = 1.125  # shorter side before the crop, in units of the image size
+LONGEST = (
+    16  # longer side of what is resized, in units of the shorter: a line of pixels would get millions of rows
+)
 SPARE = 2  # a JPEG is decoded to at least this many times the wanted side, where "fast" decodes it smaller
 
 
@@ -29,6 +32,15 @@ def check_choices(geometry: str, decode: str) -> None:
     for name, value, known in (("geometry", geometry, GEOMETRIES), ("decode", decode, DECODES)):
         if value not in known:
             raise ValueError(f"{name} must be {' or '.join(map(repr, known))}, got {value!r}")
+
+
+def shortened(image: Image.Image) -> Image.Image:
+    """The middle of a picture more than `LONGEST` times as long as wide; any other as it is."""
+    width, height = image.size
+    most = LONGEST * min(width, height)
+    # half of what is over from each end: the middle stays where it is
+    left, top = (max(0, side - most) // 2 for side in (width, height))
+    return image.crop((left, top, width - left, height - top)) if left or top else image
 
 
 def resized_size(width: int, height: int, side: int) -> tuple[int, int]:
@@ -52,10 +64,10 @@ def resized_pixels(file: File, image_size: int, geometry: str, decode: str) -> T
     """A picture, its shorter side 1.125 x `image_size`: (3, H, W) uint8.
 
     Raises:
-        DataError: not an image or broken.
+        DataError: not an image, broken, or of too many pixels.
     """
     side = round(MARGIN * image_size)
-    image = READERS[geometry](file, SPARE * side if decode == "fast" else 0)
+    image = shortened(READERS[geometry](file, SPARE * side if decode == "fast" else 0))
     width, height = resized_size(*image.size, side)
     if decode == "exact":
         image = image.resize((width, height), Image.Resampling.LANCZOS)

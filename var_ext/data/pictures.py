@@ -8,6 +8,7 @@ from PIL import Image
 from torch import Tensor
 
 from var_ext.data.dataset import DataError
+from var_ext.data.framing import shortened
 from var_ext.data.reading import read_picture, read_rgb
 
 GRAYS = 0.1  # share of a mask that gray edges may cover
@@ -31,8 +32,8 @@ def load_picture(path: Path, size: int, mask_path: Path | None = None) -> tuple[
         (3, S, S) float32 in [0, 1] and (S, S) bool, or None without a mask.
 
     Raises:
-        DataError: a file that is not an image or broken, a mask of another size than the picture, or an ambiguous one:
-            with transparent parts, and not just white and black elsewhere.
+        DataError: a file that is not an image, broken or of too many pixels, a mask of another size than the picture,
+            or an ambiguous one: with transparent parts, and not just white and black elsewhere.
     """
     image = read_rgb(path)
     pixels = np.asarray(_square(image, size, Image.Resampling.LANCZOS), dtype=np.float32) / np.float32(255)
@@ -69,7 +70,7 @@ def _white(mask: Image.Image, path: Path) -> np.ndarray:
 
 
 def _square(image: Image.Image, size: int, method: Image.Resampling) -> Image.Image:
-    image = resized(image, size, method)
+    image = resized(shortened(image), size, method)
     left, top = (image.width - size) // 2, (image.height - size) // 2
     return image.crop((left, top, left + size, top + size))
 

@@ -16,6 +16,7 @@ import numpy as np
 from PIL import ExifTags, Image
 
 from var_ext.data.dataset import DataError
+from var_ext.data.raster import open_raster
 from var_ext.paths import user_path
 
 # EXIF orientation -> the transform that makes the picture upright.
@@ -32,6 +33,7 @@ TURNS = {
 # Pixel modes whose values need no check.
 PLAIN_MODES = frozenset(("1", "L", "LA", "P", "RGB", "RGBA", "CMYK", "YCbCr", "I;16"))
 ENDS = {"PNG": b"IEND\xaeB`\x82", "JPEG": b"\xff\xd9", "MPO": b"\xff\xd9"}
+ROWS = 256  # of deep gray, scaled at once: in float64
 TAIL = 32  # last bytes of a file, searched for its end marker
 HEAD = 4096  # first bytes of a file, which with its size tell it from others
 
@@ -72,7 +74,7 @@ def read_picture(file: File, least: int = 0) -> Image.Image:
     quarter or an eighth of its size, as long as no side gets shorter than `least` pixels.
 
     Raises:
-        DataError: not an image, broken, or gray values of unknown scale.
+        DataError: not an image, broken, of too many pixels (`raster.most_pixels`), or gray values of unknown scale.
     """
     with _reading(file) as handle:
         return _used(handle, lambda image: _upright(image, least))
@@ -87,9 +89,9 @@ def read_rgb(file: File, least: int = 0) -> Image.Image:
 
 
 def read_published(file: File, least: int = 0) -> Image.Image:
-    """RGB as in the published code, `Image.open(file).convert("RGB")`: no turn, transparency dropped, deep gray cut.
+    """RGB as in the published code, which is Pillow's `convert("RGB")`: no turn, transparency dropped, deep gray cut.
 
-    `least` as in `read_picture`. Raises DataError for what is not an image or broken.
+    `least` as in `read_picture`. Raises DataError for what is not an image, broken, or of too many pixels.
     """
 
     def converted(image: Image.Image) -> Image.Image:
@@ -147,8 +149,7 @@ def _used(handle: BinaryIO, use: Callable[[Image.Image], Any]) -> Any:
     """The result of `use` on a file's image, of which only the header has been read."""
 
     def tried(handle: BinaryIO) -> Any:
-        # never by name: Pillow 13 memory-maps uncompressed TIFFs and then garbles those it rotates
-        with Image.open(handle) as image:
+        with open_raster(handle) as image:
             return use(image)
 
     try:
@@ -236,7 +237,10 @@ def _eight_bits(image: Image.Image) -> Image.Image:
     if not (low >= 0 and high <= white) or between:
         wanted = "gray values in 0..1, 0..255 or, of integers, 0..65535"
         raise ValueError(f"{wanted} are wanted, it has {low} to {high}: scale or clip them")
-    gray = Image.fromarray((values / (white / 255)).round().astype(np.uint8))
+    scaled = np.empty(values.shape, np.uint8)
+    for some in range(0, len(values), ROWS):
+        scaled[some : some + ROWS] = (values[some : some + ROWS] / (white / 255)).round()
+    gray = Image.fromarray(scaled)
     if "transparency" in image.info:
         gray.putalpha(
             Image.fromarray(np.where(values == image.info["transparency"], 0, 255).astype(np.uint8))

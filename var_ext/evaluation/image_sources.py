@@ -16,6 +16,7 @@ import torch
 from PIL import Image
 
 from var_ext.data import DataError
+from var_ext.data.framing import shortened
 from var_ext.data.image_folder import IMAGES, SUFFIXES
 from var_ext.data.pictures import sides
 from var_ext.data.reading import read_published
@@ -25,6 +26,7 @@ from var_ext.paths import user_path
 from var_ext.sampling import Sampler
 
 BLOCK = 256  # images loaded at once: 50 MB at 256 px
+MOST = 2**30  # bytes of a block: larger images come in smaller ones
 THREADS = 8  # that decode pictures
 
 
@@ -60,7 +62,8 @@ class Images(ABC):
     @property
     def blocks(self) -> list[range]:
         """Places of the images that are loaded together."""
-        return [range(start, min(start + BLOCK, self.count)) for start in range(0, self.count, BLOCK)]
+        step = min(BLOCK, max(1, MOST // (3 * self.size[0] * self.size[1])))
+        return [range(start, min(start + step, self.count)) for start in range(0, self.count, step)]
 
     @abstractmethod
     def load(self, block: range) -> np.ndarray:
@@ -213,6 +216,7 @@ def open_images(path: str | os.PathLike[str], side: int | None = None) -> Images
 
 def adm_crop(image: Image.Image, side: int) -> Image.Image:
     """The middle square at `side` pixels, as ADM's data set has it: halved while twice as large, then bicubic."""
+    image = shortened(image)
     while min(image.size) >= 2 * side:
         image = image.resize((image.width // 2, image.height // 2), Image.Resampling.BOX)
     scale = side / min(image.size)

@@ -14,6 +14,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
+from var_ext.data.raster import open_raster
 from var_ext.sampling import Sampler
 from var_ext.web.limits import Limits
 
@@ -144,12 +145,15 @@ class Reader:
         if len(content) > most:
             raise ValueError(f"{wanted}, at most {most} bytes, got {len(content)}")
         try:
-            picture = Image.open(io.BytesIO(content), formats=["PNG"])
-            if picture.size != (self.side, self.side):  # before its pixels are unpacked
-                raise ValueError(f"{wanted}, got {picture.width} x {picture.height}")
-            picture.load()
-        except (OSError, SyntaxError, Image.DecompressionBombError) as error:
+            picture = open_raster(io.BytesIO(content), ("PNG",))
+            fits = picture.size == (self.side, self.side)
+            if fits:
+                picture.load()
+        # Pillow raises many classes for broken files
+        except Exception as error:
             raise ValueError(f"{wanted}, got a file that is none") from error
+        if not fits:
+            raise ValueError(f"{wanted}, got {picture.width} x {picture.height}")
         return picture
 
 
