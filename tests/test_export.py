@@ -408,6 +408,25 @@ def test_parts_that_vanish_are_missed_at_once(sampler, tmp_path, monkeypatch) ->
         export_images(sampler, PLAN, tmp_path / "images.npz")
 
 
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_part_that_vanishes_is_drawn_again(sampler, whole, tmp_path, monkeypatch, kind) -> None:
+    out, lost = tmp_path / kind, []
+    place = Npz if kind.endswith("npz") else Folder
+    write = place.write
+
+    def losing(self, part, values) -> None:
+        write(self, part, values)
+        if part.start == 8 and not lost:
+            first = self.part(PLAN.parts[0]) if place is Npz else self.image(2)
+            first.unlink()
+            lost.append(first)
+
+    monkeypatch.setattr(place, "write", losing)
+    monkeypatch.setattr(run.time, "sleep", lambda _: pytest.fail("waits for itself"))
+    export_images(sampler, PLAN, out)
+    assert lost and contents(out) == whole[kind] and sampler.drawn == len(PLAN) + 4
+
+
 def test_rank_0_does_not_wait_for_ever(sampler, whole, tmp_path, as_rank, monkeypatch) -> None:
     as_rank(0, 2)
     monkeypatch.setattr(run.time, "sleep", lambda _: None)

@@ -145,3 +145,18 @@ def test_shared_out_tensors_that_cannot_be_written_keep_the_old_checkpoint(
         checkpoint._read_parts(
             saved.with_name("last.ckpt-8"), {"w": checkpoint.SHARED_OUT}, {"w": torch.zeros(3)}, ALONE
         )
+
+
+@pytest.mark.parametrize("there", [False, True])
+def test_an_older_file_is_told_of_only_where_there_is_one(tmp_path, monkeypatch, there) -> None:
+    path = tmp_path / "last.ckpt"
+    if there:
+        path.write_bytes(b"of before")
+
+    def full(*_: object) -> None:
+        raise RuntimeError("unexpected pos 64 vs 0") from OSError("No space left")
+
+    monkeypatch.setattr(torch, "save", full)
+    with pytest.raises(CheckpointError, match="could not write") as error:
+        save_checkpoint(path, {}, 8, {})
+    assert ("is kept" in str(error.value)) is there and path.exists() is there

@@ -22,6 +22,7 @@ log = logging.getLogger(__name__)
 
 PATIENCE = 3600.0  # seconds without a new part from other ranks
 LOOK_EVERY = 0.5  # seconds
+ATTEMPTS = 3  # to make parts, where files vanish
 
 Make = Callable[[list[int], list[int]], Iterator[np.ndarray]]
 
@@ -88,12 +89,14 @@ def fill(
     make([], [])  # refuses options that are wrong before a record of them is left
     agree(place.plan_file, plan.record(sampler))
     mine = plan.parts[rank::world]
-    # this order: rank 0 may remove the parts in between, and then it has finished
-    missing = [part for part in mine if not place.complete(part)]
-    if not place.finished():
+    for _ in range(ATTEMPTS):  # a part of its own that somebody removed is made again
+        # this order: rank 0 may remove the parts in between, and then it has finished
+        missing = [part for part in mine if not place.complete(part)]
+        if not missing or place.finished():
+            break
         _draw(place, make, mine, missing, progress and rank == 0)
-        if rank == 0 or together:
-            _wait(place, plan.parts, rank, world, patience)
+    if not place.finished() and (rank == 0 or together):
+        _wait(place, plan.parts, rank, world, patience)
     if rank == 0:
         place.finish()
 

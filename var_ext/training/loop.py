@@ -378,7 +378,7 @@ def _restore(task: Task, path: Path) -> Run:
 
 def _go_back(task: Task, path: Path, message: str, halvings: int) -> Run:
     """The run at its last checkpoint with half the learning rate; Diverged where that is not to be done (again)."""
-    kept = f"; {path} is kept"
+    kept = f"; {path} is kept" if path.is_file() else ""
     rate = "--base-lr" if hasattr(task.recipe, "base_lr") else "--lr"
     if task.recipe.on_divergence == "stop":
         raise Diverged(f"{message}: lower {rate} and start anew, or go on with --on-divergence halve{kept}")
