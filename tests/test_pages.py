@@ -75,6 +75,11 @@ def test_a_wrong_option_would_be_seen() -> None:
         command.make_parser(click.Context(command)).parse_args(["--colour", "red"])
 
 
+def test_no_page_holds_a_merge_in_pieces() -> None:
+    marks = re.compile(r"^(<{7}|={7}|>{7})( |$)", re.MULTILINE)
+    assert not [named(page) for page in PAGES if marks.search(page.read_text(encoding="utf-8"))]
+
+
 def test_every_page_is_in_the_navigation() -> None:
     listed = re.findall(r": ([\w/]+\.md)$", (ROOT / "mkdocs.yml").read_text(encoding="utf-8"), re.MULTILINE)
     assert sorted(listed) == sorted(page.relative_to(ROOT / "docs").as_posix() for page in DOCS)
