@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import io
+import json
 import os
 import subprocess
 import sys
@@ -20,6 +21,7 @@ from torch import distributed, multiprocessing
 import var_ext
 from tests.disk import small_disk
 from tests.models.conftest import small_pair
+from tests.threads import threads
 from var_ext import Sampler
 from var_ext.checkpoints import CheckpointError
 from var_ext.export import (
@@ -49,6 +51,13 @@ class Drawing(Sampler):
         for start, images, tokens in super()._batches(*given):
             self.drawn += len(tokens)
             yield start, images, tokens
+
+
+@pytest.fixture(scope="module", autouse=True)
+def one_thread() -> Iterator[None]:
+    """plan.json tells the number of threads, and ranks that are forked can have one."""
+    with threads(1):
+        yield
 
 
 @pytest.fixture(scope="module")
@@ -425,6 +434,31 @@ def test_a_part_that_vanishes_is_drawn_again(sampler, whole, tmp_path, monkeypat
     monkeypatch.setattr(run.time, "sleep", lambda _: pytest.fail("waits for itself"))
     export_images(sampler, PLAN, out)
     assert lost and contents(out) == whole[kind] and sampler.drawn == len(PLAN) + 4
+
+
+def test_an_export_goes_on_with_the_same_sums_alone(sampler, whole, tmp_path, monkeypatch) -> None:
+    """With 3 threads the decoder's pixels differ from those of 1: bytes of both would mix."""
+    out = tmp_path / "images"
+    with threads(1):
+        export_images(sampler, PLAN, out)
+        (out / "000003.png").unlink()
+    with (
+        threads(3),
+        pytest.raises(CheckpointError, match=r"machine\.threads: 1 there, 3 now.*OMP_NUM_THREADS"),
+    ):
+        export_images(sampler, PLAN, out)
+    before = var_ext._C.isa()
+    var_ext._C.set_isa("portable")
+    try:
+        with threads(1), pytest.raises(CheckpointError, match=r"machine\.instructions: .*, 'portable' now"):
+            export_images(sampler, PLAN, out)
+    finally:
+        var_ext._C.set_isa(before)
+    plan = out / "plan.json"
+    plan.write_text(json.dumps({k: v for k, v in json.loads(plan.read_text()).items() if k != "machine"}))
+    with threads(1):
+        export_images(sampler, PLAN, out)  # what an older version began is taken
+    assert (out / "000003.png").exists()
 
 
 def test_rank_0_does_not_wait_for_ever(sampler, whole, tmp_path, as_rank, monkeypatch) -> None:

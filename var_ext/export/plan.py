@@ -14,10 +14,12 @@ from typing import Any
 
 import torch
 
+from var_ext import _C
 from var_ext.checkpoints import CheckpointError, atomic_write, read_json
 from var_ext.sampling import DEFAULTS, Sampler
 
 FORMAT = "var_ext-images/1"
+MACHINE = "machine"  # what the bytes depend on beside the plan, on a CPU
 
 
 @dataclass(frozen=True)
@@ -86,6 +88,8 @@ class Plan:
             "options": self.resolved(sampler),
             "precision": sampler.precision.name,
             "device": sampler.device.type,
+            # the decoder's sums, unlike tokens, depend on them
+            **({MACHINE: _machine()} if sampler.device.type == "cpu" else {}),
             "vae": sampler.vae.config,
             "var": sampler.var.config,
             "weights": fingerprint(sampler),
@@ -135,6 +139,10 @@ def fingerprint(sampler: Sampler) -> str:
     return digest.hexdigest()[:32]
 
 
+def _machine() -> dict[str, Any]:
+    return {"threads": torch.get_num_threads(), "instructions": _C.isa()}
+
+
 def agree(path: Path, record: Mapping[str, Any]) -> None:
     """Writes the record to `path`, or compares it with the existing one.
 
@@ -149,7 +157,14 @@ def agree(path: Path, record: Mapping[str, Any]) -> None:
 
 def compare(path: Path, there: Any, record: Any) -> None:
     """Raises CheckpointError, with what differs, unless the record of `path` is this one."""
+    if isinstance(there, dict) and MACHINE not in there:  # of an older version, which did not tell
+        record = {name: value for name, value in record.items() if name != MACHINE}
     different = differences(there, record)
+    if different and all(text.startswith(f"{MACHINE}.") for text in different):
+        raise CheckpointError(
+            f"{path} was begun with other sums: {'; '.join(different)}. Pixels would differ by rounding: go on "
+            "with the same (--threads or OMP_NUM_THREADS, the same kind of chip), or write to another place"
+        )
     if different:
         raise CheckpointError(
             f"{path} is of other images: {'; '.join(different[:4])}{'; ...' if different[4:] else ''}. "
