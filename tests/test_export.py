@@ -226,13 +226,13 @@ def test_a_run_stopped_within_a_file_goes_on(sampler, whole, tmp_path, monkeypat
 @pytest.mark.parametrize("where", ["assembling", "renaming", "cleaning"])
 def test_a_run_stopped_at_its_end_draws_nothing_again(sampler, whole, tmp_path, monkeypatch, where) -> None:
     out = tmp_path / "images.npz"
-    replace, load, calls = os.replace, np.load, []
+    replace, pixels, calls = os.replace, Npz._pixels, []
 
-    def stop_load(*args, **kwargs):
-        calls.append(args)
+    def stop_pixels(place, part):
+        calls.append(part)
         if len(calls) == 3:  # the third part goes into the file
             raise Stopped
-        return load(*args, **kwargs)
+        return pixels(place, part)
 
     def stop_replace(source, target):
         if Path(target) == out:
@@ -246,7 +246,7 @@ def test_a_run_stopped_at_its_end_draws_nothing_again(sampler, whole, tmp_path, 
 
     with monkeypatch.context() as patched, pytest.raises(Stopped):
         if where == "assembling":
-            patched.setattr(np, "load", stop_load)
+            patched.setattr(Npz, "_pixels", stop_pixels)
         elif where == "renaming":
             patched.setattr(os, "replace", stop_replace)
         else:
@@ -381,7 +381,7 @@ def test_the_same_export_finishes_while_a_file_is_put_together(
     models, sampler, whole, tmp_path, monkeypatch, where
 ) -> None:
     out, other = tmp_path / "images.npz", []
-    module, name = {"read": (np, "load"), "renamed": (os, "replace")}[where]
+    module, name = {"read": (Npz, "_pixels"), "renamed": (os, "replace")}[where]
     function = getattr(module, name)
 
     def meanwhile(*args, **kwargs):

@@ -194,7 +194,10 @@ class Npz(Place):
         ):
             self._write_header(array, len(self.plan))
             for part in self.plan.parts:
-                array.write(map_array(self.part(part)).reshape(-1).data)
+                array.write(self._pixels(part))
+
+    def _pixels(self, part: range) -> memoryview:
+        return map_array(self.part(part)).reshape(-1).data
 
 
 class Scores(Place):
