@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from PIL.Image import Image
+from PIL import Image
 from torch import Tensor
 
 from var_ext.checkpoints import save_model
@@ -21,7 +21,7 @@ from var_ext.loading import load
 from var_ext.sampling import Sampler
 
 OUTPUTS = ("pil", "pt", "np")
-Pictures = list[Image] | Tensor | NDArray[np.float32]
+Pictures = list[Image.Image] | Tensor | NDArray[np.float32]
 Callback = Callable[["VARPipeline", int, int, dict[str, Any]], Any]
 
 
