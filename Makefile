@@ -23,7 +23,7 @@ PARALLEL := -n auto --dist loadfile
 FAST := -m "not slow"
 test test-all sanitize: export OMP_WAIT_POLICY := passive
 
-.PHONY: help demo test test-all sanitize bench gpu gpu-versus docs lint format clean
+.PHONY: help demo test test-all sanitize attack bench gpu gpu-versus docs lint format clean
 
 help:  ## this list
 	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/make \1\t\2/p' $(firstword $(MAKEFILE_LIST)) | expand -t 18
@@ -64,6 +64,10 @@ gpu:  ## on a GPU: build, tests, sanitizers, samplings, op timings; writes bench
 gpu-versus:  ## on a GPU: beside the published code (OFFICIAL=DIR, a checkout of it) and DiT
 	@test -n "$(OFFICIAL)" || { echo "name a checkout of github.com/FoundationVision/VAR: make gpu-versus OFFICIAL=DIR"; exit 2; }
 	$(GPU) --official $(OFFICIAL)
+
+SECONDS ?= $(if $(HOURS),$(shell echo $$(( $(HOURS) * 3600 ))),60)
+attack: $(STAMP)  ## mutated files against every reader, for a minute; HOURS=1 or SECONDS=5 for another time, SEED=1 for others
+	$(BIN)/python -m tests.attack.fuzz_files --seed $(or $(SEED),0) --seconds $(SECONDS)
 
 docs: $(STAMP)  ## the pages with the API into build/site; a warning is an error
 	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --quiet

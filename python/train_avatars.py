@@ -2,6 +2,7 @@
 
     npm ci --prefix python/avatars                                              # once: what draws the pictures
     python python/train_avatars.py --lite0 LITE0 --minutes 110                  # a stage; again until it says "wrote"
+    python python/train_avatars.py --lite0 LITE0 --minutes 110 --trained-tokenizer python/avatars/tokenizer
     python python/train_avatars.py --lite0 LITE0 --smoke --out toy --docs page --work run # a toy, in a minute
 
 A stage ends at a checkpoint after --minutes, with status 75, and the same command goes on; killed at any moment, too.
@@ -39,12 +40,8 @@ ROOT = Path(__file__).resolve().parent.parent
 RENDER = ROOT / "python/avatars/render.py"
 NOTICE = ROOT / "python/avatars/NOTICE"
 TOKENIZER: dict[str, Any] = {
-    "epochs": 1,
-    "batch_size": 32,
-    "augment": 0.0,
-    "autocast": "bf16",
-    "validate_every": 1,
-}
+    "epochs": 1, "batch_size": 32, "augment": 0.0, "autocast": "bf16", "validate_every": 1,
+}  # fmt: skip
 TRANSFORMER: dict[str, Any] = {
     "half": False, "select": "last", "copies": 1, "epochs": 6, "batch_size": 64, "augment": 0.0, "autocast": "bf16",
     "depth": 8, "embed_dim": 256, "num_heads": 4,
@@ -130,14 +127,15 @@ def take_over(run: Path, out: Path, recipe: TokenizerRecipe) -> None:
 def train(work: Path, recipes: Recipes, clock: Clock, trained: Path | None) -> None:
     """The three trainings, each unless it is finished; the first may be `trained` elsewhere."""
     tokenizer, transformer, decoder = (work / part for part in ("tokenizer", "transformer", "decoder"))
+
+    def first() -> None:
+        if trained is not None:
+            take_over(trained, tokenizer, recipes.tokenizer)
+        else:
+            train_tokenizer(work / "data", tokenizer, recipes.tokenizer)
+
     if not finished(tokenizer, recipes.tokenizer):
-        clock.run(
-            "tokenizer",
-            (lambda: take_over(trained, tokenizer, recipes.tokenizer))
-            if trained is not None
-            else (lambda: train_tokenizer(work / "data", tokenizer, recipes.tokenizer)),
-            tokenizer / "log.jsonl",
-        )
+        clock.run("tokenizer", first, tokenizer / "log.jsonl")
     if not finished(transformer, recipes.transformer, tokenizer):
         clock.run(
             "transformer",

@@ -28,6 +28,14 @@ def test_it_draws_what_the_sampler_draws(pipe: VARPipeline) -> None:
     assert torch.equal(pipe([1], seed=[9], output_type="pt").images, pipe.sampler([1], [9]))
 
 
+@pytest.mark.parametrize("kind", [int, np.int64, np.int32, torch.tensor])
+def test_one_seed_counts_up_of_whatever_kind(pipe: VARPipeline, kind: Any) -> None:
+    wanted = pipe.sampler([1, 1, 1], [5, 6, 7])
+    assert torch.equal(pipe(kind(1), seed=kind(5), num_images_per_label=3, output_type="pt").images, wanted)
+    labels = torch.tensor([1, 1, 1])
+    assert torch.equal(pipe(labels, seed=np.arange(5, 8), output_type="pt").images, wanted)
+
+
 def test_the_kinds_of_output(pipe: VARPipeline) -> None:
     as_torch = pipe(1, seed=3, output_type="pt").images
     as_numpy = pipe(1, seed=3, output_type="np").images
@@ -116,6 +124,14 @@ def test_it_goes_to_the_hub(pipe: VARPipeline, monkeypatch: pytest.MonkeyPatch) 
 def test_bad_input(pipe: VARPipeline, options: dict[str, Any], said: str) -> None:
     with pytest.raises(ValueError, match=said):
         pipe([0, 1, 2], **options)
+
+
+@pytest.mark.parametrize(
+    "options", [{"seed": 1.5}, {"seed": True}, {"class_labels": [0.5]}, {"class_labels": True}]
+)
+def test_what_is_no_integer_is_refused(pipe: VARPipeline, options: dict[str, Any]) -> None:
+    with pytest.raises(TypeError, match="must be integers"):
+        pipe(**{"class_labels": [0, 1], **options})
 
 
 def test_a_dtype_is_no_device(pipe: VARPipeline) -> None:

@@ -29,7 +29,6 @@ def map_array(path: Path) -> np.ndarray:
         return np.asarray(npy.open_memmap(path, mode="r"))  # a memmap of its own for each row would cost more
     except OSError:
         raise
-    except (
-        Exception
-    ) as error:  # from SyntaxError and TokenError to RecursionError: the header is parsed as Python
+    # the header is parsed as Python: from SyntaxError and TokenError to RecursionError
+    except Exception as error:
         raise ValueError(f"its header or size is damaged ({type(error).__name__})") from error

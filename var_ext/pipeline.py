@@ -16,6 +16,7 @@ from PIL import Image
 from torch import Tensor
 
 from var_ext.checkpoints import save_model
+from var_ext.engine.call import Integers, as_int64
 from var_ext.grid import to_pil
 from var_ext.loading import load
 from var_ext.sampling import Sampler
@@ -54,6 +55,7 @@ class VARPipeline:
         *,
         torch_dtype: str | torch.dtype | None = None,
         device: torch.device | str = "cpu",
+        revision: str | None = None,
     ) -> VARPipeline:
         """Loads a model by the names that `var_ext.load` takes.
 
@@ -61,11 +63,12 @@ class VARPipeline:
             torch_dtype: torch.float32, torch.bfloat16 or torch.float16, or the name of a precision ("int8"); None: as
                 `var_ext.load` decides.
             device: where to put it.
+            revision: commit, tag or branch of a model on the hub.
 
         Raises:
             ValueError, CheckpointError: as `var_ext.load`.
         """
-        return cls(load(name_or_path, device=device, precision=torch_dtype))
+        return cls(load(name_or_path, device=device, precision=torch_dtype, revision=revision))
 
     def to(self, device: torch.device | str) -> VARPipeline:
         """Moves the model; returns self. A dtype is refused with TypeError: give it to `from_pretrained`."""
@@ -94,14 +97,14 @@ class VARPipeline:
 
     def __call__(
         self,
-        class_labels: int | Sequence[int],
+        class_labels: Integers,
         guidance_scale: float | None = None,
         generator: torch.Generator | None = None,
         num_inference_steps: int | None = None,
         output_type: str = "pil",
         return_dict: bool = True,
         *,
-        seed: int | Sequence[int] | None = None,
+        seed: Integers | None = None,
         num_images_per_label: int = 1,
         top_k: int | None = None,
         top_p: float | None = None,
@@ -135,8 +138,8 @@ class VARPipeline:
             raise TypeError(f"num_images_per_label must be an integer, got {num_images_per_label!r}")
         if num_images_per_label < 1:
             raise ValueError(f"num_images_per_label must be at least 1, got {num_images_per_label}")
-        classes = [class_labels] if isinstance(class_labels, int) else list(class_labels)
-        labels = [label for label in classes for _ in range(num_images_per_label)]
+        classes = as_int64("class_labels", class_labels).reshape(-1)
+        labels = classes.repeat_interleave(num_images_per_label)
         options: dict[str, Any] = {"cfg": guidance_scale, "top_k": top_k, "top_p": top_p}
         seeds = self._seeds(len(labels), seed, generator)
         if callback_on_step_end is None:
@@ -148,17 +151,15 @@ class VARPipeline:
         pictures = _as(images, output_type)
         return VARPipelineOutput(pictures) if return_dict else (pictures,)
 
-    def _seeds(
-        self, count: int, seed: int | Sequence[int] | None, generator: torch.Generator | None
-    ) -> Sequence[int] | None:
+    def _seeds(self, count: int, seed: Integers | None, generator: torch.Generator | None) -> Tensor | None:
         if seed is not None and generator is not None:
             raise ValueError("give seed or generator, not both")
-        if isinstance(seed, int):
-            return range(seed, seed + count)
         if generator is not None:
-            drawn = torch.randint(2**63 - 1, (count,), generator=generator, device=generator.device)
-            return drawn.tolist()
-        return seed
+            return torch.randint(2**63 - 1, (count,), generator=generator, device=generator.device).cpu()
+        if seed is None:
+            return None
+        seeds = as_int64("seed", seed, bits=True)
+        return seeds + torch.arange(count) if seeds.ndim == 0 else seeds  # beyond 2^63 - 1 they go round
 
     def save_pretrained(self, folder: str | os.PathLike[str]) -> None:
         """Writes a model folder. Raises CheckpointError, ValueError: as `var_ext.save_model`."""

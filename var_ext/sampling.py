@@ -32,8 +32,10 @@ class Sampler:
     """A tokenizer and a transformer, ready to draw images.
 
     Each image has its own seed: the same (label, seed) gets the same random numbers in any batch, at any position in
-    it, on any device and with any number of threads. On the CPU sums have a fixed order too, so the image is the same
-    bit for bit; elsewhere logits differ by rounding between batch sizes, which can change a drawn token.
+    it, on any device and with any number of threads. On the CPU sums have a fixed order too: tokens are the same in any
+    batch and with any number of threads, and so is the image, bit for bit, with the same number; torch's convolutions,
+    in the decoder, round otherwise with another. Elsewhere logits differ by rounding between batch sizes, which can
+    change a drawn token.
 
     Args:
         vae, var: the two models, `var` built on `vae`; switched to evaluation mode.

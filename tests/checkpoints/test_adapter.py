@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -118,6 +119,16 @@ def test_a_model_that_is_its_own_adapter_is_refused(base: Path) -> None:
     )
     with pytest.raises(CheckpointError, match="holds adapters of another model, which is itself"):
         find_model(folder)
+
+
+def test_adapters_that_are_each_others_model_are_refused(base: Path) -> None:
+    first, second = save(base, pair()), base.parent / "second"
+    shutil.copytree(first, second)
+    for folder, other in ((first, second), (second, first)):
+        file = folder / "adapter_config.json"
+        file.write_text(json.dumps(json.loads(file.read_text()) | {"base_model_name_or_path": str(other)}))
+    with pytest.raises(CheckpointError, match="holds adapters of another model, which is itself"):
+        find_model(first)
 
 
 @pytest.mark.parametrize(

@@ -98,8 +98,6 @@ def open_adapter(
             f"{file} must name a model in base_model_name_or_path, and have the numbers r and lora_alpha, got "
             f"{name!r}, {rank!r} and {alpha!r}"
         )
-    if Path(name).resolve() == Path(source).resolve():
-        raise CheckpointError(f"{source} holds adapters of another model, which is itself")
     try:
         base = find(name)
     except ValueError as error:

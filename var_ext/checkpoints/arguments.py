@@ -34,12 +34,12 @@ def _number(low: float, high: float) -> _Check:
 
 
 def _list(count: int, low: int, high: int) -> _Check:
-    each, fits = _whole(low, high)
-    wanted = f"a list of 1 to {count} values, each {each}"
-    return (
-        wanted,
-        lambda value: isinstance(value, list | tuple) and 1 <= len(value) <= count and all(map(fits, value)),
-    )
+    each, fits_each = _whole(low, high)
+
+    def fits(value: Any) -> bool:
+        return isinstance(value, list | tuple) and 1 <= len(value) <= count and all(map(fits_each, value))
+
+    return f"a list of 1 to {count} values, each {each}", fits
 
 
 _FLAG: _Check = ("true or false", lambda value: isinstance(value, bool))

@@ -115,10 +115,8 @@ def read_json(path: str | os.PathLike[str]) -> dict[str, object]:
         value = json.loads(user_path(path).read_text(encoding="utf-8"))
     except OSError as error:
         raise CheckpointError(f"could not read {path}: {error.strerror or error}") from error
-    except (
-        ValueError,
-        RecursionError,
-    ) as error:  # broken JSON, bytes that are not text, or lists in lists in lists
+    # broken JSON, bytes that are not text, lists in lists in lists
+    except (ValueError, RecursionError) as error:
         raise CheckpointError(f"{path} must be a JSON object, but: {error}") from error
     if not isinstance(value, dict):
         raise CheckpointError(f"{path} must be a JSON object, got {type(value).__name__}")

@@ -46,8 +46,22 @@ def find_model(name_or_path: str | os.PathLike[str], revision: str | None = None
         ValueError: unknown model; the message suggests similar names.
         CheckpointError: the config cannot be fetched, read, or used.
     """
+    return _find(name_or_path, revision, ())
+
+
+def _find(name_or_path: str | os.PathLike[str], revision: str | None, above: tuple[str, ...]) -> ModelFolder:
+    """`find_model` of a base, whose adapters are those of `above`, the outermost first."""
     name = os.fspath(name_or_path)
     is_name = isinstance(name_or_path, str)
+
+    def base(of: str) -> ModelFolder:
+        own = (*above, lasting_name(name))
+        if lasting_name(of) in own:
+            raise CheckpointError(
+                f"{name} holds adapters of another model, which is itself: {' of '.join((*own, of))}"
+            )
+        return _find(of, None, own)
+
     if revision is not None:
         if not is_name or name in bundled_models() or os.path.isdir(user_path(name)):
             raise ValueError(f"a revision is of a model on the hub, got {revision!r} for {name!r}")
@@ -62,14 +76,14 @@ def find_model(name_or_path: str | os.PathLike[str], revision: str | None = None
         if not os.path.exists(path / ADAPTER_CONFIG):
             return open_folder(path)
         own = read_json(path / CONFIG) if (path / CONFIG).exists() else {}
-        return open_adapter(str(path), lambda file: path / file, own, find_model)
+        return open_adapter(str(path), lambda file: path / file, own, base)
     if os.path.isfile(path):
         raise ValueError(f"the model must be a name or a folder, got a file: {_use_of(path)}")
     if is_name and HUB_NAME.fullmatch(name) and not _is_publishers(name):
         hint = f" Nor is there a folder {name!r} here."
         config = read_json(fetch(name, CONFIG, hint))
         if is_of_adapters(config):
-            return open_adapter(address(name), lambda file: fetch(name, file), config, find_model)
+            return open_adapter(address(name), lambda file: fetch(name, file), config, base)
         return parse(config, address(name), lambda file: fetch(name, file))
     known = ", ".join([*bundled_models(), *MODELS])
     shown = reprlib.repr(name) if len(name) > 200 else repr(name)

@@ -62,13 +62,8 @@ def kept_weights(path: Path) -> Entries:
     content = read_checkpoint(path, mmap=True)
     try:
         return _kept(content, path)
-    except (
-        LookupError,
-        TypeError,
-        AttributeError,
-        ValueError,
-        ArithmeticError,
-    ) as error:  # a stranger's file
+    # a stranger's file may hold anything in place of what is looked for
+    except (LookupError, TypeError, AttributeError, ValueError, ArithmeticError) as error:
         why = f"{type(error).__name__}: {first_line(error)}"
         raise CheckpointError(
             f"{path} must hold the weights of a training run, but lacks them ({why})"

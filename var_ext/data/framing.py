@@ -21,9 +21,7 @@ from var_ext.data.reading import File, read_published, read_rgb
 READERS = {"published": read_published, "upright": read_rgb}
 GEOMETRIES, DECODES = tuple(READERS), ("exact", "fast")
 MARGIN = 1.125  # shorter side before the crop, in units of the image size
-LONGEST = (
-    16  # longer side of what is resized, in units of the shorter: a line of pixels would get millions of rows
-)
+LONGEST = 16  # longer side of what is resized, over the shorter: a line of pixels would get millions of rows
 SPARE = 2  # a JPEG is decoded to at least this many times the wanted side, where "fast" decodes it smaller
 
 

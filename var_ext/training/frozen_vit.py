@@ -140,7 +140,7 @@ def _without(x: Tensor, registers: int) -> Tensor:
 def _resized(positions: Tensor, side: int, registers: bool) -> Tensor:
     """Positions (1, 1 + n n, C) of the class token and n x n patches -> (1, 1 + side side, C), as published.
 
-    DINO, and DINOv2 without registers, step over the table as if the side were a tenth longer, and do not smooth.
+    DINO, and DINOv2 without registers, step over the table as if it had a tenth of a patch more, unsmoothed.
     """
     first, grid = positions[:, :1], positions[:, 1:]
     before = round(grid.shape[1] ** 0.5)

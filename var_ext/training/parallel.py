@@ -206,7 +206,6 @@ def _put_back(kept: Tensor, like: Tensor, what: str) -> Tensor:
         came = f"{kept.dtype} {tuple(kept.shape)}" if isinstance(kept, Tensor) else type(kept).__name__
         raise ValueError(f"{what} must be {like.dtype} {tuple(like.shape)}, got {came}")
     found = as_like(kept, like)
-    dense = isinstance(found, DTensor) or found.stride() == like.stride()
-    return (
-        found if dense else torch.empty_like(like).copy_(found)
-    )  # rows that share memory are no rows to write to
+    if isinstance(found, DTensor) or found.stride() == like.stride():
+        return found
+    return torch.empty_like(like).copy_(found)  # its rows may share memory, and will be written to
