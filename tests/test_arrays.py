@@ -81,6 +81,12 @@ HEADERS = {
 }
 
 
+@pytest.mark.parametrize("use", [through_shards, through_an_archive])
+def test_a_long_header_is_not_read(use: Callable[[bytes, Path], None], tmp_path: Path) -> None:
+    with pytest.raises((CheckpointError, DataError), match="says that it has 4294967295 bytes"):
+        use(HEADERS["4 GB"], tmp_path / "x.npy")
+
+
 @pytest.mark.parametrize("header", HEADERS.values(), ids=HEADERS)
 @pytest.mark.parametrize("use", USES)
 def test_headers_that_lie(use: Callable[[bytes, Path], None], header: bytes, tmp_path: Path) -> None:

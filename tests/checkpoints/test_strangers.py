@@ -196,6 +196,19 @@ def test_compressed_records_are_refused(tmp_path: Path) -> None:
         load_published(tmp_path / "y.pth")
 
 
+class Foreign(Tensor):
+    """Of a class that somebody let torch read."""
+
+
+def test_tensors_of_other_classes(tmp_path: Path) -> None:
+    torch.save({"state": torch.ones(3).as_subclass(Foreign)}, tmp_path / "x.ckpt")
+    with (
+        torch.serialization.safe_globals([Foreign]),
+        pytest.raises(CheckpointError, match="not dense and plain"),
+    ):
+        read_checkpoint(tmp_path / "x.ckpt")
+
+
 def test_containers_are_bounded(tmp_path: Path) -> None:
     content: Any = {}
     for _ in range(100):

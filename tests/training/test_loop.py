@@ -161,6 +161,16 @@ def test_a_step_that_is_not_logged_cannot_spoil_the_checkpoint(tmp_path: Path) -
     assert torch.load(tmp_path / "last.ckpt", weights_only=True)["step"] == 6
 
 
+def test_a_checkpoint_that_somebody_removed_is_not_called_kept(tmp_path: Path) -> None:
+    class Robbed(Toy):
+        def step(self, *args):
+            (tmp_path / "last.ckpt").unlink(missing_ok=True)
+            return super().step(*args)
+
+    with pytest.raises(Diverged, match=r"on-divergence halve$"):
+        fit(Robbed(diverge={"loss": 0}, checkpoint_every=3), tmp_path, progress=False)
+
+
 def test_a_disk_that_fills_up_is_named_and_the_run_can_go_on(tmp_path: Path) -> None:
     match = r"could not write .*log\.jsonl: File too large"
     with small_disk(), pytest.raises(CheckpointError, match=match):

@@ -126,7 +126,7 @@ def _save(
         try:
             save(parts, storage_writer=writer, process_group=ranks.saving)
         except (Exception, CheckpointException) as error:  # many classes, and that one is no Exception
-            raise CheckpointError(f"could not write {folder}: {_reason(error)}{_kept(path)}") from error
+            raise CheckpointError(f"could not write {folder}: {_reason(error)}{kept(path)}") from error
     if ranks.rank == 0:
         name = folder.name if folder else None
         content = {"format": FORMAT, "pins": dict(pins), "step": step, "world": ranks.world, "folder": name}
@@ -170,10 +170,11 @@ def _write(path: Path, content: Mapping[str, Any]) -> None:
         # torch's zip writer turns a failed write into a RuntimeError of its own
         if isinstance(error, CheckpointError):
             raise
-        raise CheckpointError(f"could not write {path}: {error.__context__ or error}{_kept(path)}") from error
+        raise CheckpointError(f"could not write {path}: {error.__context__ or error}{kept(path)}") from error
 
 
-def _kept(path: Path) -> str:
+def kept(path: Path) -> str:
+    """What an error adds of an earlier checkpoint: nothing where there is none."""
     return f"; {path} is kept" if path.is_file() else ""
 
 

@@ -25,7 +25,7 @@ from var_ext.checkpoints import CheckpointError, atomic_write, clear_remains, wr
 from var_ext.checkpoints.training_run import LAST, LOG, RECIPE
 from var_ext.grid import save_picture, to_pil
 from var_ext.training.board import Board
-from var_ext.training.checkpoint import Saver, load_checkpoint
+from var_ext.training.checkpoint import Saver, kept, load_checkpoint
 from var_ext.training.extras import need
 from var_ext.training.interrupts import STOPPED, Interrupts
 from var_ext.training.log import Diverged, Log
@@ -378,12 +378,13 @@ def _restore(task: Task, path: Path) -> Run:
 
 def _go_back(task: Task, path: Path, message: str, halvings: int) -> Run:
     """The run at its last checkpoint with half the learning rate; Diverged where that is not to be done (again)."""
-    kept = f"; {path} is kept" if path.is_file() else ""
     rate = "--base-lr" if hasattr(task.recipe, "base_lr") else "--lr"
     if task.recipe.on_divergence == "stop":
-        raise Diverged(f"{message}: lower {rate} and start anew, or go on with --on-divergence halve{kept}")
+        raise Diverged(
+            f"{message}: lower {rate} and start anew, or go on with --on-divergence halve{kept(path)}"
+        )
     if halvings == HALVINGS:
-        raise Diverged(f"{message}, with a learning rate halved {HALVINGS} times: lower {rate}{kept}")
+        raise Diverged(f"{message}, with a learning rate halved {HALVINGS} times: lower {rate}{kept(path)}")
     run = replace(_restore(task, path), halvings=halvings + 1)
     task.rate = 0.5**run.halvings
     if task.ranks.rank == 0:
