@@ -65,9 +65,10 @@ gpu-versus:  ## on a GPU: beside the published code (OFFICIAL=DIR, a checkout of
 	@test -n "$(OFFICIAL)" || { echo "name a checkout of github.com/FoundationVision/VAR: make gpu-versus OFFICIAL=DIR"; exit 2; }
 	$(GPU) --official $(OFFICIAL)
 
-SECONDS ?= $(if $(HOURS),$(shell echo $$(( $(HOURS) * 3600 ))),60)
-attack: $(STAMP)  ## mutated files against every reader, for a minute; HOURS=1 or SECONDS=5 for another time, SEED=1 for others
-	$(BIN)/python -m tests.attack.fuzz_files --seed $(or $(SEED),0) --seconds $(SECONDS)
+# By default the same files everywhere, or fewer where a minute is over before.
+ATTACK = $(if $(HOURS),--seconds $(shell echo $$(( $(HOURS) * 3600 ))),--seconds 60 --cases 1500)
+attack: $(STAMP)  ## mutated files against every reader, for a minute; HOURS=1 for more, SEED=1 for others
+	$(BIN)/python -m tests.attack.fuzz_files --seed $(or $(SEED),0) $(ATTACK)
 
 docs: $(STAMP)  ## the pages with the API into build/site; a warning is an error
 	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --quiet

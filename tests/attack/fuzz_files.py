@@ -9,6 +9,7 @@ kept. Case N of a seed is the same each time: --only N runs it alone. The exit s
 from __future__ import annotations
 
 import argparse
+import copy
 import json
 import os
 import random
@@ -165,7 +166,7 @@ def _json_mutated(value: Any, draw: random.Random) -> bytes:
             if isinstance(level[key], dict | list) and level[key] and draw.random() < 0.8:
                 level = level[key]
                 continue
-            level[key] = draw.choice(EXTREME)
+            level[key] = copy.deepcopy(draw.choice(EXTREME))  # or the next fault changes the list itself
             break
     text = json.dumps(value)
     if draw.random() < 0.05:
@@ -219,6 +220,7 @@ def main(arguments: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--seconds", type=float, default=60)
+    parser.add_argument("--cases", type=int, default=10**9, help="at most so many, whatever time is left")
     parser.add_argument("--only", type=int, help="this case alone")
     parser.add_argument("--keep", type=Path, help="folder for the files of faults")
     options = parser.parse_args(arguments)
@@ -229,7 +231,7 @@ def main(arguments: list[str] | None = None) -> int:
     try:
         good = seeds(root / "good")
         end = time.monotonic() + options.seconds
-        while time.monotonic() < end:
+        while time.monotonic() < end and count < options.cases:
             case = count if options.only is None else options.only
             draw = random.Random(f"{options.seed} {case}")
             folder, name, use = draw.choice(good)

@@ -92,6 +92,21 @@ def _edited(change: Callable[[dict], object]) -> Callable[[Path], None]:
         (_edited(lambda about: about["splits"].pop("val")), "but: the split 'val'"),
         (_edited(lambda about: about["splits"]["train"].update(images=35)), "each of its 35 images, got 36"),
         (lambda folder: (folder / "labels-train.npy").unlink(), "but: .*labels-train.npy"),
+        *(
+            (
+                _edited(lambda about, name=name, value=value: about.update({name: value})),
+                "tokens: and a folder",
+            )
+            for name, value in (("class_names", None), ("class_names", [3]), ("splits", 3), ("splits", []))
+        ),
+        *(
+            (
+                _edited(lambda about, name=name, value=value: about["splits"]["train"].update({name: value})),
+                "tokens: and a folder",
+            )
+            for name in ("shards", "copies", "images", "made")
+            for value in (None, "x", 0.5)
+        ),
     ],
 )
 def test_what_is_no_set_of_tokens_is_refused(

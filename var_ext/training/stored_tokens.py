@@ -176,6 +176,13 @@ class TokenData(ImageDataset):
                     "that made it, or make it anew with `var-ext tokens`"
                 )
             mine = about["splits"][split]
+            match names, mine:
+                case [str(), *_], {"shards": list(), "copies": int(), "images": int(), "made": dict()}:
+                    pass
+                case _:
+                    raise TypeError(
+                        "class_names, shards, copies, images and made are lists, numbers and an object"
+                    )
             foreign = [name for name in mine["shards"] if not is_file_name(name)]
             if foreign:
                 raise DataError(f"{folder / NAME} must name shards in its folder, got {foreign[0]!r}")
